@@ -1,0 +1,16 @@
+"""Post-train Sa2VA on your own masks with the Hugging Face stack."""
+
+from .models import (
+    GroundingEncoder,
+    Sa2VAConfig,
+    Sa2VAForConditionalGeneration,
+    Sa2VAGroundingConfig,
+    Sa2VAOutput,
+    Sa2VAProcessor,
+    SegFeatures,
+    Segmentation,
+    tiny_sa2va,
+)
+
+
+__version__ = "0.1.0"

@@ -1,0 +1,94 @@
+"""Splits by group, and the check that two splits share nothing."""
+
+import logging
+import math
+
+import numpy as np
+from datasets import Dataset, DatasetDict, IterableDataset
+
+from .columns import GROUP_COLUMNS, BadRow, DatasetError
+
+
+logger = logging.getLogger(__name__)
+
+
+def check_no_leakage(a: Dataset, b: Dataset, names: tuple[str, str] = ("train", "validation")) -> None:
+    """
+    Check that no patient, video or sample is in both of two splits.
+
+    Compares the columns `patient_id`, `video_id` and `sample_id`, those that both have; None is no group. An `IterableDataset` is
+    not checked, since that would consume it.
+
+    Args:
+        a (`datasets.Dataset`): One split.
+        b (`datasets.Dataset`): The other.
+        names (`tuple[str, str]`, *optional*, defaults to `("train", "validation")`): What the message calls them.
+
+    Raises:
+        `DatasetError`: With every column whose values the two share, and examples.
+    """
+    if isinstance(a, IterableDataset) or isinstance(b, IterableDataset):
+        logger.warning("%s and %s are not checked for leakage: one is an IterableDataset.", *names)
+        return
+    columns = [column for column in GROUP_COLUMNS if column in a.column_names and column in b.column_names]
+    if not columns:
+        logger.warning("%s and %s share none of %s: leakage between them cannot be checked.", *names, GROUP_COLUMNS)
+    found = []
+    for column in columns:
+        shared = sorted((set(a.unique(column)) & set(b.unique(column))) - {None, ""}, key=str)
+        if shared:
+            examples = ", ".join(map(repr, shared[:5])) + (", ..." if len(shared) > 5 else "")
+            found.append(f"{len(shared)} {column} ({examples})")
+    if found:
+        raise DatasetError(
+            f"{names[0]} and {names[1]} overlap: both have {'; '.join(found)}. Split by patient or video (`group_split`)."
+        )
+
+
+def group_split(dataset: Dataset, fractions: dict[str, float], by: str = "patient_id", seed: int = 0) -> DatasetDict:
+    """
+    Split a dataset so that every group is in exactly one split.
+
+    The groups are shuffled; the first ones go one to each split, so that none is empty, and every further one to the split that lacks most
+    rows. Which group goes where depends on the groups, their sizes and `seed`, not on the order of the rows.
+
+    Args:
+        dataset (`datasets.Dataset`): The rows.
+        fractions (`dict[str, float]`): The share of the rows that each split aims at, above 0 and 1 in sum. It is met as nearly as whole
+            groups allow.
+        by (`str`, *optional*, defaults to `"patient_id"`): The column that names the group.
+        seed (`int`, *optional*, defaults to `0`): Of the shuffle.
+
+    Returns:
+        `datasets.DatasetDict`: The splits in the order of `fractions`, their rows in the order of `dataset`.
+
+    Raises:
+        `DatasetError`: If the column is missing, rows have no group, or there are fewer groups than splits.
+        `ValueError`: If a fraction is not above 0, or they do not sum to 1.
+    """
+    if not fractions or not all(fraction > 0 for fraction in fractions.values()):
+        raise ValueError(f"fractions must be above 0, got {fractions}")
+    if not math.isclose(sum(fractions.values()), 1.0, abs_tol=1e-6):
+        raise ValueError(f"fractions must sum to 1, got {sum(fractions.values()):g} from {fractions}")
+    if by not in dataset.column_names:
+        raise DatasetError(f"no column {by!r} to group by; the dataset has: {', '.join(dataset.column_names)}")
+
+    rows_of: dict[object, list[int]] = {}
+    for row, group in enumerate(dataset.with_format(None)[by]):
+        rows_of.setdefault(group, []).append(row)
+    nameless = [row for group in (None, "") for row in rows_of.get(group, [])]
+    if nameless:
+        problems = [BadRow(row, None, None, f"{by} is missing or empty") for row in sorted(nameless)]
+        raise DatasetError(f"{len(nameless)} rows have no group:", problems)
+    if len(rows_of) < len(fractions):
+        raise DatasetError(f"{len(rows_of)} groups in {by!r} are too few for {len(fractions)} splits ({', '.join(fractions)})")
+
+    groups = sorted(rows_of, key=str)
+    groups = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))]
+    lacking = {name: fraction * len(dataset) for name, fraction in fractions.items()}
+    rows: dict[str, list[int]] = {name: [] for name in fractions}
+    for number, group in enumerate(groups):
+        name = list(fractions)[number] if number < len(fractions) else max(lacking, key=lacking.get)
+        lacking[name] -= len(rows_of[group])
+        rows[name] += rows_of[group]
+    return DatasetDict({name: dataset.select(sorted(indices)) for name, indices in rows.items()})

@@ -1,0 +1,188 @@
+"""Segmentation metrics of one predicted mask against one target mask.
+
+Overlap metrics are functions of `Counts`, so that the same formula serves a pair of masks, an array of counts over a
+dataset and a tensor of counts gathered during training. All of them lie in [0, 1], higher is better, and none is ever
+NaN:
+
+| prediction | target | dice, iou | precision | recall | cldice |
+|---|---|---|---|---|---|
+| empty | empty | 1 | 1 | 1 | 1 |
+| empty | not empty | 0 | 0 | 0 | 0 |
+| not empty | empty | 0 | 0 | 0 | 0 |
+
+Where a ratio is 0 / 0 it is 1 if there was nothing to find and nothing was found, and otherwise the worst value, 0, as
+Metrics Reloaded (Maier-Hein et al., Nature Methods 2024) advises for undefined values in an aggregate. In particular
+the recall of an empty target is 1 only for an empty prediction, so that over-segmenting an image without vessels is
+never rewarded. Specificity is 1 if the target has no negative pixel: no false alarm is possible.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from skimage.measure import label
+from skimage.morphology import skeletonize
+
+
+class Counts(NamedTuple):
+    """Pixel counts of a binary confusion matrix: integers, or arrays or tensors of one shape."""
+
+    tp: Any
+    fp: Any
+    fn: Any
+    tn: Any
+
+
+def confusion_counts(pred: np.ndarray, target: np.ndarray) -> Counts:
+    """
+    Confusion matrix of two masks.
+
+    Args:
+        pred (`np.ndarray`):
+            Predicted mask of any shape, `bool` or numbers 0 and 1.
+        target (`np.ndarray`, same shape):
+            Target mask.
+
+    Returns:
+        `Counts` of Python integers.
+
+    Raises:
+        ValueError: if the shapes differ, there are no pixels, or a value is neither 0 nor 1.
+    """
+    pred, target = _check_masks(pred, target)
+    tp = int(np.count_nonzero(pred & target))
+    fp = int(np.count_nonzero(pred)) - tp
+    fn = int(np.count_nonzero(target)) - tp
+    return Counts(tp, fp, fn, pred.size - tp - fp - fn)
+
+
+def dice(counts: Counts):
+    """Dice coefficient (F1 score), `2 tp / (2 tp + fp + fn)`; 1 if both masks are empty."""
+    return _ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn, 1.0)
+
+
+def iou(counts: Counts):
+    """Intersection over union (Jaccard index), `tp / (tp + fp + fn)`; 1 if both masks are empty."""
+    return _ratio(counts.tp, counts.tp + counts.fp + counts.fn, 1.0)
+
+
+def precision(counts: Counts):
+    """Positive predictive value, `tp / (tp + fp)`; of an empty prediction 1 if the target is empty too, else 0."""
+    return _ratio(counts.tp, counts.tp + counts.fp, counts.fn == 0)
+
+
+def recall(counts: Counts):
+    """Sensitivity, `tp / (tp + fn)`; of an empty target 1 if the prediction is empty too, else 0."""
+    return _ratio(counts.tp, counts.tp + counts.fn, counts.fp == 0)
+
+
+def specificity(counts: Counts):
+    """True-negative rate, `tn / (tn + fp)`; 1 if the target has no negative pixel."""
+    return _ratio(counts.tn, counts.tn + counts.fp, 1.0)
+
+
+def accuracy(counts: Counts):
+    """Share of the pixels that are right, `(tp + tn) / (tp + fp + fn + tn)`."""
+    return _ratio(counts.tp + counts.tn, counts.tp + counts.fp + counts.fn + counts.tn, 1.0)
+
+
+def segmentation_metrics(pred: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """
+    The overlap metrics of one pair of masks.
+
+    Args:
+        pred (`np.ndarray`):
+            Predicted mask of any shape, `bool` or numbers 0 and 1.
+        target (`np.ndarray`, same shape):
+            Target mask.
+
+    Returns:
+        `dict[str, float]` with the keys `dice`, `iou`, `precision`, `recall`, `specificity` and `accuracy`, all in [0,
+        1].
+
+    Raises:
+        ValueError: if the shapes differ, there are no pixels, or a value is neither 0 nor 1.
+    """
+    counts = confusion_counts(pred, target)
+    return {metric.__name__: metric(counts) for metric in (dice, iou, precision, recall, specificity, accuracy)}
+
+
+def cldice(pred: np.ndarray, target: np.ndarray) -> float:
+    """
+    Centreline Dice (Shit et al., CVPR 2021, arXiv 2003.07311) on hard skeletons: the harmonic mean of the share of the
+    predicted skeleton within the target and the share of the target's skeleton within the prediction. Skeletons are
+    thinned to one pixel by `skimage.morphology.skeletonize` (Zhang and Suen, 1984).
+
+    Args:
+        pred (`np.ndarray` of shape `(H, W)`):
+            Predicted mask, `bool` or numbers 0 and 1.
+        target (`np.ndarray` of shape `(H, W)`):
+            Target mask.
+
+    Returns:
+        `float` in [0, 1]: 1 if both masks are empty, 0 if only one is.
+
+    Raises:
+        ValueError: if the shapes differ or are not `(H, W)`, there are no pixels, or a value is neither 0 nor 1.
+    """
+    pred, target = _check_masks(pred, target, planar=True)
+    if not pred.any() or not target.any():
+        return float(pred.any() == target.any())
+    # a mask that is not empty has a skeleton that is not empty, so both means exist
+    topology_precision = target[skeletonize(pred)].mean()
+    topology_sensitivity = pred[skeletonize(target)].mean()
+    total = topology_precision + topology_sensitivity
+    return float(2 * topology_precision * topology_sensitivity / total) if total else 0.0
+
+
+def betti0_error(pred: np.ndarray, target: np.ndarray) -> int:
+    """
+    Absolute difference of the numbers of connected components (8-connectivity; every component counts, whatever its
+    size).
+
+    Args:
+        pred (`np.ndarray` of shape `(H, W)`):
+            Predicted mask, `bool` or numbers 0 and 1.
+        target (`np.ndarray` of shape `(H, W)`):
+            Target mask.
+
+    Returns:
+        `int`, 0 or more; lower is better.
+
+    Raises:
+        ValueError: if the shapes differ or are not `(H, W)`, there are no pixels, or a value is neither 0 nor 1.
+    """
+    pred, target = _check_masks(pred, target, planar=True)
+    return abs(int(label(pred, connectivity=2).max()) - int(label(target, connectivity=2).max()))
+
+
+def _ratio(numerator, denominator, undefined):
+    """`numerator / denominator`, and `undefined` where the denominator is 0, for scalars, arrays and tensors."""
+    if isinstance(denominator, torch.Tensor):
+        undefined = torch.as_tensor(undefined, device=denominator.device)
+        values = numerator / denominator.clamp(min=1)
+        return torch.where(denominator > 0, values, undefined.to(values.dtype))
+    values = np.where(np.asarray(denominator) > 0, numerator / np.maximum(denominator, 1), undefined)
+    return values if np.ndim(denominator) else float(values)
+
+
+def _check_masks(pred: np.ndarray, target: np.ndarray, planar: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    pred, target = np.asarray(pred), np.asarray(target)
+    shapes = f"`pred` {pred.shape} and `target` {target.shape}"
+    if pred.shape != target.shape:
+        raise ValueError(f"Shapes of {shapes} differ: compare masks at the same size.")
+    if pred.size == 0 or (planar and pred.ndim != 2):
+        raise ValueError(f"Expected {'shape (H, W)' if planar else 'masks'} with at least one pixel, got {shapes}.")
+    return _as_bool(pred, "pred"), _as_bool(target, "target")
+
+
+def _as_bool(mask: np.ndarray, name: str) -> np.ndarray:
+    if mask.dtype == bool:
+        return mask
+    foreground = mask == 1
+    if not (foreground | (mask == 0)).all():
+        raise ValueError(
+            f"`{name}` must hold only 0 and 1, got {mask.dtype} values from {mask.min()} to {mask.max()}: "
+            "threshold probabilities first, and divide masks of 0 and 255 by 255."
+        )
+    return foreground

@@ -1,0 +1,126 @@
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+# The VLM families whose prompt, pixels and module names `processing.py` and `modeling.py` know.
+SUPPORTED_VLMS = ("internvl",)
+
+PROMPT_TEMPLATES = ("qwen_chat", "internlm2_chat", "phi3_chat")
+
+
+class Sa2VAGroundingConfig(PreTrainedConfig):
+    r"""
+    Sizes of the SAM 2 half. The defaults are SAM 2.0 Hiera-Large, the variant that every published Sa2VA holds
+    (`sam2_hiera_l.yaml` of the `sam2` package).
+
+    Args:
+        image_size (`int`, *optional*, defaults to 1024):
+            Side of the square that images are resized to, in pixels; a multiple of 32. Mask logits have a quarter of it.
+        embed_dim, num_heads, stages, global_att_blocks, window_spec, window_pos_embed_bkg_spatial_size:
+            The Hiera trunk, as in `sam2.modeling.backbones.hieradet.Hiera`.
+        hidden_dim (`int`, *optional*, defaults to 256):
+            Width of the feature pyramid, of the prompt and of the mask decoder; a multiple of 32.
+        decoder_mlp_dim (`int`, *optional*, defaults to 2048):
+            Width of the feed-forward layers in the mask decoder's two-way transformer.
+        memory_dim (`int`, *optional*, defaults to 64):
+            Channels of a stored memory.
+        memory_layers (`int`, *optional*, defaults to 4):
+            Layers of the memory attention.
+        memory_mlp_dim (`int`, *optional*, defaults to 2048):
+            Width of the feed-forward layers in the memory attention.
+        num_maskmem (`int`, *optional*, defaults to 7):
+            Frames that the memory attention sees: the prompted ones and up to `num_maskmem - 1` previous ones.
+        sam2_version (`str`, *optional*, defaults to `"2.0"`):
+            `"2.1"` adds the occlusion embedding and the temporal encoding of object pointers.
+    """
+
+    model_type = "sa2va_grounding"
+    base_config_key = "grounding_config"
+
+    image_size: int = 1024
+    embed_dim: int = 144
+    num_heads: int = 2
+    stages: list[int] | tuple[int, ...] = (2, 6, 36, 4)
+    global_att_blocks: list[int] | tuple[int, ...] = (23, 33, 43)
+    window_spec: list[int] | tuple[int, ...] = (8, 4, 16, 8)
+    window_pos_embed_bkg_spatial_size: list[int] | tuple[int, ...] = (7, 7)
+    hidden_dim: int = 256
+    decoder_mlp_dim: int = 2048
+    memory_dim: int = 64
+    memory_layers: int = 4
+    memory_mlp_dim: int = 2048
+    num_maskmem: int = 7
+    sam2_version: str = "2.0"
+
+    def __post_init__(self, **kwargs):
+        if self.image_size % 32:
+            raise ValueError(f"grounding_config.image_size must be a multiple of 32, got {self.image_size}.")
+        if self.hidden_dim % 32:
+            raise ValueError(f"grounding_config.hidden_dim must be a multiple of 32, got {self.hidden_dim}.")
+        if self.sam2_version not in ("2.0", "2.1"):
+            raise ValueError(f"grounding_config.sam2_version must be '2.0' or '2.1', got {self.sam2_version!r}.")
+        super().__post_init__(**kwargs)
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the mask logits that the decoder draws: a quarter of the image size."""
+        return self.image_size // 4
+
+
+class Sa2VAConfig(PreTrainedConfig):
+    r"""
+    Sa2VA: a native vision-language model whose `[SEG]` token prompts SAM 2 (Yuan et al., 2025, arXiv 2501.04001).
+
+    Args:
+        vlm_config (`PreTrainedConfig` or `dict`, *optional*):
+            The vision-language model, as transformers knows it. Supported now: `internvl` with any language model.
+        grounding_config (`Sa2VAGroundingConfig` or `dict`, *optional*):
+            The SAM 2 half. Defaults to SAM 2.0 Hiera-Large.
+        seg_token_id (`int`, *optional*, defaults to 151674):
+            Id of `[SEG]` in the tokenizer.
+        prompt_template (`str`, *optional*, defaults to `"qwen_chat"`):
+            One of `"qwen_chat"`, `"internlm2_chat"` and `"phi3_chat"`; always the checkpoint's own, never inferred from
+            the language model.
+        mask_threshold (`float`, *optional*, defaults to 0.5):
+            Probability above which a pixel belongs to the mask, unless `segment` is told otherwise.
+    """
+
+    model_type = "sa2va"
+    sub_configs_defaults = {
+        "vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="internvl"),
+        "grounding_config": Sa2VAGroundingConfig,
+    }
+    # TRL's `create_model_from_path` looks for it on classes that transformers itself does not export.
+    auto_map = {}
+
+    vlm_config: dict | PreTrainedConfig | None = None
+    grounding_config: dict | PreTrainedConfig | None = None
+    seg_token_id: int = 151674
+    prompt_template: str = "qwen_chat"
+    mask_threshold: float = 0.5
+    # PEFT and transformers read it here; `__post_init__` copies the VLM's value, the only one that counts.
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.vlm_config.model_type not in SUPPORTED_VLMS:
+            raise ValueError(
+                f"vlm_config.model_type is {self.vlm_config.model_type!r}; supported are {', '.join(SUPPORTED_VLMS)}."
+            )
+        if self.prompt_template not in PROMPT_TEMPLATES:
+            raise ValueError(
+                f"prompt_template must be one of {', '.join(PROMPT_TEMPLATES)}, got {self.prompt_template!r}."
+            )
+        if not 0 < self.mask_threshold < 1:
+            raise ValueError(f"mask_threshold must lie between 0 and 1, got {self.mask_threshold}.")
+        self.tie_word_embeddings = self.vlm_config.tie_word_embeddings
+
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        """The language model's config, where TRL, PEFT and DeepSpeed look for `hidden_size` and `vocab_size`."""
+        return self.vlm_config.get_text_config()
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that image features replace."""
+        return self.vlm_config.image_token_id

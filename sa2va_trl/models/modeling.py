@@ -1,0 +1,479 @@
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils import ModelOutput
+
+from .configuration import Sa2VAConfig
+from .grounding import GroundingEncoder, upsample_mask_logits
+from .processing import Sa2VAProcessor
+
+
+@dataclass
+class SegFeatures:
+    """
+    What `encode` leaves for `decode_masks`: everything costly, nothing that the head trains.
+
+    A *mask* is one `[SEG]` on one image. On still images there are as many masks as `[SEG]` tokens; on a clip every
+    `[SEG]` is drawn on every frame.
+
+    Args:
+        seg_states (`torch.Tensor` of shape `(segs, D)`):
+            The language model's hidden states (after the final norm) at the `[SEG]` tokens, row by row.
+        seg_index (`torch.LongTensor` of shape `(masks,)`): the `[SEG]` of each mask.
+        image_index (`torch.LongTensor` of shape `(masks,)`): the image of each mask.
+        row_index (`torch.LongTensor` of shape `(masks,)`): the row of the batch that each mask belongs to.
+        pyramid (`tuple` of three `torch.Tensor`):
+            SAM 2's features, `(images, C, S/4, S/4)`, `(images, C, S/8, S/8)`, `(images, C, S/16, S/16)`.
+    """
+
+    seg_states: torch.Tensor
+    seg_index: torch.Tensor
+    image_index: torch.Tensor
+    row_index: torch.Tensor
+    pyramid: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class Sa2VAOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*, returned with `labels`):
+            Cross-entropy of the answers. The mask losses are the trainers'.
+        logits (`torch.Tensor` of shape `(batch, tokens, vocabulary)`): of the kept positions.
+        mask_logits (`torch.Tensor` of shape `(masks, S/4, S/4)`): float32; of the best of the three candidates.
+        iou_scores (`torch.Tensor` of shape `(masks,)`): predicted IoU in [0, 1] of that candidate.
+        seg_states (`torch.Tensor` of shape `(segs, D)`): hidden states at the `[SEG]` tokens.
+        row_index (`torch.LongTensor` of shape `(masks,)`): the row of the batch that each mask belongs to.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    mask_logits: torch.Tensor | None = None
+    iou_scores: torch.Tensor | None = None
+    seg_states: torch.Tensor | None = None
+    row_index: torch.Tensor | None = None
+
+
+@dataclass
+class Segmentation:
+    """
+    What `segment` says of one image.
+
+    Args:
+        text (`str`): the answer, without the end marker.
+        phrases (`list[str | None]`): the tagged phrase of each object, `None` where the answer tags none.
+        mask_logits (`torch.Tensor` of shape `(objects, S, S)`): float32, on SAM 2's square.
+        probabilities (`torch.Tensor` of shape `(objects, H, W)`): in [0, 1], float32, at the image's own size.
+        masks (`torch.Tensor` of shape `(objects, H, W)`): bool, `probabilities > threshold`.
+        iou_scores (`torch.Tensor` of shape `(objects,)`): predicted IoU in [0, 1].
+    """
+
+    text: str
+    phrases: list[str | None]
+    mask_logits: torch.Tensor
+    probabilities: torch.Tensor
+    masks: torch.Tensor
+    iou_scores: torch.Tensor
+
+
+class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """
+    Sa2VA (arXiv 2501.04001): a native vision-language model whose `[SEG]` tokens prompt SAM 2.
+
+    It has two halves. `encode` runs the VLM and SAM 2's image encoder, `decode_masks` runs `text_hidden_fcs` and SAM 2's
+    mask decoder; `forward` (training) and `segment` (inference) go through both and there is no other path.
+
+    Args:
+        config (`Sa2VAConfig`): with the VLM's own config inside.
+    """
+
+    config_class = Sa2VAConfig
+    base_model_prefix = "vlm"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    # `forward` takes extra keyword arguments; without this Trainer would believe that it normalises by the number of
+    # items in the accumulated batch and would not divide the loss by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: Sa2VAConfig):
+        super().__init__(config)
+        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
+        self.grounding_encoder = GroundingEncoder(config.grounding_config)
+        width = config.text_config.hidden_size
+        self.text_hidden_fcs = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.grounding_config.hidden_dim), nn.Dropout(0.0)
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module):
+        # The two halves initialise themselves and `text_hidden_fcs` keeps torch's own initialisation.
+        pass
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The backbone that returns `last_hidden_state`, as TRL's fused head expects it."""
+        return self.vlm.model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.vlm.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.vlm.set_output_embeddings(value)
+
+    def _set_gradient_checkpointing(self, *args, **kwargs):
+        # The language model only: it holds nearly all of the activations, and checkpointing the mask decoder would be
+        # wrong under the reentrant variant.
+        self.vlm.model.language_model._set_gradient_checkpointing(*args, **kwargs)
+
+    def hidden_states(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        The language model's hidden states after its final norm.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`): right-padded.
+            attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 0 on padding.
+            pixel_values (`torch.Tensor` of shape `(tiles, 3, size, size)`, *optional*): tiles of all images in order.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, tokens, D)`.
+        """
+        states = self.vlm.model(
+            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=False
+        ).last_hidden_state
+        if pixel_values is None and self._must_run_everything:
+            size = self.config.vlm_config.vision_config.image_size[0]
+            tile = torch.zeros(1, 3, size, size, device=states.device, dtype=states.dtype)
+            features = self.vlm.model.get_image_features(pixel_values=tile, return_dict=True).pooler_output
+            states = states + 0.0 * features.sum().to(states.dtype)
+        return states
+
+    @property
+    def _must_run_everything(self) -> bool:
+        # Ranks whose batch holds only text must still run what the other ranks run: ZeRO-3 gathers weights module by
+        # module, and DDP waits for every gradient.
+        return self.training or is_deepspeed_zero3_enabled()
+
+    def _seg_features(
+        self,
+        states: torch.Tensor,
+        input_ids: torch.LongTensor,
+        grounding_pixel_values: torch.Tensor | None,
+        image_counts: torch.LongTensor | None,
+    ) -> SegFeatures:
+        if grounding_pixel_values is None:
+            size = self.config.grounding_config.image_size
+            grounding_pixel_values = states.new_zeros((0, 3, size, size))
+        if image_counts is None:
+            if len(grounding_pixel_values) not in (0, len(input_ids)):
+                raise ValueError(
+                    f"{len(grounding_pixel_values)} grounding images for {len(input_ids)} rows: pass `image_counts`, "
+                    "the number of images of each row."
+                )
+            image_counts = input_ids.new_full((len(input_ids),), int(len(grounding_pixel_values) > 0))
+        rows, positions = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
+        counts = image_counts[rows]
+        # Masks go [SEG] by [SEG], and image by image within a [SEG].
+        seg_index = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
+        row_index = rows[seg_index]
+        first_mask = torch.cumsum(counts, 0) - counts
+        first_image = torch.cumsum(image_counts, 0) - image_counts
+        image_index = torch.arange(len(seg_index), device=rows.device) - first_mask[seg_index] + first_image[row_index]
+        pixels = grounding_pixel_values
+        if len(pixels) == 0 and self._must_run_everything:
+            pixels = pixels.new_zeros((1, *pixels.shape[1:]))
+        if len(pixels):
+            pyramid = self.grounding_encoder.encode(pixels)
+        else:
+            grid = self.config.grounding_config
+            pyramid = tuple(
+                states.new_zeros((0, grid.hidden_dim, grid.image_size // stride, grid.image_size // stride))
+                for stride in (4, 8, 16)
+            )
+        return SegFeatures(states[rows, positions], seg_index, image_index, row_index, pyramid)
+
+    def encode(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        grounding_pixel_values: torch.Tensor | None = None,
+        image_counts: torch.LongTensor | None = None,
+    ) -> SegFeatures:
+        """
+        The costly half: hidden states at the `[SEG]` tokens (each token's own position) and SAM 2's image pyramid.
+
+        An image goes through SAM 2's encoder once, however many `[SEG]` its row has.
+
+        Args:
+            input_ids, attention_mask, pixel_values: see `hidden_states`.
+            grounding_pixel_values (`torch.Tensor` of shape `(images, 3, S, S)`, *optional*): SAM 2's pixels.
+            image_counts (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                Images of each row: 0 for text only, 1 for an image, the frames of a clip. Defaults to one each.
+
+        Returns:
+            `SegFeatures`.
+
+        Raises:
+            `ValueError`: images and rows do not pair up and `image_counts` was not given.
+        """
+        states = self.hidden_states(input_ids, attention_mask, pixel_values)
+        return self._seg_features(states, input_ids, grounding_pixel_values, image_counts)
+
+    def decode_candidates(self, features: SegFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The cheap half, before the choice: `text_hidden_fcs` and SAM 2's mask decoder.
+
+        Args:
+            features (`SegFeatures`): from `encode`.
+
+        Returns:
+            Mask logits of shape `(masks, 3, S/4, S/4)` and predicted IoUs of shape `(masks, 3)` in [0, 1], float32.
+        """
+        prompts = self.text_hidden_fcs(features.seg_states)[features.seg_index]
+        mask_logits, ious, object_scores = self.grounding_encoder.decode(
+            features.pyramid, prompts, features.image_index
+        )
+        if self.training:
+            # Heads that no mask loss reaches get a gradient of zero rather than none, so that one process, DDP and
+            # ZeRO-3 treat them alike.
+            mask_logits = mask_logits + 0.0 * (ious.sum() + object_scores.sum())
+        return mask_logits, ious
+
+    def decode_masks(self, features: SegFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The cheap half: of three candidate masks the one with the highest predicted IoU.
+
+        Args:
+            features (`SegFeatures`): from `encode`.
+
+        Returns:
+            `mask_logits` of shape `(masks, S/4, S/4)` and their predicted IoUs of shape `(masks,)`, float32.
+        """
+        if len(features.seg_index) == 0 and not self._must_run_everything:
+            size = self.config.grounding_config.mask_size
+            return features.seg_states.new_zeros((0, size, size)), features.seg_states.new_zeros(0)
+        candidates, ious = self.decode_candidates(_at_least_one(features))
+        best = ious.argmax(dim=-1)
+        index = torch.arange(len(best), device=best.device)
+        return candidates[index, best], ious[index, best]
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        grounding_pixel_values: torch.Tensor | None = None,
+        image_counts: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> Sa2VAOutput:
+        """
+        Teacher-forced pass over whole conversations: language logits and a mask for each `[SEG]` on each of its images.
+
+        Args:
+            input_ids, attention_mask, pixel_values: see `hidden_states`.
+            grounding_pixel_values, image_counts: see `encode`.
+            labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): -100 where nothing is to be learned.
+            logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
+                Positions to compute language logits at: all (0), the last n, or the given ones. The head of a large
+                vocabulary is the largest tensor of a training step and only answers need it.
+            kwargs: what else the collator makes (masks at several sizes, row numbers), which is the trainers'.
+
+        Returns:
+            `Sa2VAOutput`.
+        """
+        states = self.hidden_states(input_ids, attention_mask, pixel_values)
+        features = self._seg_features(states, input_ids, grounding_pixel_values, image_counts)
+        mask_logits, iou_scores = self.decode_masks(features)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.get_output_embeddings()(states[:, keep])
+        if len(features.seg_index) == 0:
+            # Whatever `decode_masks` drew for form's sake stays in the graph and out of the result.
+            logits = logits + 0.0 * mask_logits.sum().to(logits.dtype)
+            mask_logits, iou_scores = mask_logits[:0], iou_scores[:0]
+        loss = None
+        if labels is not None:
+            targets = F.pad(labels, (0, 1), value=-100)[:, 1:][:, keep]
+            loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+        return Sa2VAOutput(
+            loss=loss,
+            logits=logits,
+            mask_logits=mask_logits,
+            iou_scores=iou_scores,
+            seg_states=features.seg_states,
+            row_index=features.row_index,
+        )
+
+    def generate(self, *args, **kwargs):
+        """The VLM's own `generate`. SAM 2 takes no part in it."""
+        return self.vlm.generate(*args, **kwargs)
+
+    @torch.no_grad()
+    def answer(
+        self, conversations: list[list[dict]], images: list[list[Image.Image]], processor: Sa2VAProcessor, **generate_kwargs
+    ) -> list[str]:
+        """
+        Write the next answer of each conversation (greedy unless told otherwise).
+
+        Args:
+            conversations (`list[list[dict]]`): messages that end with a user turn, see `Sa2VAProcessor.encode_chat`.
+            images (`list[list[PIL.Image.Image]]`): the images of each conversation.
+            processor (`Sa2VAProcessor`): of this model.
+            generate_kwargs: for the VLM's `generate`; `max_new_tokens` defaults to 2048.
+
+        Returns:
+            `list[str]`: the answers with their special tokens, without the end marker.
+        """
+        pixels, blocks = _tiles(processor, images)
+        prompts = [processor.encode_chat(chat, part)[0] for chat, part in zip(conversations, blocks, strict=True)]
+        input_ids = processor.pad(prompts, side="left").to(self.device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        width = input_ids.shape[1]
+        attention_mask = (torch.arange(width, device=self.device) >= width - lengths[:, None]).long()
+        generated = self.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            **{name: tensor.to(self.device, self.dtype) for name, tensor in pixels.items()},
+            **{
+                "do_sample": False,
+                "max_new_tokens": 2048,
+                **processor.stopping(),
+                "pad_token_id": processor.tokenizer.pad_token_id,
+                **generate_kwargs,
+            },
+        )
+        answers = []
+        for ids in generated[:, width:]:
+            text = processor.tokenizer.decode(ids, skip_special_tokens=False)
+            ends = [text.find(stop) for stop in processor.stop_strings if stop in text]
+            answers.append(text[: min(ends)] if ends else text)
+        return answers
+
+    @torch.no_grad()
+    def segment(
+        self,
+        image: Image.Image | None = None,
+        images: list[Image.Image] | None = None,
+        video=None,
+        text: str | list[str] = "",
+        processor: Sa2VAProcessor | None = None,
+        threshold: float | None = None,
+        answer: str | list[str] | None = None,
+        **generate_kwargs,
+    ) -> Segmentation | list[Segmentation]:
+        """
+        Segment what the text names.
+
+        Args:
+            image (`PIL.Image.Image`, *optional*): one image.
+            images (`list[PIL.Image.Image]`, *optional*): a batch of images, each with its own text or all with one.
+            text (`str` or `list[str]`):
+                The request. `<image>` marks the image's place; without it the image comes first, then a newline.
+            processor (`Sa2VAProcessor`): of this model.
+            threshold (`float`, *optional*, defaults to `config.mask_threshold`): between 0 and 1.
+            answer (`str` or `list[str]`, *optional*):
+                Nothing is generated and this answer (`"Sure, [SEG]."`) is taken as given: one forward pass.
+            generate_kwargs: for the VLM's `generate`.
+
+        Returns:
+            `Segmentation`, or a list of them for `images`. An answer without `[SEG]` has no objects.
+
+        Raises:
+            `ValueError`: not exactly one of `image` and `images`, no processor, texts that do not pair with images, or a
+            threshold outside (0, 1).
+        """
+        if video is not None:
+            raise NotImplementedError("segment(video=...) is not available yet; pass frames as `images`.")
+        if processor is None:
+            raise ValueError("segment needs `processor`, the Sa2VAProcessor of this model.")
+        if (image is None) == (images is None):
+            raise ValueError("segment takes either `image` or `images`.")
+        threshold = self.config.mask_threshold if threshold is None else threshold
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
+        batch = [image] if images is None else list(images)
+        texts = [text] * len(batch) if isinstance(text, str) else list(text)
+        answers = [answer] * len(batch) if answer is None or isinstance(answer, str) else list(answer)
+        if len(texts) != len(batch) or len(answers) != len(batch):
+            raise ValueError(f"{len(batch)} images, {len(texts)} texts and {len(answers)} answers do not pair up.")
+        conversations = [[{"role": "user", "content": entry}] for entry in texts]
+        groups = [[entry] for entry in batch]
+        if answer is None:
+            answers = self.answer(conversations, groups, processor, **generate_kwargs)
+        # The masks come from one teacher-forced pass over prompt and answer, exactly as in training.
+        pixels, blocks = _tiles(processor, groups)
+        sequences = [
+            processor.encode_chat([*chat, {"role": "assistant", "content": reply}], part)[0]
+            for chat, reply, part in zip(conversations, answers, blocks, strict=True)
+        ]
+        input_ids = processor.pad(sequences).to(self.device)
+        lengths = torch.tensor([len(sequence) for sequence in sequences], device=self.device)
+        attention_mask = (torch.arange(input_ids.shape[1], device=self.device) < lengths[:, None]).long()
+        # A [SEG] that the user's own text mentions is not part of the answer.
+        prompts = [len(processor.encode_chat(chat, part)[0]) for chat, part in zip(conversations, blocks, strict=True)]
+        features = self.encode(
+            input_ids,
+            attention_mask,
+            **{name: tensor.to(self.device, self.dtype) for name, tensor in pixels.items()},
+            grounding_pixel_values=processor.grounding_inputs(batch).to(self.device, self.dtype),
+        )
+        mask_logits, iou_scores = self.decode_masks(features)
+        rows, positions = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
+        answered = positions >= torch.tensor(prompts, device=self.device)[rows]
+        results = []
+        for row, reply in enumerate(answers):
+            own = torch.nonzero((rows == row) & answered)[:, 0]
+            size = self.config.grounding_config.image_size
+            square = upsample_mask_logits(mask_logits[own], size, (size, size))
+            probabilities = upsample_mask_logits(square, size, batch[row].size[::-1]).sigmoid()
+            results.append(
+                Segmentation(
+                    text=reply,
+                    phrases=processor.phrases(reply),
+                    mask_logits=square,
+                    probabilities=probabilities,
+                    masks=probabilities > threshold,
+                    iou_scores=iou_scores[own],
+                )
+            )
+        return results[0] if images is None else results
+
+
+def _at_least_one(features: SegFeatures) -> SegFeatures:
+    """The same features, with one mask of a zero prompt where there is none, so that every rank runs the decoder."""
+    if len(features.seg_index):
+        return features
+    states = features.seg_states
+    zero = features.seg_index.new_zeros(1)
+    state = states.new_zeros((1, states.shape[-1])) + states.sum()
+    return SegFeatures(state, zero, zero, zero, features.pyramid)
+
+
+def _tiles(
+    processor: Sa2VAProcessor, images: list[list[Image.Image]]
+) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+    """Tiles of all images of a batch, and the text blocks of each row."""
+    pixels, blocks = processor.tiles([image for group in images for image in group])
+    remaining = iter(blocks)
+    return pixels, [[next(remaining) for _ in group] for group in images]

@@ -1,0 +1,278 @@
+import re
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+SEG_TOKEN = "[SEG]"
+IMAGE_PLACEHOLDER = "<image>"
+
+# The wrapping of each role, the end of an answer, and what separates one exchange from the next. No template has a
+# default system turn: Sa2VA was trained without one.
+CHATML = {
+    "system": "<|im_start|>system\n{content}<|im_end|>\n",
+    "user": "<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n",
+    "answer_end": "<|im_end|>",
+    "separator": "\n",
+    "stop": ("<|im_end|>",),
+}
+TEMPLATES = {
+    "qwen_chat": {**CHATML, "stop": ("<|im_end|>", "<|endoftext|>")},
+    "internlm2_chat": CHATML,
+    "phi3_chat": {
+        "system": "<|system|>\n{content}<|end|>\n",
+        "user": "<|user|>\n{content}<|end|>\n<|assistant|>\n",
+        "answer_end": "<|end|>",
+        "separator": "\n",
+        "stop": ("<|end|>",),
+    },
+}
+
+_PHRASE = re.compile(r"<p>\s*(.*?)\s*</p>", re.DOTALL)
+
+
+def _jinja(template: dict) -> str:
+    """The same wrapping as a chat template, for tools that call `apply_chat_template` (TRL's own trainers)."""
+    user, assistant = template["user"].split("{content}")
+    user_end, assistant_start = assistant.split("\n", 1)
+    system_start, system_end = template["system"].split("{content}")
+    return (
+        "{%- macro text(content) -%}{%- if content is string -%}{{ content }}{%- else -%}{%- for part in content -%}"
+        "{%- if part['type'] == 'image' -%}{{ '" + IMAGE_PLACEHOLDER + "\n' }}{%- else -%}{{ part['text'] }}{%- endif -%}"
+        "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'system' -%}{{ " + repr(system_start) + " + text(message['content']) + "
+        + repr(system_end) + " }}"
+        "{%- elif message['role'] == 'user' -%}{{ " + repr(user) + " + text(message['content']) + "
+        + repr(user_end + "\n") + " }}"
+        "{%- else -%}{{ " + repr(assistant_start) + " }}{%- generation -%}{{ text(message['content']) + "
+        + repr(template["answer_end"]) + " }}{%- endgeneration -%}{{ '\\n' }}{%- endif -%}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ " + repr(assistant_start) + " }}{%- endif -%}"
+    )
+
+
+class Sa2VAProcessor(ProcessorMixin):
+    """
+    Text, tiles and SAM 2 pixels for [`Sa2VAForConditionalGeneration`].
+
+    Args:
+        image_processor (`BaseImageProcessor`):
+            What turns an image into the VLM's tiles (`GotOcr2ImageProcessorPil` for InternVL: it equals Sa2VA's own tiling).
+        tokenizer (`PreTrainedTokenizerBase`):
+            With `[SEG]` and the image tokens as special tokens.
+        image_seq_length (`int`, *optional*, defaults to 256):
+            Placeholder tokens a tile.
+        grounding_image_size (`int`, *optional*, defaults to 1024):
+            Side of the square that SAM 2 sees, in pixels.
+        prompt_template (`str`, *optional*, defaults to `"qwen_chat"`):
+            Name of the prompt template, as in the model's config.
+        chat_template (`str`, *optional*):
+            Jinja form of the template; made from `prompt_template` when not given.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        image_seq_length: int = 256,
+        grounding_image_size: int = 1024,
+        prompt_template: str = "qwen_chat",
+        chat_template: str | None = None,
+    ):
+        if prompt_template not in TEMPLATES:
+            raise ValueError(f"prompt_template must be one of {', '.join(TEMPLATES)}, got {prompt_template!r}.")
+        template = TEMPLATES[prompt_template]
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or _jinja(template))
+        self.image_seq_length = image_seq_length
+        self.grounding_image_size = grounding_image_size
+        self.prompt_template = prompt_template
+        self._template = template
+        self.image_token = "<IMG_CONTEXT>"
+        for token in (SEG_TOKEN, self.image_token, "<img>", "</img>"):
+            if len(self.tokenizer(token, add_special_tokens=False).input_ids) != 1:
+                raise ValueError(f"The tokenizer does not hold {token!r} as one token; add it as a special token.")
+        self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        self.seg_token_id = self.tokenizer.convert_tokens_to_ids(SEG_TOKEN)
+
+    @property
+    def model_input_names(self):
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Strings that end an answer."""
+        return self._template["stop"]
+
+    def stopping(self) -> dict:
+        """
+        Keyword arguments of `generate` that end an answer: token ids, or strings where a stop word is not one token (as
+        `phi3_chat` on a Qwen tokenizer).
+        """
+        ids = [self._ids(stop) for stop in self.stop_strings]
+        if all(len(stop) == 1 for stop in ids):
+            return {"eos_token_id": [stop[0] for stop in ids]}
+        return {"stop_strings": list(self.stop_strings), "tokenizer": self.tokenizer}
+
+    # What differs between VLM families is here and nowhere else in the package.
+    def tiles(self, images: list[Image.Image], clip: bool = False) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """
+        The VLM's pixels, and the text block that stands for each image.
+
+        Args:
+            images (`list[PIL.Image.Image]`): any size and mode.
+            clip (`bool`, *optional*, defaults to `False`): frames of a clip get one tile each, as Sa2VA does.
+
+        Returns:
+            Keyword arguments of the VLM (`pixel_values` of shape `(tiles, 3, size, size)`, empty without images), and a
+            string for each image.
+        """
+        if not images:
+            return {}, []
+        options = {"crop_to_patches": False} if clip else {}
+        outputs = self.image_processor(images=[image.convert("RGB") for image in images], return_tensors="pt", **options)
+        counts = [int(count) for count in outputs["num_patches"]]
+        blocks = [f"<img>{self.image_token * (self.image_seq_length * count)}</img>" for count in counts]
+        return {"pixel_values": outputs["pixel_values"]}, blocks
+
+    def grounding_inputs(self, images: list[Image.Image]) -> torch.Tensor:
+        """
+        SAM 2's pixels: resized to the square without keeping the aspect (bicubic), scaled to [0, 1], ImageNet statistics.
+
+        Args:
+            images (`list[PIL.Image.Image]`): any size and mode.
+
+        Returns:
+            `torch.Tensor` of shape `(images, 3, S, S)`, float32, S = `grounding_image_size`.
+        """
+        size = (self.grounding_image_size, self.grounding_image_size)
+        if not images:
+            return torch.zeros(0, 3, *size)
+        resized = [np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)) for image in images]
+        pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        return (pixels - mean) / std
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def encode_chat(self, messages: list[dict], image_blocks: list[str]) -> tuple[list[int], list[int]]:
+        """
+        Token ids and labels of a conversation. A conversation that ends with a user turn ends ready for an answer.
+
+        Args:
+            messages (`list[dict]`):
+                `{"role", "content"}` with a string as content, or a list of `{"type": "image"}` and
+                `{"type": "text", "text"}` parts. `<image>` in the first user turn marks the place of the image;
+                without it the image comes first, then a newline (the training convention).
+            image_blocks (`list[str]`):
+                From `tiles`: all images stand in the first user turn, joined by newlines.
+
+        Returns:
+            `input_ids` and `labels` (lists of `int` of one length); labels are -100 except on answers and their end.
+
+        Raises:
+            `ValueError`: `<image>` in a text without images, or more than once.
+        """
+        # Each turn is tokenised on its own, as Sa2VA's training does: an answer must have the ids that generating it has.
+        input_ids = list(self.tokenizer("").input_ids)
+        labels = [-100] * len(input_ids)
+        block = "\n".join(image_blocks)
+        first_user = True
+        for position, message in enumerate(messages):
+            content = message["content"]
+            if not isinstance(content, str):
+                parts = (IMAGE_PLACEHOLDER + "\n" if p["type"] == "image" else p["text"] for p in content)
+                content = "".join(parts)
+            if message["role"] == "assistant":
+                answer = self._ids(content + self._template["answer_end"])
+                input_ids += answer
+                labels += answer
+                if position + 1 < len(messages):
+                    separator = self._ids(self._template["separator"])
+                    input_ids += separator
+                    labels += [-100] * len(separator)
+                continue
+            if message["role"] == "user":
+                if content.count(IMAGE_PLACEHOLDER) > (1 if first_user and block else 0):
+                    raise ValueError(
+                        f"{IMAGE_PLACEHOLDER} may stand once, in the first user turn of a conversation with an image; "
+                        f"got {content!r}."
+                    )
+                if first_user and block:
+                    if IMAGE_PLACEHOLDER not in content:
+                        content = f"{IMAGE_PLACEHOLDER}\n{content}"
+                    content = content.replace(IMAGE_PLACEHOLDER, block)
+                first_user = False
+            prompt = self._ids(self._template[message["role"]].format_map({"content": content}))
+            input_ids += prompt
+            labels += [-100] * len(prompt)
+        return input_ids, labels
+
+    def pad(self, sequences: list[list[int]], value: int | None = None, side: str = "right") -> torch.Tensor:
+        """
+        Stack sequences of different lengths.
+
+        Args:
+            sequences (`list[list[int]]`): token ids or labels.
+            value (`int`, *optional*, defaults to the padding token's id): what fills up.
+            side (`str`, *optional*, defaults to `"right"`): `"left"` before generation.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, length of the longest)`.
+        """
+        value = self.tokenizer.pad_token_id if value is None else value
+        length = max(len(sequence) for sequence in sequences)
+        rows = [
+            sequence + [value] * (length - len(sequence))
+            if side == "right"
+            else [value] * (length - len(sequence)) + sequence
+            for sequence in sequences
+        ]
+        return torch.tensor(rows, dtype=torch.long)
+
+    def __call__(self, images=None, text=None, padding=True, padding_side="left", return_tensors="pt", **kwargs):
+        """
+        The plain processor call of transformers: texts that are already wrapped by the chat template, with one `<image>`
+        for each image.
+
+        Args:
+            images (`PIL.Image.Image` or a flat or nested list of them, *optional*): in the order of their placeholders.
+            text (`str` or `list[str]`): wrapped texts.
+
+        Returns:
+            `BatchFeature` with `input_ids`, `attention_mask` and, with images, `pixel_values`.
+
+        Raises:
+            `ValueError`: the number of `<image>` is not the number of images.
+        """
+        if text is None:
+            raise ValueError("Sa2VAProcessor needs `text`; for SAM 2's pixels alone call `grounding_inputs`.")
+        texts = [text] if isinstance(text, str) else list(text)
+        images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
+        flat = [image for group in images for image in (group if isinstance(group, (list, tuple)) else [group])]
+        placeholders = sum(entry.count(IMAGE_PLACEHOLDER) for entry in texts)
+        if placeholders != len(flat):
+            raise ValueError(f"The text holds {placeholders} {IMAGE_PLACEHOLDER}, but {len(flat)} images were given.")
+        pixels, blocks = self.tiles(flat)
+        remaining = iter(blocks)
+        texts = [re.sub(re.escape(IMAGE_PLACEHOLDER), lambda _: next(remaining), entry) for entry in texts]
+        encoded = self.tokenizer(texts, padding=padding, padding_side=padding_side, return_tensors=return_tensors, **kwargs)
+        return BatchFeature({**encoded, **pixels}, tensor_type=return_tensors)
+
+    def phrases(self, text: str) -> list[str | None]:
+        """
+        The phrase that each `[SEG]` of an answer segments.
+
+        Args:
+            text (`str`): an answer, in which `<p> phrase </p> [SEG]` pairs a phrase with a mask.
+
+        Returns:
+            One entry for each `[SEG]`: the last tagged phrase since the `[SEG]` before it, or `None` where there is none.
+        """
+        pieces = text.split(SEG_TOKEN)[:-1]
+        found = (_PHRASE.findall(piece) for piece in pieces)
+        return [phrases[-1] if phrases else None for phrases in found]
