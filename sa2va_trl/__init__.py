@@ -1,5 +1,6 @@
 """Post-train Sa2VA on your own masks with the Hugging Face stack."""
 
+from .data import SegCollator
 from .models import (
     GroundingEncoder,
     Sa2VAConfig,
@@ -11,6 +12,7 @@ from .models import (
     Segmentation,
     tiny_sa2va,
 )
+from .trainers import SegSFTConfig, SegSFTTrainer
 
 
 __version__ = "0.1.0"

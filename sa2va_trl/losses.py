@@ -215,8 +215,7 @@ def tubed_skeleton(masks: torch.Tensor | np.ndarray, radius: int = 2) -> torch.T
     foreground = masks != 0
     tubes = np.zeros(masks.shape, dtype=np.uint8)
     for index in np.ndindex(masks.shape[:-2]):
-        if foreground[index].any():
-            tubes[index] = dilation(skeletonize(foreground[index]), diamond(radius)) & foreground[index]
+        tubes[index] = dilation(skeletonize(foreground[index]), diamond(radius)) & foreground[index]
     return tubes
 
 

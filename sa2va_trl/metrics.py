@@ -159,10 +159,10 @@ def betti0_error(pred: np.ndarray, target: np.ndarray) -> int:
 def _ratio(numerator, denominator, undefined):
     """`numerator / denominator`, and `undefined` where the denominator is 0, for scalars, arrays and tensors."""
     if isinstance(denominator, torch.Tensor):
-        undefined = torch.as_tensor(undefined, device=denominator.device)
-        values = numerator / denominator.clamp(min=1)
-        return torch.where(denominator > 0, values, undefined.to(values.dtype))
-    values = np.where(np.asarray(denominator) > 0, numerator / np.maximum(denominator, 1), undefined)
+        values = numerator / denominator
+        return torch.where(denominator > 0, values, torch.as_tensor(undefined).to(values))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.where(np.greater(denominator, 0), np.true_divide(numerator, denominator), undefined)
     return values if np.ndim(denominator) else float(values)
 
 

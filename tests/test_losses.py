@@ -337,6 +337,20 @@ def test_soft_skeleton_refuses_other_input():
         soft_skeleton(torch.zeros(1, 8, 8), -1)
 
 
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31), iterations=st.integers(0, 5))
+def test_cldice_loss_matches_its_definition(seed, iterations):
+    logits, targets = random_batch(seed)
+    expected = []
+    for logit, target in zip(logits.double().numpy(), targets.double().numpy(), strict=True):
+        pred = 1 / (1 + np.exp(-logit))
+        pred_skeleton, target_skeleton = (reference_soft_skeleton(x, iterations) for x in (pred, target))
+        precision = ((pred_skeleton * target).sum() + 1) / (pred_skeleton.sum() + 1)
+        sensitivity = ((target_skeleton * pred).sum() + 1) / (target_skeleton.sum() + 1)
+        expected.append(1 - 2 / (1 / precision + 1 / sensitivity))
+    torch.testing.assert_close(soft_cldice_loss(logits, targets, iterations), torch.tensor(expected).float())
+
+
 def test_cldice_loss_minds_gaps_not_widths():
     target = torch.from_numpy(vessel_masks())
     thinner = torch.from_numpy(scipy.ndimage.binary_erosion(target.numpy(), np.ones((1, 3, 3))).astype(np.uint8))
@@ -387,6 +401,7 @@ def test_tubed_skeleton_keeps_the_kind_and_the_components():
         assert as_tensor.dtype == torch.uint8
         np.testing.assert_array_equal(as_tensor.numpy(), tubes)
     np.testing.assert_array_equal(tubed_skeleton(masks * 255, radius=1), tubes)
+    np.testing.assert_array_equal(tubed_skeleton(torch.from_numpy(masks * 255), radius=1).numpy(), tubes)
     np.testing.assert_array_equal(tubed_skeleton(masks[0], radius=1), tubes[0])
     np.testing.assert_array_equal(tubed_skeleton(masks[None], radius=1), tubes[None])
     assert tubed_skeleton(torch.zeros(0, 8, 8)).shape == (0, 8, 8)

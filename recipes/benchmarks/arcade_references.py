@@ -174,11 +174,11 @@ def train_unet(train, validation, args):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if (time.time() - start) / budget >= min(next_validation, 0.97):  # the last one, at the lowest rate, fits too
+        if (time.time() - start) / budget >= next_validation:
             score = sweep_unet(model, *validation[:2], args.image_size)
             history.append({"minutes": (time.time() - start) / 60, "val_dice": score[0], "threshold": score[1]})
             print(json.dumps(history[-1]), flush=True)
-            next_validation = next_validation + 0.1 if next_validation < 0.97 else 2
+            next_validation = min(next_validation + 0.1, 0.98)  # the last ones, at the lowest rate, fit in too
             if score[0] > best[0]:
                 best, best_state = score, copy.deepcopy(model.state_dict())
     model.load_state_dict(best_state)

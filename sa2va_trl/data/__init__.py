@@ -1,0 +1,21 @@
+from .augment import Augmentation
+from .collator import SegCollator
+from .columns import DatasetError, check_dataset
+from .readers import load_dataset_dict, read_mask_folder, read_sa2va_json
+from .splits import check_no_leakage, group_split
+from .synthetic import synthetic_dataset, synthetic_splits
+
+
+__all__ = [
+    "Augmentation",
+    "DatasetError",
+    "SegCollator",
+    "check_dataset",
+    "check_no_leakage",
+    "group_split",
+    "load_dataset_dict",
+    "read_mask_folder",
+    "read_sa2va_json",
+    "synthetic_dataset",
+    "synthetic_splits",
+]

@@ -1,0 +1,15 @@
+from .evaluator import aggregate, evaluate, predict_probabilities, read_predictions, score
+from .overlays import overlay
+from .statistics import bootstrap_ci, summarize
+
+
+__all__ = [
+    "aggregate",
+    "bootstrap_ci",
+    "evaluate",
+    "overlay",
+    "predict_probabilities",
+    "read_predictions",
+    "score",
+    "summarize",
+]

@@ -135,6 +135,13 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module):
         self.vlm.set_output_embeddings(value)
 
+    def save_pretrained(self, save_directory, save_original_format: bool = False, **kwargs):
+        """
+        As in transformers, but under the names that `state_dict` has: transformers would write the VLM under its older
+        names, which `from_pretrained` understands and Trainer, when it goes back to the best checkpoint, does not.
+        """
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+
     def _set_gradient_checkpointing(self, *args, **kwargs):
         # The language model only: it holds nearly all of the activations, and checkpointing the mask decoder would be
         # wrong under the reentrant variant.

@@ -1,0 +1,48 @@
+"""
+Stage 1: supervised fine-tuning of Sa2VA on images with masks.
+
+    python recipes/sft.py --config recipes/configs/tiny/sft.yaml
+    accelerate launch --config_file accelerate_configs/zero3.yaml recipes/sft.py \
+        --config recipes/configs/sa2va_internvl3_8b/sft.yaml --dataset_name DIR --output_dir OUT
+"""
+
+from trl import TrlParser
+
+from sa2va_trl import SegSFTConfig, SegSFTTrainer
+from sa2va_trl.arguments import DataArguments, ModelArguments, get_split, load_data, load_model
+
+
+def main():
+    # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
+    data_args, training_args, model_args = TrlParser((DataArguments, SegSFTConfig, ModelArguments)).parse_args_and_config()
+
+    # Data
+    data = load_data(data_args)
+    train_dataset = get_split(data, data_args.dataset_train_split, "dataset_train_split")
+    eval_dataset = None
+    if training_args.eval_strategy != "no":
+        eval_dataset = get_split(data, data_args.dataset_eval_split, "dataset_eval_split")
+
+    # Model
+    model, processor = load_model(model_args, merge=True)
+
+    # Training
+    trainer = SegSFTTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+
+    # Save
+    trainer.save_model(training_args.output_dir)
+    trainer.save_state()
+    trainer.create_model_card()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    main()

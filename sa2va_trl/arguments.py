@@ -1,0 +1,110 @@
+"""What the recipes share: which model, which data."""
+
+from dataclasses import dataclass, field
+
+import torch
+from datasets import DatasetDict
+from peft import PeftModel
+from transformers import AutoProcessor
+
+from .data.readers import load_dataset_dict
+from .models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
+
+
+@dataclass
+class ModelArguments:
+    """
+    Which model a recipe loads.
+
+    Args:
+        model_name_or_path (`str`, *optional*, defaults to `"tiny"`): `"tiny"`, a folder or a Hub id.
+        adapter (`str`, *optional*): folder or Hub id of an adapter for it.
+        dtype (`str`, *optional*, defaults to `"float32"`): of the weights.
+        attn_implementation (`str`, *optional*, defaults to `"sdpa"`): of the VLM.
+        tiny_image_size (`int`, *optional*, defaults to 256): side of SAM 2's square in the tiny model.
+    """
+
+    model_name_or_path: str = field(default="tiny", metadata={"help": "tiny, a folder or a Hub id."})
+    adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of an adapter."})
+    dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16 or float16."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2 or eager."})
+    tiny_image_size: int = field(default=256, metadata={"help": "Side of SAM 2's square in the tiny model."})
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}.")
+        if self.model_name_or_path != "tiny" and self.tiny_image_size != 256:
+            raise ValueError("tiny_image_size has no meaning without model_name_or_path=tiny.")
+
+
+@dataclass
+class DataArguments:
+    """
+    Which data a recipe loads.
+
+    Args:
+        dataset_name (`str`, *optional*, defaults to `"synthetic"`):
+            `"synthetic"`, a folder in any format that a reader knows, or a Hub id.
+        dataset_train_split, dataset_eval_split: names of the splits that training uses.
+        phrase (`str`, *optional*): what the masks show, where the data do not say it.
+        synthetic (`dict`, *optional*): arguments of [`~data.synthetic.synthetic_splits`].
+    """
+
+    _VALID_DICT_FIELDS = ["synthetic"]
+
+    dataset_name: str = field(default="synthetic", metadata={"help": "synthetic, a folder or a Hub id."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_eval_split: str | None = field(default="validation", metadata={"help": "Split to choose by, or none."})
+    phrase: str | None = field(default=None, metadata={"help": "What the masks show, where the data do not say."})
+    synthetic: dict | None = field(default=None, metadata={"help": "Arguments of synthetic_splits."})
+
+    def __post_init__(self):
+        if self.synthetic and self.dataset_name != "synthetic":
+            raise ValueError("synthetic has no meaning without dataset_name=synthetic.")
+
+
+def load_data(args: DataArguments) -> DatasetDict:
+    """
+    Args:
+        args (`DataArguments`): which data.
+
+    Returns:
+        `datasets.DatasetDict`.
+    """
+    return load_dataset_dict(args.dataset_name, phrase=args.phrase, **(args.synthetic or {}))
+
+
+def get_split(data: DatasetDict, split: str, option: str):
+    """
+    Raises:
+        `ValueError`: there is no such split; the message names the option and the splits there are.
+    """
+    if split not in data:
+        raise ValueError(f"{option}={split!r}: the dataset has no such split, only {', '.join(data)}.")
+    return data[split]
+
+
+def load_model(
+    args: ModelArguments, merge: bool = False
+) -> tuple[Sa2VAForConditionalGeneration | PeftModel, Sa2VAProcessor]:
+    """
+    Args:
+        args (`ModelArguments`): which model.
+        merge (`bool`, *optional*, defaults to `False`): fold an adapter into the weights, to train on top of it.
+
+    Returns:
+        The model (a `PeftModel` with an adapter that was not merged) and its processor.
+    """
+    if args.model_name_or_path == "tiny":
+        model, processor = tiny_sa2va(image_size=args.tiny_image_size)
+        model = model.to(getattr(torch, args.dtype))
+    else:
+        model = Sa2VAForConditionalGeneration.from_pretrained(
+            args.model_name_or_path, dtype=args.dtype, attn_implementation=args.attn_implementation
+        )
+        processor = AutoProcessor.from_pretrained(args.model_name_or_path)
+    if args.adapter is not None:
+        model = PeftModel.from_pretrained(model, args.adapter)
+        if merge:
+            model = model.merge_and_unload(safe_merge=True)
+    return model, processor

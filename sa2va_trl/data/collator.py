@@ -1,0 +1,157 @@
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..losses import tubed_skeleton
+from ..models.processing import Sa2VAProcessor
+from .augment import Augmentation
+from .columns import normalize_row
+
+
+QUESTIONS = ("Please segment the {phrase}.",)
+ANSWERS = ("Sure, [SEG].",)
+
+
+def conversation(phrases: list[str], questions: list[str], answers: list[str]) -> list[dict]:
+    """
+    The dialogue that asks for one object after the other, as Sa2VA is fine-tuned: one turn and one `[SEG]` an object.
+
+    Args:
+        phrases (`list[str]`): one an object.
+        questions (`list[str]`): for each object, with `{phrase}` where the phrase goes.
+        answers (`list[str]`): for each object, with one `[SEG]`.
+
+    Returns:
+        `list[dict]`: messages of user and assistant.
+    """
+    messages = []
+    for phrase, question, answer in zip(phrases, questions, answers, strict=True):
+        messages.append({"role": "user", "content": question.replace("{phrase}", phrase)})
+        messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+def check_templates(questions: list[str] | tuple[str, ...], answers: list[str] | tuple[str, ...]) -> None:
+    """
+    Raises:
+        `ValueError`: no template, a question without `{phrase}`, or an answer without exactly one `[SEG]`.
+    """
+    if not questions or not answers:
+        raise ValueError("question_templates and answer_templates need at least one entry each.")
+    for question in questions:
+        if "{phrase}" not in question:
+            raise ValueError(f"question_templates: {question!r} has no {{phrase}}, so it would not say what to segment.")
+    for answer in answers:
+        if answer.count("[SEG]") != 1:
+            raise ValueError(f"answer_templates: {answer!r} must hold [SEG] exactly once, one for each object.")
+
+
+@dataclass
+class SegCollator:
+    """
+    Rows to one batch: prompts and teacher-forced answers, tiles for the VLM, pixels for SAM 2 and masks.
+
+    Args:
+        processor (`Sa2VAProcessor`): of the model.
+        mask_size (`int`, *optional*, defaults to a quarter of SAM 2's image size):
+            Side of the square of `masks`. The default is the decoder's own grid, as in Sa2VA's training; a larger one
+            compares upsampled logits with finer masks, which helps structures thinner than a cell of the grid.
+        augmentation (`Augmentation`, *optional*): applied to every row; leave it out for evaluation.
+        questions (`list[str]`, *optional*): templates with `{phrase}`; one is drawn for each object of a training row.
+        answers (`list[str]`, *optional*): templates with one `[SEG]`.
+        with_skeletons (`bool`, *optional*, defaults to `False`): add `skeletons` for the skeleton recall loss.
+        seed (`int`, *optional*, defaults to 0): of augmentation and templates.
+        epoch (`int`, *optional*, defaults to 0):
+            Every row is drawn from (seed, epoch, its `row_index`), never from the global random state, so a resumed
+            run sees what the interrupted one would have seen.
+
+    Returns:
+        `dict` with
+            - `input_ids`, `attention_mask`, `labels` of shape `(batch, tokens)`, right-padded, int64;
+            - `pixel_values` of shape `(tiles, 3, size, size)`, float32; absent when no row has an image;
+            - `grounding_pixel_values` of shape `(images, 3, S, S)`, float32, and `image_counts` of shape `(batch,)`;
+            - `masks` of shape `(masks, mask_size, mask_size)`, uint8 {0, 1}, in the order of the model's masks;
+            - `original_masks`, a list with a `(masks of the row, H, W)` uint8 tensor for each row, at its image's size;
+            - `skeletons`, like `masks`, if asked for.
+    """
+
+    processor: Sa2VAProcessor
+    mask_size: int | None = None
+    augmentation: Augmentation | None = None
+    questions: list[str] | tuple[str, ...] = QUESTIONS
+    answers: list[str] | tuple[str, ...] = ANSWERS
+    with_skeletons: bool = False
+    seed: int = 0
+    epoch: int = field(default=0)
+
+    def __post_init__(self):
+        check_templates(self.questions, self.answers)
+        if self.mask_size is None:
+            self.mask_size = self.processor.grounding_image_size // 4
+        if self.mask_size < 1:
+            raise ValueError(f"mask_size must be positive, got {self.mask_size}.")
+
+    def _generator(self, row: dict, position: int) -> np.random.Generator:
+        # Rows that did not come through a trainer have no number; their identifier stands in for it.
+        number = row.get("row_index")
+        if number is None:
+            number = zlib.crc32(str(row.get("sample_id", position)).encode())
+        return np.random.default_rng([self.seed, self.epoch, int(number)])
+
+    def _pick(self, templates, count: int, rng: np.random.Generator) -> list[str]:
+        if len(templates) == 1:
+            return [templates[0]] * count
+        return [templates[index] for index in rng.integers(len(templates), size=count)]
+
+    def __call__(self, rows: list[dict]) -> dict:
+        chats, images, counts, masks = [], [], [], []
+        for position, raw in enumerate(rows):
+            row = normalize_row(raw)
+            rng = self._generator(raw, position)
+            if self.augmentation is not None and row["images"]:
+                row["images"], row["masks"] = self.augmentation(row["images"], row["masks"], rng)
+            chat = row["messages"]
+            if chat is None:
+                number = len(row["phrases"])
+                chat = conversation(
+                    row["phrases"], self._pick(self.questions, number, rng), self._pick(self.answers, number, rng)
+                )
+            chats.append(chat)
+            images.append(row["images"])
+            counts.append(len(row["images"]))
+            masks.append(row["masks"])
+
+        pixels, blocks = self._tiles(images)
+        encoded = [self.processor.encode_chat(chat, block) for chat, block in zip(chats, blocks, strict=True)]
+        lengths = torch.tensor([len(ids) for ids, _ in encoded])
+        batch = {
+            "input_ids": self.processor.pad([ids for ids, _ in encoded]),
+            "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),
+            "labels": self.processor.pad([labels for _, labels in encoded], value=-100),
+            **pixels,
+            "grounding_pixel_values": self.processor.grounding_inputs([image for group in images for image in group]),
+            "image_counts": torch.tensor(counts),
+            "original_masks": [_stack(group, size=None) for group in masks],
+            "masks": _stack([mask for group in masks for mask in group], size=self.mask_size),
+        }
+        if self.with_skeletons:
+            batch["skeletons"] = tubed_skeleton(batch["masks"])
+        return batch
+
+    def _tiles(self, images: list[list[Image.Image]]) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+        # A clip's frames get one tile each, a still image as many as its shape asks for.
+        parts = [self.processor.tiles(group, clip=len(group) > 1) for group in images]
+        pixels = [part["pixel_values"] for part, _ in parts if part]
+        return {"pixel_values": torch.cat(pixels)} if pixels else {}, [blocks for _, blocks in parts]
+
+
+def _stack(masks: list[Image.Image], size: int | None) -> torch.Tensor:
+    """Masks as uint8 {0, 1}; on a square of side `size` (nearest, as Sa2VA's training), or at their own size."""
+    if not masks:
+        return torch.zeros((0, size or 1, size or 1), dtype=torch.uint8)
+    if size is not None:
+        masks = [mask.resize((size, size), Image.Resampling.NEAREST) for mask in masks]
+    return torch.from_numpy(np.stack([np.asarray(mask) > 0 for mask in masks]).astype(np.uint8))

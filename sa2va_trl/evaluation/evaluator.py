@@ -1,0 +1,167 @@
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..data.collator import SegCollator
+from ..data.columns import DatasetError, check_dataset, decode_mask, normalize_row
+from ..metrics import segmentation_metrics
+from ..models.grounding import upsample_mask_logits
+from .overlays import file_name
+from .statistics import summarize
+
+
+METRICS = ("dice", "iou", "precision", "recall", "specificity", "accuracy")
+IDENTIFIERS = ("sample_id", "patient_id", "video_id", "frame_index")
+
+
+@torch.no_grad()
+def predict_probabilities(
+    model, processor, dataset: Dataset, batch_size: int = 4, progress: bool = True
+) -> Iterator[tuple[dict, np.ndarray]]:
+    """
+    Probability maps of every row, teacher-forced: the answer is given, one forward pass a batch.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration` or `PeftModel`): in evaluation mode afterwards.
+        processor (`Sa2VAProcessor`): of the model.
+        dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`].
+        batch_size (`int`, *optional*, defaults to 4): rows a forward pass.
+        progress (`bool`, *optional*, defaults to `True`): show a bar.
+
+    Yields:
+        The decoded row and its probabilities, `np.ndarray` of shape `(masks, H, W)`, float32 in [0, 1], at the image's
+        own size. Rows without masks are left out.
+    """
+    model.eval()
+    config = model.config
+    collator = SegCollator(processor)
+    size = config.grounding_config.image_size
+    for start in tqdm(range(0, len(dataset), batch_size), desc="predict", disable=not progress):
+        rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
+        batch = collator(rows)
+        targets = batch.pop("original_masks")
+        inputs = {
+            name: value.to(model.device, config.dtype if value.is_floating_point() else None)
+            for name, value in batch.items()
+        }
+        outputs = model(**inputs, logits_to_keep=1)
+        for position, (row, target) in enumerate(zip(rows, targets, strict=True)):
+            if len(target):
+                logits = outputs.mask_logits[outputs.row_index == position]
+                yield row, upsample_mask_logits(logits, size, target.shape[-2:]).sigmoid().cpu().numpy()
+
+
+def read_predictions(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tuple[dict, np.ndarray]]:
+    """
+    Masks that another tool has written, as [`predict_probabilities`] would yield them.
+
+    Args:
+        folder (`str` or `os.PathLike`): with one mask `SAMPLE_ID.png` a row, 0 and 255.
+        dataset (`datasets.Dataset`): rows with one object each.
+
+    Yields:
+        The decoded row and an array of shape `(1, H, W)` with 0 and 1.
+
+    Raises:
+        `DatasetError`: masks are missing, of another size than their image, or not binary.
+    """
+    folder = Path(folder)
+    missing = [name for name in dataset["sample_id"] if not (folder / f"{file_name(name)}.png").is_file()]
+    if missing:
+        raise DatasetError(
+            f"{folder} lacks {len(missing)} of {len(dataset)} masks, named SAMPLE_ID.png; the first is "
+            f"{file_name(missing[0])}.png."
+        )
+    for row in dataset:
+        masks = normalize_row(row)["masks"]
+        if len(masks) != 1:
+            raise DatasetError(f"sample_id {row['sample_id']!r} has {len(masks)} masks; a folder holds one a sample.")
+        mask = decode_mask({"path": str(folder / f"{file_name(row['sample_id'])}.png"), "bytes": None}, masks[0].size)
+        yield row, (np.asarray(mask) > 0).astype(np.float32)[None]
+
+
+def score(row: dict, probabilities: np.ndarray, threshold: float) -> dict:
+    """
+    Metrics of one row at its image's own size, averaged over its masks.
+
+    Args:
+        row (`dict`): decoded, with masks.
+        probabilities (`np.ndarray` of shape `(masks, H, W)`): in [0, 1].
+        threshold (`float`): probability above which a pixel belongs to the mask.
+
+    Returns:
+        `dict` with the row's identifiers and `METRICS`.
+    """
+    targets = [np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]]
+    values = [segmentation_metrics(p > threshold, target) for p, target in zip(probabilities, targets, strict=True)]
+    identifiers = {name: row[name] for name in IDENTIFIERS if row.get(name) is not None}
+    return {**identifiers, **{name: float(np.mean([value[name] for value in values])) for name in METRICS}}
+
+
+def aggregate(samples: pd.DataFrame) -> dict[str, dict]:
+    """
+    Mean, spread and interval of every metric over samples. Where there are patients (or else videos), the interval comes
+    from resampling them, not their frames.
+
+    Args:
+        samples (`pandas.DataFrame`): one row a sample, from [`score`].
+
+    Returns:
+        `dict[str, dict]`: for each metric `mean`, `std`, `ci95` and `n`.
+    """
+    clusters = next((samples[name].tolist() for name in ("patient_id", "video_id") if name in samples), None)
+    return {name: summarize(samples[name].to_numpy(), clusters) for name in METRICS}
+
+
+def evaluate(
+    dataset: Dataset, predictions: Iterator[tuple[dict, np.ndarray]], threshold: float = 0.5, on_row=None
+) -> tuple[dict[str, dict], pd.DataFrame]:
+    """
+    Score predictions of a dataset.
+
+    Args:
+        dataset (`datasets.Dataset`): checked before anything is predicted.
+        predictions (iterator): from [`predict_probabilities`] or [`read_predictions`] over the same rows.
+        threshold (`float`, *optional*, defaults to 0.5): between 0 and 1.
+        on_row (`callable`, *optional*): called with (row, probabilities, scores), for overlays and maps.
+
+    Returns:
+        Metrics as in [`aggregate`], and the samples they come from.
+
+    Raises:
+        `DatasetError`: bad rows, or no row with a mask.
+        `ValueError`: a threshold outside (0, 1).
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
+    check_dataset(dataset, name="dataset")
+    samples = []
+    for row, probabilities in predictions:
+        samples.append(score(row, probabilities, threshold))
+        if on_row is not None:
+            on_row(row, probabilities, samples[-1])
+    if not samples:
+        raise DatasetError("The dataset has no row with a mask, so there is nothing to score.")
+    frame = pd.DataFrame(samples)
+    return aggregate(frame), frame
+
+
+def write_json(path: Path, content) -> None:
+    """Write beside, then rename: a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def picture(row: dict) -> Image.Image:
+    """The first image of a row."""
+    return normalize_row(row)["images"][0]

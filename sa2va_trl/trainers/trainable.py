@@ -1,0 +1,124 @@
+"""What trains: the presets `stage1`, `head` and `full`, and the table that says so."""
+
+from collections import defaultdict
+
+from peft import LoraConfig
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from torch import nn
+
+
+TRAINABLE = ("stage1", "head", "full")
+EMBEDDINGS = ("none", "seg", "full")
+
+# The language model's linear layers and nothing else: "all-linear" would also adapt the vision tower, the projector and
+# SAM 2's image encoder, and plain names such as "q_proj" the vision tower.
+LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
+HEAD = ["text_hidden_fcs", "sam_mask_decoder"]
+# Parameters of SAM 2 that only clicks, boxes, masks or video reach; no loss on still images does.
+FULL = ("vlm.", "text_hidden_fcs.", "grounding_encoder.sam2_model.image_encoder.", "grounding_encoder.sam2_model.sam_mask_decoder.")
+
+
+def get_peft_config(
+    trainable: str,
+    seg_token_id: int,
+    lora_r: int = 64,
+    lora_alpha: int = 128,
+    lora_dropout: float = 0.05,
+    train_embeddings: str = "none",
+) -> LoraConfig | None:
+    """
+    The adapter of a preset.
+
+    Args:
+        trainable (`str`):
+            `"stage1"`: LoRA on the language model; `text_hidden_fcs`, SAM 2's mask decoder and the projector whole.
+            `"head"`: `text_hidden_fcs` and the mask decoder only (17.98 M parameters on Sa2VA-InternVL3-8B).
+            `"full"`: no adapter, see [`freeze_all_but_full`].
+        seg_token_id (`int`): id of `[SEG]`.
+        lora_r, lora_alpha, lora_dropout: of `"stage1"`'s LoRA.
+        train_embeddings (`str`, *optional*, defaults to `"none"`):
+            With `"stage1"`: `"seg"` trains `[SEG]`'s rows of embeddings and head, `"full"` both matrices, as Sa2VA's own
+            training does. A model that already writes `[SEG]` needs neither.
+
+    Returns:
+        `LoraConfig`, or `None` for `"full"`.
+
+    Raises:
+        `ValueError`: an unknown name, or an embedding choice that the preset does not have.
+    """
+    if trainable not in TRAINABLE:
+        raise ValueError(f"trainable must be one of {', '.join(TRAINABLE)}, got {trainable!r}.")
+    if train_embeddings not in EMBEDDINGS:
+        raise ValueError(f"train_embeddings must be one of {', '.join(EMBEDDINGS)}, got {train_embeddings!r}.")
+    if trainable != "stage1" and train_embeddings != "none":
+        raise ValueError(
+            f"train_embeddings={train_embeddings!r} has no meaning with trainable={trainable!r}: 'head' trains no "
+            "embeddings and 'full' always does."
+        )
+    if trainable == "full":
+        return None
+    if trainable == "head":
+        return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=HEAD)
+    modules = [*HEAD, "multi_modal_projector"]
+    if train_embeddings == "full":
+        modules += ["embed_tokens", "lm_head"]
+    rows = {"embed_tokens": [seg_token_id], "lm_head": [seg_token_id]} if train_embeddings == "seg" else None
+    return LoraConfig(
+        r=lora_r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=LANGUAGE_MODEL_LINEARS,
+        modules_to_save=modules,
+        trainable_token_indices=rows,
+    )
+
+
+def freeze_all_but_full(model: nn.Module) -> None:
+    """
+    Leave trainable what preset `"full"` trains: the VLM, `text_hidden_fcs`, SAM 2's image encoder and mask decoder.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration`): changed in place.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(FULL))
+
+
+def trainable_table(model: nn.Module) -> str:
+    """
+    Which parts train, with counts.
+
+    Args:
+        model (`nn.Module`): a Sa2VA model or a `PeftModel` around one.
+
+    Returns:
+        `str`: a table with one line a part and a total.
+    """
+    trained, total = defaultdict(int), 0
+    for name, parameter in model.named_parameters():
+        # Under ZeRO-3 a parameter's own tensor is empty and `ds_numel` has its size.
+        size = getattr(parameter, "ds_numel", parameter.numel())
+        total += size
+        if parameter.requires_grad:
+            trained[_part(name)] += size
+    rows = [*trained.items(), ("trainable", sum(trained.values())), ("all parameters", total)]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {count / 1e6:>12,.3f} M" for name, count in rows)
+
+
+def _part(name: str) -> str:
+    for part, marker in (
+        ("LoRA (language model)", ".lora_"),
+        ("[SEG] rows", "trainable_tokens"),
+        ("text_hidden_fcs", "text_hidden_fcs"),
+        ("SAM 2 mask decoder", "sam_mask_decoder"),
+        ("SAM 2 image encoder", "image_encoder"),
+        ("projector", "multi_modal_projector"),
+        ("embeddings", "embed_tokens"),
+        ("LM head", "lm_head"),
+        ("vision tower", "vision_tower"),
+        ("language model", "language_model"),
+    ):
+        if marker in name:
+            return part
+    return "other"
