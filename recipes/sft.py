@@ -9,19 +9,20 @@ Stage 1: supervised fine-tuning of Sa2VA on images with masks.
 from trl import TrlParser
 
 from sa2va_trl import SegSFTConfig, SegSFTTrainer
-from sa2va_trl.arguments import DataArguments, ModelArguments, get_split, load_data, load_model
+from sa2va_trl.arguments import DataArguments, ModelArguments, SplitArguments, get_split, load_data, load_model
 
 
 def main():
     # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
-    data_args, training_args, model_args = TrlParser((DataArguments, SegSFTConfig, ModelArguments)).parse_args_and_config()
+    parser = TrlParser((DataArguments, SplitArguments, SegSFTConfig, ModelArguments))
+    data_args, split_args, training_args, model_args = parser.parse_args_and_config()
 
     # Data
     data = load_data(data_args)
-    train_dataset = get_split(data, data_args.dataset_train_split, "dataset_train_split")
+    train_dataset = get_split(data, split_args.dataset_train_split, "dataset_train_split")
     eval_dataset = None
     if training_args.eval_strategy != "no":
-        eval_dataset = get_split(data, data_args.dataset_eval_split, "dataset_eval_split")
+        eval_dataset = get_split(data, split_args.dataset_eval_split, "dataset_eval_split")
 
     # Model
     model, processor = load_model(model_args, merge=True)

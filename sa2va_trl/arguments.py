@@ -1,5 +1,6 @@
 """What the recipes share: which model, which data."""
 
+import json
 from dataclasses import dataclass, field
 
 import torch
@@ -45,22 +46,33 @@ class DataArguments:
     Args:
         dataset_name (`str`, *optional*, defaults to `"synthetic"`):
             `"synthetic"`, a folder in any format that a reader knows, or a Hub id.
-        dataset_train_split, dataset_eval_split: names of the splits that training uses.
         phrase (`str`, *optional*): what the masks show, where the data do not say it.
         synthetic (`dict`, *optional*): arguments of [`~data.synthetic.synthetic_splits`].
     """
 
-    _VALID_DICT_FIELDS = ["synthetic"]
-
     dataset_name: str = field(default="synthetic", metadata={"help": "synthetic, a folder or a Hub id."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_eval_split: str | None = field(default="validation", metadata={"help": "Split to choose by, or none."})
     phrase: str | None = field(default=None, metadata={"help": "What the masks show, where the data do not say."})
-    synthetic: dict | None = field(default=None, metadata={"help": "Arguments of synthetic_splits."})
+    synthetic: dict | str | None = field(default=None, metadata={"help": "Arguments of synthetic_splits."})
 
     def __post_init__(self):
+        if isinstance(self.synthetic, str):
+            self.synthetic = json.loads(self.synthetic)
         if self.synthetic and self.dataset_name != "synthetic":
             raise ValueError("synthetic has no meaning without dataset_name=synthetic.")
+
+
+@dataclass
+class SplitArguments:
+    """
+    Which splits training uses.
+
+    Args:
+        dataset_train_split (`str`, *optional*, defaults to `"train"`): to learn from.
+        dataset_eval_split (`str`, *optional*, defaults to `"validation"`): to choose by, if `eval_strategy` is not `"no"`.
+    """
+
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to learn from."})
+    dataset_eval_split: str = field(default="validation", metadata={"help": "Split to choose by."})
 
 
 def load_data(args: DataArguments) -> DatasetDict:

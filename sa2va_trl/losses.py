@@ -142,11 +142,13 @@ def soft_skeleton(probabilities: torch.Tensor, iterations: int) -> torch.Tensor:
     if iterations < 0:
         raise ValueError(f"`iterations` must not be negative, got {iterations}.")
     eroded = probabilities[:, None]  # pooling takes an empty batch only with a channel dimension
-    skeleton = F.relu(eroded - _soft_open(eroded))
-    for _ in range(iterations):
-        eroded = _soft_erode(eroded)
-        ridge = F.relu(eroded - _soft_open(eroded))
+    skeleton = torch.zeros_like(eroded)
+    for _ in range(iterations + 1):
+        smaller = _soft_erode(eroded)
+        opened = F.max_pool2d(smaller, 3, stride=1, padding=1)
+        ridge = F.relu(eroded - opened)
         skeleton = skeleton + ridge * (1 - skeleton)  # fuzzy union: stays within [0, 1]
+        eroded = smaller
     return skeleton[:, 0]
 
 
@@ -323,7 +325,3 @@ def _soft_erode(maps: torch.Tensor) -> torch.Tensor:
     vertical = -F.max_pool2d(-maps, (3, 1), stride=1, padding=(1, 0))
     horizontal = -F.max_pool2d(-maps, (1, 3), stride=1, padding=(0, 1))
     return torch.minimum(vertical, horizontal)
-
-
-def _soft_open(maps: torch.Tensor) -> torch.Tensor:
-    return F.max_pool2d(_soft_erode(maps), 3, stride=1, padding=1)

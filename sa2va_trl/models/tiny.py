@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -7,6 +9,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.integrations import deepspeed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration import Sa2VAConfig, Sa2VAGroundingConfig
@@ -48,6 +51,20 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=SPECIAL_TOKENS[3:],
         clean_up_tokenization_spaces=False,
     )
+
+
+@contextmanager
+def _whole_weights():
+    """
+    Make random weights whole although ZeRO-3 is on; the engine shards them later. Sharded while they are made, every
+    process would draw other numbers than a single one does.
+    """
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def tiny_sa2va(
@@ -112,7 +129,7 @@ def tiny_sa2va(
         ),
         seg_token_id=tokenizer.convert_tokens_to_ids("[SEG]"),
     )
-    with torch.random.fork_rng(devices=[]):
+    with _whole_weights(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Sa2VAForConditionalGeneration(config)
     image_processor = GotOcr2ImageProcessorPil(

@@ -1,0 +1,36 @@
+import os
+from pathlib import Path
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is imported: no test may need the network
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sa2va_trl import tiny_sa2va
+
+
+@pytest.fixture
+def tiny():
+    """A fresh tiny model, in evaluation mode, and its processor."""
+    model, processor = tiny_sa2va(image_size=128)
+    return model.eval(), processor
+
+
+@pytest.fixture
+def image():
+    """A small image, wider than high, without any symmetry."""
+    rows, columns = np.mgrid[0:60, 0:100]
+    channels = (3 * rows + columns, rows * columns // 8, 7 * columns - rows)
+    return Image.fromarray((np.stack(channels, axis=-1) % 256).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder with the reference files, which are not part of the repository."""
+    root = Path(__file__).resolve().parents[1]
+    folder = (root / os.environ.get("SA2VA_TRL_SHARED", "../shared")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no reference files: {folder} is not a folder; set SA2VA_TRL_SHARED to theirs")
+    return folder

@@ -1,0 +1,343 @@
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from datasets import concatenate_datasets
+from peft import LoraConfig, PeftModel
+from PIL import Image
+
+from sa2va_trl import SegSFTConfig, SegSFTTrainer, tiny_sa2va
+from sa2va_trl.data import DatasetError, synthetic_dataset
+from sa2va_trl.trainers.sft import REFUSED
+
+
+# What a mask loss on still images cannot reach, by construction: SAM 2's predicted IoU and object score feed no loss,
+# the token of the single-mask output is not used, and of the three others only the chosen one gets a gradient.
+UNREACHED = re.compile(r"iou_prediction_head|pred_obj_score_head|output_hypernetworks_mlps")
+
+
+@pytest.fixture(scope="module")
+def data():
+    train = synthetic_dataset(num_videos=2, frames_per_video=4, size=64)
+    return train, synthetic_dataset(num_videos=1, frames_per_video=4, size=64, first_video=2)
+
+
+def config(tmp_path, **options):
+    defaults = {
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "num_points": 0,
+        "lora_r": 4,
+        "lora_dropout": 0.0,
+    }
+    return SegSFTConfig(**{**defaults, **options})
+
+
+def trainer(tmp_path, data, callbacks=None, peft_config=None, **options):
+    model, processor = tiny_sa2va(image_size=128)
+    return SegSFTTrainer(
+        model=model,
+        args=config(tmp_path, **options),
+        train_dataset=data[0],
+        eval_dataset=data[1],
+        processing_class=processor,
+        callbacks=callbacks,
+        peft_config=peft_config,
+    )
+
+
+def steps(finished):
+    return [entry for entry in finished.state.log_history if "loss" in entry]
+
+
+def assert_same_run(first, second, tolerance=1e-4):
+    one, other = steps(first), steps(second)
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        for name in ("loss", "grad_norm", "lm_loss", "mask_loss", "dice_loss"):
+            assert a[name] == pytest.approx(b[name], rel=tolerance), name
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"trainable": "full"}, ("vlm.", "text_hidden_fcs", "image_encoder", "sam_mask_decoder")),
+        ({"trainable": "head"}, ("text_hidden_fcs", "sam_mask_decoder")),
+        ({}, ("lora_", "text_hidden_fcs", "sam_mask_decoder", "multi_modal_projector")),
+        (
+            {"train_embeddings": "seg"},
+            ("lora_", "text_hidden_fcs", "sam_mask_decoder", "multi_modal_projector", "trainable_tokens"),
+        ),
+        (
+            {"train_embeddings": "full"},
+            ("lora_", "text_hidden_fcs", "sam_mask_decoder", "multi_modal_projector", "embed_tokens", "lm_head"),
+        ),
+    ],
+    ids=["full", "head", "stage1", "stage1-seg", "stage1-embeddings"],
+)
+def test_every_trainable_parameter_moves_and_no_frozen_one_does(tmp_path, data, options, expected):
+    run = trainer(tmp_path, data, weight_decay=0.0, **options)
+    before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+    trainable = {name for name, parameter in run.model.named_parameters() if parameter.requires_grad}
+    for part in expected:
+        assert any(part in name for name in trainable), part
+    assert all(any(part in name for part in expected) for name in trainable)
+    run.train()
+    moved = {name for name, parameter in run.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved <= trainable
+    still = {name for name in trainable - moved if not UNREACHED.search(name)}
+    assert not still
+    assert any("output_hypernetworks_mlps" in name for name in moved)
+    assert {"lm_loss", "mask_loss", "dice_loss", "mean_token_accuracy"} <= set(steps(run)[0])
+
+
+def test_head_trains_nothing_but_the_head_and_says_so(tmp_path, data, capsys):
+    run = trainer(tmp_path, data, trainable="head")
+    model = run.model.get_base_model()
+    head = [model.text_hidden_fcs, model.grounding_encoder.mask_decoder]
+    expected = sum(p.numel() for module in head for p in module.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    assert trained == expected
+    assert f"{trained / 1e6:,.3f} M" in capsys.readouterr().out
+
+
+def test_accumulation_does_not_change_the_run(tmp_path, data):
+    runs = []
+    for batch, accumulation in ((8, 1), (2, 4), (1, 8)):
+        run = trainer(
+            tmp_path,
+            data,
+            trainable="full",
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            max_steps=2,
+        )
+        run.train()
+        runs.append(run)
+    assert_same_run(runs[0], runs[1])
+    assert_same_run(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_does_not_change_the_run(tmp_path, data, reentrant):
+    plain = trainer(tmp_path, data)
+    plain.train()
+    checkpointed = trainer(
+        tmp_path, data, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": reentrant}
+    )
+    checkpointed.train()
+    assert_same_run(plain, checkpointed)
+
+
+def test_resumed_equals_uninterrupted_with_everything_random(tmp_path, data):
+    options = {
+        "trainable": "stage1",
+        "lora_dropout": 0.1,
+        "num_points": 64,
+        "augmentation": {"flip": 0.5, "rotation": 20, "gamma": 0.5},
+        "question_templates": ["Please segment {phrase}.", "Where is {phrase}?"],
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    }
+    whole = trainer(tmp_path / "whole", data, **options)
+    whole.train()
+    resumed = trainer(tmp_path / "whole", data, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    for a, b in zip(steps(whole)[3:], steps(resumed)[3:], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_reports_dice_at_the_images_own_size(tmp_path, data):
+    run = trainer(tmp_path, data, trainable="head", per_device_eval_batch_size=3)
+    metrics = run.evaluate()
+    model = run.model.eval()
+    dices = []
+    for row in data[1]:
+        result = model.segment(
+            image=row["image"], text="Please segment the blood vessel.", answer="Sure, [SEG].", processor=run.processing_class
+        )
+        predicted, target = result.masks[0].numpy(), np.asarray(row["mask"]) > 0
+        dices.append(2 * (predicted & target).sum() / (predicted.sum() + target.sum()))
+    assert metrics["eval_dice"] == pytest.approx(np.mean(dices), abs=1e-6)
+    assert metrics["eval_iou"] == pytest.approx(np.mean([d / (2 - d) for d in dices]), abs=1e-6)
+    assert metrics["eval_mask_loss"] > 0
+
+
+def test_best_checkpoint_by_dice_is_the_one_that_is_left(tmp_path, data):
+    run = trainer(
+        tmp_path,
+        data,
+        trainable="full",
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        save_total_limit=1,
+    )
+    run.train()
+    dices = [entry["eval_dice"] for entry in run.state.log_history if "eval_dice" in entry]
+    assert run.args.metric_for_best_model == "dice" and run.state.best_metric == pytest.approx(max(dices))
+    assert run.evaluate()["eval_dice"] == pytest.approx(max(dices), abs=1e-6)
+
+
+@pytest.mark.parametrize("trainable", ["stage1", "head"])
+def test_saved_adapter_gives_the_same_masks(tmp_path, data, trainable):
+    run = trainer(tmp_path, data, trainable=trainable)
+    run.train()
+    run.save_model()
+    run.create_model_card()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "processor_config.json", "README.md"} <= names
+    base, processor = tiny_sa2va(image_size=128)
+    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    request = {"image": data[1][0]["image"], "text": "Please segment the blood vessel.", "answer": "Sure, [SEG]."}
+    expected = run.model.eval().segment(**request, processor=processor)
+    torch.testing.assert_close(loaded.segment(**request, processor=processor).mask_logits, expected.mask_logits)
+    merged = loaded.merge_and_unload()
+    torch.testing.assert_close(
+        merged.segment(**request, processor=processor).mask_logits, expected.mask_logits, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_card_names_no_local_path(tmp_path, data):
+    run = trainer(tmp_path / "secret_patient_name" / "run", data, trainable="head")
+    run.create_model_card()
+    card = (tmp_path / "secret_patient_name" / "run" / "README.md").read_text()
+    assert "secret_patient_name" not in card and "SegSFTTrainer" in card
+
+
+def test_rows_without_object_and_rows_of_text_train(tmp_path, data):
+    train = data[0].remove_columns(["hard", "frame_index", "video_id", "patient_id"])
+    row = train[0]
+    empty = Image.new("L", row["image"].size)
+    rows = [
+        {"image": row["image"], "masks": [row["mask"]], "phrases": ["blood vessel"], "sample_id": "a", "messages": None},
+        {"image": row["image"], "masks": [empty], "phrases": ["stent"], "sample_id": "b", "messages": None},
+        {
+            "image": None,
+            "masks": [],
+            "phrases": [],
+            "sample_id": "c",
+            "messages": [{"role": "user", "content": "Which vessel?"}, {"role": "assistant", "content": "The left one."}],
+        },
+    ]
+    from datasets import Dataset, Features, Image as ImageFeature, List, Value
+
+    features = Features(
+        {
+            "image": ImageFeature(),
+            "masks": List(ImageFeature(mode="L")),
+            "phrases": List(Value("string")),
+            "sample_id": Value("string"),
+            "messages": List({"role": Value("string"), "content": Value("string")}),
+        }
+    )
+    mixed = Dataset.from_list(rows, features=features)
+    run = trainer(tmp_path, (mixed, None), trainable="full", per_device_train_batch_size=1, max_steps=3)
+    run.train()
+    logged = steps(run)
+    assert all(math.isfinite(entry["loss"]) for entry in logged)
+    assert sum(entry["mask_loss"] == 0 for entry in logged) == 1
+    assert all(entry["lm_loss"] > 0 for entry in logged)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_options_without_meaning_raise(tmp_path, name):
+    values = {
+        "packing": True,
+        "eval_packing": True,
+        "packing_strategy": "wrapped",
+        "padding_free": True,
+        "pad_to_multiple_of": 8,
+        "max_length": 512,
+        "truncation_mode": "keep_end",
+        "dataset_text_field": "prompt",
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "shuffle_dataset": True,
+        "completion_only_loss": True,
+        "assistant_only_loss": True,
+        "loss_type": "dft",
+        "label_smoothing_factor": 0.1,
+        "router_aux_loss_coef": 0.01,
+        "chat_template_path": "x.jinja",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "label_names": ["labels"],
+        "use_liger_kernel": True,
+        "trust_remote_code": True,
+    }
+    with pytest.raises(ValueError, match=rf"{name}="):
+        config(tmp_path, **{name: values[name]})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trainable": "lora"}, "trainable"),
+        ({"trainable": "head", "train_embeddings": "seg"}, "train_embeddings"),
+        ({"mask_weight": -1.0}, "mask_weight"),
+        ({"num_points": -1}, "num_points"),
+        ({"dataset_repeats": 0}, "dataset_repeats"),
+        ({"augmentation": {"flips": 0.5}}, "augmentation"),
+        ({"augmentation": {"flip": 2.0}}, "augmentation.flip"),
+        ({"answer_templates": ["Sure."]}, "answer_templates"),
+        ({"question_templates": ["Segment it."]}, "question_templates"),
+        ({"early_stopping_patience": 2}, "load_best_model_at_end"),
+        ({"train_sampling_strategy": "group_by_length"}, "group_by_length"),
+    ],
+)
+def test_bad_options_name_themselves(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **options)
+
+
+def test_preset_and_own_adapter_contradict(tmp_path, data):
+    with pytest.raises(ValueError, match="trainable"):
+        trainer(tmp_path, data, trainable="head", peft_config=LoraConfig(target_modules="all-linear"))
+
+
+def test_bad_data_is_refused_before_training(tmp_path, data):
+    leaking = concatenate_datasets([data[1], data[0].select([0])])
+    with pytest.raises(DatasetError, match=r"sample_id|video_id|patient_id"):
+        trainer(tmp_path, (data[0], leaking))
+    with pytest.raises(DatasetError, match="train_dataset is empty"):
+        trainer(tmp_path, (data[0].select([]), data[1]))
+    with pytest.raises(DatasetError, match="eval_dataset"):
+        trainer(tmp_path, (data[0], data[1].remove_columns("mask")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_can_be_repeated(tmp_path, data):
+    run = trainer(tmp_path, data, dataset_repeats=3)
+    assert len(run.train_dataset) == 3 * len(data[0])
+    assert run.train_dataset["row_index"][:] == list(range(3 * len(data[0])))
+
+
+def test_all_losses_are_logged_and_add_up(tmp_path, data):
+    weights = {"lm_weight": 1.0, "mask_weight": 2.0, "dice_weight": 0.5, "skeleton_recall_weight": 0.3}
+    weights |= {"cldice_weight": 0.2, "iou_weight": 0.1}
+    run = trainer(tmp_path, data, cldice_iterations=3, max_steps=1, **weights)
+    run.train()
+    entry = steps(run)[0]
+    total = sum(weight * entry[name.replace("_weight", "_loss")] for name, weight in weights.items())
+    assert entry["loss"] == pytest.approx(total, rel=1e-3)
+    saved = json.loads(json.dumps(run.state.log_history))
+    assert saved[0]["cldice_loss"] > 0
