@@ -53,7 +53,9 @@ def main():
 
     output = Path(args.output_dir)
     order = samples.sort_values("dice", kind="stable").reset_index(drop=True)
-    chosen = order.iloc[np.unique(np.linspace(0, len(order) - 1, min(args.num_overlays, len(order))).round().astype(int))]
+    chosen = order.iloc[
+        np.unique(np.linspace(0, len(order) - 1, min(args.num_overlays, len(order))).round().astype(int))
+    ]
     positions = {sample_id: position for position, sample_id in enumerate(dataset["sample_id"])}
     pictures = []
     for sample_id, dice in zip(chosen["sample_id"], chosen["dice"], strict=True):
@@ -66,7 +68,9 @@ def main():
     (output / ".per_sample.parquet.tmp").replace(output / "per_sample.parquet")
     write_json(output / "metrics.json", metrics)
 
-    print(f"\n{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {args.threshold}")
+    print(
+        f"\n{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {args.threshold}"
+    )
     print(f"{'metric':<12}{'mean':>8}{'std':>8}   95 % interval")
     for name in METRICS:
         value = metrics[name]

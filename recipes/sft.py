@@ -9,7 +9,15 @@ Stage 1: supervised fine-tuning of Sa2VA on images with masks.
 from trl import TrlParser
 
 from sa2va_trl import SegSFTConfig, SegSFTTrainer
-from sa2va_trl.arguments import DataArguments, ModelArguments, SplitArguments, get_split, load_data, load_model
+from sa2va_trl.arguments import (
+    DataArguments,
+    ModelArguments,
+    SplitArguments,
+    checkpoint_to_resume,
+    get_split,
+    load_data,
+    load_model,
+)
 
 
 def main():
@@ -35,7 +43,7 @@ def main():
         eval_dataset=eval_dataset,
         processing_class=processor,
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
 
     # Save
     trainer.save_model(training_args.output_dir)

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from datasets import DatasetDict
 from peft import PeftModel
-from transformers import AutoProcessor
+from transformers import AutoProcessor, TrainingArguments
 
 from .data.readers import load_dataset_dict
 from .models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
@@ -120,3 +121,43 @@ def load_model(
         if merge:
             model = model.merge_and_unload(safe_merge=True)
     return model, processor
+
+
+def checkpoint_to_resume(args: TrainingArguments) -> str | None:
+    """
+    The checkpoint that `--resume_from_checkpoint` means.
+
+    A run that was killed may leave a checkpoint without its last file; such a one is passed over.
+
+    Args:
+        args (`TrainingArguments`): with `resume_from_checkpoint` a folder, or `"latest"` for the newest in `output_dir`.
+
+    Returns:
+        A folder, or `None` where none was asked for.
+
+    Raises:
+        `ValueError`: the folder is no complete checkpoint, or `"latest"` finds none.
+    """
+    wanted = args.resume_from_checkpoint
+    if wanted is None:
+        return None
+    if wanted != "latest":
+        if not _is_complete(Path(wanted)):
+            raise ValueError(f"resume_from_checkpoint={wanted!r} is not a complete checkpoint folder.")
+        return wanted
+    numbered = {}
+    for folder in Path(args.output_dir).glob("checkpoint-*"):
+        if (number := folder.name.removeprefix("checkpoint-")).isdigit() and _is_complete(folder):
+            numbered[int(number)] = folder
+    if not numbered:
+        raise ValueError(f"resume_from_checkpoint=latest: {args.output_dir} holds no complete checkpoint.")
+    return str(numbered[max(numbered)])
+
+
+def _is_complete(folder: Path) -> bool:
+    # Trainer writes this file last.
+    try:
+        json.loads((folder / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True

@@ -35,7 +35,7 @@ def mask_pairs(draw, max_side=8):
     )
 
 
-counts = st.builds(Counts, *[st.integers(0, 1000)] * 4)
+counts = st.builds(Counts, *[st.integers(0, 2) | st.integers(0, 1000)] * 4)  # small ones for the edges
 
 
 # Counts

@@ -25,6 +25,8 @@ from skimage.filters import frangi, sato
 from torch import nn
 
 from sa2va_trl.data.readers import load_dataset_dict
+from sa2va_trl.evaluation.statistics import summarize
+from sa2va_trl.metrics import confusion_counts, dice, iou
 
 
 SCALES = {"thin": (1, 2, 3), "medium": (2, 3, 4, 5), "wide": (3, 5, 7)}  # Gaussian sigmas in pixels of a 512 image
@@ -45,10 +47,8 @@ def read_split(rows):
     return images, masks, list(rows["sample_id"])
 
 
-def dice_iou(prediction, target):
-    """Dice and IoU of two boolean masks; both are 1 when both masks are empty."""
-    overlap, total = np.count_nonzero(prediction & target), int(prediction.sum()) + int(target.sum())
-    return (2 * overlap / total, overlap / (total - overlap)) if total else (1.0, 1.0)
+def dice_of(prediction, target):
+    return dice(confusion_counts(prediction, target))
 
 
 # -------------------------------------------------------------------------------------------------- vesselness filters
@@ -75,7 +75,7 @@ def tune_filter(name, images, masks):
                 binary = response > cut
                 for j, minimum in enumerate(MIN_SIZES):
                     binary = keep_large(binary, minimum)  # sizes ascend, so each filter may continue from the last
-                    table[i, j] += dice_iou(binary, mask)[0] / len(images)
+                    table[i, j] += dice_of(binary, mask) / len(images)
         i, j = np.unravel_index(table.argmax(), table.shape)
         if table[i, j] > best[0]:
             best = (table[i, j], {"scale": scale, "cut": float(SCORE_CUTS[i]), "min_size": MIN_SIZES[j]})
@@ -144,7 +144,7 @@ def predict(model, image, size):
 def sweep_unet(model, images, masks, size):
     model.eval()
     probabilities = [predict(model, image, size) for image in images]
-    means = [np.mean([dice_iou(p > t, m)[0] for p, m in zip(probabilities, masks)]) for t in PROBABILITIES]
+    means = [np.mean([dice_of(p > t, m) for p, m in zip(probabilities, masks)]) for t in PROBABILITIES]
     return float(max(means)), float(PROBABILITIES[int(np.argmax(means))])
 
 
@@ -185,14 +185,6 @@ def train_unet(train, validation, args):
     return model.eval(), best, history
 
 
-def summary(rows, key, generator, resamples=10_000):
-    """Mean, standard deviation and the 95 % percentile interval of the mean over resampled images."""
-    values = np.array([row[key] for row in rows])
-    means = values[generator.integers(len(values), size=(resamples, len(values)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {"mean": values.mean(), "std": values.std(ddof=1), "ci95": [low, high], "n": len(values)}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_name", required=True, help="a folder with train, val and test")
@@ -206,21 +198,24 @@ def main():
 
     splits = load_dataset_dict(args.dataset_name)
     train, validation, test = (read_split(splits[name]) for name in ("train", "validation", "test"))
-    samples, metrics, generator = [], {}, np.random.default_rng(args.seed)
+    samples, metrics = [], {}
 
     def record(method, predictions, how):
-        scores = [dice_iou(prediction, mask) for prediction, mask in zip(predictions, test[1])]
-        rows = [{"sample_id": i, "method": method, "dice": d, "iou": j} for i, (d, j) in zip(test[2], scores)]
-        metrics[method] = {key: summary(rows, key, generator) for key in ("dice", "iou")} | how
+        counts = [confusion_counts(prediction, mask) for prediction, mask in zip(predictions, test[1], strict=True)]
+        rows = [
+            {"sample_id": sample_id, "method": method, "dice": dice(c), "iou": iou(c)}
+            for sample_id, c in zip(test[2], counts, strict=True)
+        ]
+        metrics[method] = {key: summarize([row[key] for row in rows]) for key in ("dice", "iou")} | how
         samples.extend(rows)
         print(method, json.dumps(metrics[method]), flush=True)
 
     for name in ("sato", "frangi"):
-        dice, how = tune_filter(name, *validation[:2])
+        val_dice, how = tune_filter(name, *validation[:2])
         responses = (vesselness(name, image, SCALES[how["scale"]]) for image in test[0])
-        record(name, [keep_large(r > how["cut"], how["min_size"]) for r in responses], how | {"val_dice": dice})
-    model, (dice, threshold), history = train_unet(train, validation, args)
-    how = {"val_dice": dice, "threshold": threshold, "minutes": args.minutes, "history": history}
+        record(name, [keep_large(r > how["cut"], how["min_size"]) for r in responses], how | {"val_dice": val_dice})
+    model, (val_dice, threshold), history = train_unet(train, validation, args)
+    how = {"val_dice": val_dice, "threshold": threshold, "minutes": args.minutes, "history": history}
     how["parameters"] = sum(p.numel() for p in model.parameters())
     record("unet", [predict(model, image, args.image_size) > threshold for image in test[0]], how)
 

@@ -164,20 +164,27 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             `torch.Tensor` of shape `(batch, tokens, D)`.
         """
-        states = self.vlm.model(
-            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=False
-        ).last_hidden_state
+        length = input_ids.shape[1]
         if pixel_values is None and self._must_run_everything:
-            size = self.config.vlm_config.vision_config.image_size[0]
-            tile = torch.zeros(1, 3, size, size, device=states.device, dtype=states.dtype)
-            features = self.vlm.model.get_image_features(pixel_values=tile, return_dict=True).pooler_output
-            states = states + 0.0 * features.sum().to(states.dtype)
-        return states
+            # An empty tile behind the padding of the first row, where nothing sees it. Running the vision tower by
+            # itself would not do: ZeRO-3 wants the modules of all ranks in one order.
+            vlm = self.config.vlm_config
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            tail = input_ids.new_full((len(input_ids), vlm.image_seq_length), self.config.text_config.pad_token_id or 0)
+            tail[0] = vlm.image_token_id
+            input_ids = torch.cat([input_ids, tail], dim=1)
+            attention_mask = F.pad(attention_mask, (0, vlm.image_seq_length))
+            pixel_values = torch.zeros((1, 3, *vlm.vision_config.image_size), device=input_ids.device)
+        outputs = self.vlm.model(
+            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=False
+        )
+        return outputs.last_hidden_state[:, :length]
 
     @property
     def _must_run_everything(self) -> bool:
-        # Ranks whose batch holds only text must still run what the other ranks run: ZeRO-3 gathers weights module by
-        # module, and DDP waits for every gradient.
+        # Ranks whose batch holds only text must still run what the other ranks run, in the same order: ZeRO-3 gathers
+        # weights module by module, and DDP waits for every gradient.
         return self.training or is_deepspeed_zero3_enabled()
 
     def _seg_features(

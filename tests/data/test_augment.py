@@ -81,8 +81,8 @@ def test_image_and_mask_move_together(seed, shape, size, flip, vertical_flip, ro
     image, moved = np.asarray(image), np.asarray(moved)
     assert set(np.unique(moved)) <= {0, 255}
     assert (image == image[..., :1]).all()
-    # Of the four pixels that bilinear interpolation mixes, the nearest has at least a quarter of the weight. So outside
-    # the border of the shapes, where the mixture is between 60 and 195, the mask is what the image is.
+    # Of the four pixels that bilinear interpolation mixes, the nearest has at least a quarter of the weight. So the mask
+    # is what the image is, but for the border of the shapes, where the mixture is between 60 and 195.
     assert not moved[image[..., 0] < 60].any()
     assert (moved[image[..., 0] > 195] == 255).all()
 
@@ -152,10 +152,12 @@ def test_a_turn_is_about_the_centre_and_clockwise(degrees):
     actual = augment._warp(image, (False, False, degrees, 1, 0, 0), Image.Resampling.BILINEAR)
     expected = image.rotate(-degrees, Image.Resampling.BILINEAR)
     difference = np.abs(np.asarray(actual, int) - np.asarray(expected, int))
-    assert difference[1:-1, 1:-1].max() <= 1 or np.mean(difference > 1) < 0.01  # rounding at the edge of the content
+    assert difference.max() <= 1
 
 
-@pytest.mark.parametrize(("scale", "shift_x", "shift_y"), [(1.4, 0, 0), (0.7, 0, 0), (1, 0.2, -0.1), (1.2, -0.1, 0.15)])
+@pytest.mark.parametrize(
+    ("scale", "shift_x", "shift_y"), [(1.4, 0, 0), (0.7, 0, 0), (1, 0.2, -0.1), (1.2, -0.1, 0.15)]
+)
 def test_scale_and_shift_agree_with_skimage(scale, shift_x, shift_y):
     width, height = 80, 56
     image = picture((width, height))
@@ -192,7 +194,9 @@ def test_what_comes_from_outside_is_black_and_empty():
 
 def landmarks(image):
     """Centres of mass of the three colours."""
-    return np.array([scipy.ndimage.center_of_mass(channel)[::-1] for channel in np.moveaxis(np.asarray(image, float), 2, 0)])
+    return np.array(
+        [scipy.ndimage.center_of_mass(channel)[::-1] for channel in np.moveaxis(np.asarray(image, float), 2, 0)]
+    )
 
 
 def dots():

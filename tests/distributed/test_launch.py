@@ -1,0 +1,153 @@
+"""Runs of `recipes/sft.py` that must be one and the same: one process, DDP, ZeRO-3; killed and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import DatasetDict, Features, List, Value
+from datasets import Image as ImageFeature
+
+from sa2va_trl.data import synthetic_dataset
+
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+OPTIONS = {
+    "model_name_or_path": "tiny",
+    "tiny_image_size": 128,
+    "trainable": "stage1",
+    "lora_r": 4,
+    "lora_dropout": 0.0,
+    "learning_rate": 1.0e-3,
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.01,
+    "max_steps": 4,
+    "gradient_accumulation_steps": 2,
+    "num_points": 0,
+    "logging_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+}
+ONE = [sys.executable]
+DDP = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541"]
+ZERO3 = [
+    *[sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "29542"],
+    *["--config_file", str(ROOT / "accelerate_configs" / "zero3_cpu.yaml")],
+]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Rows with a mask and rows of text only, so that ranks meet batches of different kinds."""
+    features = Features(
+        {
+            "image": ImageFeature(),
+            "masks": List(ImageFeature(mode="L")),
+            "phrases": List(Value("string")),
+            "messages": List({"role": Value("string"), "content": Value("string")}),
+            "sample_id": Value("string"),
+        }
+    )
+
+    def split(first_video, text_rows):
+        source = synthetic_dataset(num_videos=1, frames_per_video=8, size=64, first_video=first_video)
+
+        def convert(row, index):
+            if index in text_rows:
+                chat = [{"role": "user", "content": "Which side?"}, {"role": "assistant", "content": "Left " * (1 + index)}]
+                return {"image": None, "masks": [], "phrases": [], "messages": chat}
+            return {"image": row["image"], "masks": [row["mask"]], "phrases": [row["phrase"]], "messages": None}
+
+        drop = [name for name in source.column_names if name != "sample_id"]
+        return source.map(convert, with_indices=True, remove_columns=drop, features=features)
+
+    folder = tmp_path_factory.mktemp("mixed")
+    DatasetDict(train=split(0, {0, 3, 5}), validation=split(2, {1})).save_to_disk(folder / "data")
+    return str(folder / "data")
+
+
+def command(launcher, folder, dataset, **options):
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**OPTIONS, "dataset_name": dataset, **options}))
+    return [*launcher, str(ROOT / "recipes" / "sft.py"), "--config", str(recipe), "--output_dir", str(folder / "out")]
+
+
+def run(launcher, folder, dataset, **options):
+    finished = subprocess.run(
+        command(launcher, folder, dataset, **options), env=ENVIRONMENT, cwd=folder, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr[-20000:]
+    return json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
+
+
+def assert_same(expected, found):
+    names = ("loss", "grad_norm", "lm_loss", "mask_loss", "dice_loss", "eval_loss", "eval_dice", "eval_iou")
+    assert len(expected) == len(found)
+    compared = 0
+    for one, other in zip(expected, found, strict=True):
+        for name in names:
+            if name in one:
+                assert one[name] == pytest.approx(other[name], rel=2e-4, abs=1e-6), (one["step"], name)
+                compared += 1
+    assert compared > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"trainable": "full"}], ids=["stage1", "full"])
+def test_one_process_equals_ddp_equals_zero3(tmp_path, mixed, options):
+    one = run(ONE, tmp_path / "one", mixed, per_device_train_batch_size=2, per_device_eval_batch_size=2, **options)
+    for name, launcher in (("ddp", DDP), ("zero3", ZERO3)):
+        two = run(
+            launcher, tmp_path / name, mixed, per_device_train_batch_size=1, per_device_eval_batch_size=1, **options
+        )
+        assert_same(one, two)
+    if not options:
+        from safetensors.torch import load_file
+
+        weights = [load_file(tmp_path / name / "out" / "adapter_model.safetensors") for name in ("one", "ddp", "zero3")]
+        assert weights[0].keys() == weights[1].keys() == weights[2].keys()
+        assert all(weights[2][name].shape == tensor.shape for name, tensor in weights[0].items())
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, mixed):
+    options = {
+        "per_device_train_batch_size": 2,
+        "max_steps": 8,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "lora_dropout": 0.1,
+        "num_points": 128,
+        "augmentation": {"flip": 0.5, "rotation": 10.0},
+    }
+    whole = run(ONE, tmp_path / "whole", mixed, **options)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(ONE, killed, mixed, **options),
+        env=ENVIRONMENT,
+        cwd=killed,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (killed / "out" / "checkpoint-4" / "trainer_state.json").exists():
+        assert process.poll() is None, "finished before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "out" / "trainer_state.json").exists()
+    # What a kill in the middle of saving leaves behind is passed over.
+    (killed / "out" / "checkpoint-99").mkdir()
+    resumed = run(ONE, killed, mixed, resume_from_checkpoint="latest", **options)
+    assert_same(whole, resumed)

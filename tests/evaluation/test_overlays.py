@@ -1,0 +1,139 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from sa2va_trl.evaluation.overlays import COLOURS, file_name, overlay, save_overlays
+
+
+def canvas(width=9, height=7, value=100):
+    return Image.new("RGB", (width, height), (value, value, value))
+
+
+def halves(image):
+    pixels = np.asarray(image).astype(int)
+    width = pixels.shape[1] // 2
+    return pixels[:, :width], pixels[:, width:]
+
+
+def nearest_colour(pixels, background):
+    """Which of the colours a pixel was pulled to, and "plain" where it was left alone."""
+    names = list(COLOURS)
+    change = pixels - np.asarray(background)
+    pulls = np.array([COLOURS[name] for name in names]) - np.asarray(background)
+    cosine = change @ pulls.T / (np.linalg.norm(change, axis=-1, keepdims=True) + 1e-9) / np.linalg.norm(pulls, axis=1)
+    return np.where((change == 0).all(-1), "plain", np.array(names)[cosine.argmax(-1)])
+
+
+@settings(deadline=None, max_examples=50)
+@given(prediction=arrays(bool, (7, 9)), target=arrays(bool, (7, 9)))
+def test_every_pixel_has_the_colour_of_what_it_is(prediction, target):
+    before, after = halves(overlay(canvas(), prediction, target))
+    assert (before == 100).all()
+    found = nearest_colour(after, (100, 100, 100))
+    for index in np.ndindex(7, 9):
+        expected = {(True, True): "tp", (True, False): "fp", (False, True): "fn", (False, False): "plain"}
+        assert found[index] == expected[bool(prediction[index]), bool(target[index])]
+
+
+def test_colours_are_a_blend_with_the_image():
+    mask = np.zeros((7, 9), bool)
+    mask[2, 3] = True
+    for value in (0, 100, 255):
+        pixel = halves(overlay(canvas(value=value), mask))[1][2, 3]
+        assert pixel == pytest.approx(0.35 * value + 0.65 * np.array(COLOURS["tp"]), abs=0.51)
+    # What lies below still shows.
+    dark, light = (halves(overlay(canvas(value=value), mask))[1][2, 3] for value in (0, 255))
+    assert (light - dark > 50).all()
+
+
+@given(prediction=arrays(bool, (7, 9)))
+@settings(deadline=None, max_examples=20)
+def test_without_a_target_everything_is_found(prediction):
+    image = overlay(canvas(), prediction)
+    assert image == overlay(canvas(), prediction, prediction)
+    found = nearest_colour(halves(image)[1], (100, 100, 100))
+    assert np.array_equal(found == "tp", prediction) and np.array_equal(found == "plain", ~prediction)
+
+
+def test_colours_differ_in_brightness_or_blue_too():
+    """Red-green blindness leaves brightness and blue."""
+    seen = np.array([(0.3 * r + 0.59 * g + 0.11 * b, b) for r, g, b in COLOURS.values()])
+    for first in range(3):
+        for second in range(first):
+            assert np.abs(seen[first] - seen[second]).max() > 30
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "1", "P"])
+def test_any_mode_and_shape_becomes_rgb_beside_itself(mode):
+    noise = np.random.default_rng(0).integers(0, 256, (5, 11, 3), np.uint8)
+    image = Image.fromarray(noise).convert(mode)
+    untouched = image.copy()
+    result = overlay(image, np.zeros((5, 11), bool), np.zeros((5, 11), bool))
+    assert result.mode == "RGB" and result.size == (22, 5)
+    before, after = halves(result)
+    assert np.array_equal(before, np.asarray(image.convert("RGB"))) and np.array_equal(before, after)
+    overlay(image, np.ones((5, 11), bool))
+    assert image == untouched
+
+
+# File names
+
+
+@settings(deadline=None, max_examples=300)
+@given(name=st.text(max_size=40))
+@example("../../etc/passwd")
+@example("a/b\\c:d")
+@example("..")
+@example("")
+@example("~/x $(rm) `y` *?|<>\"';&")
+@example("new\nline\0nul")
+def test_file_names_stay_in_their_folder(name):
+    result = file_name(name)
+    assert result and not set(result) & set("/\\:*?\"'<>|&;$`~ \n\r\t\0")
+    assert result not in (".", "..") and not result.startswith(".")
+    assert os.path.basename(result) == result
+    folder = Path("/some/folder")
+    assert (folder / f"{result}.png").parent == folder
+    assert file_name(result) == result
+
+
+@pytest.mark.parametrize("name", ["frame-001.v2", "Ärztin_7", "0"])
+def test_names_without_anything_odd_are_kept(name):
+    assert file_name(name) == name
+
+
+def test_numbers_are_names_too():
+    assert file_name(17) == "17"
+
+
+@pytest.mark.xfail(strict=True, reason="a shell's * would hand it to a command as an option")
+def test_a_name_does_not_look_like_an_option():
+    assert not file_name("-rf").startswith("-")
+
+
+@pytest.mark.xfail(strict=True, reason="OSError: File name too long")
+def test_long_names_can_be_written(tmp_path):
+    (tmp_path / f"{file_name('film' * 100)}.png").write_bytes(b"")
+
+
+def test_overlays_are_saved_under_their_names(tmp_path):
+    folder = tmp_path / "new" / "overlays"
+    pictures = [("a", canvas(value=1)), ("pat 1/film:2", canvas(value=2)), ("../out", canvas(value=3))]
+    save_overlays(pictures, folder)
+    assert {path.name for path in folder.iterdir()} == {"a.png", "pat_1_film_2.png", "out.png"}
+    assert [path.name for path in tmp_path.rglob("*.png") if path.parent != folder] == []
+    for name, image in pictures:
+        assert Image.open(folder / f"{file_name(name)}.png").convert("RGB") == image
+    save_overlays(pictures, folder)  # again, over what is there
+
+
+@pytest.mark.xfail(strict=True, reason="the second picture overwrites the first")
+def test_no_overlay_overwrites_another(tmp_path):
+    save_overlays([("a/b", canvas(value=1)), ("a_b", canvas(value=2))], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,318 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, GotOcr2ImageProcessorPil, PreTrainedTokenizerFast
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from sa2va_trl import Sa2VAProcessor
+from sa2va_trl.models.tiny import tiny_tokenizer
+
+
+def make_processor(tile=448, tokenizer=None, seq_length=2, **kwargs):
+    image_processor = GotOcr2ImageProcessorPil(
+        size={"height": tile, "width": tile},
+        crop_to_patches=True,
+        min_patches=1,
+        max_patches=12,
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )
+    tokenizer = tiny_tokenizer() if tokenizer is None else tokenizer
+    return Sa2VAProcessor(image_processor, tokenizer, image_seq_length=seq_length, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor(grounding_image_size=96)
+
+
+@pytest.fixture(scope="module")
+def reference_tokenizer(shared):
+    return AutoTokenizer.from_pretrained(shared / "reference" / "tokenizer")
+
+
+def noise(width, height, mode="RGB"):
+    pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def normalized(image):
+    pixels = np.asarray(image, dtype=np.float64) / 255
+    return ((pixels - IMAGENET_DEFAULT_MEAN) / IMAGENET_DEFAULT_STD).transpose(2, 0, 1)
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+# Pixels
+
+
+@pytest.mark.parametrize(
+    ("size", "tiles"),
+    [((640, 480), 13), ((1024, 1024), 10), ((512, 512), 1), ((1920, 1080), 9), ((800, 800), 5)],
+)
+def test_published_tile_counts(size, tiles):
+    pixels, blocks = make_processor(seq_length=256).tiles([Image.new("RGB", size)])
+    assert pixels["pixel_values"].shape == (tiles, 3, 448, 448)
+    assert blocks == ["<img>" + "<IMG_CONTEXT>" * (256 * tiles) + "</img>"]
+
+
+def expected_grid(width, height, tile):
+    """Columns and rows, by going through all grids of at most twelve tiles from the smallest to the largest."""
+    best, smallest = (1, 1), float("inf")
+    for area in range(1, 13):
+        for columns in range(1, area + 1):
+            if area % columns:
+                continue
+            rows = area // columns
+            difference = abs(width / height - columns / rows)
+            large_enough = width * height > 0.5 * tile * tile * columns * rows
+            if difference < smallest or (difference == smallest and large_enough):
+                best, smallest = (columns, rows), difference
+    return best
+
+
+@settings(deadline=None, max_examples=60)
+@given(width=st.integers(8, 160), height=st.integers(8, 160))
+@example(width=60, height=40)  # 1x1 and 2x1 are equally near, and the image is large enough for the larger
+@example(width=30, height=20)  # and here it is not
+@example(width=128, height=64)
+def test_tiles(width, height):
+    tile = 32
+    image = noise(width, height)
+    columns, rows = expected_grid(width, height, tile)
+    resized = image.resize((tile * columns, tile * rows), Image.Resampling.BICUBIC)
+    pieces = [
+        resized.crop((tile * column, tile * row, tile * (column + 1), tile * (row + 1)))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    if len(pieces) > 1:
+        pieces.append(image.resize((tile, tile), Image.Resampling.BICUBIC))
+    pixels, blocks = make_processor(tile).tiles([image])
+    assert blocks == ["<img>" + "<IMG_CONTEXT>" * (2 * len(pieces)) + "</img>"]
+    np.testing.assert_allclose(pixels["pixel_values"], np.stack([normalized(piece) for piece in pieces]), atol=1e-5)
+
+
+def test_tiles_of_several_images_and_of_clips():
+    processor = make_processor(tile=32)
+    images = [noise(64, 32), noise(32, 32, "L"), noise(32, 64, "RGBA")]
+    pixels, blocks = processor.tiles(images)
+    assert [block.count("<IMG_CONTEXT>") for block in blocks] == [6, 2, 6]
+    single = [processor.tiles([image])[0]["pixel_values"] for image in images]
+    assert torch.equal(pixels["pixel_values"], torch.cat(single))
+    clip, blocks = processor.tiles(images, clip=True)
+    assert [block.count("<IMG_CONTEXT>") for block in blocks] == [2, 2, 2]
+    thumbnails = torch.stack([tiles[-1] for tiles in single])
+    torch.testing.assert_close(clip["pixel_values"], thumbnails, rtol=0, atol=1e-5)
+    assert processor.tiles([]) == ({}, [])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1"])
+def test_grounding_pixels(mode, processor):
+    images = [noise(150, 70, mode), noise(40, 96, mode)]
+    pixels = processor.grounding_inputs(images)
+    assert pixels.dtype == torch.float32
+    resized = [image.convert("RGB").resize((96, 96), Image.Resampling.BICUBIC) for image in images]
+    np.testing.assert_allclose(pixels, np.stack([normalized(image) for image in resized]), atol=1e-5)
+    assert processor.grounding_inputs([]).shape == (0, 3, 96, 96)
+
+
+# Prompts
+
+
+BLOCK = "<img><IMG_CONTEXT><IMG_CONTEXT></img>"
+OPEN, TURN, CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
+PHI_OPEN, PHI_TURN = "<|user|>\n", "<|end|>\n<|assistant|>\n"
+PARTS = [{"type": "image"}, {"type": "text", "text": "Where?"}]
+TWO_TURNS = [user("Where?"), assistant("Here [SEG]."), user("And there?"), assistant("[SEG]")]
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "blocks", "expected"),
+    [
+        ("qwen_chat", [user("Where?")], [BLOCK], f"{OPEN}{BLOCK}\nWhere?{TURN}"),
+        ("qwen_chat", [user(PARTS)], [BLOCK], f"{OPEN}{BLOCK}\nWhere?{TURN}"),
+        ("qwen_chat", [user("<image>Where?")], [BLOCK], f"{OPEN}{BLOCK}Where?{TURN}"),
+        ("qwen_chat", [user("In <image>, where?")], [BLOCK], f"{OPEN}In {BLOCK}, where?{TURN}"),
+        ("qwen_chat", [user("Where?")], [BLOCK, BLOCK], f"{OPEN}{BLOCK}\n{BLOCK}\nWhere?{TURN}"),
+        ("qwen_chat", [user("Hello {there}")], [], f"{OPEN}Hello {{there}}{TURN}"),
+        (
+            "internlm2_chat",
+            TWO_TURNS,
+            [BLOCK],
+            f"{OPEN}{BLOCK}\nWhere?{TURN}Here [SEG].{CLOSE}\n{OPEN}And there?{TURN}[SEG]{CLOSE}",
+        ),
+        (
+            "qwen_chat",
+            [{"role": "system", "content": "Be brief."}, user("Where?"), assistant("[SEG]")],
+            [BLOCK],
+            f"<|im_start|>system\nBe brief.{CLOSE}\n{OPEN}{BLOCK}\nWhere?{TURN}[SEG]{CLOSE}",
+        ),
+        (
+            "phi3_chat",
+            TWO_TURNS,
+            [BLOCK],
+            f"{PHI_OPEN}{BLOCK}\nWhere?{PHI_TURN}Here [SEG].<|end|>\n{PHI_OPEN}And there?{PHI_TURN}[SEG]<|end|>",
+        ),
+    ],
+)
+def test_prompts(template, messages, blocks, expected):
+    processor = make_processor(prompt_template=template)
+    input_ids, labels = processor.encode_chat(messages, blocks)
+    assert processor.tokenizer.decode(input_ids) == expected
+    # Learned are the answers with their end, and neither the separator after it nor anything of the prompts.
+    end = processor.stop_strings[0]
+    learned = [label for label in labels if label != -100]
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    assert processor.tokenizer.decode(learned) == "".join(answer + end for answer in answers)
+    assert len(labels) == len(input_ids)
+    assert all(label in (-100, token) for token, label in zip(input_ids, labels, strict=True))
+
+
+def test_a_start_token_stands_once():
+    tokenizer = tiny_tokenizer()
+    start = tokenizer.pad_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start} $A", special_tokens=[(start, tokenizer.pad_token_id)]
+    )
+    processor = make_processor(tokenizer=tokenizer, prompt_template="internlm2_chat")
+    input_ids, labels = processor.encode_chat(TWO_TURNS, [BLOCK])
+    assert input_ids[0] == tokenizer.pad_token_id and input_ids.count(tokenizer.pad_token_id) == 1
+    assert labels[0] == -100 and len(labels) == len(input_ids)
+    assert processor.stopping() == {"eos_token_id": [tokenizer.convert_tokens_to_ids("<|im_end|>")]}
+
+
+@pytest.mark.parametrize("template", ["qwen_chat", "internlm2_chat", "phi3_chat"])
+def test_the_chat_template_gives_the_same_ids(template):
+    processor = make_processor(tile=32, prompt_template=template)
+    images = [noise(64, 32), noise(32, 32)]
+    texts = [[{"type": "image"}, {"type": "text", "text": text}] for text in ("Where is the vessel?", "It's?")]
+    pixels, blocks = processor.tiles(images)
+    expected = [processor.encode_chat([user(text)], [block])[0] for text, block in zip(texts, blocks, strict=True)]
+    prompts = [processor.apply_chat_template([user(text)], add_generation_prompt=True) for text in texts]
+    batch = processor(images=images, text=prompts)
+    assert torch.equal(batch["input_ids"], processor.pad(expected, side="left"))
+    for row, ids in enumerate(expected):
+        assert batch["attention_mask"][row].tolist() == [0] * (batch["input_ids"].shape[1] - len(ids)) + [1] * len(ids)
+    assert torch.equal(batch["pixel_values"], pixels["pixel_values"])
+    nested = processor(images=[[image] for image in images], text=prompts, padding_side="right")
+    assert torch.equal(nested["input_ids"], processor.pad(expected))
+
+
+def test_the_chat_template_of_a_whole_conversation(processor):
+    messages = [{"role": "system", "content": "Be brief."}, *TWO_TURNS]
+    text = processor.apply_chat_template(messages)
+    assert text == processor.tokenizer.decode(processor.encode_chat(messages, [])[0]) + "\n"
+    output = processor.tokenizer.apply_chat_template(
+        messages, chat_template=processor.chat_template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    masked = [token for token, mask in zip(output["input_ids"], output["assistant_masks"], strict=True) if mask]
+    assert processor.tokenizer.decode(masked) == "Here [SEG].<|im_end|>[SEG]<|im_end|>"
+
+
+@given(
+    sequences=st.lists(st.lists(st.integers(0, 200), min_size=1, max_size=6), min_size=1, max_size=4),
+    value=st.sampled_from([None, -100]),
+)
+def test_pad(processor, sequences, value):
+    for side in ("left", "right"):
+        padded = processor.pad(sequences, value=value, side=side)
+        assert padded.dtype == torch.int64
+        fill = processor.tokenizer.pad_token_id if value is None else value
+        assert padded.shape == (len(sequences), max(map(len, sequences)))
+        for row, sequence in zip(padded.tolist(), sequences, strict=True):
+            filling = [fill] * (len(row) - len(sequence))
+            assert row == (filling + sequence if side == "left" else sequence + filling)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("Sure, [SEG].", [None]),
+        ("No.", []),
+        ("<p> a vessel </p> [SEG] and <p>another\none</p>[SEG]", ["a vessel", "another\none"]),
+        ("<p> a </p> <p> b </p> [SEG] [SEG] <p> c </p>", ["b", None]),
+        ("<p> open [SEG] </p> [SEG]", [None, None]),
+    ],
+)
+def test_phrases(text, phrases, processor):
+    assert processor.phrases(text) == phrases
+
+
+# What raises
+
+
+@pytest.mark.parametrize(
+    ("messages", "blocks"),
+    [
+        ([user("<image> and <image>")], [BLOCK]),
+        ([user("<image> Where?")], []),
+        ([user("Where?"), assistant("Here."), user("In <image>?")], [BLOCK]),
+    ],
+)
+def test_misplaced_images_raise(messages, blocks, processor):
+    with pytest.raises(ValueError, match="<image> may stand once, in the first user turn"):
+        processor.encode_chat(messages, blocks)
+
+
+@pytest.mark.parametrize(("texts", "images"), [(["<image>"], []), (["a", "<image>"], 2), ("a", 1)])
+def test_images_and_placeholders_must_pair(texts, images, processor):
+    images = [noise(32, 32)] * images if images else None
+    with pytest.raises(ValueError, match=rf"but {len(images or [])} images were given"):
+        processor(images=images, text=texts)
+
+
+def test_bad_processors_raise():
+    with pytest.raises(ValueError, match="prompt_template must be one of qwen_chat, internlm2_chat, phi3_chat"):
+        make_processor(prompt_template="vicuna")
+    tokenizer = tiny_tokenizer().backend_tokenizer
+    without_seg = PreTrainedTokenizerFast(
+        tokenizer_object=type(tokenizer).from_str(tokenizer.to_str().replace("[SEG]", "[OTHER]"))
+    )
+    with pytest.raises(ValueError, match=r"does not hold '\[SEG\]' as one token; add it as a special token"):
+        make_processor(tokenizer=without_seg)
+    with pytest.raises(ValueError, match="needs `text`"):
+        make_processor()(images=noise(32, 32))
+
+
+# The published tokenizer and pixels
+
+
+def test_published_ids(reference_tokenizer):
+    processor = make_processor(tokenizer=reference_tokenizer)
+    assert (processor.seg_token_id, processor.image_token_id) == (151674, 151667)
+    input_ids, labels = processor.encode_chat(
+        [user("<image>Please segment the blood vessel."), assistant("Sure, [SEG].")], [BLOCK]
+    )
+    start, end, newline = 151644, 151645, 198
+    question = [5501, 10238, 279, 6543, 26182, 13]
+    answer = [39814, 11, 220, 151674, 13, end]
+    prompt = [start, 872, newline, 151665, 151667, 151667, 151666, *question, end, newline, start, 77091, newline]
+    assert input_ids == prompt + answer
+    assert labels == [-100] * len(prompt) + answer
+
+
+def test_published_stopping(reference_tokenizer):
+    qwen = make_processor(tokenizer=reference_tokenizer, prompt_template="qwen_chat")
+    assert qwen.stopping() == {"eos_token_id": [151645, 151643]}
+    phi = make_processor(tokenizer=reference_tokenizer, prompt_template="phi3_chat")
+    assert phi.stopping() == {"stop_strings": ["<|end|>"], "tokenizer": reference_tokenizer}
+
+
+def test_published_pixels(shared):
+    expected = load_file(shared / "reference" / "image_640x512.safetensors")
+    with Image.open(shared / "reference" / "image_640x512.png") as image:
+        pixels = make_processor().tiles([image])[0]["pixel_values"]
+    torch.testing.assert_close(pixels[:, :, ::64, ::64], expected["img640x512.pixel_sample"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(pixels.sum((1, 2, 3)), expected["img640x512.pixel_sum"], rtol=1e-5, atol=0)
