@@ -24,6 +24,7 @@ def main():
     # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
     parser = TrlParser((DataArguments, SplitArguments, SegSFTConfig, ModelArguments))
     data_args, split_args, training_args, model_args = parser.parse_args_and_config()
+    checkpoint = checkpoint_to_resume(training_args)
 
     # Data
     data = load_data(data_args)
@@ -43,7 +44,7 @@ def main():
         eval_dataset=eval_dataset,
         processing_class=processor,
     )
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
+    trainer.train(resume_from_checkpoint=checkpoint)
 
     # Save
     trainer.save_model(training_args.output_dir)

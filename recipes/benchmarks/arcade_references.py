@@ -69,7 +69,7 @@ def tune_filter(name, images, masks):
     best = (-1.0, None)
     for scale, sigmas in SCALES.items():
         table = np.zeros((len(SCORE_CUTS), len(MIN_SIZES)))
-        for image, mask in zip(images, masks):
+        for image, mask in zip(images, masks, strict=True):
             response = vesselness(name, image, sigmas)
             for i, cut in enumerate(SCORE_CUTS):
                 binary = response > cut
@@ -96,8 +96,8 @@ class UNet(nn.Module):
 
     def __init__(self, widths=(16, 32, 48, 64, 80)):
         super().__init__()
-        self.down = nn.ModuleList(double_conv(a, b) for a, b in zip((1, *widths), widths))
-        self.up = nn.ModuleList(double_conv(a + b, a) for a, b in zip(widths[-2::-1], widths[:0:-1]))
+        self.down = nn.ModuleList(double_conv(a, b) for a, b in zip((1, *widths[:-1]), widths, strict=True))
+        self.up = nn.ModuleList(double_conv(a + b, a) for a, b in zip(widths[-2::-1], widths[:0:-1], strict=True))
         self.head = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, x):
@@ -105,7 +105,7 @@ class UNet(nn.Module):
         for i, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if i else x)
             skips.append(x)
-        for block, skip in zip(self.up, skips[-2::-1]):
+        for block, skip in zip(self.up, skips[-2::-1], strict=True):
             x = block(torch.cat([skip, F.interpolate(x, scale_factor=2, mode="bilinear")], dim=1))
         return self.head(x)
 
@@ -144,7 +144,7 @@ def predict(model, image, size):
 def sweep_unet(model, images, masks, size):
     model.eval()
     probabilities = [predict(model, image, size) for image in images]
-    means = [np.mean([dice_of(p > t, m) for p, m in zip(probabilities, masks)]) for t in PROBABILITIES]
+    means = [np.mean([dice_of(p > t, m) for p, m in zip(probabilities, masks, strict=True)]) for t in PROBABILITIES]
     return float(max(means)), float(PROBABILITIES[int(np.argmax(means))])
 
 

@@ -10,12 +10,13 @@ Nothing here is clinical data, and no score on it says anything about patients: 
 """
 
 import io
+import itertools
 from dataclasses import dataclass
 
 import datasets
 import numpy as np
 from PIL import Image as PILImage
-from scipy import ndimage
+from scipy import interpolate, ndimage
 
 
 # A piece of vessel belongs to the mask when the contrast agent fills more than this share of it.
@@ -107,7 +108,7 @@ class _TreeBuilder:
         u = np.linspace(0, 1, count + 1)
         wiggle = sum(
             amplitude * np.sin(2 * np.pi * (frequency * u + rng.uniform()))
-            for amplitude, frequency in ((rng.uniform(0.08, 0.25), 0.8), (rng.uniform(0.05, 0.16), 2.1))
+            for amplitude, frequency in ((rng.uniform(0.12, 0.32), 0.8), (rng.uniform(0.06, 0.2), 2.1))
         )
         headings = heading + bend * u + (wiggle - wiggle[0])
         steps = _STEP * np.stack([np.cos(headings[:-1]), np.sin(headings[:-1])], axis=1)
@@ -136,19 +137,19 @@ class _TreeBuilder:
         children = []
         side = rng.integers(len(sides))
         slots = np.linspace(first, last, count + 1)
-        for low, high in zip(slots[:-1], slots[1:]):
+        for low, high in itertools.pairwise(slots):
             at = int(rng.uniform(low, high) * (len(parent["points"]) - 1))
             sign = sides[side % len(sides)]
             side += 1
             radius = parent["radii"][at]
-            start = min(radius * rng.uniform(0.6, 0.78), 3.2)
+            start = min(radius * rng.uniform(0.66, 0.82), 3.6)
             length = rng.uniform(*length_range) * (1 - 0.35 * at / len(parent["points"]))
             child = self.grow(
                 parent["points"][at],
                 parent["headings"][at] + sign * rng.uniform(0.6, 1.1),
                 length,
                 -sign * rng.uniform(-0.1, 0.7),
-                (max(start, 1.45), max(0.62 * start, 1.15)),
+                (max(start, 1.8), max(0.66 * start, 1.4)),
                 min(parent["generation"] + 1, _GENERATIONS - 1),
                 parent["arc"][at],
                 radius,
@@ -160,7 +161,7 @@ class _TreeBuilder:
     def build(self):
         offsets = np.cumsum([0] + [len(branch["points"]) for branch in self.branches])
         segments, generation = [], []
-        for offset, branch in zip(offsets, self.branches):
+        for offset, branch in zip(offsets[:-1], self.branches, strict=True):
             first = offset + np.arange(len(branch["points"]) - 1)
             segments.append(np.stack([first, first + 1], axis=1))
             generation.append(np.full(len(first), branch["generation"]))
@@ -178,10 +179,10 @@ def _narrow(rng, branch):
     branch["radii"] = branch["radii"] * (1 - rng.uniform(0.25, 0.5) * dent)
 
 
-def _make_tree(rng: np.random.Generator) -> _Tree:
+def _draw_tree(rng: np.random.Generator) -> _Tree:
     """A left (trunk, two main vessels) or a right (one C-shaped vessel that forks) coronary tree, in a random view."""
     builder = _TreeBuilder(rng)
-    radius = rng.uniform(4.4, 5.6)
+    radius = rng.uniform(4.8, 6.0)
     if rng.uniform() < 0.6:
         root = np.array([rng.uniform(0.20, 0.32), rng.uniform(0.16, 0.27)])
         heading = rng.uniform(0.05, 0.55)
@@ -193,7 +194,7 @@ def _make_tree(rng: np.random.Generator) -> _Tree:
             (rng.uniform(0.5, 0.9), rng.uniform(-0.1, 0.6), rng.uniform(0.50, 0.66)),
         ):
             start = radius * rng.uniform(0.7, 0.85)
-            branch = builder.grow(end, angle + turn, length, bend, (start, 0.45 * start), 1, arc, radius)
+            branch = builder.grow(end, angle + turn, length, bend, (start, 0.5 * start), 1, arc, radius)
             mains.append(branch)
         side_branches = builder.sprout(mains[0], rng.integers(4, 6), (0.22, 0.38))
         side_branches += builder.sprout(mains[1], rng.integers(2, 4), (0.18, 0.30))
@@ -215,7 +216,7 @@ def _make_tree(rng: np.random.Generator) -> _Tree:
         for branch in mains[1:]:
             side_branches += builder.sprout(branch, 1, (0.12, 0.2), first=0.3)
     for branch in side_branches:
-        builder.sprout(branch, rng.integers(1, 3), (0.09, 0.18), first=0.3, last=0.8)
+        builder.sprout(branch, rng.integers(1, 3), (0.10, 0.19), first=0.3, last=0.8)
     if rng.uniform() < 0.5:
         _narrow(rng, mains[rng.integers(len(mains))])
 
@@ -227,6 +228,13 @@ def _make_tree(rng: np.random.Generator) -> _Tree:
         points[:, 0] *= -1
     points = points * rng.uniform(0.92, 1.02) + 0.5
     return _Tree(points, tree.radii, tree.arc, tree.fade, tree.segments, tree.generation)
+
+
+def _make_tree(rng: np.random.Generator) -> _Tree:
+    """Of three drawn trees the one that shows most of itself: a view that cuts off the tree would not be recorded."""
+    trees = [_draw_tree(rng) for _ in range(3)]
+    shown = [tree.radii[(np.abs(tree.points - 0.5) < 0.47).all(axis=1)].sum() for tree in trees]
+    return trees[int(np.argmax(shown))]
 
 
 class _Motion:
@@ -284,7 +292,13 @@ def _hard_stretch(rng: np.random.Generator, num_frames: int) -> np.ndarray:
     return hard
 
 
-def _tubes(points, radii, segments, size, weight=None, layer=None):
+def _along(values, segments, u):
+    """Values at `u` in [0, 1] of the way between the two ends of each segment, shape `(S, h, w)` like `u`."""
+    first, last = values[segments].astype(np.float32).T
+    return first[:, None, None] + u * (last - first)[:, None, None]
+
+
+def _tubes(points, radii, segments, size, weight=None, layer=None, solid=None):
     """
     Rasterise tapering tubes, each segment in its own small window.
 
@@ -295,10 +309,11 @@ def _tubes(points, radii, segments, size, weight=None, layer=None):
         size (`int`): width and height of the picture.
         weight (`np.ndarray` of shape `(P,)`, *optional*): factor on the absorption, linear along a segment.
         layer (`np.ndarray` of shape `(S,)`, *optional*): tubes in one layer merge, those of different layers add up.
+        solid (`np.ndarray` of shape `(S,)`, bool, *optional*): segments that count for `inside`; all by default.
 
     Returns:
-        `tuple`: signed-distance test `inside` (H, W) bool for the union of all segments (pixel centres), and
-        `absorption` (H, W) float32 relative to a tube of the reference radius.
+        `tuple`: `inside` (H, W) bool, whether the pixel's centre lies in a `solid` segment, and `absorption` (H, W)
+        float32 relative to a tube of the reference radius.
     """
     scale = size / _REFERENCE_SIZE
     weight = np.ones(len(points)) if weight is None else weight
@@ -333,18 +348,13 @@ def _tubes(points, radii, segments, size, weight=None, layer=None):
         u = np.clip(px * direction_x + py * direction_y, 0, 1)
         distance = (px - u * direction[:, 0, None, None]) ** 2 + (py - u * direction[:, 1, None, None]) ** 2
 
-        def along(values):
-            first, last = values[segments[index]].astype(np.float32).T
-            return first[:, None, None] + u * (last - first)[:, None, None]
-
-        radius = along(radii)
-        chord = radius**2 - distance
+        chord = _along(radii, segments[index], u) ** 2 - distance
         hit = chord > 0
         pixel = ((y + pad) * width + (x + pad))[hit]
-        inside[pixel] = True
+        inside[pixel if solid is None else pixel[np.broadcast_to(solid[index][:, None, None], hit.shape)[hit]]] = True
         # Beer-Lambert would be linear in the chord; the exponent stands for the display curve of an X-ray system,
         # which lifts small vessels.
-        value = along(weight)[hit] * (np.sqrt(chord[hit]) / (_REFERENCE_RADIUS * scale)) ** 0.7
+        value = _along(weight, segments[index], u)[hit] * (np.sqrt(chord[hit]) / (_REFERENCE_RADIUS * scale)) ** 0.7
         lane = np.broadcast_to(layer[index][:, None, None], hit.shape)[hit]
         np.maximum.at(absorption, lane * width * width + pixel, value)
     crop = slice(pad, pad + size)
@@ -354,9 +364,9 @@ def _tubes(points, radii, segments, size, weight=None, layer=None):
 
 def _smooth_noise(rng, size, cells):
     """Noise of unit variance whose features are about `size / cells` pixels wide."""
-    coarse = rng.standard_normal((cells + 3, cells + 3))
-    grid = np.linspace(1, cells + 1, size)
-    field = ndimage.map_coordinates(coarse, np.meshgrid(grid, grid, indexing="ij"), order=3)
+    knots, grid = np.arange(cells + 3), np.linspace(1, cells + 1, size)
+    rows = interpolate.CubicSpline(knots, rng.standard_normal((len(knots), len(knots))))(grid)
+    field = interpolate.CubicSpline(knots, rows, axis=1)(grid)
     return (field - field.mean()) / (field.std() + 1e-6)
 
 
@@ -382,11 +392,11 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     half = rng.uniform(0.028, 0.042)
     rim = np.exp(-0.5 * ((to_rib - half) / 0.006) ** 2)
     field += rng.uniform(0.05, 0.10) * (_sigmoid((half - to_rib) / 0.006) + 0.5 * rim)
-    return field
+    return field.astype(np.float32)
 
 
 def _catheter(rng: np.random.Generator, root: np.ndarray):
-    """Centre line from the picture's edge to the root, shape (C, 2), and the share (C,) of the root's motion it takes."""
+    """Centre line (C, 2) from the picture's edge to the root, and the share (C,) of the root's motion that it takes."""
     entry = np.array([np.clip(root[0] + rng.uniform(-0.25, 0.25), 0.05, 0.95), -0.06])
     sag = root + np.array([rng.uniform(-0.14, 0.14), -rng.uniform(0.02, 0.10)])
     u = np.linspace(0, 1, 24)[:, None]
@@ -445,9 +455,9 @@ def generate_video(seed: int, video: int, num_frames: int = 16, size: int = 256)
     dome_height, dome_centre, dome_curve = scene.uniform(0.72, 1.1), scene.uniform(0.2, 0.8), scene.uniform(0.2, 0.6)
     brightness = scene.uniform(125, 165)
     base_contrast, photons = course.uniform(0.42, 0.56), course.uniform(260, 380)
-    faint, shutter = course.uniform(0.36, 0.48), course.uniform(0.7, 1.0)
+    faint, shutter = course.uniform(0.42, 0.54), course.uniform(0.7, 1.0)
     contrast = base_contrast * np.where(hard, faint, 1.0)
-    column = np.linspace(0, 1, size)
+    column = np.linspace(0, 1, size, dtype=np.float32)
     dome = dome_height + dome_curve * (column - dome_centre) ** 2
 
     def place(points, time):
@@ -458,16 +468,14 @@ def generate_video(seed: int, video: int, num_frames: int = 16, size: int = 256)
     points = np.stack([place(tree.points, time) for time in range(num_frames)])
     visible = filling[:, tree.segments].mean(axis=2) > VISIBLE_FILLING
     for index in range(num_frames):
-        inside, _ = _tubes(points[index], radii, tree.segments[visible[index]], size)
-        masks[index] = inside
-
-        # A hard frame is exposed for most of the frame time, an easy one for an instant.
-        times = index + shutter * np.array([-0.5, -0.17, 0.17, 0.5]) if hard[index] else [index]
         weight = filling[index] * tree.fade
-        vessels = np.mean(
-            [_tubes(place(tree.points, time), radii, tree.segments, size, weight, tree.generation)[1] for time in times],
-            axis=0,
-        )
+        tubes = (radii, tree.segments, size, weight, tree.generation, visible[index])
+        masks[index], vessels = _tubes(points[index], *tubes)
+        if hard[index]:
+            # A hard frame is exposed for most of the frame time, an easy one for an instant. The mask is mid-exposure.
+            for shift in (-0.5 * shutter, 0.5 * shutter, -0.25 * shutter, 0.25 * shutter):
+                vessels = vessels + _tubes(place(tree.points, index + shift), *tubes)[1]
+            vessels = vessels / 5
         tip_shift = motion(tree.points[:1], index) - tree.points[:1]
         tube = (catheter + follows[:, None] * tip_shift) * size - 0.5
         _, device = _tubes(tube, catheter_radii, catheter_segments, size)
@@ -475,7 +483,8 @@ def generate_video(seed: int, video: int, num_frames: int = 16, size: int = 256)
         breath = motion.breath(index)
         moved = ndimage.shift(still, 0.5 * breath[::-1] * size, order=1, mode="nearest")
         diaphragm = 0.3 * _sigmoid((column[:, None] - dome - 1.5 * breath[1]) / 0.012)
-        signal = np.exp(-(moved + diaphragm + contrast[index] * vessels + catheter_density * device))
+        attenuation = moved + diaphragm + contrast[index] * vessels + catheter_density * device
+        signal = np.exp(-attenuation.astype(np.float32))
         signal = ndimage.gaussian_filter(signal, (1.2 if hard[index] else 0.8) * max(scale, 0.5))
         # Photon noise: Poisson in its Gaussian limit, spread a little by the detector.
         dose = photons * (0.55 if hard[index] else 1.0)
@@ -483,12 +492,11 @@ def generate_video(seed: int, video: int, num_frames: int = 16, size: int = 256)
         grey = brightness * (signal + np.sqrt(signal / dose) * noise * 1.6)
         frames[index] = np.clip(np.rint(grey), 0, 255)
 
-    area = radii
     return SyntheticVideo(
         frames=frames,
         masks=masks,
         hard=hard,
-        filling=(filling * area).sum(axis=1) / area.sum(),
+        filling=(filling * radii).sum(axis=1) / radii.sum(),
         contrast=contrast,
         points=points,
         segments=tree.segments,
@@ -608,8 +616,6 @@ def synthetic_splits(
 
     splits, first_video = {}, 0
     for split, count in counts.items():
-        splits[split] = synthetic_dataset(
-            count, frames_per_video, size, seed, first_video, phrase, videos_per_patient
-        )
+        splits[split] = synthetic_dataset(count, frames_per_video, size, seed, first_video, phrase, videos_per_patient)
         first_video += -(-count // videos_per_patient) * videos_per_patient
     return datasets.DatasetDict({split: splits[split] for split in ("train", "validation", "test")})

@@ -81,8 +81,8 @@ def test_image_and_mask_move_together(seed, shape, size, flip, vertical_flip, ro
     image, moved = np.asarray(image), np.asarray(moved)
     assert set(np.unique(moved)) <= {0, 255}
     assert (image == image[..., :1]).all()
-    # Of the four pixels that bilinear interpolation mixes, the nearest has at least a quarter of the weight. So the mask
-    # is what the image is, but for the border of the shapes, where the mixture is between 60 and 195.
+    # Of the four pixels that bilinear interpolation mixes, the nearest has at least a quarter of the weight. So
+    # the mask is what the image is, but for the border of the shapes, where the mixture is between 60 and 195.
     assert not moved[image[..., 0] < 60].any()
     assert (moved[image[..., 0] > 195] == 255).all()
 

@@ -1,0 +1,35 @@
+# A matching pair from one index; sam2 needs torchvision.
+TORCH ?= torch==2.15.0 torchvision==0.29.2
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test quality clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python recipes/sft.py --config recipes/configs/tiny/sft.yaml --output_dir outputs/demo/sft
+	$(BIN)/python recipes/evaluate.py --model_name_or_path outputs/demo/sft --dataset_name synthetic --output_dir outputs/demo
+
+test: $(VENV)/.installed-test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests
+
+quality: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH) setuptools wheel packaging ninja
+	touch $@
+
+# sam2 and deepspeed look at the installed torch while they are built.
+$(VENV)/.installed: $(VENV)/.torch setup.cfg
+	SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.torch setup.cfg
+	SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable '.[test,quality]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info

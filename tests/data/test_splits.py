@@ -1,0 +1,111 @@
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sa2va_trl.data.columns import DatasetError
+from sa2va_trl.data.splits import check_no_leakage, group_split
+
+
+def rows(patients, videos=None):
+    columns = {"sample_id": [f"{patient}-{number}" for number, patient in enumerate(patients)], "patient_id": patients}
+    if videos is not None:
+        columns["video_id"] = videos
+    return Dataset.from_dict(columns)
+
+
+class TestLeakage:
+    def test_disjoint(self):
+        check_no_leakage(rows(["a", "b"]), rows(["c"]))
+
+    def test_every_shared_column_is_named_with_examples(self):
+        train = rows(["a", "b", "b"], ["v1", "v2", "v3"])
+        with pytest.raises(DatasetError) as caught:
+            check_no_leakage(train, rows(["b", "c"], ["v3", "v9"]), ("train", "test"))
+        message = str(caught.value)
+        assert "train and test overlap" in message
+        assert "1 patient_id ('b')" in message and "1 video_id ('v3')" in message
+        assert "sample_id" not in message
+
+    @pytest.mark.parametrize("column", ["patient_id", "video_id", "sample_id"])
+    def test_each_column_alone(self, column):
+        one = Dataset.from_dict({column: ["x", "y"]})
+        with pytest.raises(DatasetError, match=f"1 {column} \\('y'\\)"):
+            check_no_leakage(one, Dataset.from_dict({column: ["y", "z"]}))
+
+    def test_none_is_no_group(self):
+        check_no_leakage(rows(["a", None]), Dataset.from_dict({"sample_id": ["q"], "patient_id": [None]}))
+
+    def test_selection_counts_only_its_rows(self):
+        dataset = rows(["a", "a", "b"])
+        check_no_leakage(dataset.select([0, 1]), dataset.select([2]))
+        with pytest.raises(DatasetError, match="patient_id"):
+            check_no_leakage(dataset.select([0]), dataset.select([1, 2]))
+
+    def test_nothing_to_compare_is_said(self, caplog):
+        check_no_leakage(Dataset.from_dict({"a": [1]}), Dataset.from_dict({"a": [1]}))
+        assert "cannot be checked" in caplog.text
+
+
+PATIENTS = st.lists(st.sampled_from([f"p{number}" for number in range(12)]), min_size=3, max_size=40).filter(
+    lambda values: len(set(values)) >= 3
+)
+
+
+class TestGroupSplit:
+    @settings(max_examples=40, deadline=None)
+    @given(PATIENTS, st.integers(0, 5), st.randoms(use_true_random=False))
+    def test_partition_by_group(self, patients, seed, random):
+        fractions = {"train": 0.6, "validation": 0.2, "test": 0.2}
+        dataset = rows(patients)
+        splits = group_split(dataset, fractions, seed=seed)
+        assert list(splits) == list(fractions)
+        # every row once, every group in one split, no split empty, rows in their order
+        assert sorted(sum((split["sample_id"][:] for split in splits.values()), [])) == sorted(dataset["sample_id"])
+        groups = {name: set(split["patient_id"]) for name, split in splits.items()}
+        assert sum(map(len, groups.values())) == len(set(patients))
+        assert all(groups.values())
+        order = {sample_id: number for number, sample_id in enumerate(dataset["sample_id"])}
+        for split in splits.values():
+            positions = [order[sample_id] for sample_id in split["sample_id"]]
+            assert positions == sorted(positions)
+        for first in splits:
+            for second in splits:
+                if first != second:
+                    check_no_leakage(splits[first], splits[second])
+        # the same seed gives the same groups, in whatever order the rows come
+        shuffled = list(patients)
+        random.shuffle(shuffled)
+        again = group_split(rows(shuffled), fractions, seed=seed)
+        assert {name: set(split["patient_id"]) for name, split in again.items()} == groups
+
+    def test_fractions_are_met_when_groups_are_small(self):
+        dataset = rows([f"p{number // 4}" for number in range(800)])
+        splits = group_split(dataset, {"train": 0.7, "validation": 0.1, "test": 0.2})
+        sizes = {name: len(split) for name, split in splits.items()}
+        for name, wanted in (("train", 560), ("validation", 80), ("test", 160)):
+            assert abs(sizes[name] - wanted) <= 4
+
+    def test_seed_matters(self):
+        dataset = rows([f"p{number}" for number in range(40)])
+        picks = {tuple(group_split(dataset, {"a": 0.5, "b": 0.5}, seed=seed)["a"]["patient_id"]) for seed in range(5)}
+        assert len(picks) == 5
+
+    def test_missing_column_names_those_there(self):
+        with pytest.raises(DatasetError, match="no column 'hospital'.*sample_id, patient_id"):
+            group_split(rows(["a", "b"]), {"train": 0.5, "test": 0.5}, by="hospital")
+
+    def test_rows_without_a_group_are_all_named(self):
+        with pytest.raises(DatasetError) as caught:
+            group_split(rows(["a", None, "b", ""]), {"train": 0.5, "test": 0.5})
+        assert [problem.row for problem in caught.value.problems] == [1, 3]
+        assert "row 3: patient_id is missing or empty" in str(caught.value)
+
+    def test_too_few_groups(self):
+        with pytest.raises(DatasetError, match="1 groups in 'patient_id' are too few for 2 splits"):
+            group_split(rows(["a", "a"]), {"train": 0.5, "test": 0.5})
+
+    @pytest.mark.parametrize("fractions", [{}, {"a": 0.5, "b": 0.6}, {"a": 1.0, "b": 0.0}, {"a": 1.5, "b": -0.5}, {"a": float("nan")}])
+    def test_bad_fractions(self, fractions):
+        with pytest.raises(ValueError, match="fractions"):
+            group_split(rows(["a", "b"]), fractions)

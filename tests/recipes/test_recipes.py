@@ -1,0 +1,181 @@
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from PIL import Image
+
+from sa2va_trl.data import DatasetError, synthetic_dataset
+from sa2va_trl.evaluation.evaluator import METRICS
+
+
+ROOT = Path(__file__).parents[2]
+SYNTHETIC = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_per_video": 3, "size": 64}
+
+
+def recipe(monkeypatch, name, *options):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+    runpy.run_path(str(ROOT / "recipes" / f"{name}.py"), run_name="__main__")
+
+
+def options(tmp_path, **values):
+    file = tmp_path / "options.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return ["--config", file]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two steps of the tiny model, once for all tests of what comes after."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        recipe(
+            monkeypatch,
+            "sft",
+            *options(
+                folder,
+                output_dir=str(folder / "model"),
+                tiny_image_size=128,
+                synthetic=SYNTHETIC,
+                trainable="full",
+                max_steps=2,
+                per_device_train_batch_size=2,
+                num_points=0,
+                gradient_checkpointing=False,
+                eval_strategy="steps",
+                eval_steps=2,
+                save_strategy="no",
+                use_cpu=True,
+                report_to="none",
+            ),
+        )
+    return folder / "model"
+
+
+def test_sft_leaves_model_processor_card_and_state(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"model.safetensors", "config.json", "processor_config.json", "README.md", "trainer_state.json"} <= names
+    history = json.loads((trained / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_dice" in entry for entry in history)
+
+
+def test_evaluate_leaves_metrics_samples_and_overlays(monkeypatch, tmp_path, trained):
+    output = tmp_path / "evaluation"
+    recipe(
+        monkeypatch,
+        "evaluate",
+        *options(tmp_path, synthetic=SYNTHETIC),
+        *("--model_name_or_path", trained, "--output_dir", output, "--num_overlays", 2),
+    )
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert set(METRICS) == set(metrics)
+    samples = pd.read_parquet(output / "per_sample.parquet")
+    assert {"sample_id", "patient_id", "video_id", "frame_index", *METRICS} <= set(samples.columns)
+    assert metrics["dice"]["n"] == len(samples) == 3
+    assert metrics["dice"]["mean"] == pytest.approx(samples["dice"].mean())
+    assert len(list((output / "overlays").glob("*.png"))) == 2
+    assert not list(output.glob(".*"))
+
+
+def test_evaluate_scores_masks_of_another_tool(monkeypatch, tmp_path):
+    truth = synthetic_dataset(num_videos=1, frames_per_video=3, size=64)
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for row in truth:
+        row["mask"].save(folder / f"{row['sample_id']}.png")
+    output = tmp_path / "evaluation"
+    common = [*options(tmp_path, synthetic=SYNTHETIC), "--predictions_dir", folder, "--output_dir", output]
+    recipe(monkeypatch, "evaluate", *common)
+    assert json.loads((output / "metrics.json").read_text())["dice"]["mean"] == 1.0
+    next(folder.iterdir()).unlink()
+    with pytest.raises(DatasetError, match="lacks 1 of 3"):
+        recipe(monkeypatch, "evaluate", *common)
+
+
+@pytest.mark.parametrize("kind", ["image", "folder", "video"])
+def test_predict_writes_masks_probabilities_and_json(monkeypatch, tmp_path, trained, kind):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(3)]
+    source = tmp_path / "input"
+    if kind == "folder":
+        source.mkdir()
+        for index, frame in enumerate(frames):
+            Image.fromarray(frame).save(source / f"frame {index}.png")
+    elif kind == "image":
+        source = source.with_suffix(".png")
+        Image.fromarray(frames[0]).save(source)
+        frames = frames[:1]
+    else:
+        av = pytest.importorskip("av")
+        source = source.with_suffix(".mp4")
+        with av.open(str(source), "w") as container:
+            stream = container.add_stream("mpeg4", rate=5)
+            stream.width, stream.height = 64, 48
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+    output = tmp_path / "output"
+    recipe(
+        monkeypatch,
+        "predict",
+        *("--model_name_or_path", trained, "--input", source, "--output_dir", output),
+        *("--answer", "Sure, [SEG].", "--threshold", 0.25),
+    )
+    written = json.loads((output / "predictions.json").read_text())["predictions"]
+    assert len(written) == len(frames)
+    for entry in written:
+        (found,) = entry["objects"]
+        mask = np.asarray(Image.open(output / found["mask"]))
+        stem = Path(found["mask"]).stem
+        probabilities = np.load(output / "probabilities" / f"{stem}.npy")
+        assert mask.shape == probabilities.shape == (48, 64)
+        assert np.array_equal(mask > 0, probabilities > 0.25)
+        assert (output / "overlays" / f"{stem}.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("sft", {"learning_rte": 1e-4}, "learning_rte"),
+        ("sft", {"packing": True}, "packing"),
+        ("sft", {"synthetic": {"videos": 3}}, "videos"),
+        ("sft", {"eval_strategy": "steps", "dataset_eval_split": "holdout"}, "dataset_eval_split"),
+        ("sft", {"resume_from_checkpoint": "latest"}, "resume_from_checkpoint"),
+        ("evaluate", {"dataset_split": "holdout"}, "dataset_split"),
+        ("evaluate", {"threshold": 1.5}, "threshold"),
+        ("predict", {"input": "/no/such/file.png"}, "no file"),
+    ],
+)
+def test_bad_options_name_themselves_and_leave_nothing(monkeypatch, tmp_path, capsys, name, values, message):
+    output = tmp_path / "output"
+    defaults = {"synthetic": SYNTHETIC} if name != "predict" else {}
+    if name == "sft":
+        defaults |= {"use_cpu": True, "report_to": "none", "tiny_image_size": 128}
+    with pytest.raises((ValueError, TypeError, OSError, SystemExit)) as error:
+        recipe(monkeypatch, name, *options(tmp_path, **{**defaults, **values}), "--output_dir", output)
+    assert message in str(error.value) + capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "configs").glob("*/sft.yaml")), ids=lambda f: f.parent.name)
+def test_published_configs_parse(file, tmp_path, monkeypatch):
+    from trl import TrlParser
+
+    from sa2va_trl import SegSFTConfig
+    from sa2va_trl.arguments import DataArguments, ModelArguments, SplitArguments
+
+    parser = TrlParser((DataArguments, SplitArguments, SegSFTConfig, ModelArguments))
+    arguments = ["--config", str(file), "--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
+    _, _, training, _ = parser.parse_args_and_config(arguments)
+    assert training.output_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda f: f.stem)
+def test_accelerate_configs_load(file):
+    loaded = load_config_from_file(str(file))
+    assert loaded.num_processes >= 1
