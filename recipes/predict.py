@@ -1,7 +1,8 @@
 """
 Segment an image, a folder of images or a video: masks, probability maps, overlays and a JSON.
 
-    python recipes/predict.py --model_name_or_path outputs/tiny/sft --input IMAGE --prompt "Please segment the blood vessel."
+    python recipes/predict.py --model_name_or_path outputs/tiny/sft --input IMAGE --prompt "Please segment the blood
+    vessel."
 """
 
 from dataclasses import dataclass, field

@@ -16,3 +16,18 @@ from .trainers import SegSFTConfig, SegSFTTrainer
 
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "GroundingEncoder",
+    "Sa2VAConfig",
+    "Sa2VAForConditionalGeneration",
+    "Sa2VAGroundingConfig",
+    "Sa2VAOutput",
+    "Sa2VAProcessor",
+    "SegCollator",
+    "SegFeatures",
+    "SegSFTConfig",
+    "SegSFTTrainer",
+    "Segmentation",
+    "tiny_sa2va",
+]

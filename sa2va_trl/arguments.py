@@ -69,7 +69,8 @@ class SplitArguments:
 
     Args:
         dataset_train_split (`str`, *optional*, defaults to `"train"`): to learn from.
-        dataset_eval_split (`str`, *optional*, defaults to `"validation"`): to choose by, if `eval_strategy` is not `"no"`.
+        dataset_eval_split (`str`, *optional*, defaults to `"validation"`): to choose by, if `eval_strategy` is not
+        `"no"`.
     """
 
     dataset_train_split: str = field(default="train", metadata={"help": "Split to learn from."})
@@ -130,7 +131,8 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     A run that was killed may leave a checkpoint without its last file; such a one is passed over.
 
     Args:
-        args (`TrainingArguments`): with `resume_from_checkpoint` a folder, or `"latest"` for the newest in `output_dir`.
+        args (`TrainingArguments`): with `resume_from_checkpoint` a folder, or `"latest"` for the newest in
+        `output_dir`.
 
     Returns:
         A folder, or `None` where none was asked for.

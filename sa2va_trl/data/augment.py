@@ -10,7 +10,8 @@ class Augmentation:
     """
     Random changes of a training row, the same for all of its images and masks. Nothing is changed by default.
 
-    Flips and rotations suit images without an up and a left, such as angiograms; keep them off when phrases say "left".
+    Flips and rotations suit images without an up and a left, such as angiograms; keep them off when phrases say
+    "left".
 
     Args:
         flip (`float`, *optional*, defaults to 0.0): probability of a horizontal flip.

@@ -43,7 +43,9 @@ def check_templates(questions: list[str] | tuple[str, ...], answers: list[str] |
         raise ValueError("question_templates and answer_templates need at least one entry each.")
     for question in questions:
         if "{phrase}" not in question:
-            raise ValueError(f"question_templates: {question!r} has no {{phrase}}, so it would not say what to segment.")
+            raise ValueError(
+                f"question_templates: {question!r} has no {{phrase}}, so it would not say what to segment."
+            )
     for answer in answers:
         if answer.count("[SEG]") != 1:
             raise ValueError(f"answer_templates: {answer!r} must hold [SEG] exactly once, one for each object.")
@@ -74,7 +76,8 @@ class SegCollator:
             - `pixel_values` of shape `(tiles, 3, size, size)`, float32; absent when no row has an image;
             - `grounding_pixel_values` of shape `(images, 3, S, S)`, float32, and `image_counts` of shape `(batch,)`;
             - `masks` of shape `(masks, mask_size, mask_size)`, uint8 {0, 1}, in the order of the model's masks;
-            - `original_masks`, a list with a `(masks of the row, H, W)` uint8 tensor for each row, at its image's size;
+            - `original_masks`, a list with a `(masks of the row, H, W)` uint8 tensor for each row, at its image's
+            size;
             - `skeletons`, like `masks`, if asked for.
     """
 

@@ -396,7 +396,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _catheter(rng: np.random.Generator, root: np.ndarray):
-    """Centre line (C, 2) from the picture's edge to the root, and the share (C,) of the root's motion that it takes."""
+    """Centre line (C, 2) from the picture's edge to the root, and the share (C,) it takes of the root's motion."""
     entry = np.array([np.clip(root[0] + rng.uniform(-0.25, 0.25), 0.05, 0.95), -0.06])
     sag = root + np.array([rng.uniform(-0.14, 0.14), -rng.uniform(0.02, 0.10)])
     u = np.linspace(0, 1, 24)[:, None]
@@ -507,7 +507,7 @@ def generate_video(seed: int, video: int, num_frames: int = 16, size: int = 256)
 
 def _png(array: np.ndarray) -> dict:
     buffer = io.BytesIO()
-    PILImage.fromarray(array, mode="L").save(buffer, format="PNG", compress_level=1)
+    PILImage.fromarray(array).save(buffer, format="PNG", compress_level=1)
     return {"bytes": buffer.getvalue(), "path": None}
 
 

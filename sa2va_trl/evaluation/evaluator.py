@@ -108,7 +108,8 @@ def score(row: dict, probabilities: np.ndarray, threshold: float) -> dict:
 
 def aggregate(samples: pd.DataFrame) -> dict[str, dict]:
     """
-    Mean, spread and interval of every metric over samples. Where there are patients (or else videos), the interval comes
+    Mean, spread and interval of every metric over samples. Where there are patients (or else videos), the interval
+    comes
     from resampling them, not their frames.
 
     Args:

@@ -17,7 +17,8 @@ def overlay(image: Image.Image, prediction: np.ndarray, target: np.ndarray | Non
         image (`PIL.Image.Image`): any mode.
         prediction (`np.ndarray` of shape `(H, W)`): bool, at the image's size.
         target (`np.ndarray` of shape `(H, W)`, *optional*):
-            bool. With it, found pixels are green, invented ones orange and missed ones blue; without it, all are green.
+            bool. With it, found pixels are green, invented ones orange and missed ones blue; without it, all are
+            green.
 
     Returns:
         `PIL.Image.Image`: RGB, twice as wide as the image.

@@ -15,7 +15,8 @@ class Sa2VAGroundingConfig(PreTrainedConfig):
 
     Args:
         image_size (`int`, *optional*, defaults to 1024):
-            Side of the square that images are resized to, in pixels; a multiple of 32. Mask logits have a quarter of it.
+            Side of the square that images are resized to, in pixels; a multiple of 32. Mask logits have a quarter of
+            it.
         embed_dim, num_heads, stages, global_att_blocks, window_spec, window_pos_embed_bkg_spatial_size:
             The Hiera trunk, as in `sam2.modeling.backbones.hieradet.Hiera`.
         hidden_dim (`int`, *optional*, defaults to 256):
@@ -79,7 +80,8 @@ class Sa2VAConfig(PreTrainedConfig):
         seg_token_id (`int`, *optional*, defaults to 151674):
             Id of `[SEG]` in the tokenizer.
         prompt_template (`str`, *optional*, defaults to `"qwen_chat"`):
-            One of `"qwen_chat"`, `"internlm2_chat"` and `"phi3_chat"`; always the checkpoint's own, never inferred from
+            One of `"qwen_chat"`, `"internlm2_chat"` and `"phi3_chat"`; always the checkpoint's own, never inferred
+            from
             the language model.
         mask_threshold (`float`, *optional*, defaults to 0.5):
             Probability above which a pixel belongs to the mask, unless `segment` is told otherwise.

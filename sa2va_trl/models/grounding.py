@@ -5,8 +5,8 @@ from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
 from sam2.modeling.position_encoding import PositionEmbeddingSine
-from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
+from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -76,7 +76,9 @@ def build_sam2(config: Sa2VAGroundingConfig) -> SAM2Base:
     is_2_1 = config.sam2_version == "2.1"
     sam2 = SAM2Base(
         image_encoder=ImageEncoder(trunk=trunk, neck=neck, scalp=1),
-        memory_attention=MemoryAttention(dim, pos_enc_at_input=True, layer=memory_layer, num_layers=config.memory_layers),
+        memory_attention=MemoryAttention(
+            dim, pos_enc_at_input=True, layer=memory_layer, num_layers=config.memory_layers
+        ),
         memory_encoder=memory_encoder,
         num_maskmem=config.num_maskmem,
         image_size=config.image_size,
@@ -132,7 +134,8 @@ class GroundingEncoder(PreTrainedModel):
 
     def __init__(self, config: Sa2VAGroundingConfig):
         super().__init__(config)
-        # `from_pretrained` builds on the meta device, but SAM 2 computes constants (rotary frequencies, the schedule of
+        # `from_pretrained` builds on the meta device, but SAM 2 computes constants (rotary frequencies, the schedule
+        # of
         # stochastic depth) while it is built and keeps them as plain attributes, which nothing would fill in later.
         # So the modules are made on the CPU, and only what has weights goes to where it was asked for.
         device = torch.empty(0).device
@@ -184,11 +187,13 @@ class GroundingEncoder(PreTrainedModel):
             image_index (`torch.LongTensor` of shape `(masks,)`): the image that each prompt belongs to.
 
         Returns:
-            `mask_logits` of shape `(masks, 3, S/4, S/4)` (float32), predicted IoUs of shape `(masks, 3)` in [0, 1], and
+            `mask_logits` of shape `(masks, 3, S/4, S/4)` (float32), predicted IoUs of shape `(masks, 3)` in [0, 1],
+            and
             object scores of shape `(masks, 1)` (logits, unused by Sa2VA's own decoding).
         """
         sam2, decoder = self.sam2_model, self.mask_decoder
-        # Position encodings and the neck's sums are float32 whatever the weights are, so each input is brought to them.
+        # Position encodings and the neck's sums are float32 whatever the weights are, so each input is brought to
+        # them.
         dtype = sam2.no_mem_embed.dtype
         fine, middle, coarse = (level.to(dtype) for level in pyramid)
         embedding = coarse + sam2.no_mem_embed.transpose(1, 2)[..., None]

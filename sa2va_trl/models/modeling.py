@@ -85,7 +85,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """
     Sa2VA (arXiv 2501.04001): a native vision-language model whose `[SEG]` tokens prompt SAM 2.
 
-    It has two halves. `encode` runs the VLM and SAM 2's image encoder, `decode_masks` runs `text_hidden_fcs` and SAM 2's
+    It has two halves. `encode` runs the VLM and SAM 2's image encoder, `decode_masks` runs `text_hidden_fcs` and SAM
+    2's
     mask decoder; `forward` (training) and `segment` (inference) go through both and there is no other path.
 
     Args:
@@ -171,7 +172,9 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             vlm = self.config.vlm_config
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
-            tail = input_ids.new_full((len(input_ids), vlm.image_seq_length), self.config.text_config.pad_token_id or 0)
+            tail = input_ids.new_full(
+                (len(input_ids), vlm.image_seq_length), self.config.text_config.pad_token_id or 0
+            )
             tail[0] = vlm.image_token_id
             input_ids = torch.cat([input_ids, tail], dim=1)
             attention_mask = F.pad(attention_mask, (0, vlm.image_seq_length))
@@ -303,7 +306,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> Sa2VAOutput:
         """
-        Teacher-forced pass over whole conversations: language logits and a mask for each `[SEG]` on each of its images.
+        Teacher-forced pass over whole conversations: language logits and a mask for each `[SEG]` on each of its
+        images.
 
         Args:
             input_ids, attention_mask, pixel_values: see `hidden_states`.
@@ -345,7 +349,11 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def answer(
-        self, conversations: list[list[dict]], images: list[list[Image.Image]], processor: Sa2VAProcessor, **generate_kwargs
+        self,
+        conversations: list[list[dict]],
+        images: list[list[Image.Image]],
+        processor: Sa2VAProcessor,
+        **generate_kwargs,
     ) -> list[str]:
         """
         Write the next answer of each conversation (greedy unless told otherwise).
@@ -414,7 +422,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             `Segmentation`, or a list of them for `images`. An answer without `[SEG]` has no objects.
 
         Raises:
-            `ValueError`: not exactly one of `image` and `images`, no processor, texts that do not pair with images, or a
+            `ValueError`: not exactly one of `image` and `images`, no processor, texts that do not pair with images,
+            or a
             threshold outside (0, 1).
         """
         if video is not None:

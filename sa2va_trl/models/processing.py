@@ -41,15 +41,26 @@ def _jinja(template: dict) -> str:
     system_start, system_end = template["system"].split("{content}")
     return (
         "{%- macro text(content) -%}{%- if content is string -%}{{ content }}{%- else -%}{%- for part in content -%}"
-        "{%- if part['type'] == 'image' -%}{{ '" + IMAGE_PLACEHOLDER + "\n' }}{%- else -%}{{ part['text'] }}{%- endif -%}"
+        "{%- if part['type'] == 'image' -%}{{ '"
+        + IMAGE_PLACEHOLDER
+        + "\n' }}{%- else -%}{{ part['text'] }}{%- endif -%}"
         "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
         "{%- for message in messages -%}"
-        "{%- if message['role'] == 'system' -%}{{ " + repr(system_start) + " + text(message['content']) + "
-        + repr(system_end) + " }}"
-        "{%- elif message['role'] == 'user' -%}{{ " + repr(user) + " + text(message['content']) + "
-        + repr(user_end + "\n") + " }}"
-        "{%- else -%}{{ " + repr(assistant_start) + " }}{%- generation -%}{{ text(message['content']) + "
-        + repr(template["answer_end"]) + " }}{%- endgeneration -%}{{ '\\n' }}{%- endif -%}"
+        "{%- if message['role'] == 'system' -%}{{ "
+        + repr(system_start)
+        + " + text(message['content']) + "
+        + repr(system_end)
+        + " }}"
+        "{%- elif message['role'] == 'user' -%}{{ "
+        + repr(user)
+        + " + text(message['content']) + "
+        + repr(user_end + "\n")
+        + " }}"
+        "{%- else -%}{{ "
+        + repr(assistant_start)
+        + " }}{%- generation -%}{{ text(message['content']) + "
+        + repr(template["answer_end"])
+        + " }}{%- endgeneration -%}{{ '\\n' }}{%- endif -%}"
         "{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ " + repr(assistant_start) + " }}{%- endif -%}"
     )
@@ -61,7 +72,8 @@ class Sa2VAProcessor(ProcessorMixin):
 
     Args:
         image_processor (`BaseImageProcessor`):
-            What turns an image into the VLM's tiles (`GotOcr2ImageProcessorPil` for InternVL: it equals Sa2VA's own tiling).
+            What turns an image into the VLM's tiles (`GotOcr2ImageProcessorPil` for InternVL: it equals Sa2VA's own
+            tiling).
         tokenizer (`PreTrainedTokenizerBase`):
             With `[SEG]` and the image tokens as special tokens.
         image_seq_length (`int`, *optional*, defaults to 256):
@@ -109,7 +121,8 @@ class Sa2VAProcessor(ProcessorMixin):
 
     def stopping(self) -> dict:
         """
-        Keyword arguments of `generate` that end an answer: token ids, or strings where a stop word is not one token (as
+        Keyword arguments of `generate` that end an answer: token ids, or strings where a stop word is not one token
+        (as
         `phi3_chat` on a Qwen tokenizer).
         """
         ids = [self._ids(stop) for stop in self.stop_strings]
@@ -127,20 +140,24 @@ class Sa2VAProcessor(ProcessorMixin):
             clip (`bool`, *optional*, defaults to `False`): frames of a clip get one tile each, as Sa2VA does.
 
         Returns:
-            Keyword arguments of the VLM (`pixel_values` of shape `(tiles, 3, size, size)`, empty without images), and a
+            Keyword arguments of the VLM (`pixel_values` of shape `(tiles, 3, size, size)`, empty without images), and
+            a
             string for each image.
         """
         if not images:
             return {}, []
         options = {"crop_to_patches": False} if clip else {}
-        outputs = self.image_processor(images=[image.convert("RGB") for image in images], return_tensors="pt", **options)
+        outputs = self.image_processor(
+            images=[image.convert("RGB") for image in images], return_tensors="pt", **options
+        )
         counts = [int(count) for count in outputs["num_patches"]]
         blocks = [f"<img>{self.image_token * (self.image_seq_length * count)}</img>" for count in counts]
         return {"pixel_values": outputs["pixel_values"]}, blocks
 
     def grounding_inputs(self, images: list[Image.Image]) -> torch.Tensor:
         """
-        SAM 2's pixels: resized to the square without keeping the aspect (bicubic), scaled to [0, 1], ImageNet statistics.
+        SAM 2's pixels: resized to the square without keeping the aspect (bicubic), scaled to [0, 1], ImageNet
+        statistics.
 
         Args:
             images (`list[PIL.Image.Image]`): any size and mode.
@@ -177,7 +194,8 @@ class Sa2VAProcessor(ProcessorMixin):
         Raises:
             `ValueError`: `<image>` in a text without images, or more than once.
         """
-        # Each turn is tokenised on its own, as Sa2VA's training does: an answer must have the ids that generating it has.
+        # Each turn is tokenised on its own, as Sa2VA's training does: an answer must have the ids that generating it
+        # has.
         input_ids = list(self.tokenizer("").input_ids)
         labels = [-100] * len(input_ids)
         block = "\n".join(image_blocks)
@@ -236,11 +254,13 @@ class Sa2VAProcessor(ProcessorMixin):
 
     def __call__(self, images=None, text=None, padding=True, padding_side="left", return_tensors="pt", **kwargs):
         """
-        The plain processor call of transformers: texts that are already wrapped by the chat template, with one `<image>`
+        The plain processor call of transformers: texts that are already wrapped by the chat template, with one
+        `<image>`
         for each image.
 
         Args:
-            images (`PIL.Image.Image` or a flat or nested list of them, *optional*): in the order of their placeholders.
+            images (`PIL.Image.Image` or a flat or nested list of them, *optional*): in the order of their
+            placeholders.
             text (`str` or `list[str]`): wrapped texts.
 
         Returns:
@@ -260,7 +280,9 @@ class Sa2VAProcessor(ProcessorMixin):
         pixels, blocks = self.tiles(flat)
         remaining = iter(blocks)
         texts = [re.sub(re.escape(IMAGE_PLACEHOLDER), lambda _: next(remaining), entry) for entry in texts]
-        encoded = self.tokenizer(texts, padding=padding, padding_side=padding_side, return_tensors=return_tensors, **kwargs)
+        encoded = self.tokenizer(
+            texts, padding=padding, padding_side=padding_side, return_tensors=return_tensors, **kwargs
+        )
         return BatchFeature({**encoded, **pixels}, tensor_type=return_tensors)
 
     def phrases(self, text: str) -> list[str | None]:
@@ -271,7 +293,8 @@ class Sa2VAProcessor(ProcessorMixin):
             text (`str`): an answer, in which `<p> phrase </p> [SEG]` pairs a phrase with a mask.
 
         Returns:
-            One entry for each `[SEG]`: the last tagged phrase since the `[SEG]` before it, or `None` where there is none.
+            One entry for each `[SEG]`: the last tagged phrase since the `[SEG]` before it, or `None` where there is
+            none.
         """
         pieces = text.split(SEG_TOKEN)[:-1]
         found = (_PHRASE.findall(piece) for piece in pieces)

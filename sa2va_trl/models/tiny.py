@@ -9,8 +9,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
-from transformers.integrations import deepspeed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.integrations import deepspeed
 
 from .configuration import Sa2VAConfig, Sa2VAGroundingConfig
 from .modeling import Sa2VAForConditionalGeneration
@@ -71,7 +71,8 @@ def tiny_sa2va(
     image_size: int = 256, max_patches: int = 1, seed: int = 0, tie_word_embeddings: bool = False
 ) -> tuple[Sa2VAForConditionalGeneration, Sa2VAProcessor]:
     """
-    The whole network, small enough to train on a laptop: a two-layer InternViT and Qwen2 and a small Hiera, with random
+    The whole network, small enough to train on a laptop: a two-layer InternViT and Qwen2 and a small Hiera, with
+    random
     weights.
 
     Args:

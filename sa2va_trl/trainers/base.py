@@ -73,9 +73,9 @@ def mask_statistics(
             continue
         logits = upsample_mask_logits(mask_logits[row_index == row], image_size, target.shape[-2:])
         predicted, target = (logits.sigmoid() > threshold).flatten(1), target.bool().flatten(1)
-        tp, fp, fn = ((a & b).sum(1).cpu().numpy() for a, b in (
-            (predicted, target), (predicted, ~target), (~predicted, target)
-        ))
+        tp, fp, fn = (
+            (a & b).sum(1).cpu().numpy() for a, b in ((predicted, target), (predicted, ~target), (~predicted, target))
+        )
         counts = Counts(tp, fp, fn, target.shape[1] - tp - fp - fn)
         statistics[row, 0], statistics[row, 1] = float(np.mean(dice(counts))), float(np.mean(iou(counts)))
     return statistics
@@ -194,5 +194,9 @@ class SegTrainerMixin:
             + ".\n\n## What trains\n\n```\n"
             + self.trainable_summary
             + "\n```\n"
-            + (f"\n## Evaluation during training\n\n| step | Dice | IoU |\n|---|---|---|\n{results}" if results else "")
+            + (
+                f"\n## Evaluation during training\n\n| step | Dice | IoU |\n|---|---|---|\n{results}"
+                if results
+                else ""
+            )
         ).save(str(Path(self.args.output_dir) / "README.md"))

@@ -53,7 +53,8 @@ class SegSFTConfig(SFTConfig):
         > Parameters that control what trains
 
         trainable (`str`, *optional*):
-            `"stage1"`, `"head"` or `"full"`, see [`~trainers.trainable.get_peft_config`]. Defaults to `"stage1"`, unless
+            `"stage1"`, `"head"` or `"full"`, see [`~trainers.trainable.get_peft_config`]. Defaults to `"stage1"`,
+            unless
             the trainer gets a `peft_config` or a `PeftModel`, which then decide.
         lora_r, lora_alpha, lora_dropout:
             LoRA of `"stage1"`.
@@ -150,7 +151,8 @@ class SegSFTConfig(SFTConfig):
             raise ValueError(f"augmentation takes {names}; got {self.augmentation}.") from error
         if self.dataloader_persistent_workers and augmentation != Augmentation():
             raise ValueError(
-                "augmentation needs dataloader_persistent_workers=False: workers that live on never learn of a new epoch."
+                "augmentation needs dataloader_persistent_workers=False: workers that live on never learn of a new "
+                "epoch."
             )
         check_templates(self.question_templates or QUESTIONS, self.answer_templates or ANSWERS)
         get_peft_config(self.trainable or "stage1", seg_token_id=0, train_embeddings=self.train_embeddings)
@@ -161,7 +163,8 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
     Supervised fine-tuning of [`Sa2VAForConditionalGeneration`] on images with masks.
 
     The loss is the sum of the language cross-entropy and the mask losses, each averaged over the objects (or answer
-    tokens) of a row and then over rows. Every row counts alike, so neither the micro-batch size nor accumulation nor the
+    tokens) of a row and then over rows. Every row counts alike, so neither the micro-batch size nor accumulation nor
+    the
     number of processes changes it; with Sa2VA's own fixed five objects a row it is the official loss. Every part is
     logged without its weight: `lm_loss`, `mask_loss`, `dice_loss`, `skeleton_recall_loss`, `cldice_loss`, `iou_loss`.
 
@@ -213,7 +216,9 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         if isinstance(model, str) and processing_class is None:
             processing_class = AutoProcessor.from_pretrained(model)
         if processing_class is None:
-            raise ValueError("processing_class, the model's Sa2VAProcessor, is needed with a model that is already loaded.")
+            raise ValueError(
+                "processing_class, the model's Sa2VAProcessor, is needed with a model that is already loaded."
+            )
 
         decided = peft_config is not None or isinstance(model, PeftModel)
         if decided and args.trainable is not None:
@@ -239,7 +244,9 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
             "seed": args.data_seed if args.data_seed is not None else args.seed,
         }
         augmentation = Augmentation(**(args.augmentation or {}))
-        self.eval_collator = SegCollator(**{**options, "questions": options["questions"][:1], "answers": options["answers"][:1]})
+        self.eval_collator = SegCollator(
+            **{**options, "questions": options["questions"][:1], "answers": options["answers"][:1]}
+        )
         data_collator = data_collator or SegCollator(
             **options, augmentation=None if augmentation == Augmentation() else augmentation
         )
@@ -313,7 +320,10 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         keep = torch.nonzero((labels != -100).any(0))[:, 0]
         labels = labels[:, keep]
         outputs = model(**{name: value for name, value in inputs.items() if name not in TARGETS}, logits_to_keep=keep)
-        values = {"lm_loss": losses.language_modeling_loss(outputs.logits, labels).mean(), **self.mask_losses(outputs, inputs)}
+        values = {
+            "lm_loss": losses.language_modeling_loss(outputs.logits, labels).mean(),
+            **self.mask_losses(outputs, inputs),
+        }
         loss = sum(getattr(self.args, name.replace("_loss", "_weight")) * value for name, value in values.items())
         supervised = labels != -100
         correct = ((outputs.logits.argmax(-1) == labels) & supervised).sum() / supervised.sum().clamp(min=1)

@@ -10,12 +10,18 @@ from torch import nn
 TRAINABLE = ("stage1", "head", "full")
 EMBEDDINGS = ("none", "seg", "full")
 
-# The language model's linear layers and nothing else: "all-linear" would also adapt the vision tower, the projector and
+# The language model's linear layers and nothing else: "all-linear" would also adapt the vision tower, the projector
+# and
 # SAM 2's image encoder, and plain names such as "q_proj" the vision tower.
 LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 HEAD = ["text_hidden_fcs", "sam_mask_decoder"]
 # Parameters of SAM 2 that only clicks, boxes, masks or video reach; no loss on still images does.
-FULL = ("vlm.", "text_hidden_fcs.", "grounding_encoder.sam2_model.image_encoder.", "grounding_encoder.sam2_model.sam_mask_decoder.")
+FULL = (
+    "vlm.",
+    "text_hidden_fcs.",
+    "grounding_encoder.sam2_model.image_encoder.",
+    "grounding_encoder.sam2_model.sam_mask_decoder.",
+)
 
 
 def get_peft_config(
@@ -37,7 +43,8 @@ def get_peft_config(
         seg_token_id (`int`): id of `[SEG]`.
         lora_r, lora_alpha, lora_dropout: of `"stage1"`'s LoRA.
         train_embeddings (`str`, *optional*, defaults to `"none"`):
-            With `"stage1"`: `"seg"` trains `[SEG]`'s rows of embeddings and head, `"full"` both matrices, as Sa2VA's own
+            With `"stage1"`: `"seg"` trains `[SEG]`'s rows of embeddings and head, `"full"` both matrices, as Sa2VA's
+            own
             training does. A model that already writes `[SEG]` needs neither.
 
     Returns:

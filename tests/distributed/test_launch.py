@@ -65,7 +65,10 @@ def mixed(tmp_path_factory):
 
         def convert(row, index):
             if index in text_rows:
-                chat = [{"role": "user", "content": "Which side?"}, {"role": "assistant", "content": "Left " * (1 + index)}]
+                chat = [
+                    {"role": "user", "content": "Which side?"},
+                    {"role": "assistant", "content": "Left " * (1 + index)},
+                ]
                 return {"image": None, "masks": [], "phrases": [], "messages": chat}
             return {"image": row["image"], "masks": [row["mask"]], "phrases": [row["phrase"]], "messages": None}
 
@@ -116,7 +119,9 @@ def test_one_process_equals_ddp_equals_zero3(tmp_path, mixed, options):
     if not options:
         from safetensors.torch import load_file
 
-        weights = [load_file(tmp_path / name / "out" / "adapter_model.safetensors") for name in ("one", "ddp", "zero3")]
+        weights = [
+            load_file(tmp_path / name / "out" / "adapter_model.safetensors") for name in ("one", "ddp", "zero3")
+        ]
         assert weights[0].keys() == weights[1].keys() == weights[2].keys()
         assert all(weights[2][name].shape == tensor.shape for name, tensor in weights[0].items())
 

@@ -162,7 +162,9 @@ def test_bad_options_name_themselves_and_leave_nothing(monkeypatch, tmp_path, ca
     assert not output.exists()
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "configs").glob("*/sft.yaml")), ids=lambda f: f.parent.name)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "recipes" / "configs").glob("*/sft.yaml")), ids=lambda f: f.parent.name
+)
 def test_published_configs_parse(file, tmp_path, monkeypatch):
     from trl import TrlParser
 

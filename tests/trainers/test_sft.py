@@ -170,7 +170,10 @@ def test_evaluation_reports_dice_at_the_images_own_size(tmp_path, data):
     dices = []
     for row in data[1]:
         result = model.segment(
-            image=row["image"], text="Please segment the blood vessel.", answer="Sure, [SEG].", processor=run.processing_class
+            image=row["image"],
+            text="Please segment the blood vessel.",
+            answer="Sure, [SEG].",
+            processor=run.processing_class,
         )
         predicted, target = result.masks[0].numpy(), np.asarray(row["mask"]) > 0
         dices.append(2 * (predicted & target).sum() / (predicted.sum() + target.sum()))
@@ -229,17 +232,27 @@ def test_rows_without_object_and_rows_of_text_train(tmp_path, data):
     row = train[0]
     empty = Image.new("L", row["image"].size)
     rows = [
-        {"image": row["image"], "masks": [row["mask"]], "phrases": ["blood vessel"], "sample_id": "a", "messages": None},
+        {
+            "image": row["image"],
+            "masks": [row["mask"]],
+            "phrases": ["blood vessel"],
+            "sample_id": "a",
+            "messages": None,
+        },
         {"image": row["image"], "masks": [empty], "phrases": ["stent"], "sample_id": "b", "messages": None},
         {
             "image": None,
             "masks": [],
             "phrases": [],
             "sample_id": "c",
-            "messages": [{"role": "user", "content": "Which vessel?"}, {"role": "assistant", "content": "The left one."}],
+            "messages": [
+                {"role": "user", "content": "Which vessel?"},
+                {"role": "assistant", "content": "The left one."},
+            ],
         },
     ]
-    from datasets import Dataset, Features, Image as ImageFeature, List, Value
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as ImageFeature
 
     features = Features(
         {
