@@ -37,7 +37,7 @@ class Augmentation:
     def __post_init__(self):
         limits = {"flip": 1, "vertical_flip": 1, "scale": 0.99, "contrast": 0.99}
         for name, value in vars(self).items():
-            if not 0 <= value <= limits.get(name, math.inf):
+            if not (math.isfinite(value) and 0 <= value <= limits.get(name, math.inf)):
                 raise ValueError(f"augmentation.{name} must lie in [0, {limits.get(name, 'inf')}], got {value}.")
 
     def __call__(

@@ -46,6 +46,8 @@ def check_templates(questions: list[str] | tuple[str, ...], answers: list[str] |
             raise ValueError(
                 f"question_templates: {question!r} has no {{phrase}}, so it would not say what to segment."
             )
+        if "[SEG]" in question or "<image>" in question:
+            raise ValueError(f"question_templates: {question!r} must hold neither [SEG] nor <image>.")
     for answer in answers:
         if answer.count("[SEG]") != 1:
             raise ValueError(f"answer_templates: {answer!r} must hold [SEG] exactly once, one for each object.")
@@ -102,7 +104,7 @@ class SegCollator:
         number = row.get("row_index")
         if number is None:
             number = zlib.crc32(str(row.get("sample_id", position)).encode())
-        return np.random.default_rng([self.seed, self.epoch, int(number)])
+        return np.random.default_rng([self.seed % 2**32, self.epoch, int(number)])
 
     def _pick(self, templates, count: int, rng: np.random.Generator) -> list[str]:
         if len(templates) == 1:

@@ -84,7 +84,11 @@ def read_predictions(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tu
         masks = normalize_row(row)["masks"]
         if len(masks) != 1:
             raise DatasetError(f"sample_id {row['sample_id']!r} has {len(masks)} masks; a folder holds one a sample.")
-        mask = decode_mask({"path": str(folder / f"{file_name(row['sample_id'])}.png"), "bytes": None}, masks[0].size)
+        file = folder / f"{file_name(row['sample_id'])}.png"
+        try:
+            mask = decode_mask({"path": str(file), "bytes": None}, masks[0].size)
+        except (DatasetError, OSError, ValueError) as error:
+            raise DatasetError(f"{file}, the mask of sample_id {row['sample_id']!r}: {error}") from error
         yield row, (np.asarray(mask) > 0).astype(np.float32)[None]
 
 
@@ -118,7 +122,12 @@ def aggregate(samples: pd.DataFrame) -> dict[str, dict]:
     Returns:
         `dict[str, dict]`: for each metric `mean`, `std`, `ci95` and `n`.
     """
-    clusters = next((samples[name].tolist() for name in ("patient_id", "video_id") if name in samples), None)
+    # A sample whose patient is not known counts as its own.
+    groups = [samples[name] for name in ("patient_id", "video_id") if name in samples]
+    clusters = None
+    if groups:
+        known = pd.concat([*groups, samples["sample_id"]], axis=1).bfill(axis=1)
+        clusters = known.iloc[:, 0].tolist()
     return {name: summarize(samples[name].to_numpy(), clusters) for name in METRICS}
 
 

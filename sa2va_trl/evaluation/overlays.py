@@ -1,4 +1,5 @@
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,16 @@ def overlay(image: Image.Image, prediction: np.ndarray, target: np.ndarray | Non
 
 
 def file_name(sample_id: str) -> str:
-    """A file name for a sample: its identifier, with everything that a path or a shell could take amiss replaced."""
-    return re.sub(r"[^\w.\-]+", "_", str(sample_id)).strip("._") or "sample"
+    """
+    A file name (without suffix) for a sample: its identifier, where that is a plain one; otherwise what is left of it
+    without the characters that a path or a shell could take amiss, and a checksum, so that no two samples share a file.
+    """
+    sample_id = str(sample_id)
+    plain = re.sub(r"[^\w.\-]+", "_", sample_id).strip("._-")
+    if plain and plain == sample_id and len(plain.encode()) <= 200:
+        return plain
+    short = plain.encode()[:180].decode(errors="ignore") or "sample"
+    return f"{short}-{zlib.crc32(sample_id.encode(errors='surrogatepass')):08x}"
 
 
 def save_overlays(rows: list[tuple[str, Image.Image]], folder: Path) -> None:

@@ -203,8 +203,12 @@ class Sa2VAProcessor(ProcessorMixin):
         for position, message in enumerate(messages):
             content = message["content"]
             if not isinstance(content, str):
-                parts = (IMAGE_PLACEHOLDER + "\n" if p["type"] == "image" else p["text"] for p in content)
-                content = "".join(parts)
+                # All images of a conversation stand together, so their first part places them all.
+                first = next((index for index, part in enumerate(content) if part["type"] == "image"), None)
+                content = "".join(
+                    (IMAGE_PLACEHOLDER + "\n" if index == first else "") if part["type"] == "image" else part["text"]
+                    for index, part in enumerate(content)
+                )
             if message["role"] == "assistant":
                 answer = self._ids(content + self._template["answer_end"])
                 input_ids += answer

@@ -533,11 +533,9 @@ def test_a_clip_is_augmented_as_one(tiler):
         (QUESTIONS, [*ANSWERS, "[SEG] [SEG]"], r"'\[SEG\] \[SEG\]' must hold \[SEG\] exactly once"),
         pytest.param(
             ["Segment {phrase} as [SEG]."], ANSWERS, "question_templates",
-            marks=pytest.mark.xfail(strict=True, reason="a [SEG] in a question has no mask"),
         ),
         pytest.param(
             ["<image>\nSegment {phrase}."], ANSWERS, "question_templates",
-            marks=pytest.mark.xfail(strict=True, reason="fails on the first row with two objects, without its name"),
         ),
     ],
 )  # fmt: skip

@@ -174,7 +174,6 @@ def test_a_dataset_without_masks_has_nothing_to_score(network):
         evaluate(dataset, predict_probabilities(*network, dataset, progress=False))
 
 
-@pytest.mark.xfail(strict=True, reason="raises 'clusters are missing' after everything has been predicted")
 def test_rows_of_unknown_patients_do_not_cost_the_evaluation():
     dataset = stored([sample("a", TARGET, patient_id="p"), sample("b", TARGET)])
     try:
@@ -382,7 +381,7 @@ def test_masks_of_0_and_1_are_read_too(tmp_path):
 def test_missing_masks_are_counted_and_the_first_is_named(tmp_path):
     dataset = stored([sample(name, TARGET) for name in ("a", "b/1", "c")])
     write(tmp_path, "a", TARGET)
-    with pytest.raises(DatasetError, match=r"lacks 2 of 3 masks.*b_1\.png"):
+    with pytest.raises(DatasetError, match=r"lacks 2 of 3 masks.*b_1-\w+\.png"):
         next(read_predictions(tmp_path, dataset))
     with pytest.raises(DatasetError, match=r"nowhere lacks 3 of 3 masks"):
         next(read_predictions(tmp_path / "nowhere", dataset))
@@ -412,7 +411,6 @@ def test_bad_masks_are_refused(tmp_path, spoil, reason):
 
 
 @pytest.mark.parametrize(("spoil", "reason"), BAD_FILES)
-@pytest.mark.xfail(strict=True, reason="the message gives the reason without the file")
 def test_bad_masks_are_named(tmp_path, spoil, reason):
     dataset = spoilt(tmp_path, spoil)
     with pytest.raises(DatasetError, match=f"spoilt.*{reason}"):
@@ -425,7 +423,6 @@ def test_a_folder_holds_one_mask_a_sample(tmp_path):
         list(read_predictions(tmp_path, stored([sample("two", TARGET, ~TARGET)])))
 
 
-@pytest.mark.xfail(strict=True, reason="both are read from a_b.png, and one is scored against the other's mask")
 def test_identifiers_that_share_a_file_name_are_refused(tmp_path):
     dataset = stored([sample("a/b", TARGET), sample("a_b", ~TARGET)])
     for name, mask in (("a/b", TARGET), ("a_b", ~TARGET)):

@@ -109,12 +109,10 @@ def test_numbers_are_names_too():
     assert file_name(17) == "17"
 
 
-@pytest.mark.xfail(strict=True, reason="a shell's * would hand it to a command as an option")
 def test_a_name_does_not_look_like_an_option():
     assert not file_name("-rf").startswith("-")
 
 
-@pytest.mark.xfail(strict=True, reason="OSError: File name too long")
 def test_long_names_can_be_written(tmp_path):
     (tmp_path / f"{file_name('film' * 100)}.png").write_bytes(b"")
 
@@ -123,14 +121,13 @@ def test_overlays_are_saved_under_their_names(tmp_path):
     folder = tmp_path / "new" / "overlays"
     pictures = [("a", canvas(value=1)), ("pat 1/film:2", canvas(value=2)), ("../out", canvas(value=3))]
     save_overlays(pictures, folder)
-    assert {path.name for path in folder.iterdir()} == {"a.png", "pat_1_film_2.png", "out.png"}
+    assert {path.name for path in folder.iterdir()} == {f"{file_name(name)}.png" for name, _ in pictures}
     assert [path.name for path in tmp_path.rglob("*.png") if path.parent != folder] == []
     for name, image in pictures:
         assert Image.open(folder / f"{file_name(name)}.png").convert("RGB") == image
     save_overlays(pictures, folder)  # again, over what is there
 
 
-@pytest.mark.xfail(strict=True, reason="the second picture overwrites the first")
 def test_no_overlay_overwrites_another(tmp_path):
     save_overlays([("a/b", canvas(value=1)), ("a_b", canvas(value=2))], tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
