@@ -149,6 +149,16 @@ class GroundingEncoder(PreTrainedModel):
         # The `sam2` package initialises its modules in their constructors.
         pass
 
+    def _apply(self, fn, recurse=True):
+        # `.to(torch.bfloat16)` (Trainer's `bf16_full_eval`) moves the matrix but leaves its bits alone.
+        layer = self.sam2_model.sam_prompt_encoder.pe_layer
+        exact = layer.positional_encoding_gaussian_matrix
+        super()._apply(fn, recurse)
+        moved = layer.positional_encoding_gaussian_matrix
+        if moved.dtype != exact.dtype:
+            layer.positional_encoding_gaussian_matrix = exact.to(moved.device)
+        return self
+
     @property
     def mask_decoder(self) -> nn.Module:
         return self.sam2_model.sam_mask_decoder

@@ -288,7 +288,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if len(features.seg_index) == 0 and not self._must_run_everything:
             size = self.config.grounding_config.mask_size
-            return features.seg_states.new_zeros((0, size, size)), features.seg_states.new_zeros(0)
+            none = features.seg_states.new_zeros((0, size, size), dtype=torch.float32)
+            return none, none.new_zeros(0)
         candidates, ious = self.decode_candidates(_at_least_one(features))
         best = ious.argmax(dim=-1)
         index = torch.arange(len(best), device=best.device)
@@ -381,6 +382,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "do_sample": False,
                 "max_new_tokens": 2048,
                 **processor.stopping(),
+                # One in the answer would ask for an image that is not there.
+                "suppress_tokens": [processor.image_token_id],
                 "pad_token_id": processor.tokenizer.pad_token_id,
                 **generate_kwargs,
             },

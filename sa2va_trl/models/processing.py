@@ -3,7 +3,7 @@ import re
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, GotOcr2ImageProcessor, GotOcr2ImageProcessorPil, ProcessorMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
@@ -98,6 +98,9 @@ class Sa2VAProcessor(ProcessorMixin):
         if prompt_template not in TEMPLATES:
             raise ValueError(f"prompt_template must be one of {', '.join(TEMPLATES)}, got {prompt_template!r}.")
         template = TEMPLATES[prompt_template]
+        if isinstance(image_processor, GotOcr2ImageProcessor):
+            # What `from_pretrained` loads by default; torchvision's resize is up to one grey level off Sa2VA's own.
+            image_processor = GotOcr2ImageProcessorPil(**image_processor.to_dict())
         super().__init__(image_processor, tokenizer, chat_template=chat_template or _jinja(template))
         self.image_seq_length = image_seq_length
         self.grounding_image_size = grounding_image_size
