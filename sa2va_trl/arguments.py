@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from datasets import DatasetDict
 from peft import PeftModel
-from transformers import AutoProcessor, TrainingArguments
+from transformers import TrainingArguments
 
 from .data.readers import load_dataset_dict
-from .models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
+from .models import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 
 
 @dataclass
@@ -23,20 +23,22 @@ class ModelArguments:
         adapter (`str`, *optional*): folder or Hub id of an adapter for it.
         dtype (`str`, *optional*, defaults to `"float32"`): of the weights.
         attn_implementation (`str`, *optional*, defaults to `"sdpa"`): of the VLM.
-        tiny_image_size (`int`, *optional*, defaults to 256): side of SAM 2's square in the tiny model.
+        grounding_image_size (`int`, *optional*):
+            Side of SAM 2's square in pixels, in place of the model's own (tiny: 256). No weight depends on it; the mask
+            grid is a quarter of it.
     """
 
     model_name_or_path: str = field(default="tiny", metadata={"help": "tiny, a folder or a Hub id."})
     adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of an adapter."})
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16 or float16."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2 or eager."})
-    tiny_image_size: int = field(default=256, metadata={"help": "Side of SAM 2's square in the tiny model."})
+    grounding_image_size: int | None = field(
+        default=None, metadata={"help": "Side of SAM 2's square in pixels; the model's own by default."}
+    )
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}.")
-        if self.model_name_or_path != "tiny" and self.tiny_image_size != 256:
-            raise ValueError("tiny_image_size has no meaning without model_name_or_path=tiny.")
 
 
 @dataclass
@@ -110,13 +112,16 @@ def load_model(
         The model (a `PeftModel` with an adapter that was not merged) and its processor.
     """
     if args.model_name_or_path == "tiny":
-        model, processor = tiny_sa2va(image_size=args.tiny_image_size)
+        model, processor = tiny_sa2va(image_size=args.grounding_image_size or 256)
         model = model.to(getattr(torch, args.dtype))
     else:
+        config = Sa2VAConfig.from_pretrained(args.model_name_or_path)
+        processor = Sa2VAProcessor.from_pretrained(args.model_name_or_path)
+        if args.grounding_image_size is not None:
+            config.grounding_config.image_size = processor.grounding_image_size = args.grounding_image_size
         model = Sa2VAForConditionalGeneration.from_pretrained(
-            args.model_name_or_path, dtype=args.dtype, attn_implementation=args.attn_implementation
+            args.model_name_or_path, config=config, dtype=args.dtype, attn_implementation=args.attn_implementation
         )
-        processor = AutoProcessor.from_pretrained(args.model_name_or_path)
     if args.adapter is not None:
         model = PeftModel.from_pretrained(model, args.adapter)
         if merge:

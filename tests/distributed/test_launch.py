@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 OPTIONS = {
     "model_name_or_path": "tiny",
-    "tiny_image_size": 128,
+    "grounding_image_size": 128,
     "trainable": "stage1",
     "lora_r": 4,
     "lora_dropout": 0.0,

@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
             *options(
                 folder,
                 output_dir=str(folder / "model"),
-                tiny_image_size=128,
+                grounding_image_size=128,
                 synthetic=SYNTHETIC,
                 trainable="full",
                 max_steps=2,
@@ -155,7 +155,7 @@ def test_bad_options_name_themselves_and_leave_nothing(monkeypatch, tmp_path, ca
     output = tmp_path / "output"
     defaults = {"synthetic": SYNTHETIC} if name != "predict" else {}
     if name == "sft":
-        defaults |= {"use_cpu": True, "report_to": "none", "tiny_image_size": 128}
+        defaults |= {"use_cpu": True, "report_to": "none", "grounding_image_size": 128}
     with pytest.raises((ValueError, TypeError, OSError, SystemExit)) as error:
         recipe(monkeypatch, name, *options(tmp_path, **{**defaults, **values}), "--output_dir", output)
     assert message in str(error.value) + capsys.readouterr().err
