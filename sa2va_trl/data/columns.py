@@ -37,8 +37,8 @@ FEATURES = Features(
     }
 )
 ACCEPTED_COLUMNS = (
-    "`sample_id` with one of: (a) `image` (or `images`, a clip), `mask` and `phrase`; (b) `image` (or `images`), `masks` "
-    f"and `phrases`; (c) `messages`, alone or with `image`/`images` and one mask for every {SEG_TOKEN}"
+    "`sample_id` with one of: (a) `image` (or `images`, a clip), `mask` and `phrase`; (b) `image` (or `images`), "
+    f"`masks` and `phrases`; (c) `messages`, alone or with `image`/`images` and one mask for every {SEG_TOKEN}"
 )
 _LISTED = 50
 
@@ -48,10 +48,14 @@ class BadRow(NamedTuple):
     One row that cannot be used.
 
     Args:
-        row (`int`): Position in the dataset (or in the list of the annotation file).
-        sample_id (`str` or `None`): Its `sample_id`, where it has one.
-        file (`str` or `None`): The file to look at, where it is known.
-        reason (`str`): What is wrong with it.
+        row (`int`):
+            Position in the dataset (or in the list of the annotation file).
+        sample_id (`str` or `None`):
+            Its `sample_id`, where it has one.
+        file (`str` or `None`):
+            The file to look at, where it is known.
+        reason (`str`):
+            What is wrong with it.
     """
 
     row: int | None
@@ -73,8 +77,10 @@ class DatasetError(ValueError):
     A dataset, or a folder to be read as one, that cannot be trained on.
 
     Args:
-        message (`str`): What is wrong and what to do.
-        problems (list of `BadRow`, *optional*): Every bad row. The message lists the first 50 and counts the rest.
+        message (`str`):
+            What is wrong and what to do.
+        problems (list of `BadRow`, *optional*):
+            Every bad row. The message lists the first 50 and counts the rest.
     """
 
     def __init__(self, message: str, problems: list[BadRow] | None = None):
@@ -90,8 +96,10 @@ def resolve_inside(root: str | os.PathLike, relative: str | os.PathLike) -> Path
     Resolve a path that a dataset names, and refuse it where it leaves the dataset's folder.
 
     Args:
-        root (`str` or `os.PathLike`): The folder. It may itself be a symbolic link.
-        relative (`str` or `os.PathLike`): Path below `root`, as written in the annotation file.
+        root (`str` or `os.PathLike`):
+            The folder. It may itself be a symbolic link.
+        relative (`str` or `os.PathLike`):
+            Path below `root`, as written in the annotation file.
 
     Returns:
         `Path`: The absolute path, symbolic links followed. It need not exist.
@@ -117,8 +125,8 @@ def quiet_pillow() -> Iterator[None]:
     """
     Switch Pillow's own size limit and warnings off, so that `open_image` is the only one to refuse a large image.
 
-    Pillow's limit warns at one size, raises at another, and names neither the file nor both sides. Limit and warning filters are
-    global variables: enter this once, outside any threads.
+    Pillow's limit warns at one size, raises at another, and names neither the file nor both sides. Limit and warning
+    filters are global variables: enter this once, outside any threads.
     """
     limit = PIL.Image.MAX_IMAGE_PIXELS
     PIL.Image.MAX_IMAGE_PIXELS = None
@@ -135,9 +143,10 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
     Open an image far enough to know its size: the header is read, no pixel is decoded. Use inside `quiet_pillow`.
 
     Args:
-        source (`PIL.Image.Image`, `dict` or path): A decoded image, an undecoded `datasets.Image` value (`{"bytes", "path"}`), or
-            the path of a file.
-        max_pixels (`int`, *optional*, defaults to `100_000_000`): The largest width x height accepted.
+        source (`PIL.Image.Image`, `dict` or path):
+            A decoded image, an undecoded `datasets.Image` value (`{"bytes", "path"}`), or the path of a file.
+        max_pixels (`int`, *optional*, defaults to `100_000_000`):
+            The largest width x height accepted.
 
     Raises:
         `DatasetError`: With the reason alone; the caller knows the row.
@@ -205,16 +214,19 @@ def decode_mask(source: Any, size: tuple[int, int] | None = None, max_pixels: in
     Decode a mask and check it.
 
     Args:
-        source (`PIL.Image.Image`, `dict` or path): As in `open_image`.
-        size (`tuple[int, int]`, *optional*): (width, height) of the image that the mask belongs to.
-        max_pixels (`int`, *optional*, defaults to `100_000_000`): The largest width x height accepted.
+        source (`PIL.Image.Image`, `dict` or path):
+            As in `open_image`.
+        size (`tuple[int, int]`, *optional*):
+            (width, height) of the image that the mask belongs to.
+        max_pixels (`int`, *optional*, defaults to `100_000_000`):
+            The largest width x height accepted.
 
     Returns:
         `PIL.Image.Image`: Mode `L`, values 0 and 255.
 
     Raises:
-        `DatasetError`: If it is unreadable, of another size than the image, or holds other values than {0, 255} or {0, 1}.
-            All reasons that apply are in the one message.
+        `DatasetError`: If it is unreadable, of another size than the image, or holds other values than {0, 255} or
+            {0, 1}. All reasons that apply are in the one message.
     """
     mask = decode_image(source, max_pixels)
     reasons = []
@@ -244,7 +256,9 @@ def _message_text(content: Any) -> str | None:
 
 def _check_messages(messages: Any) -> tuple[int, list[str]]:
     """Count the [SEG] of the assistant turns; list what is wrong with the conversation."""
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages):
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
+    ):
         return 0, ["messages is malformed: expected a list of {'role', 'content'}"]
     problems, count, previous = [], 0, None
     for number, message in enumerate(messages):
@@ -265,7 +279,9 @@ def _check_messages(messages: Any) -> tuple[int, list[str]]:
                 problems.append(f"messages is malformed: message {number} (assistant) is empty")
         elif SEG_TOKEN in text:
             # The model takes a mask prompt from every [SEG] of a sequence, whoever says it.
-            problems.append(f"messages is malformed: {SEG_TOKEN} in message {number} ({role}); only the assistant may say it")
+            problems.append(
+                f"messages is malformed: {SEG_TOKEN} in message {number} ({role}); only the assistant may say it"
+            )
         previous = role
     if previous != "assistant":
         problems.append("messages is malformed: it does not end with an assistant turn")
@@ -333,13 +349,16 @@ def normalize_row(row: dict[str, Any]) -> dict[str, Any]:
     Bring any legal row into one form.
 
     Args:
-        row (`dict`): A decoded row (PIL images) in one of the styles of `ACCEPTED_COLUMNS`. Columns that are None count as absent.
+        row (`dict`):
+            A decoded row (PIL images) in one of the styles of `ACCEPTED_COLUMNS`. Columns that are None count as
+            absent.
 
     Returns:
         `dict` with
-            - `images` (list of `PIL.Image.Image`): none (a text-only row), one, or the frames of a clip, in their own modes.
-            - `masks` (list of `PIL.Image.Image`): mode `L`, values 0 and 255, one an object; for a clip one an object and frame,
-              object-major (`masks[object * frames + frame]`).
+            - `images` (list of `PIL.Image.Image`): none (a text-only row), one, or the frames of a clip, in their own
+              modes.
+            - `masks` (list of `PIL.Image.Image`): mode `L`, values 0 and 255, one an object; for a clip one an object
+              and frame, object-major (`masks[object * frames + frame]`).
             - `phrases` (list of `str`, or `None`): one an object; None where the row has `messages`.
             - `messages` (list of `dict`, or `None`): as stored; its [SEG]s pair with the masks in order.
             - `sample_id` (`str` or `None`).
@@ -432,7 +451,8 @@ def _check_features(features: Features, name: str) -> None:
 
 def iter_undecoded(dataset: Dataset, batch_size: int = 64) -> Iterator[list[dict[str, Any]]]:
     """
-    Iterate over the rows in batches, with images as `{"bytes", "path"}` and without any format or transform of the dataset.
+    Iterate over the rows in batches, with images as `{"bytes", "path"}` and without any format or transform of the
+    dataset.
 
     `cast_column(..., List(Image(decode=False)))` would say the same, but writes a copy of the whole dataset to do so.
     """
@@ -455,29 +475,36 @@ def check_dataset(
     """
     Check every row of a dataset before training starts, and report all bad rows at once.
 
-    Each image is refused from its header where it is too large, and otherwise decoded in full, once: a truncated file shows
-    nowhere else. The rows are checked as stored, not as a `with_transform` makes them. An `IterableDataset` is not checked, since
-    that would consume it: its first bad row fails when training reaches it.
+    Each image is refused from its header where it is too large, and otherwise decoded in full, once: a truncated file
+    shows nowhere else. The rows are checked as stored, not as a `with_transform` makes them. An `IterableDataset` is
+    not checked, since that would consume it: its first bad row fails when training reaches it.
 
     Args:
-        dataset (`datasets.Dataset` or `datasets.IterableDataset`): Rows in the styles of `ACCEPTED_COLUMNS`; styles may differ from row to row.
-        name (`str`, *optional*, defaults to `"train_dataset"`): What the messages call it.
-        max_pixels (`int`, *optional*, defaults to `100_000_000`): The largest width x height of an image or mask.
-        num_proc (`int`, *optional*): Number of workers that decode. They are threads, as Pillow decodes outside the interpreter lock;
-            1 when None.
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`):
+            Rows in the styles of `ACCEPTED_COLUMNS`; styles may differ from row to row.
+        name (`str`, *optional*, defaults to `"train_dataset"`):
+            What the messages call it.
+        max_pixels (`int`, *optional*, defaults to `100_000_000`):
+            The largest width x height of an image or mask.
+        num_proc (`int`, *optional*):
+            Number of workers that decode. They are threads, as Pillow decodes outside the interpreter lock; 1 when
+            None.
 
     Raises:
-        `DatasetError`: If the dataset is empty, lacks columns, or has rows that cannot be trained on: a missing, truncated or too large
-            image; a mask of another size than its image, or with other values than {0, 255} or {0, 1}; a number of masks other
-            than that of the phrases or of the [SEG]s (times the frames); an empty phrase; malformed `messages`; a `sample_id`
-            that is empty or used twice. An all-zero mask is legal. `problems` holds every bad row.
+        `DatasetError`: If the dataset is empty, lacks columns, or has rows that cannot be trained on: a missing,
+            truncated or too large image; a mask of another size than its image, or with other values than {0, 255} or
+            {0, 1}; a number of masks other than that of the phrases or of the [SEG]s (times the frames); an empty
+            phrase; malformed `messages`; a `sample_id` that is empty or used twice. An all-zero mask is legal.
+            `problems` holds every bad row.
         `TypeError`: If it is no `datasets.Dataset`.
     """
     if isinstance(dataset, IterableDataset):
         logger.warning("%s is an IterableDataset: its rows are not checked before training.", name)
         return
     if not isinstance(dataset, Dataset):
-        raise TypeError(f"{name} must be a datasets.Dataset, not {type(dataset).__name__}; of a DatasetDict pass one split")
+        raise TypeError(
+            f"{name} must be a datasets.Dataset, not {type(dataset).__name__}; of a DatasetDict pass one split"
+        )
     if len(dataset) == 0:
         raise DatasetError(f"{name} is empty: it has no rows")
     _check_features(dataset.features, name)

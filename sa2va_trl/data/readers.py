@@ -44,7 +44,8 @@ _TOLERANCE = 1.0  # pixels that a polygon may reach over the image's edge: annot
 
 def normalize_phrase(text: str) -> str:
     """
-    Bring a phrase into the form that Sa2VA's fine-tuning data has: no outer white space, no dot at the end, lower case.
+    Bring a phrase into the form that Sa2VA's fine-tuning data has: no outer white space, no dot at the end, lower
+    case.
 
     Raises:
         `DatasetError`: If nothing is left.
@@ -57,8 +58,8 @@ def normalize_phrase(text: str) -> str:
 
 def _sample_ids(paths: list[str]) -> list[str]:
     """
-    A unique name for every image, fit to name a file: the stem; where stems collide, the relative path without its suffix, then
-    with it, its folders joined by `_`; then, where one image is listed several times, a number.
+    A unique name for every image, fit to name a file: the stem; where stems collide, the relative path without its
+    suffix, then with it, its folders joined by `_`; then, where one image is listed several times, a number.
     """
     forms = (
         lambda path: path.stem,
@@ -110,13 +111,15 @@ def polygons_to_mask(polygons: list[list[float]], size: tuple[int, int]) -> np.n
     """
     Rasterise the polygons of one object and join them by OR.
 
-    Coordinates are COCO's: continuous, x to the right and y down, the pixel in column c and row r covering [c, c + 1) x [r, r + 1). A
-    pixel belongs to the object where its centre (c + 0.5, r + 0.5) lies inside a polygon. (Sa2VA's own loader adds the
-    polygons up instead, so that its targets exceed 1 where they overlap.)
+    Coordinates are COCO's: continuous, x to the right and y down, the pixel in column c and row r covering [c, c + 1)
+    x [r, r + 1). A pixel belongs to the object where its centre (c + 0.5, r + 0.5) lies inside a polygon. (Sa2VA's own
+    loader adds the polygons up instead, so that its targets exceed 1 where they overlap.)
 
     Args:
-        polygons (list of list of `float`): Each `[x1, y1, x2, y2, ...]`, in pixels. None gives an empty mask.
-        size (`tuple[int, int]`): (width, height) of the image.
+        polygons (list of list of `float`):
+            Each `[x1, y1, x2, y2, ...]`, in pixels. None gives an empty mask.
+        size (`tuple[int, int]`):
+            (width, height) of the image.
 
     Returns:
         `np.ndarray` of shape `(height, width)` and type `bool`.
@@ -158,8 +161,8 @@ def _check_polygon(polygon: Any, size: tuple[int, int] | None) -> str | None:
             low, high = min(polygon[axis::2]), max(polygon[axis::2])
             if low < -_TOLERANCE or high > limit + _TOLERANCE:
                 return (
-                    f"leaves the image: {name} from {low:g} to {high:g}, the image is {size[0]} x {size[1]} (width x height); "
-                    "are the coordinates in the pixels of this very file?"
+                    f"leaves the image: {name} from {low:g} to {high:g}, the image is {size[0]} x {size[1]} "
+                    "(width x height); are the coordinates in the pixels of this very file?"
                 )
     return None
 
@@ -209,7 +212,9 @@ def _load_json(file: Path) -> list:
     try:
         entries = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise DatasetError(f"{file}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+        raise DatasetError(
+            f"{file}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{file}: not UTF-8 text ({error})") from error
     except RecursionError as error:
@@ -225,25 +230,30 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
     """
     Read the official fine-tuning layout of Sa2VA: `annotations.json` beside `images/`.
 
-    The JSON is a list, one `{"image": NAME, "mask": [object, ...], "text": [phrase, ...]}` an image; an object is a list of polygons, a
-    polygon a flat `[x1, y1, x2, y2, ...]` in pixels of that file. The polygons of an object are joined by OR
-    (`polygons_to_mask`). An object without polygons has an empty mask; with `"mask": []` all of the entry's phrases have. Also read,
-    and counted in the log: an object that is one polygon without the list around it.
+    The JSON is a list, one `{"image": NAME, "mask": [object, ...], "text": [phrase, ...]}` an image; an object is a
+    list of polygons, a polygon a flat `[x1, y1, x2, y2, ...]` in pixels of that file. The polygons of an object are
+    joined by OR (`polygons_to_mask`). An object without polygons has an empty mask; with `"mask": []` all of the
+    entry's phrases have. Also read, and counted in the log: an object that is one polygon without the list around it.
 
     Args:
-        folder (`str` or `os.PathLike`): Holds `annotations.json` and `images/`.
-        phrase (`str`, *optional*): For entries without `text`, one for every object.
-        max_pixels (`int`, *optional*, defaults to `100_000_000`): The largest width x height of an image.
+        folder (`str` or `os.PathLike`):
+            Holds `annotations.json` and `images/`.
+        phrase (`str`, *optional*):
+            For entries without `text`, one for every object.
+        max_pixels (`int`, *optional*, defaults to `100_000_000`):
+            The largest width x height of an image.
 
     Returns:
-        `datasets.Dataset` with `image` (the file, not copied), `masks` (PNG, mode `L`, 0 and 255, at the image's own size), `phrases` (lower
-        case, without a final dot) and `sample_id` (the image's stem). Only the images' headers are read: `check_dataset` decodes them.
+        `datasets.Dataset` with `image` (the file, not copied), `masks` (PNG, mode `L`, 0 and 255, at the image's own
+        size), `phrases` (lower case, without a final dot) and `sample_id` (the image's stem). Only the images' headers
+        are read: `check_dataset` decodes them.
 
     Raises:
         `FileNotFoundError`: If `annotations.json` or `images/` is missing.
-        `DatasetError`: If the JSON cannot be read, or with every bad entry: a missing, unreadable or too large image; a path out of `images/`;
-            a polygon with an odd number of coordinates, fewer than 3 points, something else than finite numbers, or more than 1 px
-            out of the image; more or fewer masks than phrases; an empty phrase. No entry is left out silently.
+        `DatasetError`: If the JSON cannot be read, or with every bad entry: a missing, unreadable or too large image;
+            a path out of `images/`; a polygon with an odd number of coordinates, fewer than 3 points, something else
+            than finite numbers, or more than 1 px out of the image; more or fewer masks than phrases; an empty phrase.
+            No entry is left out silently.
     """
     folder = Path(folder)
     file, image_folder = folder / "annotations.json", folder / "images"
@@ -278,7 +288,8 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
             if phrases and not faults and objects and len(objects) != len(phrases):
                 relation = "more masks than phrases" if len(objects) > len(phrases) else "fewer masks than phrases"
                 problems.append(
-                    f"{relation}: {len(objects)} masks, {len(phrases)} phrases (`mask` has one list of polygons an object)"
+                    f"{relation}: {len(objects)} masks, {len(phrases)} phrases "
+                    "(`mask` has one list of polygons an object)"
                 )
             if problems:
                 bad.append(BadRow(number, None, name if isinstance(name, str) else None, "; ".join(problems)))
@@ -333,17 +344,22 @@ def read_mask_folder(
     Read images and masks that pair by file name: `image/NAME.*` with `mask/NAME.*`, or `images/` with `masks/`.
 
     Args:
-        folder (`str` or `os.PathLike`): Holds the two folders (PNG, JPEG, TIFF or BMP; the suffixes of a pair may differ).
-        phrase (`str`, *optional*, defaults to `"blood vessel"`): Names the one object of every image.
-        max_pixels (`int`, *optional*, defaults to `100_000_000`): The largest width x height of an image or mask.
+        folder (`str` or `os.PathLike`):
+            Holds the two folders (PNG, JPEG, TIFF or BMP; the suffixes of a pair may differ).
+        phrase (`str`, *optional*, defaults to `"blood vessel"`):
+            Names the one object of every image.
+        max_pixels (`int`, *optional*, defaults to `100_000_000`):
+            The largest width x height of an image or mask.
 
     Returns:
-        `datasets.Dataset` with `image` (the file, not copied), `masks` (one; PNG, mode `L`, 0 and 255), `phrases` and `sample_id` (the stem).
+        `datasets.Dataset` with `image` (the file, not copied), `masks` (one; PNG, mode `L`, 0 and 255), `phrases` and
+        `sample_id` (the stem).
 
     Raises:
         `FileNotFoundError`: If the folder has no such pair of folders.
-        `DatasetError`: With every bad file: an image without a mask or a mask without an image; two files of one name; a missing, unreadable or
-            too large file; a mask of another size than its image, or not binary ({0, 255} or {0, 1} as mode `L`).
+        `DatasetError`: With every bad file: an image without a mask or a mask without an image; two files of one name;
+            a missing, unreadable or too large file; a mask of another size than its image, or not binary ({0, 255} or
+            {0, 1} as mode `L`).
     """
     folder = Path(folder)
     pair = _find_pair(folder)
@@ -418,7 +434,8 @@ def _is_prepared(folder: Path) -> bool:
     """Whether `datasets.load_dataset` opens a folder: Parquet files, or images with a metadata file."""
     places = [folder, folder / "data", *(folder / name for name in SPLITS)]
     return any(
-        next(place.glob("*.parquet"), None) is not None or any((place / f"metadata.{s}").is_file() for s in ("jsonl", "csv"))
+        next(place.glob("*.parquet"), None) is not None
+        or any((place / f"metadata.{s}").is_file() for s in ("jsonl", "csv"))
         for place in places
         if place.is_dir()
     )
@@ -430,7 +447,9 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     for name, split in SPLITS.items():
         if (folder / name).is_dir():
             if split in found:
-                raise DatasetError(f"{folder} has both {found[split].name}/ and {name}/ for the split {split!r}: keep one")
+                raise DatasetError(
+                    f"{folder} has both {found[split].name}/ and {name}/ for the split {split!r}: keep one"
+                )
             found[split] = folder / name
     return found
 
@@ -462,13 +481,16 @@ def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
         if len(bad) == 1:
             raise bad[0]
         if bad:
-            raise DatasetError("\n".join(map(str, bad))) from bad[0]
+            together = DatasetError("\n".join(map(str, bad)))
+            together.problems = [problem for error in bad for problem in error.problems]
+            raise together from bad[0]
         return _with_unique_ids(DatasetDict(splits))
 
     raise DatasetError(
-        f"{folder} holds no dataset in a known format. Looked for, in it and in its train/, val/ (or valid/, validation/) and test/: "
-        "annotations.json with images/ (Sa2VA polygons); image/ with mask/, or images/ with masks/; Parquet files or metadata.jsonl "
-        "(what datasets.load_dataset opens); dataset_dict.json or state.json (what save_to_disk writes). "
+        f"{folder} holds no dataset in a known format. Looked for, in it and in its train/, val/ (or valid/, "
+        "validation/) and test/: annotations.json with images/ (Sa2VA polygons); image/ with mask/, or images/ with "
+        "masks/; Parquet files or metadata.jsonl (what datasets.load_dataset opens); dataset_dict.json or state.json "
+        "(what save_to_disk writes). "
         f"Found: {', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'nothing'}."
     )
 
@@ -498,7 +520,8 @@ def _to_columns(dataset: Dataset, split: str, phrase: str | None) -> Dataset:
     features = dataset.features
     if isinstance(features.get("mask"), Image):
         dataset = dataset.cast_column("mask", Image(mode="L"))
-    if is_image_list(features.get("masks")) and features["masks"].feature.mode != "L":  # unlike the above, rewrites the data
+    # unlike the cast above, this one rewrites the data
+    if is_image_list(features.get("masks")) and features["masks"].feature.mode != "L":
         dataset = dataset.cast_column("masks", List(Image(mode="L")))
     if phrase is not None and not features.keys() & {*PHRASE_COLUMNS, "messages"}:
         phrase = normalize_phrase(phrase)
@@ -518,35 +541,42 @@ def _to_columns(dataset: Dataset, split: str, phrase: str | None) -> Dataset:
     return dataset
 
 
-def load_dataset_dict(name_or_path: str | os.PathLike, phrase: str | None = None, **synthetic_kwargs: Any) -> DatasetDict:
+def load_dataset_dict(
+    name_or_path: str | os.PathLike, phrase: str | None = None, **synthetic_kwargs: Any
+) -> DatasetDict:
     """
     Load a dataset by name: what `--dataset_name` takes.
 
     Args:
-        name_or_path (`str` or `os.PathLike`): One of
+        name_or_path (`str` or `os.PathLike`):
+            One of
             - `"synthetic"`: generated angiography (`synthetic_splits`).
-            - A folder in a reader's layout, with or without one sub-folder a split (`train`; `val`, `valid` or `validation`; `test`).
-            - A folder that `datasets.load_dataset` opens (Parquet, or images with `metadata.jsonl`), or that `save_to_disk` wrote.
+            - A folder in a reader's layout, with or without one sub-folder a split (`train`; `val`, `valid` or
+              `validation`; `test`).
+            - A folder that `datasets.load_dataset` opens (Parquet, or images with `metadata.jsonl`), or that
+              `save_to_disk` wrote.
             - The id of a dataset on the Hub (`user/name`).
-        phrase (`str`, *optional*): For data that names no phrase itself (a mask folder then has `"blood vessel"` by default).
-        synthetic_kwargs: Passed to `synthetic_splits`.
+        phrase (`str`, *optional*):
+            For data that names no phrase itself (a mask folder then has `"blood vessel"` by default).
+        synthetic_kwargs:
+            Passed to `synthetic_splits`.
 
     Returns:
-        `datasets.DatasetDict` with `train`, `validation` and `test`, as many as there are; data without splits is `train`. The rows are
-        not checked beyond what the readers check: see `check_dataset`. Where two sub-folders use one `sample_id`, all get the
-        split's name in front (`test_0001`).
+        `datasets.DatasetDict` with `train`, `validation` and `test`, as many as there are; data without splits is
+        `train`. The rows are not checked beyond what the readers check: see `check_dataset`. Where two sub-folders use
+        one `sample_id`, all get the split's name in front (`test_0001`).
 
     Raises:
         `FileNotFoundError`: If it is neither an existing folder nor the id of a dataset that the Hub opens.
         `DatasetError`: If the folder has no known format (the message lists those), or bad rows.
-        `ValueError`: If an option has no meaning for this kind of dataset.
+        `ValueError`: If `synthetic_kwargs` are given for another dataset.
     """
     name = os.fspath(name_or_path)
     if name == "synthetic":
-        if phrase is not None:
-            raise ValueError("phrase has no meaning for the synthetic dataset, which names its objects itself; leave it out")
         from .synthetic import synthetic_splits
 
+        if phrase is not None:
+            synthetic_kwargs["phrase"] = normalize_phrase(phrase)
         return synthetic_splits(**synthetic_kwargs)
     if synthetic_kwargs:
         raise ValueError(f"{', '.join(synthetic_kwargs)}: only for the dataset 'synthetic', not for {name!r}")
@@ -561,11 +591,13 @@ def load_dataset_dict(name_or_path: str | os.PathLike, phrase: str | None = None
             splits = datasets.load_dataset(name)
         except (FileNotFoundError, ConnectionError) as error:
             raise FileNotFoundError(
-                f"{name!r} is neither an existing folder (looked in {Path.cwd()}) nor a dataset on the Hub that could be opened: {error}"
+                f"{name!r} is neither an existing folder (looked in {Path.cwd()}) nor a dataset on the Hub that "
+                f"could be opened: {error}"
             ) from error
     else:
         raise FileNotFoundError(
-            f"{path} does not exist (looked in {Path.cwd()}), and {name!r} is not the id of a dataset on the Hub (user/name)"
+            f"{path} does not exist (looked in {Path.cwd()}), and {name!r} is not the id of a dataset on the Hub "
+            "(user/name)"
         )
 
     renamed: dict[str, Dataset] = {}

@@ -16,13 +16,16 @@ def check_no_leakage(a: Dataset, b: Dataset, names: tuple[str, str] = ("train", 
     """
     Check that no patient, video or sample is in both of two splits.
 
-    Compares the columns `patient_id`, `video_id` and `sample_id`, those that both have; None is no group. An `IterableDataset` is
-    not checked, since that would consume it.
+    Compares the columns `patient_id`, `video_id` and `sample_id`, those that both have; None is no group. An
+    `IterableDataset` is not checked, since that would consume it.
 
     Args:
-        a (`datasets.Dataset`): One split.
-        b (`datasets.Dataset`): The other.
-        names (`tuple[str, str]`, *optional*, defaults to `("train", "validation")`): What the message calls them.
+        a (`datasets.Dataset`):
+            One split.
+        b (`datasets.Dataset`):
+            The other.
+        names (`tuple[str, str]`, *optional*, defaults to `("train", "validation")`):
+            What the message calls them.
 
     Raises:
         `DatasetError`: With every column whose values the two share, and examples.
@@ -41,7 +44,8 @@ def check_no_leakage(a: Dataset, b: Dataset, names: tuple[str, str] = ("train", 
             found.append(f"{len(shared)} {column} ({examples})")
     if found:
         raise DatasetError(
-            f"{names[0]} and {names[1]} overlap: both have {'; '.join(found)}. Split by patient or video (`group_split`)."
+            f"{names[0]} and {names[1]} overlap: both have {'; '.join(found)}. "
+            "Split by patient or video (`group_split`)."
         )
 
 
@@ -49,15 +53,20 @@ def group_split(dataset: Dataset, fractions: dict[str, float], by: str = "patien
     """
     Split a dataset so that every group is in exactly one split.
 
-    The groups are shuffled; the first ones go one to each split, so that none is empty, and every further one to the split that lacks most
-    rows. Which group goes where depends on the groups, their sizes and `seed`, not on the order of the rows.
+    The groups are shuffled; the first ones go one to each split, so that none is empty, and every further one to the
+    split that lacks most rows. Which group goes where depends on the groups, their sizes and `seed`, not on the order
+    of the rows.
 
     Args:
-        dataset (`datasets.Dataset`): The rows.
-        fractions (`dict[str, float]`): The share of the rows that each split aims at, above 0 and 1 in sum. It is met as nearly as whole
-            groups allow.
-        by (`str`, *optional*, defaults to `"patient_id"`): The column that names the group.
-        seed (`int`, *optional*, defaults to `0`): Of the shuffle.
+        dataset (`datasets.Dataset`):
+            The rows.
+        fractions (`dict[str, float]`):
+            The share of the rows that each split aims at, above 0 and 1 in sum. It is met as nearly as whole groups
+            allow.
+        by (`str`, *optional*, defaults to `"patient_id"`):
+            The column that names the group.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the shuffle.
 
     Returns:
         `datasets.DatasetDict`: The splits in the order of `fractions`, their rows in the order of `dataset`.
@@ -81,7 +90,9 @@ def group_split(dataset: Dataset, fractions: dict[str, float], by: str = "patien
         problems = [BadRow(row, None, None, f"{by} is missing or empty") for row in sorted(nameless)]
         raise DatasetError(f"{len(nameless)} rows have no group:", problems)
     if len(rows_of) < len(fractions):
-        raise DatasetError(f"{len(rows_of)} groups in {by!r} are too few for {len(fractions)} splits ({', '.join(fractions)})")
+        raise DatasetError(
+            f"{len(rows_of)} groups in {by!r} are too few for {len(fractions)} splits ({', '.join(fractions)})"
+        )
 
     groups = sorted(rows_of, key=str)
     groups = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))]

@@ -105,7 +105,9 @@ class TestGroupSplit:
         with pytest.raises(DatasetError, match="1 groups in 'patient_id' are too few for 2 splits"):
             group_split(rows(["a", "a"]), {"train": 0.5, "test": 0.5})
 
-    @pytest.mark.parametrize("fractions", [{}, {"a": 0.5, "b": 0.6}, {"a": 1.0, "b": 0.0}, {"a": 1.5, "b": -0.5}, {"a": float("nan")}])
+    @pytest.mark.parametrize(
+        "fractions", [{}, {"a": 0.5, "b": 0.6}, {"a": 1.0, "b": 0.0}, {"a": 1.5, "b": -0.5}, {"a": float("nan")}]
+    )
     def test_bad_fractions(self, fractions):
         with pytest.raises(ValueError, match="fractions"):
             group_split(rows(["a", "b"]), fractions)
