@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,9 @@ ACCEPTED_COLUMNS = (
     f"`masks` and `phrases`; (c) `messages`, alone or with `image`/`images` and one mask for every {SEG_TOKEN}"
 )
 _LISTED = 50
+_IMAGE = "<image>"
+# What the processor writes itself. In a text it would stand for an image that is not there, or end the turn.
+_RESERVED = re.compile(r"</?img>|<IMG_CONTEXT>|<\|\w+\|>")
 
 
 class BadRow(NamedTuple):
@@ -254,13 +258,13 @@ def _message_text(content: Any) -> str | None:
     return "".join(texts) if all(isinstance(text, str) for text in texts) else None
 
 
-def _check_messages(messages: Any) -> tuple[int, list[str]]:
+def _check_messages(messages: Any, has_images: bool) -> tuple[int, list[str]]:
     """Count the [SEG] of the assistant turns; list what is wrong with the conversation."""
     if not isinstance(messages, list) or not all(
         isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
     ):
         return 0, ["messages is malformed: expected a list of {'role', 'content'}"]
-    problems, count, previous = [], 0, None
+    problems, count, previous, first_user = [], 0, None, True
     for number, message in enumerate(messages):
         role, text = message["role"], _message_text(message["content"])
         if role not in ("system", "user", "assistant"):
@@ -271,6 +275,16 @@ def _check_messages(messages: Any) -> tuple[int, list[str]]:
             problems.append(f"messages is malformed: message {number} is an assistant turn that follows no user turn")
         elif role == "user" and previous == "user":
             problems.append(f"messages is malformed: messages {number - 1} and {number} are both user turns")
+        if text:
+            allowed = 1 if role == "user" and first_user and has_images else 0
+            if text.count(_IMAGE) > allowed:
+                problems.append(
+                    f"messages is malformed: {_IMAGE} in message {number} ({role}); it may stand once, in the first user "
+                    "turn of a row with an image"
+                )
+            for token in sorted(set(_RESERVED.findall(text))):
+                problems.append(f"messages is malformed: message {number} holds the reserved token {token}")
+        first_user = first_user and role != "user"
         if text is None:
             problems.append(f"messages is malformed: content of message {number} is neither a string nor typed parts")
         elif role == "assistant":
@@ -321,15 +335,16 @@ def _layout(row: dict[str, Any]) -> _Layout:
     if messages is not None:
         if phrases:
             problems.append("mixes `messages` and `phrase`/`phrases`: keep one")
-        count, faults = _check_messages(messages)
+        count, faults = _check_messages(messages, bool(images))
         problems += faults
         objects, unit = count, f"{SEG_TOKEN} in the assistant turns"
     else:
         for number, phrase in enumerate(phrases):
             if not isinstance(phrase, str) or not phrase.strip():
                 problems.append(f"phrase {number} is missing or empty")
-            elif SEG_TOKEN in phrase:
-                problems.append(f"phrase {number} holds the reserved token {SEG_TOKEN}")
+            else:
+                found = {token for token in (SEG_TOKEN, _IMAGE) if token in phrase} | set(_RESERVED.findall(phrase))
+                problems += [f"phrase {number} holds the reserved token {token}" for token in sorted(found)]
         if not phrases:
             problems.append("has neither a phrase nor messages")
         objects, unit = len(phrases), "phrases"
@@ -391,7 +406,13 @@ def _check_row(row: dict[str, Any], max_pixels: int) -> list[str]:
         if image is None:
             continue
         try:
-            sizes.append(decode_image(image, max_pixels).size)
+            decoded = decode_image(image, max_pixels)
+            sizes.append(decoded.size)
+            if decoded.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+                problems.append(
+                    f"image {number} has more than 8 bits a channel (mode {decoded.mode}), which would be clipped: "
+                    "window it to 8 bits first"
+                )
         except DatasetError as error:
             name = f"image {number}" if len(layout.images) > 1 else "image"
             where = f" {_file_of(image)}" if number and _file_of(image) else ""  # the first is named with the row

@@ -585,7 +585,6 @@ def test_malformed_rows_are_named(tiler, change, reason):
         ),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="placeholders in texts are not refused, or not by the row's name")
 def test_rows_with_placeholders_in_their_text_are_named(tiler, change):
     with pytest.raises(DatasetError, match="'row-7'"):
         SegCollator(tiler)([{**still(2), "sample_id": "row-7", **change}])
