@@ -30,6 +30,10 @@ class EvaluateArguments:
     batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
     num_overlays: int = field(default=12, metadata={"help": "Pictures to draw, from the worst to the best image."})
 
+    def __post_init__(self):
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
+
 
 def main():
     parser = TrlParser((EvaluateArguments, DataArguments, ModelArguments))

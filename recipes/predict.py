@@ -32,6 +32,10 @@ class PredictArguments:
     output_dir: str = field(default="outputs/predictions", metadata={"help": "Where the results go."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer."})
 
+    def __post_init__(self):
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
+
 
 def main():
     args, model_args = TrlParser((PredictArguments, ModelArguments)).parse_args_and_config()
@@ -55,7 +59,7 @@ def main():
         )
         objects = []
         for index, (phrase, score) in enumerate(zip(result.phrases, result.iou_scores.tolist(), strict=True)):
-            stem = file_name(name) if len(result.phrases) == 1 else f"{file_name(name)}_{index}"
+            stem = file_name(name) if len(result.phrases) == 1 else f"{file_name(name)}.object{index}"
             mask = result.masks[index].cpu().numpy()
             Image.fromarray(mask.astype(np.uint8) * 255).save(output / "masks" / f"{stem}.png")
             np.save(output / "probabilities" / f"{stem}.npy", result.probabilities[index].cpu().numpy())

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from datasets import DatasetDict
 from peft import PeftModel
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 from .data.readers import load_dataset_dict
 from .models import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
@@ -24,8 +24,8 @@ class ModelArguments:
         dtype (`str`, *optional*, defaults to `"float32"`): of the weights.
         attn_implementation (`str`, *optional*, defaults to `"sdpa"`): of the VLM.
         grounding_image_size (`int`, *optional*):
-            Side of SAM 2's square in pixels, in place of the model's own (tiny: 256). No weight depends on it; the mask
-            grid is a quarter of it.
+            Side of SAM 2's square in pixels, in place of the model's own (tiny: 256). No weight depends on it; the
+            mask grid is a quarter of it.
     """
 
     model_name_or_path: str = field(default="tiny", metadata={"help": "tiny, a folder or a Hub id."})
@@ -39,6 +39,12 @@ class ModelArguments:
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}.")
+        if self.grounding_image_size is not None and (
+            self.grounding_image_size < 64 or self.grounding_image_size % 32
+        ):
+            raise ValueError(
+                f"grounding_image_size must be a multiple of 32 of at least 64, got {self.grounding_image_size}."
+            )
 
 
 @dataclass
@@ -110,18 +116,40 @@ def load_model(
 
     Returns:
         The model (a `PeftModel` with an adapter that was not merged) and its processor.
+
+    Raises:
+        `ValueError`: the folder holds an adapter or another kind of model, or weights are missing or left over.
     """
     if args.model_name_or_path == "tiny":
         model, processor = tiny_sa2va(image_size=args.grounding_image_size or 256)
         model = model.to(getattr(torch, args.dtype))
+        model.set_attn_implementation(args.attn_implementation)
     else:
+        if (Path(args.model_name_or_path) / "adapter_config.json").is_file():
+            raise ValueError(
+                f"model_name_or_path={args.model_name_or_path!r} is an adapter: give its base model there, and this "
+                "folder as --adapter."
+            )
+        kind = PreTrainedConfig.get_config_dict(args.model_name_or_path)[0].get("model_type")
+        if kind != Sa2VAConfig.model_type:
+            raise ValueError(
+                f"model_name_or_path={args.model_name_or_path!r} is a model of type {kind!r}, not a native "
+                f"{Sa2VAConfig.model_type!r} one; a checkpoint in the published layout has to be converted."
+            )
         config = Sa2VAConfig.from_pretrained(args.model_name_or_path)
         processor = Sa2VAProcessor.from_pretrained(args.model_name_or_path)
         if args.grounding_image_size is not None:
             config.grounding_config.image_size = processor.grounding_image_size = args.grounding_image_size
-        model = Sa2VAForConditionalGeneration.from_pretrained(
-            args.model_name_or_path, config=config, dtype=args.dtype, attn_implementation=args.attn_implementation
+        model, loading = Sa2VAForConditionalGeneration.from_pretrained(
+            args.model_name_or_path,
+            config=config,
+            dtype=args.dtype,
+            attn_implementation=args.attn_implementation,
+            output_loading_info=True,
         )
+        faults = {name: sorted(map(str, keys)) for name, keys in loading.items() if keys}
+        if faults:
+            raise ValueError(f"{args.model_name_or_path} does not hold the model's weights, and only them: {faults}")
     if args.adapter is not None:
         model = PeftModel.from_pretrained(model, args.adapter)
         if merge:

@@ -183,6 +183,13 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
     return image
 
 
+def too_deep(image: PIL.Image.Image) -> str | None:
+    """What is wrong with an image of more than 8 bits a channel, which a conversion to RGB would clip; else `None`."""
+    if image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        return None
+    return f"has more than 8 bits a channel (mode {image.mode}), which would be clipped: window it to 8 bits first"
+
+
 def decode_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
     """
     Decode an image in full, turned upright as `datasets.Image` turns it. Arguments and errors as in `open_image`.
@@ -279,8 +286,8 @@ def _check_messages(messages: Any, has_images: bool) -> tuple[int, list[str]]:
             allowed = 1 if role == "user" and first_user and has_images else 0
             if text.count(_IMAGE) > allowed:
                 problems.append(
-                    f"messages is malformed: {_IMAGE} in message {number} ({role}); it may stand once, in the first user "
-                    "turn of a row with an image"
+                    f"messages is malformed: {_IMAGE} in message {number} ({role}); it may stand once, in the first "
+                    "user turn of a row with an image"
                 )
             for token in sorted(set(_RESERVED.findall(text))):
                 problems.append(f"messages is malformed: message {number} holds the reserved token {token}")
@@ -408,11 +415,8 @@ def _check_row(row: dict[str, Any], max_pixels: int) -> list[str]:
         try:
             decoded = decode_image(image, max_pixels)
             sizes.append(decoded.size)
-            if decoded.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-                problems.append(
-                    f"image {number} has more than 8 bits a channel (mode {decoded.mode}), which would be clipped: "
-                    "window it to 8 bits first"
-                )
+            if fault := too_deep(decoded):
+                problems.append(f"image {number} {fault}")
         except DatasetError as error:
             name = f"image {number}" if len(layout.images) > 1 else "image"
             where = f" {_file_of(image)}" if number and _file_of(image) else ""  # the first is named with the row

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .columns import DatasetError, decode_image
+from .columns import DatasetError, decode_image, quiet_pillow, too_deep
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
@@ -34,9 +34,18 @@ def read_media(path: str | Path) -> Iterator[tuple[str, Image.Image]]:
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise DatasetError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        # All of them before the first is given out: a run over a folder should not fail in its middle.
+        faults = []
+        for file in files:
+            try:
+                _image(file)
+            except DatasetError as error:
+                faults.append(str(error))
+        if faults:
+            raise DatasetError(f"{len(faults)} of {len(files)} images cannot be used:\n  " + "\n  ".join(faults))
         stems = [file.stem for file in files]
         for file in files:
-            yield (file.stem if stems.count(file.stem) == 1 else file.name.replace(".", "_")), _image(file)
+            yield (file.stem if stems.count(file.stem) == 1 else file.name), _image(file)
     elif path.suffix.lower() in VIDEO_SUFFIXES:
         yield from _frames(path)
     elif path.suffix.lower() in IMAGE_SUFFIXES:
@@ -48,7 +57,11 @@ def read_media(path: str | Path) -> Iterator[tuple[str, Image.Image]]:
 
 def _image(path: Path) -> Image.Image:
     try:
-        return decode_image({"path": str(path), "bytes": None}).convert("RGB")
+        with quiet_pillow():
+            image = decode_image({"path": str(path), "bytes": None})
+        if fault := too_deep(image):
+            raise DatasetError(fault)
+        return image.convert("RGB")
     except (DatasetError, OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
 

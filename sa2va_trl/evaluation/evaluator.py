@@ -47,10 +47,11 @@ def predict_probabilities(
     for start in tqdm(range(0, len(dataset), batch_size), desc="predict", disable=not progress):
         rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
         batch = collator(rows)
-        targets = batch.pop("original_masks")
+        targets = batch["original_masks"]
         inputs = {
-            name: value.to(model.device, config.dtype if value.is_floating_point() else None)
+            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
             for name, value in batch.items()
+            if name not in ("original_masks", "masks", "labels")
         }
         outputs = model(**inputs, logits_to_keep=1)
         for position, (row, target) in enumerate(zip(rows, targets, strict=True)):
@@ -113,8 +114,7 @@ def score(row: dict, probabilities: np.ndarray, threshold: float) -> dict:
 def aggregate(samples: pd.DataFrame) -> dict[str, dict]:
     """
     Mean, spread and interval of every metric over samples. Where there are patients (or else videos), the interval
-    comes
-    from resampling them, not their frames.
+    comes from resampling them, not their frames.
 
     Args:
         samples (`pandas.DataFrame`): one row a sample, from [`score`].

@@ -36,7 +36,7 @@ def overlay(image: Image.Image, prediction: np.ndarray, target: np.ndarray | Non
 def file_name(sample_id: str) -> str:
     """
     A file name (without suffix) for a sample: its identifier, where that is a plain one; otherwise what is left of it
-    without the characters that a path or a shell could take amiss, and a checksum, so that no two samples share a file.
+    without the characters that a path or a shell could take amiss, and a checksum, so that no two samples share one.
     """
     sample_id = str(sample_id)
     plain = re.sub(r"[^\w.\-]+", "_", sample_id).strip("._-")

@@ -81,8 +81,7 @@ class Sa2VAConfig(PreTrainedConfig):
             Id of `[SEG]` in the tokenizer.
         prompt_template (`str`, *optional*, defaults to `"qwen_chat"`):
             One of `"qwen_chat"`, `"internlm2_chat"` and `"phi3_chat"`; always the checkpoint's own, never inferred
-            from
-            the language model.
+            from the language model.
         mask_threshold (`float`, *optional*, defaults to 0.5):
             Probability above which a pixel belongs to the mask, unless `segment` is told otherwise.
     """

@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from sam2.modeling.backbones.hieradet import Hiera
@@ -9,6 +11,7 @@ from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
 from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
 
 from .configuration import Sa2VAGroundingConfig
 
@@ -111,6 +114,31 @@ def build_sam2(config: Sa2VAGroundingConfig) -> SAM2Base:
     return sam2
 
 
+@contextmanager
+def _unsharded():
+    """
+    Leave DeepSpeed's `zero.Init` for a while: SAM 2 copies layers and reads shapes while it is built, which sharded
+    weights do not allow.
+
+    Yields:
+        What shards a finished module, or `None` where `zero.Init` is not active.
+    """
+    if not is_deepspeed_zero3_enabled():
+        yield None
+        return
+    import deepspeed
+    from deepspeed.runtime.zero import partition_parameters
+
+    if partition_parameters.zero_init_context == 0:
+        yield None
+        return
+    partition_parameters.shutdown_init_context()
+    try:
+        yield lambda module: deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_config())
+    finally:
+        partition_parameters.restore_init_context()
+
+
 class GroundingEncoder(PreTrainedModel):
     """
     SAM 2, prompted by a language embedding instead of by clicks.
@@ -135,14 +163,16 @@ class GroundingEncoder(PreTrainedModel):
     def __init__(self, config: Sa2VAGroundingConfig):
         super().__init__(config)
         # `from_pretrained` builds on the meta device, but SAM 2 computes constants (rotary frequencies, the schedule
-        # of
-        # stochastic depth) while it is built and keeps them as plain attributes, which nothing would fill in later.
+        # of stochastic depth) while it is built and keeps them as plain attributes, which nothing would fill in later.
         # So the modules are made on the CPU, and only what has weights goes to where it was asked for.
         device = torch.empty(0).device
-        with torch.device("cpu"):
-            self.sam2_model = build_sam2(config)
-        if device.type != "cpu":
-            self.sam2_model.to(device)
+        with _unsharded() as shard, torch.device("cpu"):
+            sam2 = build_sam2(config)
+        if shard is not None:
+            shard(sam2)
+        elif device.type != "cpu":
+            sam2.to(device)
+        self.sam2_model = sam2
         self.post_init()
 
     def _init_weights(self, module: nn.Module):
@@ -198,15 +228,14 @@ class GroundingEncoder(PreTrainedModel):
 
         Returns:
             `mask_logits` of shape `(masks, 3, S/4, S/4)` (float32), predicted IoUs of shape `(masks, 3)` in [0, 1],
-            and
-            object scores of shape `(masks, 1)` (logits, unused by Sa2VA's own decoding).
+            and object scores of shape `(masks, 1)` (logits, unused by Sa2VA's own decoding).
         """
         sam2, decoder = self.sam2_model, self.mask_decoder
         # Position encodings and the neck's sums are float32 whatever the weights are, so each input is brought to
         # them.
-        dtype = sam2.no_mem_embed.dtype
+        dtype = decoder.conv_s0.weight.dtype
         fine, middle, coarse = (level.to(dtype) for level in pyramid)
-        embedding = coarse + sam2.no_mem_embed.transpose(1, 2)[..., None]
+        embedding = coarse + sam2.no_mem_embed.to(dtype).transpose(1, 2)[..., None]
         point = torch.zeros(len(prompts), 1, 2, device=prompts.device)
         label = -torch.ones(len(prompts), 1, dtype=torch.int32, device=prompts.device)
         sparse, dense = sam2.sam_prompt_encoder(points=(point, label), boxes=None, masks=None)
@@ -214,7 +243,7 @@ class GroundingEncoder(PreTrainedModel):
             image_embeddings=embedding[image_index],
             image_pe=sam2.sam_prompt_encoder.get_dense_pe().to(dtype),
             sparse_prompt_embeddings=torch.cat([sparse.to(dtype), prompts[:, None].to(dtype)], dim=1),
-            dense_prompt_embeddings=dense,
+            dense_prompt_embeddings=dense.to(dtype),
             multimask_output=True,
             repeat_image=False,
             high_res_features=[decoder.conv_s0(fine)[image_index], decoder.conv_s1(middle)[image_index]],

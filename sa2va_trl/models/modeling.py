@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
 from .configuration import Sa2VAConfig
@@ -86,8 +85,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     Sa2VA (arXiv 2501.04001): a native vision-language model whose `[SEG]` tokens prompt SAM 2.
 
     It has two halves. `encode` runs the VLM and SAM 2's image encoder, `decode_masks` runs `text_hidden_fcs` and SAM
-    2's
-    mask decoder; `forward` (training) and `segment` (inference) go through both and there is no other path.
+    2's mask decoder; `forward` (training) and `segment` (inference) go through both and there is no other path.
 
     Args:
         config (`Sa2VAConfig`): with the VLM's own config inside.
@@ -148,6 +146,17 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # wrong under the reentrant variant.
         self.vlm.model.language_model._set_gradient_checkpointing(*args, **kwargs)
 
+    def enable_input_require_grads(self):
+        """
+        For checkpointing under an adapter. The language model's embeddings only: transformers would hook those of the
+        vision tower too, and a frozen tower would keep all of its activations.
+        """
+        self.vlm.model.language_model.enable_input_require_grads()
+
+    def disable_input_require_grads(self):
+        """Undo `enable_input_require_grads`."""
+        self.vlm.model.language_model.disable_input_require_grads()
+
     def hidden_states(
         self,
         input_ids: torch.LongTensor,
@@ -179,16 +188,18 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids = torch.cat([input_ids, tail], dim=1)
             attention_mask = F.pad(attention_mask, (0, vlm.image_seq_length))
             pixel_values = torch.zeros((1, 3, *vlm.vision_config.image_size), device=input_ids.device)
-        outputs = self.vlm.model(
-            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=False
-        )
+        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.vlm.parameters())
+        with torch.set_grad_enabled(trains):
+            outputs = self.vlm.model(
+                input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=False
+            )
         return outputs.last_hidden_state[:, :length]
 
     @property
     def _must_run_everything(self) -> bool:
         # Ranks whose batch holds only text must still run what the other ranks run, in the same order: ZeRO-3 gathers
         # weights module by module, and DDP waits for every gradient.
-        return self.training or is_deepspeed_zero3_enabled()
+        return self.training or (torch.distributed.is_available() and torch.distributed.is_initialized())
 
     def _seg_features(
         self,
@@ -266,7 +277,10 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             Mask logits of shape `(masks, 3, S/4, S/4)` and predicted IoUs of shape `(masks, 3)` in [0, 1], float32.
         """
-        prompts = self.text_hidden_fcs(features.seg_states)[features.seg_index]
+        # Trained modules may be float32 on top of half-precision frozen ones.
+        # (By name, not by index: PEFT's wrapper of a trained copy forwards attributes only.)
+        states = features.seg_states.to(getattr(self.text_hidden_fcs, "0").weight.dtype)
+        prompts = self.text_hidden_fcs(states)[features.seg_index]
         mask_logits, ious, object_scores = self.grounding_encoder.decode(
             features.pyramid, prompts, features.image_index
         )
@@ -425,9 +439,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             `Segmentation`, or a list of them for `images`. An answer without `[SEG]` has no objects.
 
         Raises:
-            `ValueError`: not exactly one of `image` and `images`, no processor, texts that do not pair with images,
-            or a
-            threshold outside (0, 1).
+            `ValueError`: not exactly one of `image` and `images`, no processor, texts that do not pair with images, or
+            a threshold outside (0, 1).
         """
         if video is not None:
             raise NotImplementedError("segment(video=...) is not available yet; pass frames as `images`.")

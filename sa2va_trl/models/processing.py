@@ -125,8 +125,7 @@ class Sa2VAProcessor(ProcessorMixin):
     def stopping(self) -> dict:
         """
         Keyword arguments of `generate` that end an answer: token ids, or strings where a stop word is not one token
-        (as
-        `phi3_chat` on a Qwen tokenizer).
+        (as `phi3_chat` on a Qwen tokenizer).
         """
         ids = [self._ids(stop) for stop in self.stop_strings]
         if all(len(stop) == 1 for stop in ids):
@@ -144,8 +143,7 @@ class Sa2VAProcessor(ProcessorMixin):
 
         Returns:
             Keyword arguments of the VLM (`pixel_values` of shape `(tiles, 3, size, size)`, empty without images), and
-            a
-            string for each image.
+            a string for each image.
         """
         if not images:
             return {}, []

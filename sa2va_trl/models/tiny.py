@@ -72,12 +72,11 @@ def tiny_sa2va(
 ) -> tuple[Sa2VAForConditionalGeneration, Sa2VAProcessor]:
     """
     The whole network, small enough to train on a laptop: a two-layer InternViT and Qwen2 and a small Hiera, with
-    random
-    weights.
+    random weights.
 
     Args:
         image_size (`int`, *optional*, defaults to 256):
-            Side of the square that SAM 2 sees, in pixels; a multiple of 64. The mask grid is a quarter of it.
+            Side of the square that SAM 2 sees, in pixels; a multiple of 32. The mask grid is a quarter of it.
         max_patches (`int`, *optional*, defaults to 1):
             Most tiles of 112 pixels that the VLM sees of an image (12 in published models).
         seed (`int`, *optional*, defaults to 0):

@@ -1,3 +1,4 @@
+import re
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -9,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import TrainerCallback
 
 from ..data.collator import SegCollator
-from ..data.columns import check_dataset
+from ..data.columns import DatasetError, check_dataset
 from ..data.splits import check_no_leakage
 from ..metrics import Counts, dice, iou
 from ..models.grounding import upsample_mask_logits
@@ -100,13 +101,15 @@ class SegTrainerMixin:
 
     @staticmethod
     def prepare_dataset(dataset, name: str, num_proc: int | None):
-        """Check every row and give it a number that augmentation and difficulty book-keeping can refer to."""
+        """Check every row, before anything else happens."""
         if dataset is None:
             return None
         if isinstance(dataset, dict):
             parts = dataset.items()
             return {key: SegTrainerMixin.prepare_dataset(part, f"{name}[{key}]", num_proc) for key, part in parts}
         check_dataset(dataset, name=name, num_proc=num_proc)
+        if "row_index" in (dataset.column_names or []):
+            raise DatasetError(f"{name} has a column `row_index`, which the trainer needs for itself: rename it.")
         if not isinstance(dataset, Dataset):
             return dataset
         if "image" not in dataset.column_names and "images" not in dataset.column_names:
@@ -173,7 +176,7 @@ class SegTrainerMixin:
             return
         base = self.accelerator.unwrap_model(self.model).config._name_or_path
         # A local folder's path says more about its owner than about the model.
-        base = base if base and not Path(base).exists() else None
+        base = base if base and re.fullmatch(r"[\w.\-]+/[\w.\-]+", base) and not Path(base).exists() else None
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         data = ModelCardData(
             base_model=base,

@@ -2,6 +2,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import AutoProcessor, EarlyStoppingCallback
 from trl import SFTConfig, SFTTrainer
@@ -34,10 +35,16 @@ REFUSED = {
     "chat_template_path": "the prompt template belongs to the checkpoint (`prompt_template` in its config)",
     "eos_token": "the end of an answer belongs to the prompt template",
     "pad_token": "the tokenizer's own padding token is used",
+    "eval_do_concat_batches": "Dice and IoU are averaged over all batches",
+    "batch_eval_metrics": "Dice and IoU are averaged over all batches",
+    "average_tokens_across_devices": "every row counts alike, however many tokens its answer has",
     "label_names": "labels and masks are what the collator makes",
     "use_liger_kernel": "it would replace the forward that also draws the masks",
     "trust_remote_code": "the model is native; no code is downloaded",
 }
+
+
+LORA = ("lora_r", "lora_alpha", "lora_dropout")
 
 
 @dataclass
@@ -54,8 +61,7 @@ class SegSFTConfig(SFTConfig):
 
         trainable (`str`, *optional*):
             `"stage1"`, `"head"` or `"full"`, see [`~trainers.trainable.get_peft_config`]. Defaults to `"stage1"`,
-            unless
-            the trainer gets a `peft_config` or a `PeftModel`, which then decide.
+            unless the trainer gets a `peft_config` or a `PeftModel`, which then decide.
         lora_r, lora_alpha, lora_dropout:
             LoRA of `"stage1"`.
         train_embeddings (`str`, *optional*, defaults to `"none"`):
@@ -125,13 +131,17 @@ class SegSFTConfig(SFTConfig):
 
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:
-            self.bf16 = torch.cuda.is_available() and not self.use_cpu
+            self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "dice"
         refuse(self, REFUSED)  # before the base class turns defaults into values
         super().__post_init__()
         if self.train_sampling_strategy == "group_by_length":
             raise ValueError("train_sampling_strategy='group_by_length' is not available: rows have no token lengths.")
+        if self.prediction_loss_only and self.metric_for_best_model in ("dice", "iou", "eval_dice", "eval_iou"):
+            raise ValueError(
+                f"prediction_loss_only=True computes no {self.metric_for_best_model} to choose the best checkpoint by."
+            )
         for name in ("lm", "mask", "dice", "skeleton_recall", "cldice", "iou"):
             if getattr(self, f"{name}_weight") < 0:
                 raise ValueError(f"{name}_weight must not be negative, got {getattr(self, f'{name}_weight')}.")
@@ -140,8 +150,13 @@ class SegSFTConfig(SFTConfig):
                 "num_points must not be negative, oversample_ratio at least 1 and importance_ratio within [0, 1]; got "
                 f"{self.num_points}, {self.oversample_ratio} and {self.importance_ratio}."
             )
-        if self.dataset_repeats < 1:
-            raise ValueError(f"dataset_repeats must be at least 1, got {self.dataset_repeats}.")
+        for name, least in (("dataset_repeats", 1), ("lora_r", 1), ("lora_alpha", 1), ("cldice_iterations", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.mask_size is not None and self.mask_size < 1:
+            raise ValueError(f"mask_size must be at least 1, got {self.mask_size}.")
+        if self.trainable in ("head", "full"):
+            refuse(self, dict.fromkeys(LORA, f"trainable={self.trainable!r} has no LoRA"))
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience needs load_best_model_at_end=True and a metric to watch.")
         try:
@@ -164,9 +179,9 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
 
     The loss is the sum of the language cross-entropy and the mask losses, each averaged over the objects (or answer
     tokens) of a row and then over rows. Every row counts alike, so neither the micro-batch size nor accumulation nor
-    the
-    number of processes changes it; with Sa2VA's own fixed five objects a row it is the official loss. Every part is
-    logged without its weight: `lm_loss`, `mask_loss`, `dice_loss`, `skeleton_recall_loss`, `cldice_loss`, `iou_loss`.
+    the number of processes changes it. (Sa2VA's own training has five objects in every row, which makes its mask
+    losses these; its language loss is averaged over the tokens of a micro-batch.) Every part is logged without its
+    weight: `lm_loss`, `mask_loss`, `dice_loss`, `skeleton_recall_loss`, `cldice_loss`, `iou_loss`.
 
     Args:
         model (`str`, `Sa2VAForConditionalGeneration` or `PeftModel`): what to train.
@@ -209,10 +224,12 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         train_dataset = self.prepare_dataset(train_dataset, "train_dataset", args.dataset_num_proc)
         eval_dataset = self.prepare_dataset(eval_dataset, "eval_dataset", args.dataset_num_proc)
         self.check_splits(train_dataset, eval_dataset)
-        if args.dataset_repeats > 1:
-            train_dataset = train_dataset.repeat(args.dataset_repeats)
-        if train_dataset is not None and hasattr(train_dataset, "__len__"):
+        if isinstance(train_dataset, Dataset):
+            # Repeated by concatenation, which copies nothing; a column added to a selection would copy all its rows.
+            train_dataset = concatenate_datasets([train_dataset.flatten_indices()] * args.dataset_repeats)
             train_dataset = train_dataset.add_column("row_index", list(range(len(train_dataset))))
+        elif args.dataset_repeats > 1:
+            raise ValueError("dataset_repeats needs a datasets.Dataset, whose length is known.")
         if isinstance(model, str) and processing_class is None:
             processing_class = AutoProcessor.from_pretrained(model)
         if processing_class is None:
@@ -220,7 +237,14 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
                 "processing_class, the model's Sa2VAProcessor, is needed with a model that is already loaded."
             )
 
+        if args.model_init_kwargs is not None and not isinstance(model, str):
+            raise ValueError("model_init_kwargs has no effect on a model that is already loaded.")
+        if data_collator is not None:
+            names = ("augmentation", "mask_size", "question_templates", "answer_templates")
+            refuse(args, dict.fromkeys(names, "the given data_collator decides"))
         decided = peft_config is not None or isinstance(model, PeftModel)
+        if decided:
+            refuse(args, dict.fromkeys((*LORA, "train_embeddings"), "the given adapter decides"))
         if decided and args.trainable is not None:
             raise ValueError("Give either `trainable` or a `peft_config`/`PeftModel`: both say what trains.")
         trainable = args.trainable or "stage1"
@@ -266,12 +290,25 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         )
         if not decided and peft_config is None and isinstance(model, str):
             freeze_all_but_full(self.model)
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            self._keep_trained_in_float32()
         self.add_callback(_EpochToCollator(self.data_collator))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.trainable_summary = trainable_table(self.model)
         if self.is_world_process_zero():
             print(self.trainable_summary)
+
+    def _keep_trained_in_float32(self) -> None:
+        # PEFT does so for LoRA only. An update at these learning rates is less than one step of a bfloat16 weight;
+        # DeepSpeed and FSDP keep float32 masters themselves.
+        half = [p for p in self.model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
+        if half and not (self.args.bf16 or self.args.fp16):
+            raise ValueError(
+                "The weights to train are half precision: load the model with dtype=float32, or train with bf16=True."
+            )
+        for parameter in half:
+            parameter.data = parameter.data.float()
 
     def mask_losses(self, outputs, inputs) -> dict[str, torch.Tensor]:
         """
@@ -291,7 +328,9 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         logits, rows = outputs.mask_logits, outputs.row_index
         if len(logits) != len(masks):
             raise ValueError(f"The conversations hold {len(logits)} [SEG] for {len(masks)} masks.")
-        if len(masks) and logits.shape[-1] != masks.shape[-1]:
+        if len(masks) == 0:
+            logits = logits.new_zeros(masks.shape)
+        elif logits.shape[-1] != masks.shape[-1]:
             logits = F.interpolate(logits[:, None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         values = {}
         if args.mask_weight or args.dice_weight:

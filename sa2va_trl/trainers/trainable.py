@@ -11,8 +11,7 @@ TRAINABLE = ("stage1", "head", "full")
 EMBEDDINGS = ("none", "seg", "full")
 
 # The language model's linear layers and nothing else: "all-linear" would also adapt the vision tower, the projector
-# and
-# SAM 2's image encoder, and plain names such as "q_proj" the vision tower.
+# and SAM 2's image encoder, and plain names such as "q_proj" the vision tower.
 LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 HEAD = ["text_hidden_fcs", "sam_mask_decoder"]
 # Parameters of SAM 2 that only clicks, boxes, masks or video reach; no loss on still images does.
@@ -44,8 +43,7 @@ def get_peft_config(
         lora_r, lora_alpha, lora_dropout: of `"stage1"`'s LoRA.
         train_embeddings (`str`, *optional*, defaults to `"none"`):
             With `"stage1"`: `"seg"` trains `[SEG]`'s rows of embeddings and head, `"full"` both matrices, as Sa2VA's
-            own
-            training does. A model that already writes `[SEG]` needs neither.
+            own training does. A model that already writes `[SEG]` needs neither.
 
     Returns:
         `LoraConfig`, or `None` for `"full"`.

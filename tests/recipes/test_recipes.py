@@ -1,5 +1,6 @@
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -148,7 +149,9 @@ def test_predict_writes_masks_probabilities_and_json(monkeypatch, tmp_path, trai
         ("sft", {"resume_from_checkpoint": "latest"}, "resume_from_checkpoint"),
         ("evaluate", {"dataset_split": "holdout"}, "dataset_split"),
         ("evaluate", {"threshold": 1.5}, "threshold"),
+        ("evaluate", {"grounding_image_size": 100}, "grounding_image_size"),
         ("predict", {"input": "/no/such/file.png"}, "no file"),
+        ("predict", {"input": "x.png", "threshold": 1.5}, "threshold"),
     ],
 )
 def test_bad_options_name_themselves_and_leave_nothing(monkeypatch, tmp_path, capsys, name, values, message):
@@ -160,6 +163,40 @@ def test_bad_options_name_themselves_and_leave_nothing(monkeypatch, tmp_path, ca
         recipe(monkeypatch, name, *options(tmp_path, **{**defaults, **values}), "--output_dir", output)
     assert message in str(error.value) + capsys.readouterr().err
     assert not output.exists()
+
+
+def test_bad_pictures_of_a_folder_are_reported_together(monkeypatch, tmp_path, trained):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    Image.new("L", (64, 64)).save(folder / "good.png")
+    (folder / "torn.png").write_bytes((folder / "good.png").read_bytes()[:40])
+    Image.fromarray(np.full((64, 64), 40000, dtype=np.uint16)).save(folder / "deep.png")
+    with pytest.raises(DatasetError, match="2 of 3") as error:
+        recipe(
+            monkeypatch, "predict", "--model_name_or_path", trained, "--input", folder, "--output_dir", tmp_path / "o"
+        )
+    assert "torn.png" in str(error.value) and "deep.png" in str(error.value)
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_is_not_a_native_model_is_refused(tmp_path, trained):
+    from safetensors.torch import load_file, save_file
+
+    from sa2va_trl.arguments import ModelArguments, load_model
+
+    for kind, config in (("adapter", {}), ("sa2va_chat", {"model_type": "sa2va_chat"})):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / ("adapter_config.json" if kind == "adapter" else "config.json")).write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=kind):
+            load_model(ModelArguments(model_name_or_path=str(folder)))
+    folder = tmp_path / "incomplete"
+    shutil.copytree(trained, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["text_hidden_fcs.2.bias"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"text_hidden_fcs\.2\.bias"):
+        load_model(ModelArguments(model_name_or_path=str(folder)))
 
 
 @pytest.mark.parametrize(

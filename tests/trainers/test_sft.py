@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 from datasets import concatenate_datasets
 from peft import LoraConfig, PeftModel
 from PIL import Image
+from transformers import TrainingArguments
+from trl import SFTConfig
 
-from sa2va_trl import SegSFTConfig, SegSFTTrainer, tiny_sa2va
+from sa2va_trl import SegCollator, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.data import DatasetError, synthetic_dataset
 from sa2va_trl.trainers.sft import REFUSED
 
@@ -39,9 +42,9 @@ def config(tmp_path, **options):
         "gradient_checkpointing": False,
         "save_strategy": "no",
         "num_points": 0,
-        "lora_r": 4,
-        "lora_dropout": 0.0,
     }
+    if options.get("trainable", "stage1") == "stage1":
+        defaults |= {"lora_r": 4, "lora_dropout": 0.0}
     return SegSFTConfig(**{**defaults, **options})
 
 
@@ -227,7 +230,8 @@ def test_card_names_no_local_path(tmp_path, data):
     assert "secret_patient_name" not in card and "SegSFTTrainer" in card
 
 
-def test_rows_without_object_and_rows_of_text_train(tmp_path, data):
+@pytest.mark.parametrize("mask_size", [None, 64])
+def test_rows_without_object_and_rows_of_text_train(tmp_path, data, mask_size):
     train = data[0].remove_columns(["hard", "frame_index", "video_id", "patient_id"])
     row = train[0]
     empty = Image.new("L", row["image"].size)
@@ -264,7 +268,9 @@ def test_rows_without_object_and_rows_of_text_train(tmp_path, data):
         }
     )
     mixed = Dataset.from_list(rows, features=features)
-    run = trainer(tmp_path, (mixed, None), trainable="full", per_device_train_batch_size=1, max_steps=3)
+    run = trainer(
+        tmp_path, (mixed, None), trainable="full", per_device_train_batch_size=1, max_steps=3, mask_size=mask_size
+    )
     run.train()
     logged = steps(run)
     assert all(math.isfinite(entry["loss"]) for entry in logged)
@@ -296,6 +302,9 @@ def test_options_without_meaning_raise(tmp_path, name):
         "label_names": ["labels"],
         "use_liger_kernel": True,
         "trust_remote_code": True,
+        "eval_do_concat_batches": False,
+        "batch_eval_metrics": True,
+        "average_tokens_across_devices": False,
     }
     with pytest.raises(ValueError, match=rf"{name}="):
         config(tmp_path, **{name: values[name]})
@@ -322,9 +331,94 @@ def test_bad_options_name_themselves(tmp_path, options, message):
         config(tmp_path, **options)
 
 
+def test_every_option_that_sft_adds_is_refused_or_works():
+    """What TRL adds to Trainer's options is either listed as refused or known to do something here."""
+    works = {"learning_rate", "model_init_kwargs", "dataset_num_proc", "activation_offloading"}
+    inherited = {entry.name for entry in fields(SFTConfig)} - {entry.name for entry in fields(TrainingArguments)}
+    assert inherited - set(REFUSED) == works & inherited
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trainable": "head", "lora_r": 8}, "lora_r"),
+        ({"trainable": "full", "lora_alpha": 8}, "lora_alpha"),
+        ({"mask_size": 0}, "mask_size"),
+        ({"cldice_iterations": -1}, "cldice_iterations"),
+        (
+            {
+                "prediction_loss_only": True,
+                "load_best_model_at_end": True,
+                "eval_strategy": "steps",
+                "eval_steps": 1,
+                "save_strategy": "steps",
+                "save_steps": 1,
+            },
+            "prediction_loss_only",
+        ),
+    ],
+)
+def test_options_that_contradict_each_other_raise(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        SegSFTConfig(str(tmp_path), use_cpu=True, report_to="none", **options)
+
+
+def test_own_collator_decides_about_the_data(tmp_path, data):
+    model, processor = tiny_sa2va(image_size=128)
+    with pytest.raises(ValueError, match="mask_size"):
+        SegSFTTrainer(
+            model=model,
+            args=SegSFTConfig(str(tmp_path), use_cpu=True, report_to="none", mask_size=64),
+            data_collator=SegCollator(processor),
+            train_dataset=data[0],
+            processing_class=processor,
+        )
+
+
+@pytest.mark.parametrize("trainable", ["stage1", "head"])
+def test_frozen_parts_build_no_graph_under_checkpointing(tmp_path, data, trainable):
+    options = {"lora_r": 4, "lora_dropout": 0.0} if trainable == "stage1" else {}
+    model, processor = tiny_sa2va(image_size=128)
+    args = SegSFTConfig(str(tmp_path), use_cpu=True, report_to="none", trainable=trainable, max_steps=1, **options)
+    run = SegSFTTrainer(model=model, args=args, train_dataset=data[0], processing_class=processor)
+    assert run.args.gradient_checkpointing
+    base, seen = run.model.get_base_model(), {}
+    base.vlm.model.vision_tower.register_forward_hook(
+        lambda module, inputs, output: seen.setdefault("tower", output.last_hidden_state.requires_grad)
+    )
+    base.vlm.model.language_model.register_forward_hook(
+        lambda module, inputs, output: seen.setdefault("language", output.last_hidden_state.requires_grad)
+    )
+    run.train()
+    assert seen == {"tower": False, "language": trainable == "stage1"}
+
+
+def test_trained_weights_are_float32_on_a_half_precision_model(tmp_path, data):
+    model, processor = tiny_sa2va(image_size=128)
+    arguments = {"train_dataset": data[0], "processing_class": processor}
+    common = {
+        "use_cpu": True,
+        "report_to": "none",
+        "trainable": "head",
+        "max_steps": 1,
+        "gradient_checkpointing": False,
+    }
+    with pytest.raises(ValueError, match="half precision"):
+        SegSFTTrainer(
+            model=model.to(torch.bfloat16), args=SegSFTConfig(str(tmp_path), bf16=False, **common), **arguments
+        )
+
+
+def test_column_of_the_trainers_own_is_refused(tmp_path, data):
+    with pytest.raises(DatasetError, match="row_index"):
+        trainer(tmp_path, (data[0].add_column("row_index", list(range(len(data[0])))), None))
+
+
 def test_preset_and_own_adapter_contradict(tmp_path, data):
     with pytest.raises(ValueError, match="trainable"):
         trainer(tmp_path, data, trainable="head", peft_config=LoraConfig(target_modules="all-linear"))
+    with pytest.raises(ValueError, match="lora_r"):
+        trainer(tmp_path, data, peft_config=LoraConfig(target_modules="all-linear"))
 
 
 def test_bad_data_is_refused_before_training(tmp_path, data):
