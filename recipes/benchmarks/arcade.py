@@ -50,7 +50,10 @@ def main():
     args = parser.parse_args()
     pretrained, tuned = args.output_dir / "generated", args.output_dir / "sft"
 
-    minutes = run(RECIPES / "sft.py", "--config", RECIPES / "configs/tiny/sft.yaml", "--output_dir", pretrained)
+    minutes = run(
+        RECIPES / "sft.py",
+        *("--config", RECIPES / "configs/tiny/sft.yaml", "--max_steps", 1200, "--output_dir", pretrained),
+    )
     minutes += run(
         RECIPES / "sft.py",
         *("--config", RECIPES / "configs/arcade_tiny/sft.yaml", "--model_name_or_path", pretrained),
