@@ -329,7 +329,8 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         if len(logits) != len(masks):
             raise ValueError(f"The conversations hold {len(logits)} [SEG] for {len(masks)} masks.")
         if len(masks) == 0:
-            logits = logits.new_zeros(masks.shape)
+            # Still a function of the model's output: ZeRO-3 wants the backward passes of all ranks to run alike.
+            logits = logits.new_zeros(masks.shape) + logits.sum()
         elif logits.shape[-1] != masks.shape[-1]:
             logits = F.interpolate(logits[:, None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         values = {}

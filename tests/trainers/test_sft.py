@@ -383,12 +383,12 @@ def test_frozen_parts_build_no_graph_under_checkpointing(tmp_path, data, trainab
     run = SegSFTTrainer(model=model, args=args, train_dataset=data[0], processing_class=processor)
     assert run.args.gradient_checkpointing
     base, seen = run.model.get_base_model(), {}
-    base.vlm.model.vision_tower.register_forward_hook(
-        lambda module, inputs, output: seen.setdefault("tower", output.last_hidden_state.requires_grad)
-    )
-    base.vlm.model.language_model.register_forward_hook(
-        lambda module, inputs, output: seen.setdefault("language", output.last_hidden_state.requires_grad)
-    )
+    for name, module in (("tower", base.vlm.model.vision_tower), ("language", base.vlm.model.language_model)):
+
+        def look(module, inputs, output, name=name):
+            seen.setdefault(name, output.last_hidden_state.requires_grad)
+
+        module.register_forward_hook(look)
     run.train()
     assert seen == {"tower": False, "language": trainable == "stage1"}
 
