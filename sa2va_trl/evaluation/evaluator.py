@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.collator import SegCollator
@@ -41,9 +40,8 @@ def predict_probabilities(
         own size. Rows without masks are left out.
     """
     model.eval()
-    config = model.config
     collator = SegCollator(processor)
-    size = config.grounding_config.image_size
+    size = model.config.grounding_config.image_size
     for start in tqdm(range(0, len(dataset), batch_size), desc="predict", disable=not progress):
         rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
         batch = collator(rows)
@@ -170,8 +168,3 @@ def write_json(path: Path, content) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)
-
-
-def picture(row: dict) -> Image.Image:
-    """The first image of a row."""
-    return normalize_row(row)["images"][0]

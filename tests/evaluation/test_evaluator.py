@@ -17,7 +17,6 @@ from sa2va_trl.evaluation.evaluator import (
     METRICS,
     aggregate,
     evaluate,
-    picture,
     predict_probabilities,
     read_predictions,
     score,
@@ -435,7 +434,7 @@ def test_identifiers_that_share_a_file_name_are_refused(tmp_path):
         assert metrics["dice"]["mean"] == 1
 
 
-# write_json, picture
+# write_json
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
@@ -464,10 +463,3 @@ def test_a_reader_never_meets_half_a_file(tmp_path, monkeypatch):
     write_json(path, {"new": True})
     assert seen == [(True, {"old": True})]  # written beside, on the same file system, before it replaces
     assert json.loads(path.read_text()) == {"new": True}
-
-
-def test_the_picture_of_a_row_is_its_first_image():
-    frames = [noise(20, 12, seed) for seed in range(3)]
-    masks = [as_image(TARGET)] * 3
-    assert picture({"images": frames, "masks": masks, "phrases": ["a"], "sample_id": "c"}) == frames[0]
-    assert picture({"image": frames[1], "mask": masks[0], "phrase": "a", "sample_id": "s"}) == frames[1]
