@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from datasets import DatasetDict
 from peft import PeftModel
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import TrainingArguments
 
 from .data.readers import load_dataset_dict
-from .models import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
+from .models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
+from .models.checkpoints import checkpoint_folder, read_config
 
 
 @dataclass
@@ -118,7 +119,7 @@ def load_model(
         The model (a `PeftModel` with an adapter that was not merged) and its processor.
 
     Raises:
-        `ValueError`: the folder holds an adapter or another kind of model, or weights are missing or left over.
+        `ValueError`: the folder holds an adapter or another kind of model, or weights that cannot be used.
     """
     if args.model_name_or_path == "tiny":
         model, processor = tiny_sa2va(image_size=args.grounding_image_size or 256)
@@ -130,26 +131,18 @@ def load_model(
                 f"model_name_or_path={args.model_name_or_path!r} is an adapter: give its base model there, and this "
                 "folder as --adapter."
             )
-        kind = PreTrainedConfig.get_config_dict(args.model_name_or_path)[0].get("model_type")
-        if kind != Sa2VAConfig.model_type:
-            raise ValueError(
-                f"model_name_or_path={args.model_name_or_path!r} is a model of type {kind!r}, not a native "
-                f"{Sa2VAConfig.model_type!r} one; a checkpoint in the published layout has to be converted."
-            )
-        config = Sa2VAConfig.from_pretrained(args.model_name_or_path)
+        config = None
         processor = Sa2VAProcessor.from_pretrained(args.model_name_or_path)
         if args.grounding_image_size is not None:
+            folder, _ = checkpoint_folder(args.model_name_or_path)
+            config = read_config(folder)
             config.grounding_config.image_size = processor.grounding_image_size = args.grounding_image_size
-        model, loading = Sa2VAForConditionalGeneration.from_pretrained(
+        model = Sa2VAForConditionalGeneration.from_pretrained(
             args.model_name_or_path,
             config=config,
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
-            output_loading_info=True,
         )
-        faults = {name: sorted(map(str, keys)) for name, keys in loading.items() if keys}
-        if faults:
-            raise ValueError(f"{args.model_name_or_path} does not hold the model's weights, and only them: {faults}")
     if args.adapter is not None:
         model = PeftModel.from_pretrained(model, args.adapter)
         if merge:

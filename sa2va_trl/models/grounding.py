@@ -1,4 +1,4 @@
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,8 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
 from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, initialization
+from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
 
 from .configuration import Sa2VAGroundingConfig
@@ -139,6 +140,20 @@ def _unsharded():
         partition_parameters.restore_init_context()
 
 
+@contextmanager
+def whole_weights():
+    """
+    Make a model whole although ZeRO-3 is on, whose shards would otherwise be made with it: random weights that every
+    process must draw alike, or a skeleton on the meta device.
+    """
+    config = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = config
+
+
 class GroundingEncoder(PreTrainedModel):
     """
     SAM 2, prompted by a language embedding instead of by clicks.
@@ -166,7 +181,9 @@ class GroundingEncoder(PreTrainedModel):
         # of stochastic depth) while it is built and keeps them as plain attributes, which nothing would fill in later.
         # So the modules are made on the CPU, and only what has weights goes to where it was asked for.
         device = torch.empty(0).device
-        with _unsharded() as shard, torch.device("cpu"):
+        # (Without drawing random values for weights that go to the meta device.)
+        uninitialised = initialization.no_init_weights() if device.type == "meta" else nullcontext()
+        with _unsharded() as shard, torch.device("cpu"), uninitialised:
             sam2 = build_sam2(config)
         if shard is not None:
             shard(sam2)

@@ -1,4 +1,6 @@
+import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -7,8 +9,9 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .checkpoints import HUB_OPTIONS, Weights, checkpoint_folder, read_config, save_published
 from .configuration import Sa2VAConfig
-from .grounding import GroundingEncoder, upsample_mask_logits
+from .grounding import GroundingEncoder, upsample_mask_logits, whole_weights
 from .processing import Sa2VAProcessor
 
 
@@ -134,12 +137,94 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module):
         self.vlm.set_output_embeddings(value)
 
-    def save_pretrained(self, save_directory, save_original_format: bool = False, **kwargs):
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None,
+        *args,
+        config: Sa2VAConfig | None = None,
+        dtype: str | torch.dtype | None = "auto",
+        subfolder: str = "",
+        **kwargs,
+    ) -> "Sa2VAForConditionalGeneration":
+        """
+        Load a native checkpoint or one in the layout that Sa2VA publishes, without remote code and strictly.
+
+        Weights are read from safetensors one tensor at a time and cast while they are read, so that the host never
+        holds much more than the model in its target dtype. (ZeRO-3: the first process holds it once, the others
+        nothing.)
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`): a folder or a Hub id.
+            config (`Sa2VAConfig`, *optional*): in place of the checkpoint's own.
+            dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+                Of the weights; `"auto"` is what the config says, or else what is stored. (Published configs say
+                bfloat16, published files hold mostly float32.)
+            subfolder (`str`, *optional*): of the folder or repository.
+            kwargs:
+                As in transformers: `device_map`, `attn_implementation`, `quantization_config`, `output_loading_info`
+                and the Hub's `revision`, `token`, `cache_dir`, `force_download` and `local_files_only`.
+
+        Returns:
+            `Sa2VAForConditionalGeneration` in evaluation mode.
+
+        Raises:
+            `CheckpointError`: an adapter or another kind of model, an unknown family, weights that are pickles or
+            damaged, or tensors that are missing, unexpected or misshapen (all of them are named).
+            `ValueError`: an option that has no meaning here.
+        """
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *args, config=config, dtype=dtype, **kwargs)
+        meaningless = {"gguf_file", "variant", "key_mapping", "ignore_mismatched_sizes", "state_dict", "weights_only"}
+        if given := sorted(name for name in meaningless & kwargs.keys() if kwargs[name]):
+            raise ValueError(
+                f"Sa2VA's from_pretrained does not take {', '.join(given)}: its files are checked strictly."
+            )
+        kwargs = {name: value for name, value in kwargs.items() if name not in meaningless}
+        hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        folder, commit = checkpoint_folder(pretrained_model_name_or_path, subfolder=subfolder, **hub_options)
+        config = read_config(folder) if config is None else copy.deepcopy(config)
+        with whole_weights(), torch.device("meta"):
+            skeleton = cls(copy.deepcopy(config))
+        weights = Weights(folder, config, skeleton)
+        try:
+            dtype = kwargs.pop("torch_dtype", None) or dtype
+            if dtype in ("auto", None):
+                dtype = config.dtype or weights.dtype
+            dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+            state_dict = weights.state_dict(dtype, keep=tuple(skeleton._keep_in_fp32_modules_strict or ()))
+            loaded = super().from_pretrained(None, *args, config=config, state_dict=state_dict, dtype=dtype, **kwargs)
+        finally:
+            weights.close()
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config._name_or_path = str(pretrained_model_name_or_path)
+        model.config._commit_hash = commit
+        return loaded
+
+    def save_pretrained(
+        self, save_directory: str | Path, layout: str = "native", save_original_format: bool = False, **kwargs
+    ):
         """
         As in transformers, but under the names that `state_dict` has: transformers would write the VLM under its older
         names, which `from_pretrained` understands and Trainer, when it goes back to the best checkpoint, does not.
+
+        Args:
+            save_directory (`str` or `Path`): where to.
+            layout (`str`, *optional*, defaults to `"native"`):
+                `"published"` writes config and tensor names as the official Sa2VA checkpoints have them.
+            kwargs: of transformers; with `"published"` only `max_shard_size`.
+
+        Raises:
+            `ValueError`: an unknown layout, or an option that it does not take.
         """
-        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        if layout == "native":
+            super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        elif layout == "published":
+            if unknown := sorted(kwargs.keys() - {"max_shard_size"}):
+                raise ValueError(f"save_pretrained(layout='published') does not take {', '.join(unknown)}.")
+            save_published(self, save_directory, **kwargs)
+        else:
+            raise ValueError(f"layout must be 'native' or 'published', got {layout!r}.")
 
     def _set_gradient_checkpointing(self, *args, **kwargs):
         # The language model only: it holds nearly all of the activations, and checkpointing the mask decoder would be

@@ -1,10 +1,22 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature, GotOcr2ImageProcessor, GotOcr2ImageProcessorPil, ProcessorMixin
+from transformers import (
+    BatchFeature,
+    GotOcr2ImageProcessor,
+    GotOcr2ImageProcessorPil,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import cached_file
+
+from .checkpoints import HUB_OPTIONS, checkpoint_folder, read_json
+from .published import is_published, native_config
+from .tokenization import load_tokenizer
 
 
 SEG_TOKEN = "[SEG]"
@@ -112,6 +124,73 @@ class Sa2VAProcessor(ProcessorMixin):
                 raise ValueError(f"The tokenizer does not hold {token!r} as one token; add it as a special token.")
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
         self.seg_token_id = self.tokenizer.convert_tokens_to_ids(SEG_TOKEN)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str = "", **kwargs):
+        """
+        Load a saved processor, or make the one that a published Sa2VA checkpoint needs.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`): a folder or a Hub id.
+            subfolder (`str`, *optional*): below it.
+            kwargs: as in transformers; a published checkpoint takes those of the Hub.
+
+        Returns:
+            `Sa2VAProcessor`.
+
+        Raises:
+            `ValueError`: a published checkpoint of an unknown family, without a tokenizer or with one that lacks
+            `[SEG]` or the image tokens.
+        """
+        hub_options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        config = cached_file(
+            pretrained_model_name_or_path,
+            "config.json",
+            subfolder=subfolder,
+            _raise_exceptions_for_missing_entries=False,
+            **hub_options,
+        )
+        # An adapter has a processor and no config.
+        if config is None or not is_published(content := read_json(Path(config))):
+            return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        folder, _ = checkpoint_folder(pretrained_model_name_or_path, weights=False, subfolder=subfolder, **hub_options)
+        return cls._of_published(content, load_tokenizer(folder))
+
+    def save_pretrained(self, save_directory, layout: str = "native", **kwargs):
+        """
+        As in transformers; `layout="published"` saves what stands beside a published checkpoint's weights.
+
+        Raises:
+            `ValueError`: an unknown layout.
+        """
+        if layout == "native":
+            return super().save_pretrained(save_directory, **kwargs)
+        if layout != "published":
+            raise ValueError(f"layout must be 'native' or 'published', got {layout!r}.")
+        # InternVL's official code knows its tiles by itself.
+        return self.tokenizer.save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def _of_published(cls, config: dict, tokenizer: PreTrainedTokenizerBase) -> "Sa2VAProcessor":
+        # The ids do not matter here; whether the tokenizer has them is checked by the constructor.
+        native = native_config(config, seg_token_id=0, image_token_id=0)
+        height, width = native.vlm_config.vision_config.image_size
+        # The official code takes 1 to 12 tiles whatever its config says.
+        tiler = GotOcr2ImageProcessorPil(
+            size={"height": height, "width": width},
+            crop_to_patches=True,
+            min_patches=1,
+            max_patches=12,
+            image_mean=IMAGENET_DEFAULT_MEAN,
+            image_std=IMAGENET_DEFAULT_STD,
+        )
+        return cls(
+            tiler,
+            tokenizer,
+            image_seq_length=native.vlm_config.image_seq_length,
+            grounding_image_size=native.grounding_config.image_size,
+            prompt_template=native.prompt_template,
+        )
 
     @property
     def model_input_names(self):

@@ -1,5 +1,3 @@
-from contextlib import contextmanager
-
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -10,9 +8,9 @@ from transformers import (
     Qwen2Config,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.integrations import deepspeed
 
 from .configuration import Sa2VAConfig, Sa2VAGroundingConfig
+from .grounding import whole_weights
 from .modeling import Sa2VAForConditionalGeneration
 from .processing import Sa2VAProcessor
 
@@ -51,20 +49,6 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=SPECIAL_TOKENS[3:],
         clean_up_tokenization_spaces=False,
     )
-
-
-@contextmanager
-def _whole_weights():
-    """
-    Make random weights whole although ZeRO-3 is on; the engine shards them later. Sharded while they are made, every
-    process would draw other numbers than a single one does.
-    """
-    config = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def tiny_sa2va(
@@ -129,7 +113,7 @@ def tiny_sa2va(
         ),
         seg_token_id=tokenizer.convert_tokens_to_ids("[SEG]"),
     )
-    with _whole_weights(), torch.random.fork_rng(devices=[]):
+    with whole_weights(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Sa2VAForConditionalGeneration(config)
     image_processor = GotOcr2ImageProcessorPil(

@@ -1,0 +1,323 @@
+"""Files to weights and back: strictly, without pickles, and one tensor at a time."""
+
+import copy
+import json
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict, snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from .configuration import Sa2VAConfig
+from .grounding import whole_weights
+from .published import Part, is_published, native_config, published_config, published_parts
+from .tokenization import load_tokenizer
+
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Files of a checkpoint besides its weights.
+SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used as it is; the message says which file or tensor and why."""
+
+
+def checkpoint_folder(
+    name_or_path: str | Path, weights: bool = True, subfolder: str = "", **hub_options
+) -> tuple[Path, str | None]:
+    """
+    The folder that holds a checkpoint, downloaded if it is on the Hub.
+
+    Args:
+        name_or_path (`str` or `Path`): a folder or a Hub id.
+        weights (`bool`, *optional*, defaults to `True`): whether the weights are needed, or only what stands beside
+            them.
+        subfolder (`str`, *optional*): below it.
+        hub_options: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` of `huggingface_hub`.
+
+    Returns:
+        The folder, and the commit where it came from the Hub.
+
+    Raises:
+        `CheckpointError`: there is no `config.json`.
+    """
+    folder, commit = Path(name_or_path), None
+    if not folder.is_dir():
+        if folder.exists() or folder.is_absolute() or str(name_or_path).count("/") > 1:
+            raise CheckpointError(f"{name_or_path} is neither a folder nor a Hub id (OWNER/NAME).")
+        patterns = [*SMALL_FILES, *(["*.safetensors"] if weights else [])]
+        folder = Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **hub_options))
+        commit = folder.name
+    folder = folder / subfolder
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds no config.json, so it is not a checkpoint.")
+    return folder, commit
+
+
+def read_json(path: Path) -> dict:
+    """
+    Raises:
+        `CheckpointError`: the file does not hold a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object.")
+    return content
+
+
+def read_config(folder: Path) -> Sa2VAConfig:
+    """
+    The native config of a native or published checkpoint.
+
+    Args:
+        folder (`Path`): with `config.json` and, in the published layout, the tokenizer's files.
+
+    Returns:
+        `Sa2VAConfig`.
+
+    Raises:
+        `CheckpointError`: another kind of model, or a published one of an unknown family.
+    """
+    content = read_json(folder / "config.json")
+    if not is_published(content):
+        kind = content.get("model_type")
+        if kind != Sa2VAConfig.model_type:
+            raise CheckpointError(
+                f"{folder}/config.json is of a model of type {kind!r}: neither a native {Sa2VAConfig.model_type!r} "
+                "one nor one in the layout that Sa2VA publishes."
+            )
+        return Sa2VAConfig.from_dict(content)
+    try:
+        tokenizer = load_tokenizer(folder)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    image_token = "<IMG_CONTEXT>" if "llm_config" in content else "<|image_pad|>"
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("[SEG]", image_token)}
+    missing = [token for token, index in ids.items() if index is None or index == tokenizer.unk_token_id]
+    if missing:
+        raise CheckpointError(f"{folder}: the tokenizer does not hold {', '.join(missing)}.")
+    try:
+        return native_config(
+            content,
+            seg_token_id=ids["[SEG]"],
+            image_token_id=ids[image_token],
+            separate_tracking_decoder=any(".sam_mask_decoder_modified." in name for name in _weight_names(folder)),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{folder}/config.json lacks {error}.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder}/{error}") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """
+    The safetensors files of a checkpoint.
+
+    Raises:
+        `CheckpointError`: there are none, one that the index names is missing, or the weights are pickles.
+    """
+    if (folder / INDEX).is_file():
+        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        if pickles := [name for name in names if name.endswith(PICKLES)]:
+            raise CheckpointError(f"{folder / INDEX} names pickles, which are never loaded: {', '.join(pickles)}.")
+        if absent := [name for name in names if not (folder / name).is_file()]:
+            raise CheckpointError(f"{folder}: {INDEX} names files that are not there: {', '.join(absent)}.")
+        if names:
+            return [folder / name for name in names]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    raise CheckpointError(
+        f"{folder} holds no {SINGLE} and no {INDEX}."
+        + (f" Its weights are pickles, which are never loaded: {', '.join(pickles)}." if pickles else "")
+    )
+
+
+def _weight_names(folder: Path) -> list[str]:
+    names = []
+    for file in weight_files(folder):
+        with _open(file) as handle:
+            names += handle.keys()
+    return names
+
+
+def _open(file: Path):
+    try:
+        # Not memory-mapped: pages of the file would count as this process's memory.
+        return safe_open(file, framework="pt", device="cpu", backend="pread")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged or no safetensors file: {error}") from error
+
+
+class _Stored:
+    """A native tensor that is read when transformers' loader asks for it, already in the model's dtype."""
+
+    def __init__(self, handle, part: Part, dtype: torch.dtype):
+        self.handle, self.part, self.dtype = handle, part, dtype
+
+    def __getitem__(self, index) -> torch.Tensor:
+        return self.part.take(self.handle.get_tensor(self.part.name)).to(self.dtype)
+
+
+class Weights:
+    """
+    The weights of a checkpoint folder under native names: checked as a whole, read one by one.
+
+    Args:
+        folder (`Path`): a native or published checkpoint.
+        config (`Sa2VAConfig`): of it.
+        model (`nn.Module`): on the meta device; its `state_dict` is what the checkpoint must hold.
+
+    Raises:
+        `CheckpointError`: naming every missing, unexpected and misshapen tensor, or the file that cannot be read.
+    """
+
+    def __init__(self, folder: Path, config: Sa2VAConfig, model: nn.Module):
+        self.expected = model.state_dict()
+        tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
+        native = [name for name in self.expected if name not in tied]
+        if is_published(read_json(folder / "config.json")):
+            self.parts = published_parts(native, config)
+        else:
+            self.parts = {name: Part(name) for name in native}
+        self._open_files = ExitStack()
+        self.handles, self.headers = {}, {}
+        for file in weight_files(folder):
+            handle = self._open_files.enter_context(_open(file))
+            for name in handle.keys():
+                header = handle.get_slice(name)
+                self.handles[name], self.headers[name] = handle, (tuple(header.get_shape()), header.get_dtype())
+        self._check(folder)
+
+    def _check(self, folder: Path) -> None:
+        wanted = {part.name: part.shape(self.expected[name].shape) for name, part in self.parts.items()}
+        faults = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in self.headers]
+        faults += [f"unexpected: {name} {shape}" for name, (shape, _) in self.headers.items() if name not in wanted]
+        faults += [
+            f"misshapen: {name} has {self.headers[name][0]}, the model {shape}"
+            for name, shape in wanted.items()
+            if name in self.headers and self.headers[name][0] != shape
+        ]
+        if faults:
+            raise CheckpointError(
+                f"{folder} does not hold the weights that its config.json describes, and only them:\n  "
+                + "\n  ".join(sorted(faults))
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the largest stored tensor."""
+        name = max(self.headers, key=lambda name: torch.Size(self.headers[name][0]).numel())
+        return _DTYPES[self.headers[name][1]]
+
+    def state_dict(self, dtype: torch.dtype, keep: tuple[str, ...] = ()) -> dict:
+        """
+        What transformers' loader takes for a state dict: tensors that are read when their turn comes.
+
+        Args:
+            dtype (`torch.dtype`): that tensors are cast to while they are read.
+            keep (`tuple[str, ...]`, *optional*): parts of names whose tensors are read as float32.
+
+        Returns:
+            `dict` by native name. Under ZeRO-3, whose loader needs tensors, they are read at once on the first process
+            and stay without values on the others.
+        """
+        tensors = {
+            name: _Stored(self.handles[part.name], part, torch.float32 if any(k in name for k in keep) else dtype)
+            for name, part in self.parts.items()
+        }
+        if not is_deepspeed_zero3_enabled():
+            return tensors
+        if torch.distributed.get_rank() == 0:
+            return {name: tensor[...] for name, tensor in tensors.items()}
+        return {name: self.expected[name].to(tensor.dtype) for name, tensor in tensors.items()}
+
+    def close(self) -> None:
+        self._open_files.close()
+
+
+def save_published(model: nn.Module, folder: str | Path, max_shard_size: str | int = "5GB") -> None:
+    """
+    Save a model's weights and config in the layout that Sa2VA publishes, for tools that are made for it.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration`): whole, not sharded and not quantised.
+        folder (`str` or `Path`): where to; it appears only when everything is written.
+        max_shard_size (`str` or `int`, *optional*, defaults to `"5GB"`): of one file.
+
+    Raises:
+        `CheckpointError`: something of the model has no place in the published layout.
+    """
+    state = model.state_dict()
+    with whole_weights(), torch.device("meta"):
+        whole = type(model)(copy.deepcopy(model.config)).state_dict()
+    if foreign := sorted(name for name in state if name not in whole or state[name].shape != whole[name].shape):
+        raise CheckpointError(
+            "Only a whole, unquantised model without an adapter can be saved in the published layout, which has no "
+            f"place for {', '.join(foreign[:3])}" + (f" and {len(foreign) - 3} more." if foreign[3:] else ".")
+        )
+    parts = published_parts(list(state), model.config)
+    tensors = {}
+    for name, part in parts.items():
+        value = state[name]
+        if part.is_whole:
+            # A tied head is stored on its own: published heads are never tied.
+            tensors[part.name] = value.clone() if part.name.endswith(("lm_head.weight", "output.weight")) else value
+            continue
+        if part.name not in tensors:
+            tensors[part.name] = value.new_empty(part.shape(value.shape))
+        part.put(tensors[part.name], value)
+    with written_beside(folder) as temporary:
+        save_torch_state_dict(tensors, temporary, max_shard_size=max_shard_size, safe_serialization=True)
+        config = published_config(model.config, dtype=model.dtype)
+        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class written_beside:
+    """
+    Context manager: files are written into a new folder beside `folder` and moved into it only if nothing failed.
+
+    Args:
+        folder (`str` or `Path`): made if it is not there; files of the same names are replaced.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def __enter__(self) -> Path:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent))
+        return self.temporary
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            if kind is None:
+                self.folder.mkdir(exist_ok=True)
+                for file in self.temporary.iterdir():
+                    shutil.move(file, self.folder / file.name)
+        finally:
+            shutil.rmtree(self.temporary, ignore_errors=True)

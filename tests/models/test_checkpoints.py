@@ -1,0 +1,348 @@
+"""Loading and saving: both layouts, bit for bit, and everything that has to be refused."""
+
+import copy
+import json
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, LlamaConfig, Qwen2Config, Qwen3Config
+
+from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
+from sa2va_trl.models.checkpoints import CheckpointError, save_published, written_beside
+
+
+def tiny_family(family: str):
+    """A tiny model of a family of the published layout, with weights that are all different, and its processor."""
+    if family in ("qwen2_5_vl", "qwen3_vl"):
+        model, processor = tiny_sa2va(image_size=128, family=family)
+        return model.eval(), processor
+    model, processor = tiny_sa2va(image_size=128)
+    config = copy.deepcopy(model.config)
+    text = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "vocab_size": config.text_config.vocab_size,
+        "max_position_embeddings": 4096,
+    }
+    if family == "qwen2":
+        config.vlm_config.text_config = Qwen2Config(**text)
+    elif family == "qwen3":
+        config.vlm_config.text_config = Qwen3Config(**text, head_dim=16)
+    else:
+        rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}
+        config.vlm_config.text_config = LlamaConfig(**text, rms_norm_eps=1e-5, rope_parameters=rope)
+        config.prompt_template = processor.prompt_template = "internlm2_chat"
+    if family == "internlm2_vit_6b":
+        config.vlm_config.vision_config.attention_bias = False
+        config.vlm_config.vision_config.use_qk_norm = True
+        config.vlm_config.vision_config.norm_type = "rms_norm"
+    if family == "sa2va_i":
+        config.grounding_config.separate_tracking_decoder = True
+        config.tracking = "mask_prompt"
+    return Sa2VAForConditionalGeneration(config).eval(), processor
+
+
+FAMILIES = ["qwen2", "qwen3", "internlm2", "internlm2_vit_6b", "sa2va_i", "qwen2_5_vl", "qwen3_vl"]
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A folder in the published layout with a small model in it, and the model."""
+    model, processor = tiny_family("qwen2")
+    folder = tmp_path / "published"
+    model.save_pretrained(folder, layout="published")
+    processor.save_pretrained(folder, layout="published")
+    return folder, model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_published_there_and_back_is_bit_exact(family, tmp_path, image):
+    model, processor = tiny_family(family)
+    model.save_pretrained(tmp_path / "one", layout="published", max_shard_size="2MB")
+    processor.save_pretrained(tmp_path / "one", layout="published")
+    assert len(list((tmp_path / "one").glob("*.safetensors"))) > 1
+    stored = {}
+    for file in (tmp_path / "one").glob("*.safetensors"):
+        stored.update(load_file(file))
+    assert not any(name.startswith("vlm.") or name.endswith("gamma") for name in stored)
+    assert any(name.endswith(".g_weight") for name in stored)
+
+    loaded = Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "one")
+    mine, theirs = model.state_dict(), loaded.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert loaded.config.seg_token_id == model.config.seg_token_id
+    assert loaded.config.image_token_id == model.config.image_token_id
+    assert loaded.config.prompt_template == model.config.prompt_template
+
+    loaded.save_pretrained(tmp_path / "two", layout="published", max_shard_size="2MB")
+    again = {}
+    for file in (tmp_path / "two").glob("*.safetensors"):
+        again.update(load_file(file))
+    assert stored.keys() == again.keys()
+    assert all(torch.equal(stored[name], again[name]) for name in stored)
+    assert json.loads((tmp_path / "one/config.json").read_text()) == json.loads(
+        (tmp_path / "two/config.json").read_text()
+    )
+
+    # ... and it segments alike, with the processor that stands beside it.
+    request = {"image": image, "text": "the line", "answer": "Sure, [SEG]."}
+    beside = Sa2VAProcessor.from_pretrained(tmp_path / "one")
+    assert beside.grounding_image_size == processor.grounding_image_size
+    one, two = (each.segment(**request, processor=beside) for each in (model, loaded))
+    assert torch.equal(one.mask_logits, two.mask_logits)
+
+    # Native, in between.
+    loaded.save_pretrained(tmp_path / "native")
+    native = Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "native")
+    assert all(torch.equal(mine[name], value) for name, value in native.state_dict().items())
+    assert native.config.to_dict().keys() == loaded.config.to_dict().keys()
+
+
+def test_fused_rows_of_internlm2_and_internvit_compute_the_same():
+    """Independent arithmetic on the published tensors: grouped `wqkv` rows, and `qkv` chunks of the vision tower."""
+    model, _ = tiny_family("internlm2")
+    from sa2va_trl.models.published import published_parts
+
+    state = model.state_dict()
+    parts = published_parts(list(state), model.config)
+    fused = {}
+    for name, part in parts.items():
+        if part.name not in fused:
+            fused[part.name] = torch.empty(part.shape(state[name].shape))
+        part.put(fused[part.name], state[name])
+    layer = model.vlm.model.language_model.layers[1].self_attn
+    hidden = torch.randn(1, 3, 64)
+    rows = F.linear(hidden, fused["language_model.model.layers.1.attention.wqkv.weight"])
+    rows = rows.view(1, 3, 2, 4, 16)  # key-value heads; two query heads, a key and a value head each; head size
+    assert torch.allclose(rows[..., :2, :].reshape(1, 3, 64), layer.q_proj(hidden), atol=1e-6)
+    assert torch.allclose(rows[..., 2, :].reshape(1, 3, 32), layer.k_proj(hidden), atol=1e-6)
+    assert torch.allclose(rows[..., 3, :].reshape(1, 3, 32), layer.v_proj(hidden), atol=1e-6)
+    attention = model.vlm.model.vision_tower.encoder.layer[0].attention
+    pixels = torch.randn(1, 3, 32)
+    name = "vision_model.encoder.layers.0.attn.qkv"
+    query, key, value = F.linear(pixels, fused[f"{name}.weight"], fused[f"{name}.bias"]).chunk(3, dim=-1)
+    for ours, theirs in ((query, attention.q_proj), (key, attention.k_proj), (value, attention.v_proj)):
+        assert torch.allclose(ours, theirs(pixels), atol=1e-6)
+
+
+def edit(folder, change):
+    """Apply `change` to the stored tensors of a folder."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def refused(folder, message):
+    with pytest.raises(CheckpointError, match=message) as error:
+        Sa2VAForConditionalGeneration.from_pretrained(folder)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("layout", ["published", "native"])
+def test_one_wrong_tensor_is_refused_by_name(layout, published, tmp_path):
+    folder, model = published
+    names = ["language_model.lm_head.weight", "text_hidden_fcs.2.weight", "mlp1.1.weight"]
+    if layout == "native":
+        folder = tmp_path / "native"
+        model.save_pretrained(folder)
+        names = ["vlm.lm_head.weight", "text_hidden_fcs.2.weight", "vlm.model.multi_modal_projector.linear_1.weight"]
+    good = load_file(folder / "model.safetensors")
+
+    def every_fault(tensors):
+        del tensors[names[0]]
+        tensors[names[1] + "s"] = tensors.pop(names[1])
+        tensors[names[2]] = tensors[names[2]].t().contiguous()
+
+    edit(folder, every_fault)
+    message = refused(folder, f"missing: {re.escape(names[0])}")
+    assert f"missing: {names[1]} " in message
+    assert f"unexpected: {names[1]}s " in message
+    assert f"misshapen: {names[2]} has " in message
+    assert message.count("\n") == 4  # those and no others
+    save_file(good, folder / "model.safetensors", metadata={"format": "pt"})
+    Sa2VAForConditionalGeneration.from_pretrained(folder)
+
+
+def test_a_fused_tensor_is_checked_as_a_whole(published):
+    folder, _ = published
+    name = "vision_model.encoder.layers.0.attn.qkv.weight"
+    edit(folder, lambda tensors: tensors.update({name: tensors[name][:-3].clone()}))
+    refused(folder, f"misshapen: {re.escape(name)} has .93, 32., the model .96, 32.")
+
+
+def test_pickles_are_never_loaded(published):
+    folder, model = published
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    Sa2VAForConditionalGeneration.from_pretrained(folder)  # not looked at
+    (folder / "model.safetensors").unlink()
+    refused(folder, "pickles, which are never loaded: pytorch_model.bin")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model.bin"}}))
+    refused(folder, "names pickles")
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
+    refused(folder, "model.safetensors is damaged or no safetensors file")
+
+
+def test_a_truncated_shard_is_named(tmp_path):
+    model, processor = tiny_family("qwen2")
+    model.save_pretrained(tmp_path, layout="published", max_shard_size="2MB")
+    processor.save_pretrained(tmp_path, layout="published")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    refused(tmp_path, f"{shard.name} is damaged")
+    shard.unlink()
+    refused(tmp_path, f"names files that are not there: {shard.name}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama", "llm_config": None}, "of type 'llama'"),
+        ({"llm_config": {"architectures": ["GemmaForCausalLM"]}}, "config.json: llm_config.architectures is 'Gemma"),
+        ({"vision_config": {}}, "config.json lacks 'image_size'"),
+        ({"template": None}, "prompt_template"),
+    ],
+)
+def test_a_config_of_an_unknown_family_is_refused(change, message, published):
+    folder, _ = published
+    content = {**json.loads((folder / "config.json").read_text()), **change}
+    content = {name: value for name, value in content.items() if value is not None or name == "template"}
+    (folder / "config.json").write_text(json.dumps(content))
+    refused(folder, message)
+
+
+def test_broken_folders_have_one_clear_error(published, tmp_path):
+    folder, _ = published
+    refused(tmp_path / "nothing", "neither a folder nor a Hub id")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "no config.json")
+    (folder / "tokenizer.json").unlink()
+    refused(folder, "holds no tokenizer")
+    (folder / "config.json").write_text("{")
+    refused(folder, "config.json cannot be read")
+    with pytest.raises(ValueError, match="does not take gguf_file"):
+        Sa2VAForConditionalGeneration.from_pretrained(folder, gguf_file="model.gguf")
+
+
+def test_options_of_saving_are_checked(tiny, tmp_path):
+    with pytest.raises(ValueError, match="layout must be 'native' or 'published', got 'official'"):
+        tiny[0].save_pretrained(tmp_path / "x", layout="official")
+    with pytest.raises(ValueError, match="does not take push_to_hub"):
+        tiny[0].save_pretrained(tmp_path / "x", layout="published", push_to_hub=True)
+    with pytest.raises(ValueError, match="layout must be 'native' or 'published', got 'official'"):
+        tiny[1].save_pretrained(tmp_path / "x", layout="official")
+    assert not (tmp_path / "x").exists()
+
+
+def test_half_precision_is_read_in_half_precision(published):
+    folder, model = published
+    half = Sa2VAForConditionalGeneration.from_pretrained(folder, dtype="bfloat16")
+    exact = "sam_prompt_encoder.pe_layer"
+    for name, value in half.state_dict().items():
+        assert value.dtype == (torch.float32 if exact in name else torch.bfloat16), name
+        assert torch.equal(value, model.state_dict()[name].to(value.dtype))
+
+
+def test_automatic_dtype_is_the_configs_or_the_stored_one(published):
+    folder, _ = published
+    assert Sa2VAForConditionalGeneration.from_pretrained(folder).dtype == torch.float32
+    content = json.loads((folder / "config.json").read_text())
+    content["torch_dtype"] = "bfloat16"
+    (folder / "config.json").write_text(json.dumps(content))
+    assert Sa2VAForConditionalGeneration.from_pretrained(folder).dtype == torch.bfloat16
+    del content["torch_dtype"]
+    (folder / "config.json").write_text(json.dumps(content))
+    assert Sa2VAForConditionalGeneration.from_pretrained(folder).dtype == torch.float32
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_native_there_and_back(tied, tmp_path):
+    model, _ = tiny_sa2va(image_size=128, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path / "native")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "native")
+    assert (loaded.vlm.lm_head.weight is loaded.vlm.get_input_embeddings().weight) == tied
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_tied_head_is_published_on_its_own(tmp_path):
+    model, processor = tiny_sa2va(image_size=128, tie_word_embeddings=True)
+    model.save_pretrained(tmp_path, layout="published")
+    processor.save_pretrained(tmp_path, layout="published")
+    loaded = Sa2VAForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.vlm.lm_head.weight is not loaded.vlm.get_input_embeddings().weight
+    assert torch.equal(loaded.vlm.lm_head.weight, model.vlm.get_input_embeddings().weight)
+
+
+def test_an_adapted_model_is_not_published(tiny, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny[0], LoraConfig(target_modules=["gate_proj"]))
+    with pytest.raises(CheckpointError, match="without an adapter.*base_layer"):
+        save_published(model.base_model.model, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_nothing_is_left_half_written(tmp_path):
+    target = tmp_path / "checkpoint"
+    with pytest.raises(RuntimeError), written_beside(target) as folder:
+        (folder / "config.json").write_text("{}")
+        raise RuntimeError("disk full")
+    assert list(tmp_path.iterdir()) == []
+    with written_beside(target) as folder:
+        (folder / "config.json").write_text("{}")
+    assert [file.name for file in tmp_path.rglob("*")] == ["checkpoint", "config.json"]
+
+
+def test_device_map_and_loading_info(published):
+    folder, model = published
+    loaded, info = Sa2VAForConditionalGeneration.from_pretrained(folder, device_map="cpu", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(loaded.vlm.lm_head.weight, model.vlm.lm_head.weight)
+    assert loaded.config._name_or_path == str(folder)
+
+
+MEASURE = """
+import resource, sys
+from sa2va_trl import Sa2VAForConditionalGeneration
+Sa2VAForConditionalGeneration.from_pretrained(sys.argv[1])  # imports what is imported late
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = Sa2VAForConditionalGeneration.from_pretrained(sys.argv[2], dtype="bfloat16")
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(peak * 1024 / sum(p.numel() * p.element_size() for p in model.parameters()))
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_stays_near_the_models_size(published, tmp_path):
+    """A checkpoint of 1.3 GB in float32 is loaded in bfloat16 within 1.2 times the model's 0.65 GB."""
+    small, model = published
+    config = copy.deepcopy(model.config)
+    text = config.vlm_config.text_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 1024, 4096, 20
+    text.layer_types = ["full_attention"] * 20
+    with torch.device("meta"):
+        large = Sa2VAForConditionalGeneration(config)
+    large.to_empty(device="cpu")
+    for parameter in large.parameters():
+        parameter.data.fill_(0.25)
+    large.save_pretrained(tmp_path / "large", layout="published", max_shard_size="300MB")
+    for file in small.glob("token*"):
+        (tmp_path / "large" / file.name).write_bytes(file.read_bytes())
+    del large
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
+    output = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(small), str(tmp_path / "large")], capture_output=True, text=True
+    )
+    assert output.returncode == 0, output.stderr
+    assert float(output.stdout.split()[-1]) < 1.2

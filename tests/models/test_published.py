@@ -1,0 +1,298 @@
+"""The published layout: its families on the meta device, and the two directions of its table."""
+
+import copy
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration
+from sa2va_trl.models.published import Part, is_published, native_config, published_config, published_parts
+
+
+VIT_300M = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "qkv_bias": True,
+    "qk_normalization": False,
+    "norm_type": "layer_norm",
+    "layer_norm_eps": 1e-6,
+    "initializer_factor": 0.1,
+    "image_size": 448,
+    "patch_size": 14,
+}
+VIT_6B = {
+    **VIT_300M,
+    "hidden_size": 3200,
+    "num_hidden_layers": 45,
+    "num_attention_heads": 25,
+    "intermediate_size": 12800,
+    "qkv_bias": False,
+    "qk_normalization": True,
+    "norm_type": "rms_norm",
+}
+
+
+def internvl(architecture, hidden, layers, heads, kv, inter, vocab, vision=VIT_300M, template="qwen_chat", **text):
+    return {
+        "model_type": "sa2va_chat",
+        "vision_config": vision,
+        "llm_config": {
+            "architectures": [architecture],
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv,
+            "intermediate_size": inter,
+            "vocab_size": vocab,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "attn_implementation": "flash_attention_2",
+            "torch_dtype": "bfloat16",
+            **text,
+        },
+        "downsample_ratio": 0.5,
+        "force_image_size": 448,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "template": template,
+    }
+
+
+def qwen2_5_vl(hidden, layers, heads, kv, inter, out):
+    return {
+        "model_type": "sa2va_chat",
+        "image_token_id": 151655,
+        "text_config": {
+            "model_type": "qwen2_5_vl_text",
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv,
+            "intermediate_size": inter,
+            "vocab_size": 151670,
+            "tie_word_embeddings": True,
+            "rope_theta": 1e6,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        },
+        "vision_config": {
+            "model_type": "qwen2_5_vl",
+            "hidden_size": 1280,
+            "depth": 32,
+            "num_heads": 16,
+            "intermediate_size": 3420,
+            "out_hidden_size": out,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+        "tie_word_embeddings": True,
+        "template": "qwen_chat",
+    }
+
+
+QWEN3_VL_4B = {
+    "model_type": "sa2va_chat",
+    "image_token_id": 151655,
+    "text_config": {
+        "model_type": "qwen3_vl_text",
+        "hidden_size": 2560,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 9728,
+        "vocab_size": 151674,
+        "rope_theta": 5e6,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+    },
+    "vision_config": {
+        "model_type": "qwen3_vl",
+        "hidden_size": 1024,
+        "depth": 24,
+        "num_heads": 16,
+        "intermediate_size": 4096,
+        "out_hidden_size": 2560,
+        "deepstack_visual_indexes": [5, 11, 17],
+    },
+    "template": "qwen_chat",
+}
+DYNAMIC = {"rms_norm_eps": 1e-5, "rope_scaling": {"type": "dynamic", "factor": 2.0}, "bias": False}
+INTERNLM2 = {"vocab": 92558, "template": "internlm2_chat", **DYNAMIC}
+HEAD_AND_SAM2 = 224_430_130
+
+# Totals and numbers of published names: the official checkpoints' (all parameters, 224,430,130 of them SAM 2's).
+FAMILIES = {
+    "1B": (internvl("Qwen2ForCausalLM", 896, 24, 14, 2, 4864, 151679), 1_163_665_458, 340 + 6 + 291 + 904),
+    "4B": (
+        internvl("Qwen2ForCausalLM", 2048, 36, 16, 2, 11008, 151679, template="phi3_chat"),
+        3_941_809_458,
+        340 + 6 + 435 + 904,
+    ),
+    "8B": (internvl("InternLM2ForCausalLM", 4096, 32, 32, 8, 14336, **INTERNLM2), 8_317_666_610, 1477),
+    "26B": (
+        internvl("InternLM2ForCausalLM", 6144, 48, 48, 8, 16384, vision=VIT_6B, **INTERNLM2),
+        25_778_005_682,
+        1838,
+    ),
+    "InternVL3-2B": (internvl("Qwen2ForCausalLM", 1536, 28, 12, 2, 8960, 151679), 2_316_157_234, 1589),
+    "InternVL3-8B": (internvl("Qwen2ForCausalLM", 3584, 28, 28, 4, 18944, 151679), 8_182_606_130, 1589),
+    "InternVL3-14B": (
+        internvl("Qwen2ForCausalLM", 5120, 48, 40, 8, 13824, 151679),
+        15_369_268_530,
+        340 + 6 + 579 + 904,
+    ),
+    "Qwen2.5-VL-3B": (
+        qwen2_5_vl(2048, 36, 16, 2, 11008, 2048),
+        4_064_698_368 + HEAD_AND_SAM2 + 2048 * 2048 + 2048 + 256 * 2048 + 256,
+        825 + 904,
+    ),
+    "Qwen2.5-VL-7B": (
+        qwen2_5_vl(3584, 28, 28, 4, 18944, 3584),
+        8_289_342_464 + HEAD_AND_SAM2 + 3584 * 3584 + 3584 + 256 * 3584 + 256,
+        729 + 904,
+    ),
+    "Qwen3-VL-4B": (QWEN3_VL_4B, 4_825_430_528 + HEAD_AND_SAM2 + 2560 * 2560 + 2560 + 256 * 2560 + 256, 714 + 904),
+}
+
+
+def on_meta(published, **kwargs):
+    config = native_config(published, seg_token_id=7, image_token_id=5, **kwargs)
+    with torch.device("meta"):
+        return Sa2VAForConditionalGeneration(config)
+
+
+def same(one: Sa2VAConfig, other: Sa2VAConfig) -> bool:
+    """Equal but for the legacy spelling of rotary types, which old files carry along."""
+
+    def plain(value):
+        if not isinstance(value, dict):
+            return list(value) if isinstance(value, tuple) else value
+        return {
+            key: plain(entry)
+            for key, entry in value.items()
+            if key not in ("type", "dtype", "architectures", "attn_implementation", "bias")
+        }
+
+    return plain(one.to_dict()) == plain(other.to_dict())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_the_published_parameters_and_names(family):
+    published, parameters, names = FAMILIES[family]
+    model = on_meta(published)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    parts = published_parts(list(model.state_dict()), model.config)
+    assert len({part.name for part in parts.values()}) == names
+    # Each published tensor is covered by its parts once, without gap or overlap.
+    shapes, covered = {}, {}
+    for name, tensor in model.state_dict().items():
+        part = parts[name]
+        assert shapes.setdefault(part.name, part.shape(tensor.shape)) == part.shape(tensor.shape)
+        covered.setdefault(part.name, []).append((part.start, part.stop, part.size))
+    for name, blocks in covered.items():
+        edges = sorted(blocks)
+        assert edges[0][0] == 0 and edges[-1][1] == edges[0][2], name
+        assert all(before[1] == after[0] for before, after in zip(edges, edges[1:], strict=False)), name
+    total = sum(torch.Size(shape).numel() for shape in shapes.values())
+    assert total == sum(tensor.numel() for tensor in model.state_dict().values())
+
+
+def test_internvl3_8b_has_the_real_names(shared):
+    recorded = json.loads((shared / "reference/sa2va_internvl3_8b_keys.json").read_text())
+    model = on_meta(FAMILIES["InternVL3-8B"][0])
+    ours = {part.name for part in published_parts(list(model.state_dict()), model.config).values()}
+    assert ours == set(recorded["names"])
+    assert sum(parameter.numel() for parameter in model.parameters()) == recorded["total_parameters"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_config_there_and_back(family):
+    published = FAMILIES[family][0]
+    native = native_config(copy.deepcopy(published), seg_token_id=7, image_token_id=151655)
+    assert native.prompt_template == published["template"]
+    assert not native.tie_word_embeddings
+    assert not native.text_config.tie_word_embeddings
+    again = published_config(native, torch.bfloat16)
+    assert is_published(again)
+    assert "grounding_config" not in again  # the official sizes are taken for granted
+    assert same(native_config(again, seg_token_id=7, image_token_id=151655), native)
+    # A tool that was made for the published layout finds the settings of transformers 4.
+    language = again.get("llm_config") or again["text_config"]
+    wanted = published.get("llm_config") or published["text_config"]
+    assert language["rope_theta"] == wanted["rope_theta"]
+    if family in ("8B", "26B"):
+        assert language["rope_scaling"]["type"] == "dynamic"
+        assert language["rope_scaling"]["factor"] == 2.0
+
+
+def test_sa2va_i_has_a_second_mask_decoder():
+    model = on_meta(FAMILIES["1B"][0], separate_tracking_decoder=True)
+    names = {part.name for part in published_parts(list(model.state_dict()), model.config).values()}
+    assert len(names) == FAMILIES["1B"][2] + 131
+    second = "grounding_encoder.sam2_model.sam_mask_decoder_modified."
+    assert sum(name.startswith(second) for name in names) == 131
+    assert model.config.tracking == "mask_prompt"
+
+
+def test_sizes_of_sam2_travel_with_small_checkpoints(tiny):
+    config = published_config(tiny[0].config, torch.float32)
+    native = native_config(config, tiny[0].config.seg_token_id, tiny[0].config.image_token_id)
+    assert native.grounding_config.to_dict() == tiny[0].config.grounding_config.to_dict()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    groups=st.integers(1, 4),
+    share=st.integers(1, 5),
+    width=st.integers(1, 3),
+    dims=st.integers(1, 2),
+)
+def test_parts_put_together_are_the_whole(groups, share, width, dims):
+    size = share + 2
+    whole = torch.randn(groups * size * width, *([3] * (dims - 1)))
+    cuts = [(0, share), (share, share + 1), (share + 1, share + 2)]
+    parts = [Part("x", groups, size, start, stop) for start, stop in cuts]
+    taken = [part.take(whole) for part in parts]
+    again = torch.full_like(whole, float("nan"))
+    for part, rows in zip(parts, taken, strict=True):
+        assert part.shape(rows.shape) == whole.shape
+        part.put(again, rows)
+    assert torch.equal(again, whole)
+    # The layout in so many words: the queries of a group, then its key head, then its value head.
+    first = torch.cat([group[: share * width] for group in whole.chunk(groups)])
+    assert torch.equal(taken[0], first)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"llm_config": {"architectures": ["Phi3ForCausalLM"]}}, "Phi3ForCausalLM"),
+        ({"llm_config": {"architectures": None}}, "architectures"),
+        ({"ps_version": "v1"}, "ps_version='v1'"),
+        ({"select_layer": -4}, "select_layer=-4"),
+        ({"force_image_size": 224}, "force_image_size=224"),
+        ({"use_llm_lora": 16}, "use_llm_lora=16"),
+        ({"template": "vicuna"}, "vicuna"),
+        ({"template": None}, "prompt_template"),
+    ],
+)
+def test_what_is_not_known_is_refused(change, message):
+    published = copy.deepcopy(FAMILIES["1B"][0])
+    for name, value in change.items():
+        published[name] = {**published[name], **value} if isinstance(value, dict) else value
+    with pytest.raises(ValueError, match=message):
+        native_config(published, seg_token_id=7, image_token_id=5)
+
+
+def test_unknown_families_and_names_are_refused():
+    with pytest.raises(ValueError, match="template"):
+        native_config({"model_type": "sa2va_chat"}, 7, 5)
+    with pytest.raises(ValueError, match="no family known here.*'llama'"):
+        native_config({"template": "qwen_chat", "text_config": {"model_type": "llama"}}, 7, 5)
+    with pytest.raises(ValueError, match="no place for 'base_model.model.vlm.lm_head.weight'"):
+        published_parts(["base_model.model.vlm.lm_head.weight"], on_meta(FAMILIES["1B"][0]).config)

@@ -1,0 +1,136 @@
+"""InternLM2's sentencepiece tokenizer as a fast one; the sentencepiece library itself is the oracle."""
+
+import json
+import re
+
+import pytest
+import sentencepiece
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sa2va_trl import Sa2VAProcessor, tiny_sa2va
+from sa2va_trl.models.tokenization import internlm2_tokenizer, load_tokenizer
+
+
+CORPUS = [
+    "Please segment the left coronary artery in this angiogram.",
+    "The vessel runs from the catheter tip to the apex; its branches are thin.",
+    "Sure, it is here. 1234567890 (12.5 mm) naïve café 血管造影 сосуд",
+    "segment  all   vessels\tand\nbranches, please!",
+]
+ADDED = ["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
+
+
+def write_internlm2(folder, dummy_prefix: bool = False) -> sentencepiece.SentencePieceProcessor:
+    """A small tokenizer in the files that InternLM2 checkpoints have: two of its pieces are renamed, the rest added."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS * 20),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=430,
+        model_type="bpe",
+        byte_fallback=True,
+        add_dummy_prefix=dummy_prefix,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        user_defined_symbols=["[UNUSED_TOKEN_0]", "[UNUSED_TOKEN_1]"],
+        minloglevel=2,
+    )
+    (folder / "tokenizer.vocab").unlink()
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    ids = [pieces.piece_to_id(f"[UNUSED_TOKEN_{index}]") for index in (0, 1)]
+    ids += range(len(pieces), len(pieces) + len(ADDED) - 2)
+    tokens = dict(zip(ids, ADDED, strict=True))
+    specials = {"0": "<unk>", "1": "<s>", "2": "</s>"}
+    decoder = {index: {"content": text, "special": True} for index, text in specials.items()}
+    decoder |= {str(index): {"content": text, "special": True} for index, text in tokens.items()}
+    settings_ = {"tokenizer_class": "InternLM2Tokenizer", "add_bos_token": True, "added_tokens_decoder": decoder}
+    settings_["auto_map"] = {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings_))
+    extra = {text: index for index, text in tokens.items() if index >= len(pieces)}
+    (folder / "added_tokens.json").write_text(json.dumps(extra))
+    return pieces
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "dummy_prefix"])
+def pair(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("internlm2")
+    return write_internlm2(folder, request.param), load_tokenizer(folder)
+
+
+TEXTS = st.one_of(
+    st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\x00▁"), max_size=40),
+    st.lists(st.sampled_from(" ".join(CORPUS).split() + [" ", "  ", "\n"]), max_size=12).map(" ".join),
+).filter(lambda text: not any(token in text for token in [*ADDED, "<s>", "</s>", "<unk>"]))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=TEXTS)
+def test_ids_are_sentencepieces(pair, text):
+    pieces, tokenizer = pair
+    assert tokenizer(text, add_special_tokens=False).input_ids == pieces.encode(text)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=TEXTS)
+def test_texts_survive(pair, text):
+    _, tokenizer = pair
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_special_tokens_have_their_ids_and_bos_comes_first(pair):
+    pieces, tokenizer = pair
+    assert tokenizer("").input_ids == [1]
+    text = "<|im_start|>user\n<img><IMG_CONTEXT></img>segment<|im_end|>\n[SEG]"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert ids[0] == pieces.piece_to_id("[UNUSED_TOKEN_0]")
+    assert ids[-1] == tokenizer.convert_tokens_to_ids("[SEG]") == len(pieces) + 3
+    assert len(tokenizer) == len(pieces) + 8
+    if not pieces.encode("a", out_type=str)[0].startswith(
+        "▁"
+    ):  # a dummy prefix would stand before each text between two of them
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert tokenizer.eos_token == tokenizer.pad_token == "</s>"
+    # Between special tokens the text is what sentencepiece makes of it.
+    words = ids[ids.index(tokenizer.convert_tokens_to_ids("</img>")) + 1 : -3]
+    assert words[: len(pieces.encode("segment"))] == pieces.encode("segment")
+
+
+def test_saved_and_loaded_it_is_the_same(pair, tmp_path):
+    _, tokenizer = pair
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    for text in [*CORPUS, "<|im_start|>user\n [SEG] <p> a </p>"]:
+        assert again(text).input_ids == tokenizer(text).input_ids
+        assert again.decode(again(text).input_ids) == tokenizer.decode(tokenizer(text).input_ids)
+
+
+def test_a_processor_with_it_writes_bos_once(tmp_path):
+    write_internlm2(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    _, tiny = tiny_sa2va(image_size=128)
+    processor = Sa2VAProcessor(tiny.image_processor, tokenizer, image_seq_length=16, prompt_template="internlm2_chat")
+    chat = [{"role": "user", "content": "segment"}, {"role": "assistant", "content": "[SEG]."}]
+    ids, labels = processor.encode_chat([*chat, *chat], [])
+    assert ids[0] == 1 and ids.count(1) == 1
+    assert labels[0] == -100
+    assert processor.stopping() == {"eos_token_id": [tokenizer.convert_tokens_to_ids("<|im_end|>")]}
+
+
+def test_ids_that_do_not_fit_are_refused(tmp_path):
+    write_internlm2(tmp_path)
+    added = json.loads((tmp_path / "added_tokens.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({token: index + 1 for token, index in added.items()}))
+    with pytest.raises(ValueError, match=re.escape("'<img>' should have id")):
+        internlm2_tokenizer(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="neither tokenizer.json, vocab.json nor tokenizer.model"):
+        load_tokenizer(tmp_path)
