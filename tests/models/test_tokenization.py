@@ -22,7 +22,7 @@ ADDED = ["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[SEG
 
 
 def write_internlm2(folder, dummy_prefix: bool = False) -> sentencepiece.SentencePieceProcessor:
-    """A small tokenizer in the files that InternLM2 checkpoints have: two of its pieces are renamed, the rest added."""
+    """A small tokenizer in the files of InternLM2 checkpoints: two of its pieces are renamed, the rest added."""
     folder.mkdir(parents=True, exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 20),
