@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from families import tiny_family
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -11,7 +12,6 @@ from sa2va_trl import Sa2VAForConditionalGeneration
 from sa2va_trl.deltas import apply_delta, read_delta
 from sa2va_trl.hub import load_adapter, merge_adapter
 from sa2va_trl.models.checkpoints import CheckpointError
-from tests.models.test_checkpoints import tiny_family
 
 
 RANK, ALPHA = 4, 12.0
