@@ -336,14 +336,15 @@ def test_round_trip(auto, tied, family, tmp_path, image):
     )
 
 
-def test_bfloat16_and_attention_implementations(tiny, tmp_path, image):
-    model, processor = tiny
+def test_bfloat16_and_attention_implementations(any_tiny, tmp_path, image):
+    model, processor = any_tiny
+    tower = "vision_tower" if model.config.vlm_config.model_type == "internvl" else "visual"
     model.save_pretrained(tmp_path)
     arguments = {"image": image, "text": QUESTION, "processor": processor, "answer": TWO_OBJECTS}
     expected = model.segment(**arguments)
     for implementation in ("sdpa", "eager"):
         loaded = Sa2VAForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=implementation)
-        for part in (loaded.vlm.model.language_model, loaded.vlm.model.vision_tower):
+        for part in (loaded.vlm.model.language_model, loaded.vlm.model.get_submodule(tower)):
             assert part.config._attn_implementation == implementation
         assert_same(loaded.segment(**arguments), expected)
 
