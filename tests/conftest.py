@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sa2va_trl import tiny_sa2va
-from sa2va_trl.models.tiny import FAMILIES
+from sa2va_trl.models.configuration import SUPPORTED_VLMS
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def tiny():
     return model.eval(), processor
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=SUPPORTED_VLMS)
 def any_tiny(request):
     """As `tiny`, of each VLM family in turn."""
     model, processor = tiny_sa2va(image_size=128, family=request.param)

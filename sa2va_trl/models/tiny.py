@@ -16,12 +16,10 @@ from transformers import (
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.integrations import deepspeed
 
-from .configuration import Sa2VAConfig, Sa2VAGroundingConfig
+from .configuration import SUPPORTED_VLMS, Sa2VAConfig, Sa2VAGroundingConfig
 from .modeling import Sa2VAForConditionalGeneration
 from .processing import Sa2VAProcessor
 
-
-FAMILIES = ("internvl", "qwen2_5_vl", "qwen3_vl")
 
 CHAT_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 SEG_TOKENS = ["[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
@@ -149,8 +147,8 @@ def tiny_sa2va(
     Raises:
         `ValueError`: an unknown family.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}.")
+    if family not in SUPPORTED_VLMS:
+        raise ValueError(f"family must be one of {', '.join(SUPPORTED_VLMS)}, got {family!r}.")
     tokenizer = tiny_tokenizer(SPECIAL_TOKENS if family == "internvl" else QWEN_SPECIAL_TOKENS)
     config = Sa2VAConfig(
         vlm_config=_tiny_vlm_config(family, tokenizer, tie_word_embeddings),

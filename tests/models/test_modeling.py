@@ -30,7 +30,7 @@ from sa2va_trl import (
     Sa2VAProcessor,
     tiny_sa2va,
 )
-from sa2va_trl.models.tiny import FAMILIES
+from sa2va_trl.models.configuration import SUPPORTED_VLMS
 from sa2va_trl.trainers.trainable import freeze_all_but_full
 
 
@@ -155,7 +155,7 @@ def test_segment_with_a_generated_and_a_given_answer(template, tiny, image):
     assert_same(generated, model.segment(**arguments, answer=TWO_OBJECTS))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 @pytest.mark.parametrize("generate", [False, True])
 def test_a_batch_equals_its_images_one_by_one(generate, family, image):
     model, processor = tiny_sa2va(image_size=128, max_patches=4, family=family)
@@ -182,7 +182,7 @@ def test_a_batch_equals_its_images_one_by_one(generate, family, image):
         assert_same(result, segment([row])[0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 def test_left_padded_answers_equal_unpadded_ones(family, image):
     model, processor = tiny_sa2va(image_size=128, max_patches=4, family=family)
     model.eval()
@@ -302,7 +302,7 @@ def test_evaluating_text_runs_no_sam(tiny):
         (AutoModelForImageTextToText, False, "internvl"),
         (AutoModelForCausalLM, False, "internvl"),
         (Sa2VAForConditionalGeneration, True, "internvl"),
-        *[(Sa2VAForConditionalGeneration, tied, name) for name in FAMILIES[1:] for tied in (False, True)],
+        *[(Sa2VAForConditionalGeneration, tied, name) for name in SUPPORTED_VLMS[1:] for tied in (False, True)],
     ],
 )
 def test_round_trip(auto, tied, family, tmp_path, image):
@@ -402,7 +402,7 @@ def test_a_frozen_image_encoder_runs_without_a_graph(tiny, image):
         assert not any(level.requires_grad for level in model.encode(**encode_arguments(batch)).pyramid)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(reentrant, family, image):
     # Of each part a module whose runs show whether it is computed again.

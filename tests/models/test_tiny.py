@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from transformers import AutoProcessor
 
 from sa2va_trl import tiny_sa2va
-from sa2va_trl.models.tiny import FAMILIES, SPECIAL_TOKENS, tiny_tokenizer
+from sa2va_trl.models.configuration import SUPPORTED_VLMS
+from sa2va_trl.models.tiny import SPECIAL_TOKENS, tiny_tokenizer
 
 
 TOKENIZER = tiny_tokenizer()
@@ -18,7 +19,7 @@ def states(model):
     return model.state_dict().values()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 def test_weights_follow_the_seed_and_nothing_else(family):
     first, _ = tiny_sa2va(seed=3, family=family)
     torch.manual_seed(99)
@@ -49,7 +50,7 @@ def test_random_states_of_the_caller_stay():
     assert draw() == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 def test_size(family):
     model, processor = tiny_sa2va(family=family)
     assert model.config.vlm_config.model_type == family
@@ -67,7 +68,7 @@ def test_unknown_families_raise():
         tiny_sa2va(family="llava")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 @pytest.mark.parametrize(("image_size", "max_patches"), [(64, 1), (192, 4), (320, 12)])
 def test_other_sizes_run(image_size, max_patches, family, image):
     model, processor = tiny_sa2va(image_size=image_size, max_patches=max_patches, family=family)
@@ -89,7 +90,7 @@ def test_special_tokens_are_single_ids():
     assert TOKENIZER.decode([entry[0] for entry in ids], skip_special_tokens=True) == ""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 def test_a_saved_processor_is_the_same(tmp_path, family, image):
     _, processor = tiny_sa2va(image_size=192, max_patches=4, family=family)
     processor.save_pretrained(tmp_path)

@@ -14,7 +14,7 @@ from trl import SFTConfig
 
 from sa2va_trl import SegCollator, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.data import DatasetError, synthetic_dataset
-from sa2va_trl.models.tiny import FAMILIES
+from sa2va_trl.models.configuration import SUPPORTED_VLMS
 from sa2va_trl.trainers.sft import REFUSED
 from sa2va_trl.trainers.trainable import freeze_all_but_full, get_peft_config, trainable_table
 
@@ -92,7 +92,7 @@ def assert_same_run(first, second, tolerance=1e-4):
     ],
     ids=["full", "head", "stage1", "stage1-seg", "stage1-embeddings"],
 )
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 def test_every_trainable_parameter_moves_and_no_frozen_one_does(tmp_path, data, family, options, expected):
     if family != "internvl":
         expected = [part for part in expected if part != "multi_modal_projector"]
@@ -121,7 +121,7 @@ def test_head_trains_nothing_but_the_head_and_says_so(tmp_path, data, capsys):
     assert f"{trained / 1e6:,.3f} M" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 def test_lora_is_on_every_linear_layer_of_the_language_model_and_nowhere_else(family):
     model, _ = tiny_sa2va(image_size=128, family=family)
     names = {
@@ -135,7 +135,7 @@ def test_lora_is_on_every_linear_layer_of_the_language_model_and_nowhere_else(fa
     assert found == names
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 def test_the_table_knows_every_part(family):
     model, _ = tiny_sa2va(image_size=128, family=family)
     freeze_all_but_full(model)
@@ -163,7 +163,7 @@ def test_accumulation_does_not_change_the_run(tmp_path, data):
     assert_same_run(runs[0], runs[2])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_does_not_change_the_run(tmp_path, data, reentrant, family):
     plain = trainer(tmp_path, data, family=family)
@@ -241,7 +241,7 @@ def test_best_checkpoint_by_dice_is_the_one_that_is_left(tmp_path, data):
 
 @pytest.mark.parametrize(
     ("trainable", "family"),
-    [("stage1", "internvl"), ("head", "internvl"), *[("stage1", name) for name in FAMILIES[1:]]],
+    [("stage1", "internvl"), ("head", "internvl"), *[("stage1", name) for name in SUPPORTED_VLMS[1:]]],
 )
 def test_saved_adapter_gives_the_same_masks(tmp_path, data, trainable, family):
     run = trainer(tmp_path, data, trainable=trainable, family=family)
@@ -268,7 +268,7 @@ def test_card_names_no_local_path(tmp_path, data):
     assert "secret_patient_name" not in card and "SegSFTTrainer" in card
 
 
-@pytest.mark.parametrize(("mask_size", "family"), [(None, "internvl"), *[(64, name) for name in FAMILIES]])
+@pytest.mark.parametrize(("mask_size", "family"), [(None, "internvl"), *[(64, name) for name in SUPPORTED_VLMS]])
 def test_rows_without_object_and_rows_of_text_train(tmp_path, data, mask_size, family):
     train = data[0].remove_columns(["hard", "frame_index", "video_id", "patient_id"])
     row = train[0]
@@ -419,7 +419,7 @@ def test_own_collator_decides_about_the_data(tmp_path, data):
         )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 @pytest.mark.parametrize("trainable", ["stage1", "head"])
 def test_frozen_parts_build_no_graph_under_checkpointing(tmp_path, data, trainable, family):
     options = {"lora_r": 4, "lora_dropout": 0.0} if trainable == "stage1" else {}
