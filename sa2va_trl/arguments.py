@@ -14,13 +14,18 @@ from .models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from .models.checkpoints import checkpoint_folder, read_config
 
 
+# Names of models that are made instead of loaded, and their families.
+TINY = {"tiny": "internvl", "tiny-qwen2_5_vl": "qwen2_5_vl", "tiny-qwen3_vl": "qwen3_vl"}
+
+
 @dataclass
 class ModelArguments:
     """
     Which model a recipe loads.
 
     Args:
-        model_name_or_path (`str`, *optional*, defaults to `"tiny"`): `"tiny"`, a folder or a Hub id.
+        model_name_or_path (`str`, *optional*, defaults to `"tiny"`):
+            `"tiny"`, `"tiny-qwen2_5_vl"`, `"tiny-qwen3_vl"`, a folder or a Hub id.
         adapter (`str`, *optional*): folder or Hub id of an adapter for it.
         dtype (`str`, *optional*, defaults to `"float32"`): of the weights.
         attn_implementation (`str`, *optional*, defaults to `"sdpa"`): of the VLM.
@@ -29,7 +34,9 @@ class ModelArguments:
             mask grid is a quarter of it.
     """
 
-    model_name_or_path: str = field(default="tiny", metadata={"help": "tiny, a folder or a Hub id."})
+    model_name_or_path: str = field(
+        default="tiny", metadata={"help": "tiny, tiny-qwen2_5_vl, tiny-qwen3_vl, a folder or an id."}
+    )
     adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of an adapter."})
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16 or float16."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2 or eager."})
@@ -121,8 +128,9 @@ def load_model(
     Raises:
         `ValueError`: the folder holds an adapter or another kind of model, or weights that cannot be used.
     """
-    if args.model_name_or_path == "tiny":
-        model, processor = tiny_sa2va(image_size=args.grounding_image_size or 256)
+    if args.model_name_or_path in TINY:
+        family = TINY[args.model_name_or_path]
+        model, processor = tiny_sa2va(image_size=args.grounding_image_size or 256, family=family)
         model = model.to(getattr(torch, args.dtype))
         model.set_attn_implementation(args.attn_implementation)
     else:

@@ -9,12 +9,20 @@ import pytest
 from PIL import Image
 
 from sa2va_trl import tiny_sa2va
+from sa2va_trl.models.configuration import SUPPORTED_VLMS
 
 
 @pytest.fixture
 def tiny():
     """A fresh tiny model, in evaluation mode, and its processor."""
     model, processor = tiny_sa2va(image_size=128)
+    return model.eval(), processor
+
+
+@pytest.fixture(params=SUPPORTED_VLMS)
+def any_tiny(request):
+    """As `tiny`, of each VLM family in turn."""
+    model, processor = tiny_sa2va(image_size=128, family=request.param)
     return model.eval(), processor
 
 

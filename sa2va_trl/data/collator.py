@@ -75,7 +75,7 @@ class SegCollator:
     Returns:
         `dict` with
             - `input_ids`, `attention_mask`, `labels` of shape `(batch, tokens)`, right-padded, int64;
-            - `pixel_values` of shape `(tiles, 3, size, size)`, float32; absent when no row has an image;
+            - the VLM's pixels as [`Sa2VAProcessor.tiles`] gives them; absent when no row has an image;
             - `grounding_pixel_values` of shape `(images, 3, S, S)`, float32, and `image_counts` of shape `(batch,)`;
             - `masks` of shape `(masks, mask_size, mask_size)`, uint8 {0, 1}, in the order of the model's masks;
             - `original_masks`, a list with a `(masks of the row, H, W)` uint8 tensor for each row, at its image's
@@ -147,10 +147,11 @@ class SegCollator:
         return batch
 
     def _tiles(self, images: list[list[Image.Image]]) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
-        # A clip's frames get one tile each, a still image as many as its shape asks for.
+        # A clip's frames get fewer pixels than a still image.
         parts = [self.processor.tiles(group, clip=len(group) > 1) for group in images]
-        pixels = [part["pixel_values"] for part, _ in parts if part]
-        return {"pixel_values": torch.cat(pixels)} if pixels else {}, [blocks for _, blocks in parts]
+        pixels = [part for part, _ in parts if part]
+        names = pixels[0] if pixels else ()
+        return {name: torch.cat([part[name] for part in pixels]) for name in names}, [blocks for _, blocks in parts]
 
 
 def _stack(masks: list[Image.Image], size: int | None) -> torch.Tensor:

@@ -3,7 +3,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 
 # The VLM families whose prompt, pixels and module names `processing.py` and `modeling.py` know.
-SUPPORTED_VLMS = ("internvl",)
+SUPPORTED_VLMS = ("internvl", "qwen2_5_vl", "qwen3_vl")
 
 PROMPT_TEMPLATES = ("qwen_chat", "internlm2_chat", "phi3_chat")
 
@@ -74,7 +74,8 @@ class Sa2VAConfig(PreTrainedConfig):
 
     Args:
         vlm_config (`PreTrainedConfig` or `dict`, *optional*):
-            The vision-language model, as transformers knows it. Supported now: `internvl` with any language model.
+            The vision-language model, as transformers knows it: `internvl` with any language model, `qwen2_5_vl` or
+            `qwen3_vl`.
         grounding_config (`Sa2VAGroundingConfig` or `dict`, *optional*):
             The SAM 2 half. Defaults to SAM 2.0 Hiera-Large.
         seg_token_id (`int`, *optional*, defaults to 151674):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForImageTextToText, BatchFeature, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .checkpoints import HUB_OPTIONS, Weights, checkpoint_folder, read_config, save_published
@@ -247,6 +247,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
     ) -> torch.Tensor:
         """
         The language model's hidden states after its final norm.
@@ -254,31 +255,53 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, tokens)`): right-padded.
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 0 on padding.
-            pixel_values (`torch.Tensor` of shape `(tiles, 3, size, size)`, *optional*): tiles of all images in order.
+            pixel_values (`torch.Tensor`, *optional*):
+                Of all images in order, as [`Sa2VAProcessor.tiles`] gives them: `(tiles, 3, size, size)` for InternVL,
+                `(patches, values of a patch)` for Qwen.
+            image_grid_thw (`torch.LongTensor` of shape `(images, 3)`, *optional*): with Qwen's `pixel_values`.
 
         Returns:
             `torch.Tensor` of shape `(batch, tokens, D)`.
         """
         length = input_ids.shape[1]
         if pixel_values is None and self._must_run_everything:
-            # An empty tile behind the padding of the first row, where nothing sees it. Running the vision tower by
+            # An empty image behind the padding of the first row, where nothing sees it. Running the vision tower by
             # itself would not do: ZeRO-3 wants the modules of all ranks in one order.
-            vlm = self.config.vlm_config
+            pixel_values, image_grid_thw, count = self._empty_image(input_ids.device)
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
-            tail = input_ids.new_full(
-                (len(input_ids), vlm.image_seq_length), self.config.text_config.pad_token_id or 0
-            )
-            tail[0] = vlm.image_token_id
+            tail = input_ids.new_full((len(input_ids), count), self.config.text_config.pad_token_id or 0)
+            tail[0] = self.config.image_token_id
             input_ids = torch.cat([input_ids, tail], dim=1)
-            attention_mask = F.pad(attention_mask, (0, vlm.image_seq_length))
-            pixel_values = torch.zeros((1, 3, *vlm.vision_config.image_size), device=input_ids.device)
+            attention_mask = F.pad(attention_mask, (0, count))
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.vlm.parameters())
         with torch.set_grad_enabled(trains):
             outputs = self.vlm.model(
-                input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=False
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                pixel_values=pixel_values,
+                use_cache=False,
+                **self._grid_inputs(input_ids, image_grid_thw),
             )
         return outputs.last_hidden_state[:, :length]
+
+    def _grid_inputs(self, input_ids: torch.LongTensor, image_grid_thw: torch.LongTensor | None) -> dict:
+        # Qwen places image tokens on a grid only if it is told which tokens they are; otherwise Qwen2.5-VL counts them
+        # like words, without a warning.
+        if image_grid_thw is None:
+            return {}
+        kinds = (input_ids == self.config.image_token_id).int()
+        return {"image_grid_thw": image_grid_thw, "mm_token_type_ids": kinds}
+
+    def _empty_image(self, device: torch.device) -> tuple[torch.Tensor, torch.LongTensor | None, int]:
+        """The VLM's pixels of its smallest black image, their grid, and the number of placeholder tokens."""
+        config = self.config.vlm_config
+        vision = config.vision_config
+        if config.model_type == "internvl":
+            return torch.zeros((1, 3, *vision.image_size), device=device), None, config.image_seq_length
+        side = vision.spatial_merge_size  # as many patches as become one token
+        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        return torch.zeros((side**2, values), device=device), torch.tensor([[1, side, side]], device=device), 1
 
     @property
     def _must_run_everything(self) -> bool:
@@ -331,6 +354,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         grounding_pixel_values: torch.Tensor | None = None,
         image_counts: torch.LongTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
     ) -> SegFeatures:
         """
         The costly half: hidden states at the `[SEG]` tokens (each token's own position) and SAM 2's image pyramid.
@@ -338,7 +362,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         An image goes through SAM 2's encoder once, however many `[SEG]` its row has.
 
         Args:
-            input_ids, attention_mask, pixel_values: see `hidden_states`.
+            input_ids, attention_mask, pixel_values, image_grid_thw: see `hidden_states`.
             grounding_pixel_values (`torch.Tensor` of shape `(images, 3, S, S)`, *optional*): SAM 2's pixels.
             image_counts (`torch.LongTensor` of shape `(batch,)`, *optional*):
                 Images of each row: 0 for text only, 1 for an image, the frames of a clip. Defaults to one each.
@@ -349,7 +373,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             `ValueError`: images and rows do not pair up and `image_counts` was not given.
         """
-        states = self.hidden_states(input_ids, attention_mask, pixel_values)
+        states = self.hidden_states(input_ids, attention_mask, pixel_values, image_grid_thw)
         return self._seg_features(states, input_ids, grounding_pixel_values, image_counts)
 
     def decode_candidates(self, features: SegFeatures) -> tuple[torch.Tensor, torch.Tensor]:
@@ -403,6 +427,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_counts: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        image_grid_thw: torch.LongTensor | None = None,
         **kwargs,
     ) -> Sa2VAOutput:
         """
@@ -410,7 +435,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         images.
 
         Args:
-            input_ids, attention_mask, pixel_values: see `hidden_states`.
+            input_ids, attention_mask, pixel_values, image_grid_thw: see `hidden_states`.
             grounding_pixel_values, image_counts: see `encode`.
             labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): -100 where nothing is to be learned.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
@@ -421,7 +446,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             `Sa2VAOutput`.
         """
-        states = self.hidden_states(input_ids, attention_mask, pixel_values)
+        states = self.hidden_states(input_ids, attention_mask, pixel_values, image_grid_thw)
         features = self._seg_features(states, input_ids, grounding_pixel_values, image_counts)
         mask_logits, iou_scores = self.decode_masks(features)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -443,9 +468,11 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             row_index=features.row_index,
         )
 
-    def generate(self, *args, **kwargs):
-        """The VLM's own `generate`. SAM 2 takes no part in it."""
-        return self.vlm.generate(*args, **kwargs)
+    def generate(self, inputs: torch.LongTensor | None = None, *args, **kwargs):
+        """The VLM's own `generate`, with the positions of `hidden_states`. SAM 2 takes no part in it."""
+        input_ids = kwargs.pop("input_ids", inputs)
+        kwargs |= self._grid_inputs(input_ids, kwargs.get("image_grid_thw"))
+        return self.vlm.generate(input_ids, *args, **kwargs)
 
     @torch.no_grad()
     def answer(
@@ -476,7 +503,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         generated = self.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            **{name: tensor.to(self.device, self.dtype) for name, tensor in pixels.items()},
+            **BatchFeature(pixels).to(self.device, self.dtype),
             **{
                 "do_sample": False,
                 "max_new_tokens": 2048,
@@ -559,7 +586,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         features = self.encode(
             input_ids,
             attention_mask,
-            **{name: tensor.to(self.device, self.dtype) for name, tensor in pixels.items()},
+            **BatchFeature(pixels).to(self.device, self.dtype),
             grounding_pixel_values=processor.grounding_inputs(batch).to(self.device, self.dtype),
         )
         mask_logits, iou_scores = self.decode_masks(features)

@@ -8,8 +8,9 @@ from transformers import (
     BatchFeature,
     GotOcr2ImageProcessor,
     GotOcr2ImageProcessorPil,
-    PreTrainedTokenizerBase,
     ProcessorMixin,
+    Qwen2VLImageProcessor,
+    Qwen2VLImageProcessorPil,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import cached_file
@@ -42,6 +43,13 @@ TEMPLATES = {
         "stop": ("<|end|>",),
     },
 }
+
+# Least and most pixels of an image in the Qwen families, in the words of their image processor. Sa2VA counts in
+# Qwen2.5-VL's unit of 28 pixels for Qwen3-VL too, whose unit is 32.
+QWEN_IMAGE_SIZE = {"shortest_edge": 512 * 28 * 28, "longest_edge": 2048 * 28 * 28}
+# A frame of a clip has a quarter. That is what Sa2VA was trained with; its own inference gives a frame the budget of a
+# still image, which we do not follow: training and inference see the same pixels.
+QWEN_CLIP_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 512 * 28 * 28}
 
 _PHRASE = re.compile(r"<p>\s*(.*?)\s*</p>", re.DOTALL)
 
@@ -84,42 +92,70 @@ class Sa2VAProcessor(ProcessorMixin):
 
     Args:
         image_processor (`BaseImageProcessor`):
-            What turns an image into the VLM's tiles (`GotOcr2ImageProcessorPil` for InternVL: it equals Sa2VA's own
-            tiling).
+            What turns an image into the VLM's pixels, and so says which family the VLM is of:
+            `GotOcr2ImageProcessorPil` for InternVL (it equals Sa2VA's own tiling), `Qwen2VLImageProcessorPil` for
+            Qwen2.5-VL and Qwen3-VL, whose `size` is the pixel budget of a still image (`QWEN_IMAGE_SIZE` in published
+            models).
         tokenizer (`PreTrainedTokenizerBase`):
             With `[SEG]` and the image tokens as special tokens.
-        image_seq_length (`int`, *optional*, defaults to 256):
-            Placeholder tokens a tile.
+        image_seq_length (`int`, *optional*, defaults to 256 for InternVL):
+            Placeholder tokens a tile. Qwen has no tiles.
         grounding_image_size (`int`, *optional*, defaults to 1024):
             Side of the square that SAM 2 sees, in pixels.
         prompt_template (`str`, *optional*, defaults to `"qwen_chat"`):
             Name of the prompt template, as in the model's config.
         chat_template (`str`, *optional*):
             Jinja form of the template; made from `prompt_template` when not given.
+        clip_size (`dict`, *optional*, defaults to `QWEN_CLIP_SIZE` for Qwen):
+            Pixel budget of a clip's frame, `{"shortest_edge": least pixels, "longest_edge": most pixels}`. A frame is
+            one tile for InternVL.
+
+    Raises:
+        `ValueError`: an image processor or template of no known kind, a tokenizer without `[SEG]` or the image
+        tokens, or an option that the family does not have.
     """
 
     def __init__(
         self,
         image_processor=None,
         tokenizer=None,
-        image_seq_length: int = 256,
+        image_seq_length: int | None = None,
         grounding_image_size: int = 1024,
         prompt_template: str = "qwen_chat",
         chat_template: str | None = None,
+        clip_size: dict[str, int] | None = None,
     ):
         if prompt_template not in TEMPLATES:
             raise ValueError(f"prompt_template must be one of {', '.join(TEMPLATES)}, got {prompt_template!r}.")
         template = TEMPLATES[prompt_template]
+        # What `from_pretrained` loads by default; torchvision's resize is up to one grey level off Sa2VA's own.
         if isinstance(image_processor, GotOcr2ImageProcessor):
-            # What `from_pretrained` loads by default; torchvision's resize is up to one grey level off Sa2VA's own.
             image_processor = GotOcr2ImageProcessorPil(**image_processor.to_dict())
+        elif isinstance(image_processor, Qwen2VLImageProcessor):
+            image_processor = Qwen2VLImageProcessorPil(**image_processor.to_dict())
+        if isinstance(image_processor, GotOcr2ImageProcessorPil):
+            if clip_size is not None:
+                raise ValueError("clip_size is Qwen's; a frame of a clip is one tile for InternVL.")
+            image_seq_length = 256 if image_seq_length is None else image_seq_length
+            image_tokens = ("<img>", "<IMG_CONTEXT>", "</img>")
+        elif isinstance(image_processor, Qwen2VLImageProcessorPil):
+            if image_seq_length is not None:
+                raise ValueError("image_seq_length is InternVL's; Qwen's image tokens follow from the image's size.")
+            clip_size = dict(QWEN_CLIP_SIZE if clip_size is None else clip_size)
+            image_tokens = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+        else:
+            raise ValueError(
+                "image_processor must be a GotOcr2ImageProcessorPil (InternVL) or a Qwen2VLImageProcessorPil (Qwen), "
+                f"got {type(image_processor).__name__}."
+            )
         super().__init__(image_processor, tokenizer, chat_template=chat_template or _jinja(template))
         self.image_seq_length = image_seq_length
         self.grounding_image_size = grounding_image_size
         self.prompt_template = prompt_template
+        self.clip_size = clip_size
         self._template = template
-        self.image_token = "<IMG_CONTEXT>"
-        for token in (SEG_TOKEN, self.image_token, "<img>", "</img>"):
+        self._image_start, self.image_token, self._image_end = image_tokens
+        for token in (SEG_TOKEN, *image_tokens):
             if len(self.tokenizer(token, add_special_tokens=False).input_ids) != 1:
                 raise ValueError(f"The tokenizer does not hold {token!r} as one token; add it as a special token.")
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
@@ -154,7 +190,7 @@ class Sa2VAProcessor(ProcessorMixin):
         if config is None or not is_published(content := read_json(Path(config))):
             return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         folder, _ = checkpoint_folder(pretrained_model_name_or_path, weights=False, subfolder=subfolder, **hub_options)
-        return cls._of_published(content, load_tokenizer(folder))
+        return cls._of_published(content, folder)
 
     def save_pretrained(self, save_directory, layout: str = "native", **kwargs):
         """
@@ -167,34 +203,43 @@ class Sa2VAProcessor(ProcessorMixin):
             return super().save_pretrained(save_directory, **kwargs)
         if layout != "published":
             raise ValueError(f"layout must be 'native' or 'published', got {layout!r}.")
-        # InternVL's official code knows its tiles by itself.
-        return self.tokenizer.save_pretrained(save_directory, **kwargs)
+        files = self.tokenizer.save_pretrained(save_directory, **kwargs)
+        if isinstance(self.image_processor, Qwen2VLImageProcessorPil):
+            # (InternVL's official code knows its tiles by itself.)
+            files = [*files, *self.image_processor.save_pretrained(save_directory, **kwargs)]
+        return files
 
     @classmethod
-    def _of_published(cls, config: dict, tokenizer: PreTrainedTokenizerBase) -> "Sa2VAProcessor":
+    def _of_published(cls, config: dict, folder: Path) -> "Sa2VAProcessor":
         # The ids do not matter here; whether the tokenizer has them is checked by the constructor.
         native = native_config(config, seg_token_id=0, image_token_id=0)
-        height, width = native.vlm_config.vision_config.image_size
-        # The official code takes 1 to 12 tiles whatever its config says.
-        tiler = GotOcr2ImageProcessorPil(
-            size={"height": height, "width": width},
-            crop_to_patches=True,
-            min_patches=1,
-            max_patches=12,
-            image_mean=IMAGENET_DEFAULT_MEAN,
-            image_std=IMAGENET_DEFAULT_STD,
-        )
-        return cls(
-            tiler,
-            tokenizer,
-            image_seq_length=native.vlm_config.image_seq_length,
-            grounding_image_size=native.grounding_config.image_size,
-            prompt_template=native.prompt_template,
-        )
+        vision = native.vlm_config.vision_config
+        options = {
+            "grounding_image_size": native.grounding_config.image_size,
+            "prompt_template": native.prompt_template,
+        }
+        # The official code has its own limits of tiles and pixels, whatever the files say.
+        if native.vlm_config.model_type == "internvl":
+            height, width = vision.image_size
+            options["image_seq_length"] = native.vlm_config.image_seq_length
+            image_processor = GotOcr2ImageProcessorPil(
+                size={"height": height, "width": width},
+                crop_to_patches=True,
+                min_patches=1,
+                max_patches=12,
+                image_mean=IMAGENET_DEFAULT_MEAN,
+                image_std=IMAGENET_DEFAULT_STD,
+            )
+        elif (folder / "preprocessor_config.json").is_file():
+            image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder, size=dict(QWEN_IMAGE_SIZE))
+        else:
+            raise ValueError(f"{folder} holds no preprocessor_config.json, which the Qwen families need.")
+        return cls(image_processor, load_tokenizer(folder), **options)
 
     @property
     def model_input_names(self):
-        return ["input_ids", "attention_mask", "pixel_values"]
+        grid = ["image_grid_thw"] if isinstance(self.image_processor, Qwen2VLImageProcessorPil) else []
+        return ["input_ids", "attention_mask", "pixel_values", *grid]
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -218,21 +263,29 @@ class Sa2VAProcessor(ProcessorMixin):
 
         Args:
             images (`list[PIL.Image.Image]`): any size and mode.
-            clip (`bool`, *optional*, defaults to `False`): frames of a clip get one tile each, as Sa2VA does.
+            clip (`bool`, *optional*, defaults to `False`):
+                Frames of a clip get fewer pixels than still images, as Sa2VA does: one tile each, or `clip_size`.
 
         Returns:
-            Keyword arguments of the VLM (`pixel_values` of shape `(tiles, 3, size, size)`, empty without images), and
-            a string for each image.
+            Keyword arguments of the VLM, none without images, and a string for each image. InternVL takes
+            `pixel_values` of shape `(tiles, 3, size, size)`; Qwen `pixel_values` of shape
+            `(patches, values of a patch)` and `image_grid_thw` of shape `(images, 3)`, int64: 1 and the patches down
+            and across each image.
         """
         if not images:
             return {}, []
-        options = {"crop_to_patches": False} if clip else {}
+        qwen = isinstance(self.image_processor, Qwen2VLImageProcessorPil)
+        options = {"size": self.clip_size} if qwen else {"crop_to_patches": False}
         outputs = self.image_processor(
-            images=[image.convert("RGB") for image in images], return_tensors="pt", **options
+            images=[image.convert("RGB") for image in images], return_tensors="pt", **(options if clip else {})
         )
-        counts = [int(count) for count in outputs["num_patches"]]
-        blocks = [f"<img>{self.image_token * (self.image_seq_length * count)}</img>" for count in counts]
-        return {"pixel_values": outputs["pixel_values"]}, blocks
+        pixels = {"pixel_values": outputs["pixel_values"]}
+        if qwen:
+            pixels["image_grid_thw"] = outputs["image_grid_thw"]
+            counts = (outputs["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist()
+        else:
+            counts = [self.image_seq_length * int(tiles) for tiles in outputs["num_patches"]]
+        return pixels, [f"{self._image_start}{self.image_token * count}{self._image_end}" for count in counts]
 
     def grounding_inputs(self, images: list[Image.Image]) -> torch.Tensor:
         """
@@ -348,7 +401,7 @@ class Sa2VAProcessor(ProcessorMixin):
             text (`str` or `list[str]`): wrapped texts.
 
         Returns:
-            `BatchFeature` with `input_ids`, `attention_mask` and, with images, `pixel_values`.
+            `BatchFeature` with `input_ids`, `attention_mask` and, with images, what `tiles` gives.
 
         Raises:
             `ValueError`: the number of `<image>` is not the number of images.

@@ -4,99 +4,138 @@ from transformers import (
     GotOcr2ImageProcessorPil,
     InternVLConfig,
     InternVLVisionConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
     Qwen2Config,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .configuration import Sa2VAConfig, Sa2VAGroundingConfig
+from .configuration import SUPPORTED_VLMS, Sa2VAConfig, Sa2VAGroundingConfig
 from .grounding import whole_weights
 from .modeling import Sa2VAForConditionalGeneration
 from .processing import Sa2VAProcessor
 
 
-SPECIAL_TOKENS = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<img>",
-    "</img>",
-    "<IMG_CONTEXT>",
-    "[SEG]",
-    "<p>",
-    "</p>",
-    "<vp>",
-    "</vp>",
+CHAT_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SEG_TOKENS = ["[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
+SPECIAL_TOKENS = [*CHAT_TOKENS, "<img>", "</img>", "<IMG_CONTEXT>", *SEG_TOKENS]
+QWEN_SPECIAL_TOKENS = [
+    *[*CHAT_TOKENS, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
+    *SEG_TOKENS,
 ]
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer(special_tokens: list[str] = SPECIAL_TOKENS) -> PreTrainedTokenizerFast:
     """
     A tokenizer of single bytes and Sa2VA's special tokens: nothing to download, and it writes any text.
 
+    Args:
+        special_tokens (`list[str]`, *optional*, defaults to `SPECIAL_TOKENS`): InternVL's or `QWEN_SPECIAL_TOKENS`.
+
     Returns:
-        `PreTrainedTokenizerFast` with 267 tokens.
+        `PreTrainedTokenizerFast` with 256 tokens and the special ones.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    tokenizer.add_special_tokens(special_tokens)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=SPECIAL_TOKENS[3:],
+        additional_special_tokens=special_tokens[len(CHAT_TOKENS) :],
         clean_up_tokenization_spaces=False,
     )
 
 
+def _tiny_vlm_config(family: str, tokenizer: PreTrainedTokenizerFast, tie_word_embeddings: bool) -> PreTrainedConfig:
+    """Two layers of vision and two of language."""
+    text = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": tie_word_embeddings,
+    }
+    if family == "internvl":
+        return InternVLConfig(
+            vision_config=InternVLVisionConfig(
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                image_size=112,
+                attention_bias=True,
+            ),
+            text_config=Qwen2Config(**text),
+            image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+            image_seq_length=16,
+            tie_word_embeddings=tie_word_embeddings,
+        )
+    vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 64}
+    # The shares of time, height and width in the eight rotary frequencies of a head, as uneven as the published ones.
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+    if family == "qwen2_5_vl":
+        kind = Qwen2_5_VLConfig
+        vision |= {"window_size": 56, "fullatt_block_indexes": [1]}
+        text |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    else:
+        kind = Qwen3VLConfig
+        vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+        rope["mrope_interleaved"] = True
+        text["head_dim"] = 16
+    tokens = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+    tokens |= {"vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
+    return kind(
+        vision_config=vision,
+        text_config={**text, "rope_parameters": rope},
+        tie_word_embeddings=tie_word_embeddings,
+        **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()},
+    )
+
+
 def tiny_sa2va(
-    image_size: int = 256, max_patches: int = 1, seed: int = 0, tie_word_embeddings: bool = False
+    image_size: int = 256,
+    max_patches: int = 1,
+    seed: int = 0,
+    tie_word_embeddings: bool = False,
+    family: str = "internvl",
 ) -> tuple[Sa2VAForConditionalGeneration, Sa2VAProcessor]:
     """
-    The whole network, small enough to train on a laptop: a two-layer InternViT and Qwen2 and a small Hiera, with
-    random weights.
+    The whole network, small enough to train on a laptop: a vision tower and a language model of two layers each and a
+    small Hiera, with random weights.
 
     Args:
         image_size (`int`, *optional*, defaults to 256):
             Side of the square that SAM 2 sees, in pixels; a multiple of 32. The mask grid is a quarter of it.
         max_patches (`int`, *optional*, defaults to 1):
-            Most tiles of 112 pixels that the VLM sees of an image (12 in published models).
+            Most tiles of 112 pixels that the VLM sees of an image (12 in published models). Qwen, which has no tiles,
+            sees up to as many pixels, and a quarter of them of a clip's frame.
         seed (`int`, *optional*, defaults to 0):
             Seed of the weights. The caller's random state is left alone.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
             Whether the head shares the embeddings, for tests; published models never do.
+        family (`str`, *optional*, defaults to `"internvl"`):
+            Of the VLM: `"internvl"` (InternViT and Qwen2), `"qwen2_5_vl"` or `"qwen3_vl"`.
 
     Returns:
         The model, in float32 and training nothing less than everything, and its processor.
+
+    Raises:
+        `ValueError`: an unknown family.
     """
-    tokenizer = tiny_tokenizer()
-    vlm_config = InternVLConfig(
-        vision_config=InternVLVisionConfig(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            image_size=112,
-            attention_bias=True,
-        ),
-        text_config=Qwen2Config(
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=128,
-            vocab_size=len(tokenizer),
-            max_position_embeddings=4096,
-            tie_word_embeddings=tie_word_embeddings,
-        ),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        image_seq_length=16,
-        tie_word_embeddings=tie_word_embeddings,
-    )
+    if family not in SUPPORTED_VLMS:
+        raise ValueError(f"family must be one of {', '.join(SUPPORTED_VLMS)}, got {family!r}.")
+    tokenizer = tiny_tokenizer(SPECIAL_TOKENS if family == "internvl" else QWEN_SPECIAL_TOKENS)
     config = Sa2VAConfig(
-        vlm_config=vlm_config,
+        vlm_config=_tiny_vlm_config(family, tokenizer, tie_word_embeddings),
         grounding_config=Sa2VAGroundingConfig(
             image_size=image_size,
             embed_dim=24,
@@ -116,15 +155,26 @@ def tiny_sa2va(
     with whole_weights(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Sa2VAForConditionalGeneration(config)
-    image_processor = GotOcr2ImageProcessorPil(
-        size={"height": 112, "width": 112},
-        crop_to_patches=True,
-        min_patches=1,
-        max_patches=max_patches,
-        image_mean=IMAGENET_DEFAULT_MEAN,
-        image_std=IMAGENET_DEFAULT_STD,
-    )
+    if family == "internvl":
+        image_processor = GotOcr2ImageProcessorPil(
+            size={"height": 112, "width": 112},
+            crop_to_patches=True,
+            min_patches=1,
+            max_patches=max_patches,
+            image_mean=IMAGENET_DEFAULT_MEAN,
+            image_std=IMAGENET_DEFAULT_STD,
+        )
+        options = {"image_seq_length": 16}
+    else:
+        # As in published models, a budget spans a factor of four, and a clip's frame has a quarter of a still image's.
+        most = max_patches * 112 * 112
+        image_processor = Qwen2VLImageProcessorPil(
+            size={"shortest_edge": most // 4, "longest_edge": most},
+            patch_size=config.vlm_config.vision_config.patch_size,
+            **({} if family == "qwen2_5_vl" else {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}),
+        )
+        options = {"clip_size": {"shortest_edge": most // 16, "longest_edge": most // 4}}
     processor = Sa2VAProcessor(
-        image_processor, tokenizer, image_seq_length=16, grounding_image_size=image_size, prompt_template="qwen_chat"
+        image_processor, tokenizer, grounding_image_size=image_size, prompt_template="qwen_chat", **options
     )
     return model, processor

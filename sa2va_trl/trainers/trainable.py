@@ -36,7 +36,8 @@ def get_peft_config(
 
     Args:
         trainable (`str`):
-            `"stage1"`: LoRA on the language model; `text_hidden_fcs`, SAM 2's mask decoder and the projector whole.
+            `"stage1"`: LoRA on the language model; `text_hidden_fcs`, SAM 2's mask decoder and InternVL's projector
+            whole. (Qwen's counterpart of the projector belongs to its vision tower, which stays frozen.)
             `"head"`: `text_hidden_fcs` and the mask decoder only (17.98 M parameters on Sa2VA-InternVL3-8B).
             `"full"`: no adapter, see [`freeze_all_but_full`].
         seg_token_id (`int`): id of `[SEG]`.
@@ -122,6 +123,7 @@ def _part(name: str) -> str:
         ("embeddings", "embed_tokens"),
         ("LM head", "lm_head"),
         ("vision tower", "vision_tower"),
+        ("vision tower", ".visual."),
         ("language model", "language_model"),
     ):
         if marker in name:

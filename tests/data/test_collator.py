@@ -168,6 +168,31 @@ def test_tiles_are_those_of_the_image_alone(tiler):
     assert torch.equal(batch["pixel_values"], torch.cat([alone, frames]))
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_qwen_grids_stay_with_their_images(family):
+    processor = tiny_sa2va(image_size=128, max_patches=4, family=family)[1]
+    shapes = [(192, 64), (60, 90), (64, 192), (100, 100)]
+    pictures = [
+        Image.fromarray(np.random.default_rng(n).integers(0, 256, (high, wide, 3), np.uint8))
+        for n, (wide, high) in enumerate(shapes)
+    ]
+    messages = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}]
+    told = {"messages": messages, "sample_id": "told"}
+    parts = ({"image": pictures[0]}, {"images": pictures[1:3]}, {"image": pictures[3]})
+    first, film, last = ({**part, **told} for part in parts)
+    batch = SegCollator(processor)([first, text_only(), film, last])
+    expected = [
+        processor.image_processor(images=group, return_tensors="pt", **({"size": processor.clip_size} if clip else {}))
+        for group, clip in ((pictures[:1], False), (pictures[1:3], True), (pictures[3:], False))
+    ]
+    for name in ("pixel_values", "image_grid_thw"):
+        assert torch.equal(batch[name], torch.cat([part[name] for part in expected])), name
+    tokens = batch["image_grid_thw"].prod(1) // 4
+    placeholders = (batch["input_ids"] == processor.image_token_id).sum(1)
+    assert placeholders.tolist() == [tokens[0], 0, tokens[1] + tokens[2], tokens[3]]
+    assert tokens[1:3].max() < tokens[[0, 3]].min()
+
+
 def test_a_clip_counts_its_frames_and_is_object_major(tiler):
     row = clip(3, 2)
     batch = SegCollator(tiler)([row])
@@ -191,8 +216,8 @@ def test_a_batch_of_text_has_no_pixels(tiler):
     )
 
 
-def test_the_model_takes_what_the_collator_makes(tiny):
-    model, processor = tiny
+def test_the_model_takes_what_the_collator_makes(any_tiny):
+    model, processor = any_tiny
     batch = SegCollator(processor)([still(2, 1), text_only(), clip(3, 2, 3), still(1, 4)])
     originals = batch.pop("original_masks")
     with torch.no_grad():

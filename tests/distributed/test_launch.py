@@ -133,6 +133,15 @@ def test_one_process_equals_ddp_equals_zero3(tmp_path, mixed, trainable):
 
 
 @pytest.mark.slow
+def test_qwen_on_zero3_equals_one_process(tmp_path, mixed):
+    """Whose vision tower also feeds the language model's layers (deepstack), with text only on one of the ranks."""
+    options = {"model_name_or_path": "tiny-qwen3_vl", "trainable": "full", "eval_steps": 4}
+    one = run(ONE, tmp_path / "one", mixed, per_device_train_batch_size=2, per_device_eval_batch_size=2, **options)
+    two = run(ZERO3, tmp_path / "two", mixed, per_device_train_batch_size=1, per_device_eval_batch_size=1, **options)
+    assert_same(one, two)
+
+
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, mixed):
     options = {
         "per_device_train_batch_size": 2,

@@ -12,8 +12,14 @@ from transformers import (
     LlamaConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLProcessor,
     Qwen2Config,
+    Qwen2VLVideoProcessor,
     Qwen3Config,
+    Qwen3VLConfig,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -24,6 +30,7 @@ from sa2va_trl import (
     Sa2VAProcessor,
     tiny_sa2va,
 )
+from sa2va_trl.models.configuration import SUPPORTED_VLMS
 from sa2va_trl.trainers.trainable import freeze_all_but_full
 
 
@@ -64,6 +71,10 @@ def encode_arguments(batch):
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
+def vlm_pixels(batch):
+    return {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
+
+
 class Forced(LogitsProcessor):
     """Makes `generate` write the given answers, token by token."""
 
@@ -101,14 +112,14 @@ def assert_float32(result):
 # Training and inference see the same states
 
 
-def test_seg_states_of_generation_and_teacher_forcing_are_equal(tiny, image):
-    model, processor = tiny
+def test_seg_states_of_generation_and_teacher_forcing_are_equal(any_tiny, image):
+    model, processor = any_tiny
     batch = make_batch(processor, [([image], QUESTION, TWO_OBJECTS)])
     answer = torch.nonzero(batch["labels"][0] != -100)[0].item()
     output = model.generate(
         input_ids=batch["input_ids"][:, :answer],
         attention_mask=batch["attention_mask"][:, :answer],
-        pixel_values=batch["pixel_values"],
+        **vlm_pixels(batch),
         logits_processor=forced(processor, TWO_OBJECTS),
         output_hidden_states=True,
         return_dict_in_generate=True,
@@ -144,9 +155,10 @@ def test_segment_with_a_generated_and_a_given_answer(template, tiny, image):
     assert_same(generated, model.segment(**arguments, answer=TWO_OBJECTS))
 
 
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 @pytest.mark.parametrize("generate", [False, True])
-def test_a_batch_equals_its_images_one_by_one(generate, image):
-    model, processor = tiny_sa2va(image_size=128, max_patches=4)
+def test_a_batch_equals_its_images_one_by_one(generate, family, image):
+    model, processor = tiny_sa2va(image_size=128, max_patches=4, family=family)
     model.eval()
     images = [image, image.resize((70, 70)).rotate(90), image.resize((50, 160))]
     texts = [
@@ -170,8 +182,9 @@ def test_a_batch_equals_its_images_one_by_one(generate, image):
         assert_same(result, segment([row])[0])
 
 
-def test_left_padded_answers_equal_unpadded_ones(image):
-    model, processor = tiny_sa2va(image_size=128, max_patches=4)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
+def test_left_padded_answers_equal_unpadded_ones(family, image):
+    model, processor = tiny_sa2va(image_size=128, max_patches=4, family=family)
     model.eval()
     groups = [[image], [], [image.resize((70, 70))]]
     chats = [[{"role": "user", "content": text}] for text in (QUESTION, "Hello.", "Vessel?")]
@@ -238,8 +251,8 @@ def test_the_mask_of_the_highest_predicted_iou_is_taken(tiny, image):
             close(scores, ious[:, favourite])
 
 
-def test_clips_and_text_only_rows(tiny, image):
-    model, processor = tiny
+def test_clips_and_text_only_rows(any_tiny, image):
+    model, processor = any_tiny
     frames = [image, image.rotate(180)]
     rows = [(frames, QUESTION, TWO_OBJECTS), ([], "What is [SEG]?", "A token."), ([image], QUESTION, "Sure, [SEG].")]
     with torch.no_grad():
@@ -284,11 +297,16 @@ def test_evaluating_text_runs_no_sam(tiny):
 
 
 @pytest.mark.parametrize(
-    ("auto", "tied"),
-    [(AutoModelForImageTextToText, False), (AutoModelForCausalLM, False), (Sa2VAForConditionalGeneration, True)],
+    ("auto", "tied", "family"),
+    [
+        (AutoModelForImageTextToText, False, "internvl"),
+        (AutoModelForCausalLM, False, "internvl"),
+        (Sa2VAForConditionalGeneration, True, "internvl"),
+        *[(Sa2VAForConditionalGeneration, tied, name) for name in SUPPORTED_VLMS[1:] for tied in (False, True)],
+    ],
 )
-def test_round_trip(auto, tied, tmp_path, image):
-    model, processor = tiny_sa2va(image_size=128, seed=1, tie_word_embeddings=tied)
+def test_round_trip(auto, tied, family, tmp_path, image):
+    model, processor = tiny_sa2va(image_size=128, seed=1, tie_word_embeddings=tied, family=family)
     model.eval().save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
 
@@ -318,14 +336,15 @@ def test_round_trip(auto, tied, tmp_path, image):
     )
 
 
-def test_bfloat16_and_attention_implementations(tiny, tmp_path, image):
-    model, processor = tiny
+def test_bfloat16_and_attention_implementations(any_tiny, tmp_path, image):
+    model, processor = any_tiny
+    tower = "vision_tower" if model.config.vlm_config.model_type == "internvl" else "visual"
     model.save_pretrained(tmp_path)
     arguments = {"image": image, "text": QUESTION, "processor": processor, "answer": TWO_OBJECTS}
     expected = model.segment(**arguments)
     for implementation in ("sdpa", "eager"):
         loaded = Sa2VAForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=implementation)
-        for part in (loaded.vlm.model.language_model, loaded.vlm.model.vision_tower):
+        for part in (loaded.vlm.model.language_model, loaded.vlm.model.get_submodule(tower)):
             assert part.config._attn_implementation == implementation
         assert_same(loaded.segment(**arguments), expected)
 
@@ -340,18 +359,18 @@ def test_bfloat16_and_attention_implementations(tiny, tmp_path, image):
 
 
 @pytest.mark.parametrize("answer", ["None.", TWO_OBJECTS])
-def test_conversion_to_bfloat16(answer, tiny, image):
+def test_conversion_to_bfloat16(answer, any_tiny, image):
     """As Trainer does it with `bf16_full_eval`."""
-    model, processor = tiny
+    model, processor = any_tiny
     expected = model.state_dict()[POSITION_ENCODING].clone()
     model.to(torch.bfloat16)
     assert_float32(model.segment(image=image, text=QUESTION, processor=processor, answer=answer))
     assert torch.equal(model.state_dict()[POSITION_ENCODING], expected)
 
 
-def test_a_generated_image_token_does_no_harm(tiny, image):
+def test_a_generated_image_token_does_no_harm(any_tiny, image):
     """Nothing keeps an untrained model from writing one."""
-    model, processor = tiny
+    model, processor = any_tiny
     head = model.vlm.lm_head
     head.weight.data.zero_()
     head.bias = torch.nn.Parameter(torch.eye(head.out_features)[processor.image_token_id])
@@ -383,18 +402,19 @@ def test_a_frozen_image_encoder_runs_without_a_graph(tiny, image):
         assert not any(level.requires_grad for level in model.encode(**encode_arguments(batch)).pyramid)
 
 
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing(reentrant, image):
+def test_gradient_checkpointing(reentrant, family, image):
     # Of each part a module whose runs show whether it is computed again.
     parts = {
         "vlm.model.language_model.layers.0.mlp": 2,
-        "vlm.model.vision_tower.encoder.layer.0.mlp": 1,
+        {"internvl": "vlm.model.vision_tower.encoder.layer.0.mlp"}.get(family, "vlm.model.visual.blocks.0.mlp"): 1,
         "grounding_encoder.sam2_model.image_encoder.trunk.blocks.0.mlp": 1,
         "grounding_encoder.sam2_model.sam_mask_decoder.transformer": 1,
     }
     gradients = []
     for checkpointing in (False, True):
-        model, processor = tiny_sa2va(image_size=128)
+        model, processor = tiny_sa2va(image_size=128, family=family)
         freeze_all_but_full(model)
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": reentrant})
@@ -412,8 +432,8 @@ def test_gradient_checkpointing(reentrant, image):
 
 
 @pytest.mark.parametrize("with_image", [False, True])
-def test_a_batch_without_seg_reaches_every_trainable_parameter(with_image, tiny, image):
-    model, processor = tiny
+def test_a_batch_without_seg_reaches_every_trainable_parameter(with_image, any_tiny, image):
+    model, processor = any_tiny
     freeze_all_but_full(model)
     model.train()
     output = model(**make_batch(processor, [([image] * with_image, "Hello.", "Hello.")]))
@@ -450,6 +470,57 @@ def test_loss_and_kept_logits(tiny, image):
             close(kept.logits, output.logits[:, positions])
             close(kept.loss, output.loss, tolerance=1e-6)
             close(kept.mask_logits, output.mask_logits)
+
+
+NATIVE_PROCESSORS = {
+    "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor),
+    "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor),
+}
+
+
+@pytest.mark.parametrize("family", NATIVE_PROCESSORS)
+def test_qwen_equals_its_own_processor_and_model(family, image):
+    """What transformers' own processor makes of the same text and images, and its own model of that."""
+    model, processor = tiny_sa2va(image_size=128, max_patches=4, family=family)
+    model.eval()
+    native_class, video_class = NATIVE_PROCESSORS[family]
+    native_processor = native_class(processor.image_processor, processor.tokenizer, video_class())
+    rows = [
+        ([image, image.rotate(90, expand=True)], QUESTION, TWO_OBJECTS),
+        ([], "Hello.", "Hello."),
+        ([image.resize((50, 160))], "Vessel?", "Sure, [SEG]."),
+    ]
+    block = "<|vision_start|><|image_pad|><|vision_end|>\n"
+    native = native_processor(
+        images=[group for group, _, _ in rows if group],
+        text=[
+            f"<|im_start|>user\n{block * len(group)}{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>"
+            for group, question, answer in rows
+        ],
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+    )
+    batch = make_batch(processor, rows)
+    for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"):
+        assert torch.equal(batch[name], native[name]), name
+    seen = batch["attention_mask"].bool()
+    with torch.no_grad():
+        expected = model.vlm(**native, output_hidden_states=True)
+        close(model(**batch).logits[seen], expected.logits[seen])
+        pixels = vlm_pixels(batch)
+        states = model.hidden_states(batch["input_ids"], batch["attention_mask"], **pixels)
+        close(states[seen], expected.hidden_states[-1][seen])
+        # The test would say nothing if positions on the grid did not matter.
+        native["mm_token_type_ids"] = torch.zeros_like(native["mm_token_type_ids"])
+        assert (model.vlm(**native).logits - expected.logits)[seen].abs().max() > 1e-3
+
+    prompt = native_processor(images=[image], text=f"{block}Vessel?", return_tensors="pt")
+    own = {name: prompt[name] for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
+    how = {"max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    written, expected = model.generate(**own, **how), model.vlm.generate(**prompt, **how)
+    assert torch.equal(written.sequences, expected.sequences)
+    close(torch.stack(written.logits), torch.stack(expected.logits))
 
 
 # What raises
@@ -623,3 +694,45 @@ def test_other_published_sizes(sizes, total):
     with torch.device("meta"):
         model = Sa2VAForConditionalGeneration(published_config(*sizes, **small))
     assert count(model, "vlm.", "text_hidden_fcs.") + SAM2 == total
+
+
+QWEN2_5_VISION = {"hidden_size": 1280, "depth": 32, "num_heads": 16, "intermediate_size": 3420}
+QWEN3_VISION = {
+    "hidden_size": 1024,
+    "depth": 24,
+    "num_heads": 16,
+    "intermediate_size": 4096,
+    "deepstack_visual_indexes": [5, 11, 17],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "vision", "hidden", "layers", "heads", "key_values", "intermediate", "vocabulary", "total"),
+    [
+        (Qwen2_5_VLConfig, QWEN2_5_VISION, 2048, 36, 16, 2, 11008, 151670, 4_064_698_368),  # Qwen2.5-VL-3B
+        (Qwen2_5_VLConfig, QWEN2_5_VISION, 3584, 28, 28, 4, 18944, 151670, 8_289_342_464),  # Qwen2.5-VL-7B
+        (Qwen3VLConfig, QWEN3_VISION, 2560, 36, 32, 8, 9728, 151674, 4_825_430_528),  # Qwen3-VL-4B
+    ],
+)
+def test_published_qwen_sizes(kind, vision, hidden, layers, heads, key_values, intermediate, vocabulary, total):
+    text = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_values,
+        "intermediate_size": intermediate,
+        "vocab_size": vocabulary,
+    }
+    config = Sa2VAConfig(
+        vlm_config=kind(
+            vision_config={**vision, "out_hidden_size": hidden}, text_config=text, tie_word_embeddings=False
+        ),
+        grounding_config=tiny_sa2va(image_size=128)[0].config.grounding_config,
+    )
+    with torch.device("meta"):
+        model = Sa2VAForConditionalGeneration(config)
+    assert all(parameter.is_meta for parameter in model.vlm.parameters())
+    assert count(model, "vlm.") == total
+    assert (
+        count(model, "text_hidden_fcs.") == (hidden + 1) * hidden + (hidden + 1) * config.grounding_config.hidden_dim
+    )

@@ -6,11 +6,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, GotOcr2ImageProcessorPil, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    GotOcr2ImageProcessorPil,
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen2VLImageProcessorPil,
+)
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sa2va_trl import Sa2VAProcessor
-from sa2va_trl.models.tiny import tiny_tokenizer
+from sa2va_trl.models.processing import QWEN_IMAGE_SIZE
+from sa2va_trl.models.tiny import QWEN_SPECIAL_TOKENS, tiny_tokenizer
 
 
 def make_processor(tile=448, tokenizer=None, seq_length=2, **kwargs):
@@ -24,6 +32,12 @@ def make_processor(tile=448, tokenizer=None, seq_length=2, **kwargs):
     )
     tokenizer = tiny_tokenizer() if tokenizer is None else tokenizer
     return Sa2VAProcessor(image_processor, tokenizer, image_seq_length=seq_length, **kwargs)
+
+
+def make_qwen_processor(patch=14, size=QWEN_IMAGE_SIZE, kind=Qwen2VLImageProcessorPil, **kwargs):
+    statistics = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    image_processor = kind(size=dict(size), patch_size=patch, **statistics)
+    return Sa2VAProcessor(image_processor, tiny_tokenizer(QWEN_SPECIAL_TOKENS), **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +132,63 @@ def test_tiles_of_several_images_and_of_clips():
     assert processor.tiles([]) == ({}, [])
 
 
+@settings(deadline=None, max_examples=25)
+@given(
+    patch=st.sampled_from([14, 16]),  # Qwen2.5-VL, Qwen3-VL
+    clip=st.booleans(),
+    short=st.integers(8, 400),
+    aspect=st.floats(1, 199),
+    upright=st.booleans(),
+)
+@example(patch=16, clip=False, short=1200, aspect=1.0, upright=False)
+@example(patch=14, clip=True, short=100, aspect=199.0, upright=True)
+@example(patch=16, clip=False, short=8, aspect=199.0, upright=False)
+def test_qwen_keeps_its_budget_and_nearly_the_aspect(patch, clip, short, aspect, upright):
+    long = min(int(short * aspect), 8000)
+    processor = make_qwen_processor(patch)
+    image = Image.new("L", (short, long) if upright else (long, short))
+    pixels, (block,) = processor.tiles([image], clip=clip)
+    ((time, rows, columns),) = pixels["image_grid_thw"].tolist()
+    assert time == 1 and pixels["pixel_values"].shape == (rows * columns, 3 * 2 * patch * patch)
+    least, most = (100_352, 401_408) if clip else (401_408, 1_605_632)
+    assert least <= rows * columns * patch * patch <= most
+    assert rows % 2 == columns % 2 == 0
+    assert block == "<|vision_start|>" + "<|image_pad|>" * (rows * columns // 4) + "<|vision_end|>"
+    # Either side is rounded to whole units of two patches, so less than one unit off at the image's own aspect.
+    unit, scale = 2 * patch, (rows * columns * patch**2 / (image.width * image.height)) ** 0.5
+    error = abs(np.log(columns / rows) - np.log(image.width / image.height))
+    assert error <= 1.5 * unit / (scale * short) + 1.5 * unit / (scale * long)
+
+
+def test_qwen_pixels():
+    """The images, put together again from their patches."""
+    patch, unit = 4, 8
+    processor = make_qwen_processor(patch, size={"shortest_edge": 8 * unit**2, "longest_edge": 24 * unit**2})
+    images = [noise(60, 40), noise(20, 45, "L"), noise(16, 16, "RGBA")]  # too large, within the budget, too small
+    pixels, blocks = processor.tiles(images)
+    grid = pixels["image_grid_thw"].tolist()
+    assert grid == [[1, 8, 12], [1, 12, 4], [1, 6, 6]]
+    parts = pixels["pixel_values"].split([rows * columns for _, rows, columns in grid])
+    for image, (_, rows, columns), part in zip(images, grid, parts, strict=True):
+        size = (columns * patch, rows * patch)
+        expected = normalized(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+        # units down, units across, patches down and across a unit, channel, time, pixels down and across a patch
+        found = part.reshape(rows // 2, columns // 2, 2, 2, 3, 2, patch, patch)
+        for moment in (0, 1):
+            whole = found[:, :, :, :, :, moment].permute(4, 0, 2, 5, 1, 3, 6).reshape(3, *size[::-1])
+            np.testing.assert_allclose(whole, expected, atol=1e-5)
+    assert [block.count("<|image_pad|>") for block in blocks] == [rows * columns // 4 for _, rows, columns in grid]
+    assert processor.tiles([]) == ({}, [])
+
+
+def test_qwen_pixels_are_never_torchvisions():
+    images = [noise(1000, 700)]
+    expected = make_qwen_processor().tiles(images)[0]["pixel_values"]
+    processor = make_qwen_processor(kind=Qwen2VLImageProcessor)
+    assert type(processor.image_processor) is Qwen2VLImageProcessorPil
+    assert torch.equal(processor.tiles(images)[0]["pixel_values"], expected)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1"])
 def test_grounding_pixels(mode, processor):
     images = [noise(150, 70, mode), noise(40, 96, mode)]
@@ -193,9 +264,18 @@ def test_a_start_token_stands_once():
     assert processor.stopping() == {"eos_token_id": [tokenizer.convert_tokens_to_ids("<|im_end|>")]}
 
 
-@pytest.mark.parametrize("template", ["qwen_chat", "internlm2_chat", "phi3_chat"])
-def test_the_chat_template_gives_the_same_ids(template):
-    processor = make_processor(tile=32, prompt_template=template)
+QWEN_SMALL = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16 * 28 * 28}
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        *[make_processor(tile=32, prompt_template=name) for name in ("qwen_chat", "internlm2_chat", "phi3_chat")],
+        make_qwen_processor(size=QWEN_SMALL),
+    ],
+    ids=["qwen_chat", "internlm2_chat", "phi3_chat", "qwen_vl"],
+)
+def test_the_chat_template_gives_the_same_ids(processor):
     images = [noise(64, 32), noise(32, 32)]
     texts = [[{"type": "image"}, {"type": "text", "text": text}] for text in ("Where is the vessel?", "It's?")]
     pixels, blocks = processor.tiles(images)
@@ -205,7 +285,8 @@ def test_the_chat_template_gives_the_same_ids(template):
     assert torch.equal(batch["input_ids"], processor.pad(expected, side="left"))
     for row, ids in enumerate(expected):
         assert batch["attention_mask"][row].tolist() == [0] * (batch["input_ids"].shape[1] - len(ids)) + [1] * len(ids)
-    assert torch.equal(batch["pixel_values"], pixels["pixel_values"])
+    assert list(batch) == ["input_ids", "attention_mask", *pixels] == processor.model_input_names
+    assert all(torch.equal(batch[name], tensor) for name, tensor in pixels.items())
     nested = processor(images=[[image] for image in images], text=prompts, padding_side="right")
     assert torch.equal(nested["input_ids"], processor.pad(expected))
 
@@ -282,6 +363,16 @@ def test_bad_processors_raise():
     )
     with pytest.raises(ValueError, match=r"does not hold '\[SEG\]' as one token; add it as a special token"):
         make_processor(tokenizer=without_seg)
+    with pytest.raises(ValueError, match="does not hold '<img>' as one token"):
+        make_processor(tokenizer=tiny_tokenizer(QWEN_SPECIAL_TOKENS))
+    with pytest.raises(ValueError, match=r"does not hold '<\|vision_start\|>' as one token"):
+        Sa2VAProcessor(Qwen2VLImageProcessorPil(), tiny_tokenizer())
+    with pytest.raises(ValueError, match="image_seq_length is InternVL's"):
+        make_qwen_processor(image_seq_length=256)
+    with pytest.raises(ValueError, match="clip_size is Qwen's"):
+        make_processor(clip_size=QWEN_IMAGE_SIZE)
+    with pytest.raises(ValueError, match=r"must be a GotOcr2ImageProcessorPil .* got CLIPImageProcessorPil"):
+        Sa2VAProcessor(CLIPImageProcessorPil(), tiny_tokenizer())
     with pytest.raises(ValueError, match="needs `text`"):
         make_processor()(images=noise(32, 32))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
@@ -197,6 +198,19 @@ def test_what_is_not_a_native_model_is_refused(tmp_path, trained):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"text_hidden_fcs\.2\.bias"):
         load_model(ModelArguments(model_name_or_path=str(folder)))
+
+
+@pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_tiny_model_of_each_family(family):
+    from sa2va_trl.arguments import ModelArguments, load_model
+
+    name = "tiny" if family == "internvl" else f"tiny-{family}"
+    model, processor = load_model(
+        ModelArguments(model_name_or_path=name, dtype="bfloat16", attn_implementation="eager", grounding_image_size=64)
+    )
+    assert model.config.vlm_config.model_type == family and model.dtype == torch.bfloat16
+    assert model.vlm.model.language_model.config._attn_implementation == "eager"
+    assert processor.grounding_image_size == model.config.grounding_config.image_size == 64
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import concatenate_datasets
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 from transformers import TrainingArguments
 from trl import SFTConfig
 
 from sa2va_trl import SegCollator, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.data import DatasetError, synthetic_dataset
+from sa2va_trl.models.configuration import SUPPORTED_VLMS
 from sa2va_trl.trainers.sft import REFUSED
+from sa2va_trl.trainers.trainable import freeze_all_but_full, get_peft_config, trainable_table
 
 
 # What a mask loss on still images cannot reach, by construction: SAM 2's predicted IoU and object score feed no loss,
@@ -47,8 +50,8 @@ def config(tmp_path, **options):
     return SegSFTConfig(**{**defaults, **options})
 
 
-def trainer(tmp_path, data, callbacks=None, peft_config=None, **options):
-    model, processor = tiny_sa2va(image_size=128)
+def trainer(tmp_path, data, callbacks=None, peft_config=None, family="internvl", **options):
+    model, processor = tiny_sa2va(image_size=128, family=family)
     return SegSFTTrainer(
         model=model,
         args=config(tmp_path, **options),
@@ -89,8 +92,11 @@ def assert_same_run(first, second, tolerance=1e-4):
     ],
     ids=["full", "head", "stage1", "stage1-seg", "stage1-embeddings"],
 )
-def test_every_trainable_parameter_moves_and_no_frozen_one_does(tmp_path, data, options, expected):
-    run = trainer(tmp_path, data, weight_decay=0.0, **options)
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
+def test_every_trainable_parameter_moves_and_no_frozen_one_does(tmp_path, data, family, options, expected):
+    if family != "internvl":
+        expected = [part for part in expected if part != "multi_modal_projector"]
+    run = trainer(tmp_path, data, weight_decay=0.0, family=family, **options)
     before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
     trainable = {name for name, parameter in run.model.named_parameters() if parameter.requires_grad}
     for part in expected:
@@ -115,6 +121,31 @@ def test_head_trains_nothing_but_the_head_and_says_so(tmp_path, data, capsys):
     assert f"{trained / 1e6:,.3f} M" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
+def test_lora_is_on_every_linear_layer_of_the_language_model_and_nowhere_else(family):
+    model, _ = tiny_sa2va(image_size=128, family=family)
+    names = {
+        "vlm.model.language_model." + name
+        for name, module in model.vlm.model.language_model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    assert len(names) == 2 * 7
+    adapted = get_peft_model(model, get_peft_config("stage1", model.config.seg_token_id, lora_r=2))
+    found = {name for name, module in adapted.base_model.model.named_modules() if isinstance(module, LoraLayer)}
+    assert found == names
+
+
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
+def test_the_table_knows_every_part(family):
+    model, _ = tiny_sa2va(image_size=128, family=family)
+    freeze_all_but_full(model)
+    tower = model.vlm.model.vision_tower if family == "internvl" else model.vlm.model.visual
+    table = trainable_table(model)
+    assert "other" not in table and ("projector" in table) is (family == "internvl")
+    line = next(line for line in table.splitlines() if line.startswith("vision tower"))
+    assert line.endswith(f" {sum(p.numel() for p in tower.parameters()) / 1e6:,.3f} M")
+
+
 def test_accumulation_does_not_change_the_run(tmp_path, data):
     runs = []
     for batch, accumulation in ((8, 1), (2, 4), (1, 8)):
@@ -132,12 +163,17 @@ def test_accumulation_does_not_change_the_run(tmp_path, data):
     assert_same_run(runs[0], runs[2])
 
 
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_does_not_change_the_run(tmp_path, data, reentrant):
-    plain = trainer(tmp_path, data)
+def test_checkpointing_does_not_change_the_run(tmp_path, data, reentrant, family):
+    plain = trainer(tmp_path, data, family=family)
     plain.train()
     checkpointed = trainer(
-        tmp_path, data, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": reentrant}
+        tmp_path,
+        data,
+        family=family,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
     )
     checkpointed.train()
     assert_same_run(plain, checkpointed)
@@ -203,15 +239,18 @@ def test_best_checkpoint_by_dice_is_the_one_that_is_left(tmp_path, data):
     assert run.evaluate()["eval_dice"] == pytest.approx(max(dices), abs=1e-6)
 
 
-@pytest.mark.parametrize("trainable", ["stage1", "head"])
-def test_saved_adapter_gives_the_same_masks(tmp_path, data, trainable):
-    run = trainer(tmp_path, data, trainable=trainable)
+@pytest.mark.parametrize(
+    ("trainable", "family"),
+    [("stage1", "internvl"), ("head", "internvl"), *[("stage1", name) for name in SUPPORTED_VLMS[1:]]],
+)
+def test_saved_adapter_gives_the_same_masks(tmp_path, data, trainable, family):
+    run = trainer(tmp_path, data, trainable=trainable, family=family)
     run.train()
     run.save_model()
     run.create_model_card()
     names = {path.name for path in tmp_path.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "processor_config.json", "README.md"} <= names
-    base, processor = tiny_sa2va(image_size=128)
+    base, processor = tiny_sa2va(image_size=128, family=family)
     loaded = PeftModel.from_pretrained(base, tmp_path).eval()
     request = {"image": data[1][0]["image"], "text": "Please segment the blood vessel.", "answer": "Sure, [SEG]."}
     expected = run.model.eval().segment(**request, processor=processor)
@@ -229,8 +268,8 @@ def test_card_names_no_local_path(tmp_path, data):
     assert "secret_patient_name" not in card and "SegSFTTrainer" in card
 
 
-@pytest.mark.parametrize("mask_size", [None, 64])
-def test_rows_without_object_and_rows_of_text_train(tmp_path, data, mask_size):
+@pytest.mark.parametrize(("mask_size", "family"), [(None, "internvl"), *[(64, name) for name in SUPPORTED_VLMS]])
+def test_rows_without_object_and_rows_of_text_train(tmp_path, data, mask_size, family):
     train = data[0].remove_columns(["hard", "frame_index", "video_id", "patient_id"])
     row = train[0]
     empty = Image.new("L", row["image"].size)
@@ -268,7 +307,13 @@ def test_rows_without_object_and_rows_of_text_train(tmp_path, data, mask_size):
     )
     mixed = Dataset.from_list(rows, features=features)
     run = trainer(
-        tmp_path, (mixed, None), trainable="full", per_device_train_batch_size=1, max_steps=3, mask_size=mask_size
+        tmp_path,
+        (mixed, None),
+        trainable="full",
+        per_device_train_batch_size=1,
+        max_steps=3,
+        mask_size=mask_size,
+        family=family,
     )
     run.train()
     logged = steps(run)
@@ -374,15 +419,17 @@ def test_own_collator_decides_about_the_data(tmp_path, data):
         )
 
 
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
 @pytest.mark.parametrize("trainable", ["stage1", "head"])
-def test_frozen_parts_build_no_graph_under_checkpointing(tmp_path, data, trainable):
+def test_frozen_parts_build_no_graph_under_checkpointing(tmp_path, data, trainable, family):
     options = {"lora_r": 4, "lora_dropout": 0.0} if trainable == "stage1" else {}
-    model, processor = tiny_sa2va(image_size=128)
+    model, processor = tiny_sa2va(image_size=128, family=family)
     args = SegSFTConfig(str(tmp_path), use_cpu=True, report_to="none", trainable=trainable, max_steps=1, **options)
     run = SegSFTTrainer(model=model, args=args, train_dataset=data[0], processing_class=processor)
     assert run.args.gradient_checkpointing
     base, seen = run.model.get_base_model(), {}
-    for name, module in (("tower", base.vlm.model.vision_tower), ("language", base.vlm.model.language_model)):
+    tower = base.vlm.model.vision_tower if family == "internvl" else base.vlm.model.visual
+    for name, module in (("tower", tower), ("language", base.vlm.model.language_model)):
 
         def look(module, inputs, output, name=name):
             seen.setdefault(name, output.last_hidden_state.requires_grad)
