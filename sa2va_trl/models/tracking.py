@@ -50,8 +50,8 @@ def track(
     """
     memories, masks = {}, {}
     for index in sorted(prompted):
-        features = encoder.encode(pixels(index))
-        masks[index], memories[index] = _prompt(encoder, features, prompts, mask_prompt)
+        # Features are never given a name here: the last frame's would live on while the next are computed.
+        masks[index], memories[index] = _prompt(encoder, encoder.encode(pixels(index)), prompts, mask_prompt)
     start = min(prompted)
     for order in (range(start, num_frames), range(start - 1, -1, -1)):
         recent = {}
@@ -59,10 +59,15 @@ def track(
             if index in masks:
                 yield index, *masks.pop(index)
                 continue
-            features = encoder.encode(pixels(index))
-            outputs = {"cond_frame_outputs": memories, "non_cond_frame_outputs": recent}
             drawn, recent[index] = _propagate(
-                encoder, features, len(prompts), outputs, index, num_frames, order.step < 0, mask_prompt is not None
+                encoder,
+                encoder.encode(pixels(index)),
+                len(prompts),
+                {"cond_frame_outputs": memories, "non_cond_frame_outputs": recent},
+                index,
+                num_frames,
+                order.step < 0,
+                mask_prompt is not None,
             )
             _forget(encoder, recent, index)
             yield index, *drawn
@@ -167,7 +172,7 @@ def _half(sam2):
     # SAM 2 mixes float32 constants into its memory, which only autocast brings to half-precision weights.
     weight = sam2.no_mem_embed
     if weight.dtype == torch.float32:
-        return nullcontext()
+        return nullcontext()  # and leave an autocast of the caller's alone
     return torch.autocast(weight.device.type, dtype=weight.dtype)
 
 
