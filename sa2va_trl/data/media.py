@@ -72,6 +72,21 @@ class _ArrayFrames:
         return Image.fromarray(self.array[index])
 
 
+class _SpooledFrames:
+    """Frames of one size that lie one after the other in a file. Read, not mapped: mapped pages count as memory."""
+
+    def __init__(self, file, size: tuple[int, int], total: int):
+        self.file, self.size, self.total = file, size, total
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: int) -> Image.Image:
+        length = 3 * self.size[0] * self.size[1]
+        self.file.seek(index * length)
+        return Image.frombytes("RGB", self.size, self.file.read(length))
+
+
 @contextmanager
 def open_video(video: Sequence[Image.Image] | np.ndarray | str | os.PathLike) -> Iterator[Sequence[Image.Image]]:
     """
@@ -110,9 +125,8 @@ def open_video(video: Sequence[Image.Image] | np.ndarray | str | os.PathLike) ->
                         f"{video}: frame {total - 1} is {frame.width} x {frame.height}, the first {size[0]} x "
                         f"{size[1]}; the frames of a video must have one size."
                     )
-                file.write(np.asarray(frame).tobytes())
-            file.flush()
-            yield _ArrayFrames(np.memmap(file, dtype=np.uint8, mode="r", shape=(total, size[1], size[0], 3)))
+                file.write(frame.tobytes())
+            yield _SpooledFrames(file, size, total)
     elif isinstance(video, Sequence) and all(isinstance(frame, Image.Image) for frame in video):
         if not len(video):
             raise ValueError("The video has no frames.")

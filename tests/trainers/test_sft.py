@@ -382,7 +382,8 @@ def test_the_decoder_of_the_language_prompt_is_the_one_that_trains(tmp_path, dat
     if trainable != "full":
         run.save_model()
         loaded = PeftModel.from_pretrained(base, tmp_path)
-        request = {"text": "Segment it.", "answer": "[SEG]", "processor": processor, "image": data[1][0]["image"]}
+        clip = [row["image"] for row in data[1]]
+        request = {"text": "Segment it.", "answer": "[SEG]", "processor": processor, "video": clip, "num_frames": 2}
         torch.testing.assert_close(
             loaded.eval().segment(**request).mask_logits, run.model.eval().segment(**request).mask_logits
         )
