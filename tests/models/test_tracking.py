@@ -79,8 +79,9 @@ def run(encoder, prompted, prompts=PROMPTS, pixels=PIXELS, **options):
 
 def close(actual, expected, tolerance=1e-4):
     assert actual.shape == expected.shape
-    assert expected.std() > 1e-2
-    assert (actual - expected).abs().max() < tolerance * max(1, expected.abs().max())
+    drawn = expected[expected > -1000]  # not what the gate has emptied
+    assert drawn.std() > 1e-2
+    assert (actual - expected).abs().max() < tolerance * max(1, drawn.abs().max())
 
 
 @pytest.fixture(scope="module")
