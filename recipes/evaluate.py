@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from trl import TrlParser
 
 from sa2va_trl.arguments import DataArguments, ModelArguments, get_split, load_data, load_model
@@ -35,6 +36,12 @@ class EvaluateArguments:
             raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
 
 
+def by_frame(masks: np.ndarray, row: dict) -> np.ndarray:
+    """All objects of a row in one mask a frame, `(frames, H, W)`, from one mask an object and frame."""
+    frames = len(row.get("images") or [None])
+    return masks.reshape(-1, frames, *masks.shape[1:]).any(0)
+
+
 def main():
     parser = TrlParser((EvaluateArguments, DataArguments, ModelArguments))
     args, data_args, model_args = parser.parse_args_and_config()
@@ -51,7 +58,7 @@ def main():
     found = {}
 
     def keep(row, probabilities, scores):
-        found[row["sample_id"]] = np.packbits((probabilities > args.threshold).any(0))
+        found[row["sample_id"]] = np.packbits(by_frame(probabilities > args.threshold, row))
 
     metrics, samples = evaluate(dataset, predictions, args.threshold, on_row=keep)
 
@@ -64,9 +71,11 @@ def main():
     pictures = []
     for sample_id, dice in zip(chosen["sample_id"], chosen["dice"], strict=True):
         row = normalize_row(dataset[positions[sample_id]])
-        target = np.any([np.asarray(mask) > 0 for mask in row["masks"]], axis=0)
+        target = by_frame(np.stack([np.asarray(mask) > 0 for mask in row["masks"]]), row)
         prediction = np.unpackbits(found[sample_id], count=target.size).reshape(target.shape).astype(bool)
-        pictures.append((f"dice_{dice:.3f}_{file_name(sample_id)}", overlay(row["images"][0], prediction, target)))
+        # The frames of a clip stand below each other.
+        panels = [np.asarray(overlay(*frame)) for frame in zip(row["images"], prediction, target, strict=True)]
+        pictures.append((f"dice_{dice:.3f}_{file_name(sample_id)}", Image.fromarray(np.concatenate(panels))))
     save_overlays(pictures, output / "overlays")
     samples.to_parquet(output / ".per_sample.parquet.tmp")
     (output / ".per_sample.parquet.tmp").replace(output / "per_sample.parquet")

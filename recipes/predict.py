@@ -6,6 +6,7 @@ Segment an image, a folder of images or a video: masks, probability maps, overla
 """
 
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 from trl import TrlParser
 
 from sa2va_trl.arguments import ModelArguments, load_model
-from sa2va_trl.data.media import read_media
+from sa2va_trl.data.media import VIDEO_SUFFIXES, read_media
 from sa2va_trl.evaluation import overlay
 from sa2va_trl.evaluation.evaluator import write_json
 from sa2va_trl.evaluation.overlays import file_name
@@ -23,7 +24,7 @@ from sa2va_trl.evaluation.overlays import file_name
 
 @dataclass
 class PredictArguments:
-    input: str = field(metadata={"help": "An image, a folder of images or a video (each frame on its own)."})
+    input: str = field(metadata={"help": "An image, a folder of images (each on its own) or a video."})
     prompt: str = field(default="Please segment the blood vessel.", metadata={"help": "What to segment."})
     answer: str | None = field(
         default=None, metadata={"help": 'Take this answer as given ("Sure, [SEG].") instead of generating one.'}
@@ -31,16 +32,63 @@ class PredictArguments:
     threshold: float | None = field(default=None, metadata={"help": "Probability; the model's own by default."})
     output_dir: str = field(default="outputs/predictions", metadata={"help": "Where the results go."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer."})
+    per_frame: bool = field(default=False, metadata={"help": "Take each frame of a video as an image of its own."})
+    frame_policy: str | None = field(
+        default=None, metadata={"help": "Frames of a video to prompt: uniform or first; the model's own by default."}
+    )
+    num_frames: int | None = field(default=None, metadata={"help": "How many of them."})
+    tracking: str | None = field(
+        default=None, metadata={"help": "How they reach the others: soft or mask_prompt; the model's own by default."}
+    )
+
+    @property
+    def is_video(self) -> bool:
+        return Path(self.input).suffix.lower() in VIDEO_SUFFIXES
+
+    @property
+    def tracking_options(self) -> dict:
+        return {"frame_policy": self.frame_policy, "num_frames": self.num_frames, "tracking": self.tracking}
 
     def __post_init__(self):
+        if self.per_frame and not self.is_video:
+            raise ValueError(f"per_frame is for a video; input {self.input} is none.")
+        given = [name for name, value in self.tracking_options.items() if value is not None]
+        if given and (self.per_frame or not self.is_video):
+            raise ValueError(f"{', '.join(given)} is for a video whose frames are not taken one by one (per_frame).")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
 
 
+def segmentations(args, model, processor, pictures):
+    """The name, the picture and the result of every image or frame."""
+    request = {
+        "text": args.prompt,
+        "processor": processor,
+        "threshold": args.threshold,
+        "answer": args.answer,
+        "max_new_tokens": args.max_new_tokens,
+    }
+    if args.is_video and not args.per_frame:
+        result = model.segment(video=args.input, **args.tracking_options, **request)
+        warn(args.input, result)
+        for index, (name, image) in enumerate(pictures):
+            yield name, image, result.frame(index)
+    else:
+        for name, image in pictures:
+            result = model.segment(image=image, **request)
+            warn(name, result)
+            yield name, image, result
+
+
+def warn(name, result):
+    if not len(result.iou_scores):
+        tqdm.write(f"{name}: the answer holds no [SEG], so there is no mask: {result.text[:100]!r}")
+
+
 def main():
     args, model_args = TrlParser((PredictArguments, ModelArguments)).parse_args_and_config()
-    inputs = read_media(args.input)
-    first = next(inputs)  # a bad input is reported before a model is loaded
+    pictures = read_media(args.input)
+    first = next(pictures)  # a bad input is reported before a model is loaded
     model, processor = load_model(model_args)
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -48,25 +96,16 @@ def main():
     for name in ("masks", "probabilities", "overlays"):
         (output / name).mkdir(parents=True, exist_ok=True)
     predictions = []
-    for name, image in tqdm((pair for source in ([first], inputs) for pair in source), desc="predict"):
-        result = model.segment(
-            image=image,
-            text=args.prompt,
-            processor=processor,
-            threshold=args.threshold,
-            answer=args.answer,
-            max_new_tokens=args.max_new_tokens,
-        )
-        objects = []
+    results = segmentations(args, model, processor, chain([first], pictures))
+    for name, image, result in tqdm(results, desc="predict"):
+        objects, probabilities = [], result.probabilities.cpu().numpy()
+        masks = probabilities > result.threshold
         for index, (phrase, score) in enumerate(zip(result.phrases, result.iou_scores.tolist(), strict=True)):
             stem = file_name(name) if len(result.phrases) == 1 else f"{file_name(name)}.object{index}"
-            mask = result.masks[index].cpu().numpy()
-            Image.fromarray(mask.astype(np.uint8) * 255).save(output / "masks" / f"{stem}.png")
-            np.save(output / "probabilities" / f"{stem}.npy", result.probabilities[index].cpu().numpy())
-            overlay(image, mask).save(output / "overlays" / f"{stem}.png")
+            Image.fromarray(masks[index].astype(np.uint8) * 255).save(output / "masks" / f"{stem}.png")
+            np.save(output / "probabilities" / f"{stem}.npy", probabilities[index])
+            overlay(image, masks[index]).save(output / "overlays" / f"{stem}.png")
             objects.append({"phrase": phrase, "mask": f"masks/{stem}.png", "predicted_iou": score})
-        if not objects:
-            tqdm.write(f"{name}: the answer holds no [SEG], so there is no mask: {result.text[:100]!r}")
         predictions.append({"name": name, "text": result.text, "objects": objects})
     write_json(output / "predictions.json", {"prompt": args.prompt, "predictions": predictions})
     print(f"{len(predictions)} images; results in {output}")

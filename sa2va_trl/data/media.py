@@ -1,8 +1,12 @@
 """Images, folders of images and videos as a stream of named pictures."""
 
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from .columns import DatasetError, decode_image, quiet_pillow, too_deep
@@ -53,6 +57,89 @@ def read_media(path: str | Path) -> Iterator[tuple[str, Image.Image]]:
     else:
         known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
         raise DatasetError(f"{path} is neither an image nor a video by its suffix; known are {known}.")
+
+
+class _ArrayFrames:
+    """Frames of a `(frames, H, W, 3)` array, made into pictures one at a time."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.array[index])
+
+
+class _SpooledFrames:
+    """Frames of one size that lie one after the other in a file. Read, not mapped: mapped pages count as memory."""
+
+    def __init__(self, file, size: tuple[int, int], total: int):
+        self.file, self.size, self.total = file, size, total
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: int) -> Image.Image:
+        length = 3 * self.size[0] * self.size[1]
+        self.file.seek(index * length)
+        return Image.frombytes("RGB", self.size, self.file.read(length))
+
+
+@contextmanager
+def open_video(video: Sequence[Image.Image] | np.ndarray | str | os.PathLike) -> Iterator[Sequence[Image.Image]]:
+    """
+    Frames of a video in any order. A file's frames are spooled to a temporary file (`TMPDIR` says where) and never lie
+    in memory together.
+
+    Args:
+        video (`list[PIL.Image.Image]`, `np.ndarray` or path):
+            Pictures of one size, a uint8 array of shape `(frames, H, W, 3)`, or a video file.
+
+    Yields:
+        What has a length and gives the picture at an index.
+
+    Raises:
+        `FileNotFoundError`: there is no such file.
+        `ValueError`: no frames, frames of different sizes, an array of another type or shape, or (`DatasetError`) a
+            file that cannot be read.
+    """
+    if isinstance(video, np.ndarray):
+        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+            raise ValueError(
+                f"A video array must be uint8 of shape (frames, H, W, 3), got {video.dtype} of shape {video.shape}."
+            )
+        if 0 in video.shape:
+            raise ValueError(f"The video has no frames: its array has the shape {video.shape}.")
+        yield _ArrayFrames(video)
+    elif isinstance(video, str | os.PathLike):
+        if not Path(video).exists():
+            raise FileNotFoundError(f"There is no file {video}.")
+        with tempfile.TemporaryFile() as file:
+            size, total = None, 0
+            for total, (_, frame) in enumerate(_frames(Path(video)), start=1):
+                size = size or frame.size
+                if frame.size != size:
+                    raise DatasetError(
+                        f"{video}: frame {total - 1} is {frame.width} x {frame.height}, the first {size[0]} x "
+                        f"{size[1]}; the frames of a video must have one size."
+                    )
+                file.write(frame.tobytes())
+            yield _SpooledFrames(file, size, total)
+    elif isinstance(video, Sequence) and all(isinstance(frame, Image.Image) for frame in video):
+        if not len(video):
+            raise ValueError("The video has no frames.")
+        sizes = sorted({frame.size for frame in video})
+        if len(sizes) > 1:
+            found = ", ".join(f"{width} x {height}" for width, height in sizes)
+            raise ValueError(f"The frames of a video must have one size; found {found}.")
+        yield video
+    else:
+        raise ValueError(
+            "A video is a list of PIL images, a uint8 array of shape (frames, H, W, 3) or the path of a file, got "
+            f"{type(video).__name__}."
+        )
 
 
 def _image(path: Path) -> Image.Image:

@@ -7,6 +7,22 @@ SUPPORTED_VLMS = ("internvl", "qwen2_5_vl", "qwen3_vl")
 
 PROMPT_TEMPLATES = ("qwen_chat", "internlm2_chat", "phi3_chat")
 
+FRAME_POLICIES = ("uniform", "first")
+TRACKING = ("soft", "mask_prompt")
+
+
+def check_video_options(frame_policy: str, num_frames: int, tracking: str) -> None:
+    """
+    Raises:
+        `ValueError`: an unknown frame policy or way of tracking, or no frame to prompt.
+    """
+    if frame_policy not in FRAME_POLICIES:
+        raise ValueError(f"frame_policy must be one of {', '.join(FRAME_POLICIES)}, got {frame_policy!r}.")
+    if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:
+        raise ValueError(f"num_frames must be an integer of at least 1, got {num_frames!r}.")
+    if tracking not in TRACKING:
+        raise ValueError(f"tracking must be one of {', '.join(TRACKING)}, got {tracking!r}.")
+
 
 class Sa2VAGroundingConfig(PreTrainedConfig):
     r"""
@@ -33,6 +49,9 @@ class Sa2VAGroundingConfig(PreTrainedConfig):
             Frames that the memory attention sees: the prompted ones and up to `num_maskmem - 1` previous ones.
         sam2_version (`str`, *optional*, defaults to `"2.0"`):
             `"2.1"` adds the occlusion embedding and the temporal encoding of object pointers.
+        separate_tracking_decoder (`bool`, *optional*, defaults to `False`):
+            Two mask decoders, as Sa2VA-i's checkpoints hold (arXiv 2509.19082): `sam_mask_decoder_modified`,
+            fine-tuned with the language prompt, and `sam_mask_decoder`, SAM 2's own, for tracking.
     """
 
     model_type = "sa2va_grounding"
@@ -52,6 +71,7 @@ class Sa2VAGroundingConfig(PreTrainedConfig):
     memory_mlp_dim: int = 2048
     num_maskmem: int = 7
     sam2_version: str = "2.0"
+    separate_tracking_decoder: bool = False
 
     def __post_init__(self, **kwargs):
         if self.image_size % 32:
@@ -66,6 +86,11 @@ class Sa2VAGroundingConfig(PreTrainedConfig):
     def mask_size(self) -> int:
         """Side of the mask logits that the decoder draws: a quarter of the image size."""
         return self.image_size // 4
+
+    @property
+    def mask_decoder_name(self) -> str:
+        """The decoder that language prompts go to."""
+        return "sam_mask_decoder_modified" if self.separate_tracking_decoder else "sam_mask_decoder"
 
 
 class Sa2VAConfig(PreTrainedConfig):
@@ -85,6 +110,14 @@ class Sa2VAConfig(PreTrainedConfig):
             from the language model.
         mask_threshold (`float`, *optional*, defaults to 0.5):
             Probability above which a pixel belongs to the mask, unless `segment` is told otherwise.
+        frame_policy (`str`, *optional*, defaults to `"uniform"`):
+            Which frames of a video the language model sees and prompts: spread over the clip, or its `"first"` ones
+            (Sa2VA's own code).
+        num_frames (`int`, *optional*, defaults to 5): how many of them.
+        tracking (`str`, *optional*, defaults to `"soft"`):
+            How the prompted frames reach the others. `"soft"` is Sa2VA's own way: their masks enter SAM 2's memory as
+            probabilities and no object is ever declared absent. `"mask_prompt"` is Sa2VA-i's (arXiv 2509.19082): their
+            thresholded masks are SAM 2's mask prompts, and an object that SAM 2 believes absent gets an empty mask.
     """
 
     model_type = "sa2va"
@@ -100,6 +133,9 @@ class Sa2VAConfig(PreTrainedConfig):
     seg_token_id: int = 151674
     prompt_template: str = "qwen_chat"
     mask_threshold: float = 0.5
+    frame_policy: str = "uniform"
+    num_frames: int = 5
+    tracking: str = "soft"
     # PEFT and transformers read it here; `__post_init__` copies the VLM's value, the only one that counts.
     tie_word_embeddings: bool = False
 
@@ -115,6 +151,7 @@ class Sa2VAConfig(PreTrainedConfig):
             )
         if not 0 < self.mask_threshold < 1:
             raise ValueError(f"mask_threshold must lie between 0 and 1, got {self.mask_threshold}.")
+        check_video_options(self.frame_policy, self.num_frames, self.tracking)
         self.tie_word_embeddings = self.vlm_config.tie_word_embeddings
 
     @property

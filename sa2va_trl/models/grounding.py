@@ -1,4 +1,5 @@
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +113,8 @@ def build_sam2(config: Sa2VAGroundingConfig) -> SAM2Base:
         sam2.sam_mask_decoder.transformer = TwoWayTransformer(
             depth=2, embedding_dim=dim, num_heads=8, mlp_dim=config.decoder_mlp_dim
         )
+    if config.separate_tracking_decoder:
+        sam2.sam_mask_decoder_modified = deepcopy(sam2.sam_mask_decoder)
     return sam2
 
 
@@ -208,7 +211,8 @@ class GroundingEncoder(PreTrainedModel):
 
     @property
     def mask_decoder(self) -> nn.Module:
-        return self.sam2_model.sam_mask_decoder
+        """The decoder that language prompts go to, and the one that trains."""
+        return getattr(self.sam2_model, self.config.mask_decoder_name)
 
     def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
@@ -247,25 +251,65 @@ class GroundingEncoder(PreTrainedModel):
             `mask_logits` of shape `(masks, 3, S/4, S/4)` (float32), predicted IoUs of shape `(masks, 3)` in [0, 1],
             and object scores of shape `(masks, 1)` (logits, unused by Sa2VA's own decoding).
         """
-        sam2, decoder = self.sam2_model, self.mask_decoder
+        fine, middle, coarse = pyramid
+        features = (fine, middle, self.without_memory(coarse)[image_index])
+        mask_logits, ious, _, object_scores = self.draw(self.mask_decoder, features, image_index, prompts=prompts)
+        return mask_logits, ious, object_scores
+
+    def without_memory(self, coarse: torch.Tensor) -> torch.Tensor:
+        """The coarse level of the pyramid as the mask decoder takes it of an image that no memory comes with."""
+        dtype = self.mask_decoder.conv_s0.weight.dtype
+        return coarse.to(dtype) + self.sam2_model.no_mem_embed.to(dtype).transpose(1, 2)[..., None]
+
+    def draw(
+        self,
+        decoder: nn.Module,
+        features: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        image_index: torch.Tensor,
+        prompts: torch.Tensor | None = None,
+        masks: torch.Tensor | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Run the prompt encoder and one mask decoder, as `SAM2Base._forward_sam_heads` does, with a language prompt
+        where there is one, and without the object-score gate.
+
+        Args:
+            decoder (`nn.Module`): `mask_decoder`, or the one for tracking.
+            features (`tuple` of three `torch.Tensor`):
+                The fine and the middle level of the pyramid for each image, and the coarse level for each mask, with
+                the memory (or what stands for none) already in it.
+            image_index (`torch.LongTensor` of shape `(masks,)`): the image of each mask.
+            prompts (`torch.Tensor` of shape `(masks, C)`, *optional*): language embeddings.
+            masks (`torch.Tensor` of shape `(masks, 1, S/4, S/4)`, *optional*): mask prompts.
+            multimask_output (`bool`, *optional*, defaults to `True`): three candidates instead of one.
+
+        Returns:
+            Mask logits of shape `(masks, candidates, S/4, S/4)`, predicted IoUs of shape `(masks, candidates)` in
+            [0, 1], the decoder's output tokens of shape `(masks, candidates, C)` and object scores of shape
+            `(masks, 1)`; float32 but for the tokens.
+        """
+        sam2 = self.sam2_model
         # Position encodings and the neck's sums are float32 whatever the weights are, so each input is brought to
         # them.
         dtype = decoder.conv_s0.weight.dtype
-        fine, middle, coarse = (level.to(dtype) for level in pyramid)
-        embedding = coarse + sam2.no_mem_embed.to(dtype).transpose(1, 2)[..., None]
-        point = torch.zeros(len(prompts), 1, 2, device=prompts.device)
-        label = -torch.ones(len(prompts), 1, dtype=torch.int32, device=prompts.device)
-        sparse, dense = sam2.sam_prompt_encoder(points=(point, label), boxes=None, masks=None)
-        mask_logits, ious, _, object_scores = decoder(
-            image_embeddings=embedding[image_index],
+        fine, middle, embedding = (level.to(dtype) for level in features)
+        point = torch.zeros(len(embedding), 1, 2, device=embedding.device)
+        label = -torch.ones(len(embedding), 1, dtype=torch.int32, device=embedding.device)
+        sparse, dense = sam2.sam_prompt_encoder(points=(point, label), boxes=None, masks=masks)
+        sparse = sparse.to(dtype)
+        if prompts is not None:
+            sparse = torch.cat([sparse, prompts[:, None].to(dtype)], dim=1)
+        mask_logits, ious, tokens, object_scores = decoder(
+            image_embeddings=embedding,
             image_pe=sam2.sam_prompt_encoder.get_dense_pe().to(dtype),
-            sparse_prompt_embeddings=torch.cat([sparse.to(dtype), prompts[:, None].to(dtype)], dim=1),
+            sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense.to(dtype),
-            multimask_output=True,
+            multimask_output=multimask_output,
             repeat_image=False,
             high_res_features=[decoder.conv_s0(fine)[image_index], decoder.conv_s1(middle)[image_index]],
         )
-        return mask_logits.float(), ious.float(), object_scores.float()
+        return mask_logits.float(), ious.float(), tokens, object_scores.float()
 
 
 def upsample_mask_logits(mask_logits: torch.Tensor, image_size: int, output_size: tuple[int, int]) -> torch.Tensor:

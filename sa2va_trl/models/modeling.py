@@ -1,7 +1,10 @@
 import copy
-from dataclasses import dataclass
+import operator
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -9,10 +12,13 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, BatchFeature, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..data.frames import select_frames
+from ..data.media import open_video
 from .checkpoints import HUB_OPTIONS, Weights, checkpoint_folder, read_config, save_published
-from .configuration import Sa2VAConfig
+from .configuration import Sa2VAConfig, check_video_options
 from .grounding import GroundingEncoder, upsample_mask_logits, whole_weights
 from .processing import Sa2VAProcessor
+from .tracking import track
 
 
 @dataclass
@@ -64,23 +70,72 @@ class Sa2VAOutput(ModelOutput):
 @dataclass
 class Segmentation:
     """
-    What `segment` says of one image.
+    What `segment` says of one image or one video.
+
+    Only the decoder's own small grids are stored. The maps at full size are drawn from them on every access, so take
+    them once; of a long video take them frame by frame, with `frame`.
 
     Args:
         text (`str`): the answer, without the end marker.
         phrases (`list[str | None]`): the tagged phrase of each object, `None` where the answer tags none.
-        mask_logits (`torch.Tensor` of shape `(objects, S, S)`): float32, on SAM 2's square.
-        probabilities (`torch.Tensor` of shape `(objects, H, W)`): in [0, 1], float32, at the image's own size.
-        masks (`torch.Tensor` of shape `(objects, H, W)`): bool, `probabilities > threshold`.
-        iou_scores (`torch.Tensor` of shape `(objects,)`): predicted IoU in [0, 1].
+        low_res_logits (`torch.Tensor` of shape `(objects[, frames], S/4, S/4)`):
+            float32; on the model's device, of a video on the CPU.
+        iou_scores (`torch.Tensor` of shape `(objects[, frames])`): predicted IoU in [0, 1].
+        size (`tuple[int, int]`): height and width of the image.
+        image_size (`int`): side S of SAM 2's square.
+        threshold (`float`): probability above which a pixel belongs to the mask.
+        prompted_frames (`list[int]`, *optional*): of a video, the frames that the language model saw and prompted.
     """
 
     text: str
     phrases: list[str | None]
-    mask_logits: torch.Tensor
-    probabilities: torch.Tensor
-    masks: torch.Tensor
+    low_res_logits: torch.Tensor
     iou_scores: torch.Tensor
+    size: tuple[int, int]
+    image_size: int
+    threshold: float
+    prompted_frames: list[int] | None = None
+
+    @property
+    def mask_logits(self) -> torch.Tensor:
+        """`(objects[, frames], S, S)`, float32, on SAM 2's square."""
+        return self._draw((self.image_size, self.image_size))
+
+    @property
+    def probabilities(self) -> torch.Tensor:
+        """`(objects[, frames], H, W)` in [0, 1], float32, at the image's own size."""
+        return self._draw(self.size, torch.sigmoid)
+
+    @property
+    def masks(self) -> torch.Tensor:
+        """`(objects[, frames], H, W)`, bool: `probabilities > threshold`."""
+        return self._draw(self.size, lambda logits: logits.sigmoid() > self.threshold)
+
+    def frame(self, index: int) -> "Segmentation":
+        """
+        One frame of a video, as a result of its own.
+
+        Args:
+            index (`int`): of the frame.
+
+        Raises:
+            `ValueError`: the result is an image's.
+            `IndexError`: there is no such frame.
+        """
+        if self.low_res_logits.ndim != 4:
+            raise ValueError("frame is for results of segment(video=...); this is the result of an image.")
+        return replace(
+            self,
+            low_res_logits=self.low_res_logits[:, index],
+            iou_scores=self.iou_scores[:, index],
+            prompted_frames=None,
+        )
+
+    def _draw(self, size, finish=lambda logits: logits):
+        # A few maps at a time: those on SAM 2's square may be larger than what is asked for.
+        parts = self.low_res_logits.flatten(end_dim=-3).split(8)
+        maps = torch.cat([finish(upsample_mask_logits(part, self.image_size, size)) for part in parts])
+        return maps.reshape(*self.low_res_logits.shape[:-2], *size)
 
 
 class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -376,6 +431,11 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         states = self.hidden_states(input_ids, attention_mask, pixel_values, image_grid_thw)
         return self._seg_features(states, input_ids, grounding_pixel_values, image_counts)
 
+    def _prompts(self, seg_states: torch.Tensor) -> torch.Tensor:
+        # Trained modules may be float32 on top of half-precision frozen ones.
+        # (By name, not by index: PEFT's wrapper of a trained copy forwards attributes only.)
+        return self.text_hidden_fcs(seg_states.to(getattr(self.text_hidden_fcs, "0").weight.dtype))
+
     def decode_candidates(self, features: SegFeatures) -> tuple[torch.Tensor, torch.Tensor]:
         """
         The cheap half, before the choice: `text_hidden_fcs` and SAM 2's mask decoder.
@@ -386,10 +446,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             Mask logits of shape `(masks, 3, S/4, S/4)` and predicted IoUs of shape `(masks, 3)` in [0, 1], float32.
         """
-        # Trained modules may be float32 on top of half-precision frozen ones.
-        # (By name, not by index: PEFT's wrapper of a trained copy forwards attributes only.)
-        states = features.seg_states.to(getattr(self.text_hidden_fcs, "0").weight.dtype)
-        prompts = self.text_hidden_fcs(states)[features.seg_index]
+        prompts = self._prompts(features.seg_states)[features.seg_index]
         mask_logits, ious, object_scores = self.grounding_encoder.decode(
             features.pyramid, prompts, features.image_index
         )
@@ -480,6 +537,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         conversations: list[list[dict]],
         images: list[list[Image.Image]],
         processor: Sa2VAProcessor,
+        clip: bool = False,
         **generate_kwargs,
     ) -> list[str]:
         """
@@ -489,12 +547,13 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             conversations (`list[list[dict]]`): messages that end with a user turn, see `Sa2VAProcessor.encode_chat`.
             images (`list[list[PIL.Image.Image]]`): the images of each conversation.
             processor (`Sa2VAProcessor`): of this model.
+            clip (`bool`, *optional*, defaults to `False`): the images of a conversation are frames of a clip.
             generate_kwargs: for the VLM's `generate`; `max_new_tokens` defaults to 2048.
 
         Returns:
             `list[str]`: the answers with their special tokens, without the end marker.
         """
-        pixels, blocks = _tiles(processor, images)
+        pixels, blocks = _tiles(processor, images, clip)
         prompts = [processor.encode_chat(chat, part)[0] for chat, part in zip(conversations, blocks, strict=True)]
         input_ids = processor.pad(prompts, side="left").to(self.device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
@@ -526,54 +585,166 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         image: Image.Image | None = None,
         images: list[Image.Image] | None = None,
-        video=None,
+        video: list[Image.Image] | np.ndarray | str | os.PathLike | None = None,
         text: str | list[str] = "",
         processor: Sa2VAProcessor | None = None,
         threshold: float | None = None,
         answer: str | list[str] | None = None,
+        frame_policy: str | None = None,
+        num_frames: int | None = None,
+        frames: list[int] | None = None,
+        tracking: str | None = None,
         **generate_kwargs,
     ) -> Segmentation | list[Segmentation]:
         """
         Segment what the text names.
 
+        Of a video the language model sees a few frames, which prompt SAM 2; its memory carries the masks to all others
+        (see [`~models.tracking.track`]).
+
         Args:
             image (`PIL.Image.Image`, *optional*): one image.
             images (`list[PIL.Image.Image]`, *optional*): a batch of images, each with its own text or all with one.
+            video (`list[PIL.Image.Image]`, `np.ndarray` or path, *optional*):
+                Frames of one size, a uint8 array of shape `(frames, H, W, 3)`, or a video file, which is never decoded
+                into memory as a whole.
             text (`str` or `list[str]`):
                 The request. `<image>` marks the image's place; without it the image comes first, then a newline.
             processor (`Sa2VAProcessor`): of this model.
             threshold (`float`, *optional*, defaults to `config.mask_threshold`): between 0 and 1.
             answer (`str` or `list[str]`, *optional*):
                 Nothing is generated and this answer (`"Sure, [SEG]."`) is taken as given: one forward pass.
+            frame_policy, num_frames, tracking (*optional*): of a video, in place of the config's.
+            frames (`list[int]`, *optional*):
+                Of a video, the frames to prompt, in place of `frame_policy` and `num_frames`. Frames before the first
+                of them are tracked backward.
             generate_kwargs: for the VLM's `generate`.
 
         Returns:
             `Segmentation`, or a list of them for `images`. An answer without `[SEG]` has no objects.
 
         Raises:
-            `ValueError`: not exactly one of `image` and `images`, no processor, texts that do not pair with images, or
-            a threshold outside (0, 1).
+            `ValueError`: not exactly one of `image`, `images` and `video`, no processor, texts that do not pair with
+            images, a threshold outside (0, 1), a video that cannot be read or has no frames or frames of different
+            sizes, options of a video without one, or frames to prompt that it does not have.
         """
-        if video is not None:
-            raise NotImplementedError("segment(video=...) is not available yet; pass frames as `images`.")
         if processor is None:
             raise ValueError("segment needs `processor`, the Sa2VAProcessor of this model.")
-        if (image is None) == (images is None):
-            raise ValueError("segment takes either `image` or `images`.")
+        if sum(given is not None for given in (image, images, video)) != 1:
+            raise ValueError("segment takes either `image` or `images` or `video`, and exactly one of them.")
         threshold = self.config.mask_threshold if threshold is None else threshold
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
+        options = {"frame_policy": frame_policy, "num_frames": num_frames, "frames": frames, "tracking": tracking}
+        if video is not None:
+            return self._segment_video(video, text, processor, threshold, answer, **options, **generate_kwargs)
+        if given := [name for name, value in options.items() if value is not None]:
+            raise ValueError(f"segment takes {', '.join(given)} with `video` only.")
         batch = [image] if images is None else list(images)
         texts = [text] * len(batch) if isinstance(text, str) else list(text)
         answers = [answer] * len(batch) if answer is None or isinstance(answer, str) else list(answer)
         if len(texts) != len(batch) or len(answers) != len(batch):
             raise ValueError(f"{len(batch)} images, {len(texts)} texts and {len(answers)} answers do not pair up.")
+        answers, features, own = self._read(
+            texts,
+            [[entry] for entry in batch],
+            processor,
+            None if answer is None else answers,
+            grounding_pixel_values=processor.grounding_inputs(batch),
+            **generate_kwargs,
+        )
+        mask_logits, iou_scores = self.decode_masks(features)
+        results = [
+            Segmentation(
+                text=reply,
+                phrases=processor.phrases(reply),
+                low_res_logits=mask_logits[segs],
+                iou_scores=iou_scores[segs],
+                size=picture.size[::-1],
+                image_size=self.config.grounding_config.image_size,
+                threshold=threshold,
+            )
+            for reply, segs, picture in zip(answers, own, batch, strict=True)
+        ]
+        return results[0] if images is None else results
+
+    def _segment_video(
+        self,
+        video,
+        text: str,
+        processor: Sa2VAProcessor,
+        threshold: float,
+        answer: str | None,
+        frame_policy: str | None,
+        num_frames: int | None,
+        frames: list[int] | None,
+        tracking: str | None,
+        **generate_kwargs,
+    ) -> Segmentation:
+        if not isinstance(text, str) or not (answer is None or isinstance(answer, str)):
+            raise ValueError("A video has one text and at most one answer; got a list.")
+        if frames is not None and (frame_policy is not None or num_frames is not None):
+            raise ValueError("`frames` says which frames to prompt, so frame_policy and num_frames have no effect.")
+        policy = self.config.frame_policy if frame_policy is None else frame_policy
+        count = self.config.num_frames if num_frames is None else num_frames
+        tracking = self.config.tracking if tracking is None else tracking
+        check_video_options(policy, count, tracking)
+        size = self.config.grounding_config.image_size
+        with open_video(video) as clip:
+            total = len(clip)
+            prompted = select_frames(policy, total, count) if frames is None else _checked(frames, total)
+            answers, features, own = self._read(
+                [text],
+                [[clip[index] for index in prompted]],
+                processor,
+                None if answer is None else [answer],
+                clip=True,
+                **generate_kwargs,
+            )
+            prompts = self._prompts(features.seg_states[own[0]])
+            result = Segmentation(
+                text=answers[0],
+                phrases=processor.phrases(answers[0]),
+                # On the CPU: the one thing that grows with the length of the clip.
+                low_res_logits=torch.zeros(len(prompts), total, size // 4, size // 4),
+                iou_scores=torch.zeros(len(prompts), total),
+                size=clip[0].size[::-1],
+                image_size=size,
+                threshold=threshold,
+                prompted_frames=prompted,
+            )
+            if len(prompts):
+                for index, mask_logits, iou_scores in track(
+                    self.grounding_encoder,
+                    prompts,
+                    lambda index: processor.grounding_inputs([clip[index]]).to(self.device, self.dtype),
+                    total,
+                    prompted,
+                    mask_prompt=(threshold, result.size) if tracking == "mask_prompt" else None,
+                ):
+                    result.low_res_logits[:, index] = mask_logits
+                    result.iou_scores[:, index] = iou_scores
+        return result
+
+    def _read(
+        self,
+        texts: list[str],
+        groups: list[list[Image.Image]],
+        processor: Sa2VAProcessor,
+        answers: list[str] | None,
+        clip: bool = False,
+        grounding_pixel_values: torch.Tensor | None = None,
+        **generate_kwargs,
+    ) -> tuple[list[str], SegFeatures, list[torch.Tensor]]:
+        """
+        The answers to `texts` about `groups` of images (generated unless they are given), what `encode` makes of them,
+        and for each row the `[SEG]`s (indices into `seg_states`) that its answer holds.
+        """
         conversations = [[{"role": "user", "content": entry}] for entry in texts]
-        groups = [[entry] for entry in batch]
-        if answer is None:
-            answers = self.answer(conversations, groups, processor, **generate_kwargs)
+        if answers is None:
+            answers = self.answer(conversations, groups, processor, clip, **generate_kwargs)
         # The masks come from one teacher-forced pass over prompt and answer, exactly as in training.
-        pixels, blocks = _tiles(processor, groups)
+        pixels, blocks = _tiles(processor, groups, clip)
         sequences = [
             processor.encode_chat([*chat, {"role": "assistant", "content": reply}], part)[0]
             for chat, reply, part in zip(conversations, answers, blocks, strict=True)
@@ -583,32 +754,18 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask = (torch.arange(input_ids.shape[1], device=self.device) < lengths[:, None]).long()
         # A [SEG] that the user's own text mentions is not part of the answer.
         prompts = [len(processor.encode_chat(chat, part)[0]) for chat, part in zip(conversations, blocks, strict=True)]
+        if grounding_pixel_values is not None:
+            grounding_pixel_values = grounding_pixel_values.to(self.device, self.dtype)
         features = self.encode(
             input_ids,
             attention_mask,
             **BatchFeature(pixels).to(self.device, self.dtype),
-            grounding_pixel_values=processor.grounding_inputs(batch).to(self.device, self.dtype),
+            grounding_pixel_values=grounding_pixel_values,
         )
-        mask_logits, iou_scores = self.decode_masks(features)
         rows, positions = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
         answered = positions >= torch.tensor(prompts, device=self.device)[rows]
-        results = []
-        for row, reply in enumerate(answers):
-            own = torch.nonzero((rows == row) & answered)[:, 0]
-            size = self.config.grounding_config.image_size
-            square = upsample_mask_logits(mask_logits[own], size, (size, size))
-            probabilities = upsample_mask_logits(square, size, batch[row].size[::-1]).sigmoid()
-            results.append(
-                Segmentation(
-                    text=reply,
-                    phrases=processor.phrases(reply),
-                    mask_logits=square,
-                    probabilities=probabilities,
-                    masks=probabilities > threshold,
-                    iou_scores=iou_scores[own],
-                )
-            )
-        return results[0] if images is None else results
+        own = [torch.nonzero((rows == row) & answered)[:, 0] for row in range(len(answers))]
+        return answers, features, own
 
 
 def _at_least_one(features: SegFeatures) -> SegFeatures:
@@ -621,10 +778,22 @@ def _at_least_one(features: SegFeatures) -> SegFeatures:
     return SegFeatures(state, zero, zero, zero, features.pyramid)
 
 
+def _checked(frames: list[int], total: int) -> list[int]:
+    """Frames to prompt, in order; a `ValueError` where the clip does not have them."""
+    frames = [operator.index(index) for index in frames]
+    if not frames:
+        raise ValueError("`frames` must name at least one frame to prompt.")
+    if outside := [index for index in frames if not 0 <= index < total]:
+        raise ValueError(f"`frames` holds {outside}, but the video's {total} frames are 0 to {total - 1}.")
+    if len(set(frames)) < len(frames):
+        raise ValueError(f"`frames` holds a frame twice: {frames}.")
+    return sorted(frames)
+
+
 def _tiles(
-    processor: Sa2VAProcessor, images: list[list[Image.Image]]
+    processor: Sa2VAProcessor, images: list[list[Image.Image]], clip: bool = False
 ) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
     """Tiles of all images of a batch, and the text blocks of each row."""
-    pixels, blocks = processor.tiles([image for group in images for image in group])
+    pixels, blocks = processor.tiles([image for group in images for image in group], clip=clip)
     remaining = iter(blocks)
     return pixels, [[next(remaining) for _ in group] for group in images]

@@ -10,6 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from .. import losses
 from ..data.augment import Augmentation
 from ..data.collator import ANSWERS, QUESTIONS, SegCollator, check_templates
+from ..models.configuration import Sa2VAConfig
 from .base import TARGETS, SegTrainerMixin, _EpochToCollator, mean_statistics, refuse
 from .trainable import EMBEDDINGS, TRAINABLE, freeze_all_but_full, get_peft_config, trainable_table
 
@@ -249,6 +250,7 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
             raise ValueError("Give either `trainable` or a `peft_config`/`PeftModel`: both say what trains.")
         trainable = args.trainable or "stage1"
         if not decided:
+            model_config = Sa2VAConfig.from_pretrained(model) if isinstance(model, str) else model.config
             peft_config = get_peft_config(
                 trainable,
                 processing_class.seg_token_id,
@@ -256,6 +258,7 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
                 args.lora_alpha,
                 args.lora_dropout,
                 args.train_embeddings,
+                model_config.grounding_config.mask_decoder_name,
             )
             if peft_config is None and not isinstance(model, str):
                 freeze_all_but_full(model)

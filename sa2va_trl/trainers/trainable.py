@@ -13,14 +13,8 @@ EMBEDDINGS = ("none", "seg", "full")
 # The language model's linear layers and nothing else: "all-linear" would also adapt the vision tower, the projector
 # and SAM 2's image encoder, and plain names such as "q_proj" the vision tower.
 LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
-HEAD = ["text_hidden_fcs", "sam_mask_decoder"]
-# Parameters of SAM 2 that only clicks, boxes, masks or video reach; no loss on still images does.
-FULL = (
-    "vlm.",
-    "text_hidden_fcs.",
-    "grounding_encoder.sam2_model.image_encoder.",
-    "grounding_encoder.sam2_model.sam_mask_decoder.",
-)
+# Not SAM 2's prompt encoder and memory: only clicks, boxes, masks or tracking reach them, and no loss does.
+FULL = ("vlm.", "text_hidden_fcs.", "grounding_encoder.sam2_model.image_encoder.")
 
 
 def get_peft_config(
@@ -30,6 +24,7 @@ def get_peft_config(
     lora_alpha: int = 128,
     lora_dropout: float = 0.05,
     train_embeddings: str = "none",
+    mask_decoder: str = "sam_mask_decoder",
 ) -> LoraConfig | None:
     """
     The adapter of a preset.
@@ -45,6 +40,9 @@ def get_peft_config(
         train_embeddings (`str`, *optional*, defaults to `"none"`):
             With `"stage1"`: `"seg"` trains `[SEG]`'s rows of embeddings and head, `"full"` both matrices, as Sa2VA's
             own training does. A model that already writes `[SEG]` needs neither.
+        mask_decoder (`str`, *optional*, defaults to `"sam_mask_decoder"`):
+            Name of the decoder that language prompts go to, `config.grounding_config.mask_decoder_name`. Where a model
+            has two, the one for tracking never trains: no loss reaches it.
 
     Returns:
         `LoraConfig`, or `None` for `"full"`.
@@ -63,9 +61,12 @@ def get_peft_config(
         )
     if trainable == "full":
         return None
+    # PEFT wraps every module whose name ends with one of these; "sam_mask_decoder" does not end
+    # "sam_mask_decoder_modified", nor the other way round.
+    head = ["text_hidden_fcs", mask_decoder]
     if trainable == "head":
-        return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=HEAD)
-    modules = [*HEAD, "multi_modal_projector"]
+        return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=head)
+    modules = [*head, "multi_modal_projector"]
     if train_embeddings == "full":
         modules += ["embed_tokens", "lm_head"]
     rows = {"embed_tokens": [seg_token_id], "lm_head": [seg_token_id]} if train_embeddings == "seg" else None
@@ -86,8 +87,9 @@ def freeze_all_but_full(model: nn.Module) -> None:
     Args:
         model (`Sa2VAForConditionalGeneration`): changed in place.
     """
+    decoder = f"grounding_encoder.sam2_model.{model.config.grounding_config.mask_decoder_name}."
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(FULL))
+        parameter.requires_grad_(name.startswith((*FULL, decoder)))
 
 
 def trainable_table(model: nn.Module) -> str:

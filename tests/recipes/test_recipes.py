@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from sa2va_trl.data import DatasetError, synthetic_dataset
@@ -99,7 +101,7 @@ def test_evaluate_scores_masks_of_another_tool(monkeypatch, tmp_path):
         recipe(monkeypatch, "evaluate", *common)
 
 
-@pytest.mark.parametrize("kind", ["image", "folder", "video"])
+@pytest.mark.parametrize("kind", ["image", "folder", "video", "video, frame by frame"])
 def test_predict_writes_masks_probabilities_and_json(monkeypatch, tmp_path, trained, kind):
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(3)]
@@ -122,12 +124,16 @@ def test_predict_writes_masks_probabilities_and_json(monkeypatch, tmp_path, trai
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
     output = tmp_path / "output"
+    whole = {"image": [], "folder": [], "video": [3], "video, frame by frame": []}[kind]
+    clips = watch_segment(monkeypatch)
     recipe(
         monkeypatch,
         "predict",
         *("--model_name_or_path", trained, "--input", source, "--output_dir", output),
         *("--answer", "Sure, [SEG].", "--threshold", 0.25),
+        *(("--per_frame", "true") if kind == "video, frame by frame" else ()),
     )
+    assert clips == whole
     written = json.loads((output / "predictions.json").read_text())["predictions"]
     assert len(written) == len(frames)
     for entry in written:
@@ -138,6 +144,64 @@ def test_predict_writes_masks_probabilities_and_json(monkeypatch, tmp_path, trai
         assert mask.shape == probabilities.shape == (48, 64)
         assert np.array_equal(mask > 0, probabilities > 0.25)
         assert (output / "overlays" / f"{stem}.png").exists()
+
+
+def watch_segment(monkeypatch):
+    """The lengths of the clips that are segmented."""
+    from sa2va_trl import Sa2VAForConditionalGeneration
+
+    segment, clips = Sa2VAForConditionalGeneration.segment, []
+
+    def watched(self, **arguments):
+        result = segment(self, **arguments)
+        if "video" in arguments:
+            clips.append(result.low_res_logits.shape[1])
+        return result
+
+    monkeypatch.setattr(Sa2VAForConditionalGeneration, "segment", watched)
+    return clips
+
+
+def test_evaluation_of_clips_shows_every_frame(monkeypatch, tmp_path):
+    film = synthetic_dataset(num_videos=1, frames_per_video=3, size=64)
+    masks = [row["mask"] for row in film]
+    # Masks of a second object that lie elsewhere in every frame.
+    other = [Image.fromarray(np.roll(np.eye(64, dtype=np.uint8) * 255, shift, 1)) for shift in (5, 20, 40)]
+    row = {
+        "images": [row["image"] for row in film],
+        "masks": masks + other,
+        "phrases": ["a", "b"],
+        "sample_id": "clip",
+    }
+    features = Features(
+        {
+            "images": List(ImageFeature()),
+            "masks": List(ImageFeature(mode="L")),
+            "phrases": List(Value("string")),
+            "sample_id": Value("string"),
+        }
+    )
+    DatasetDict({"test": Dataset.from_list([row], features=features)}).save_to_disk(tmp_path / "data")
+    from sa2va_trl import evaluation
+
+    truth = np.stack([np.asarray(mask) > 0 for mask in row["masks"]]).astype(np.float32)
+    monkeypatch.setattr(evaluation, "predict_probabilities", lambda *arguments: iter([(row, truth)]))
+    output = tmp_path / "evaluation"
+    recipe(
+        monkeypatch,
+        "evaluate",
+        *("--model_name_or_path", "tiny", "--dataset_name", tmp_path / "data", "--output_dir", output),
+    )
+    assert json.loads((output / "metrics.json").read_text())["dice"]["mean"] == 1
+    (file,) = (output / "overlays").glob("*.png")
+    picture = np.asarray(Image.open(file))
+    assert picture.shape == (3 * 64, 2 * 64, 3)
+    for number, frame in enumerate(row["images"]):
+        panel = picture[64 * number : 64 * (number + 1)]
+        plain = np.asarray(frame.convert("RGB"))
+        assert np.array_equal(panel[:, :64], plain)
+        painted = (panel[:, 64:] != plain).any(-1)
+        assert np.array_equal(painted, truth[[number, 3 + number]].any(0))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +217,9 @@ def test_predict_writes_masks_probabilities_and_json(monkeypatch, tmp_path, trai
         ("evaluate", {"grounding_image_size": 100}, "grounding_image_size"),
         ("predict", {"input": "/no/such/file.png"}, "no file"),
         ("predict", {"input": "x.png", "threshold": 1.5}, "threshold"),
+        ("predict", {"input": "x.png", "per_frame": True}, "per_frame"),
+        ("predict", {"input": "x.png", "num_frames": 3}, "num_frames"),
+        ("predict", {"input": "x.mp4", "per_frame": True, "tracking": "soft"}, "tracking"),
     ],
 )
 def test_bad_options_name_themselves_and_leave_nothing(monkeypatch, tmp_path, capsys, name, values, message):

@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from datasets import concatenate_datasets
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -15,6 +16,7 @@ from trl import SFTConfig
 from sa2va_trl import SegCollator, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.data import DatasetError, synthetic_dataset
 from sa2va_trl.models.configuration import SUPPORTED_VLMS
+from sa2va_trl.models.grounding import upsample_mask_logits
 from sa2va_trl.trainers.sft import REFUSED
 from sa2va_trl.trainers.trainable import freeze_all_but_full, get_peft_config, trainable_table
 
@@ -320,6 +322,116 @@ def test_rows_without_object_and_rows_of_text_train(tmp_path, data, mask_size, f
     assert all(math.isfinite(entry["loss"]) for entry in logged)
     assert sum(entry["mask_loss"] == 0 for entry in logged) == 1
     assert all(entry["lm_loss"] > 0 for entry in logged)
+
+
+def clips_and_stills(rows):
+    """A clip of three frames with two objects, and still images with one, of one film of the synthetic data."""
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as ImageFeature
+
+    rows = [rows[index] for index in range(4)]
+    turned = [row["mask"].transpose(Image.Transpose.ROTATE_180) for row in rows]
+    clip = {
+        "images": [row["image"] for row in rows[:3]],
+        "masks": [row["mask"] for row in rows[:3]] + turned[:3],
+        "phrases": ["blood vessel", "catheter"],
+        "sample_id": "clip",
+    }
+    stills = [
+        {"images": [row["image"]], "masks": [row["mask"]], "phrases": ["blood vessel"], "sample_id": f"still {number}"}
+        for number, row in enumerate(rows[2:])
+    ]
+    features = Features(
+        {
+            "images": List(ImageFeature()),
+            "masks": List(ImageFeature(mode="L")),
+            "phrases": List(Value("string")),
+            "sample_id": Value("string"),
+        }
+    )
+    return Dataset.from_list([clip, *stills], features=features)
+
+
+def test_clips_train_beside_still_images(tmp_path, data):
+    mixed = clips_and_stills(data[0])
+    runs = []
+    for batch, accumulation in ((3, 1), (1, 3)):
+        run = trainer(
+            tmp_path,
+            (mixed, None),
+            trainable="full",
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+        )
+        before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+        run.train()
+        assert all(math.isfinite(entry["loss"]) and entry["mask_loss"] > 0 for entry in steps(run))
+        for part in ("vlm.", "text_hidden_fcs.", "image_encoder.", "sam_mask_decoder."):
+            moved = [n for n, p in run.model.named_parameters() if part in n and not torch.equal(p, before[n])]
+            assert moved, part
+        runs.append(run)
+    assert_same_run(*runs)
+
+
+def test_masks_of_a_clip_pair_with_what_the_model_draws(tmp_path, data):
+    """The loss of a clip is the mean of those of its (object, frame) pairs, drawn one by one."""
+    mixed = clips_and_stills(data[0]).select([0])
+    run = trainer(tmp_path, (mixed, mixed.map(lambda row: {"sample_id": "other"})), trainable="head")
+    metrics = run.evaluate()
+    model, processor = run.model.eval(), run.processing_class
+    batch = SegCollator(processor)([mixed[0]])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    states = model.encode(**inputs).seg_states
+    losses, dices = [], []
+    with torch.no_grad():
+        for number, mask in enumerate(mixed[0]["masks"]):
+            seg, frame = divmod(number, 3)
+            pixels = processor.grounding_inputs([mixed[0]["images"][frame]])
+            candidates, ious, _ = model.grounding_encoder.decode(
+                model.grounding_encoder.encode(pixels), model.text_hidden_fcs(states[seg : seg + 1]), torch.tensor([0])
+            )
+            logits = candidates[:, ious[0].argmax()]
+            target = torch.from_numpy(np.asarray(mask.resize(logits.shape[-2:], Image.Resampling.NEAREST)) > 0)
+            losses.append(F.binary_cross_entropy_with_logits(logits[0], target.float()).item())
+            predicted = upsample_mask_logits(logits, 128, mask.size[::-1])[0].sigmoid().numpy() > 0.5
+            target = np.asarray(mask) > 0
+            dices.append(2 * (predicted & target).sum() / (predicted.sum() + target.sum()))
+    assert metrics["eval_mask_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert metrics["eval_dice"] == pytest.approx(np.mean(dices), abs=1e-6)
+    assert len(set(np.round(losses, 6))) == 6
+
+
+@pytest.mark.parametrize("trainable", ["full", "head", "stage1"])
+@pytest.mark.parametrize("separate", [False, True])
+def test_the_decoder_of_the_language_prompt_is_the_one_that_trains(tmp_path, data, capsys, trainable, separate):
+    small, processor = tiny_sa2va(image_size=128)
+    small.config.grounding_config.separate_tracking_decoder = separate
+    model, base = type(small)(small.config), type(small)(small.config)
+    base.load_state_dict(model.state_dict())
+    options = {"lora_r": 4} if trainable == "stage1" else {}
+    run = SegSFTTrainer(
+        model=model,
+        args=config(tmp_path, trainable=trainable, max_steps=1, weight_decay=0.1, **options),
+        train_dataset=data[0],
+        processing_class=processor,
+    )
+    before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+    run.train()
+    moved = {name for name, parameter in run.model.named_parameters() if not torch.equal(parameter, before[name])}
+    decoders = {match[0] for name in moved if (match := re.search(r"sam_mask_decoder(_modified)?(?=\.)", name))}
+    assert decoders == {"sam_mask_decoder_modified" if separate else "sam_mask_decoder"}
+    size = sum(parameter.numel() for parameter in model.grounding_encoder.mask_decoder.parameters())
+    size //= 1 if trainable == "full" else 2  # beside the copy that trains, PEFT keeps the original
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("SAM 2 mask decoder"))
+    assert line.split()[-2] == f"{size / 1e6:,.3f}"
+    if trainable != "full":
+        run.save_model()
+        loaded = PeftModel.from_pretrained(base, tmp_path)
+        clip = [row["image"] for row in data[1]]
+        request = {"text": "Segment it.", "answer": "[SEG]", "processor": processor, "video": clip, "num_frames": 2}
+        torch.testing.assert_close(
+            loaded.eval().segment(**request).mask_logits, run.model.eval().segment(**request).mask_logits
+        )
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

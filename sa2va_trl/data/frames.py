@@ -1,0 +1,29 @@
+"""Which frames of a video to keep."""
+
+import numpy as np
+
+
+def select_frames(policy: str, total: int, count: int) -> list[int]:
+    """
+    Frames of a clip that the language model sees.
+
+    Args:
+        policy (`str`):
+            `"uniform"`: `int(linspace(0, total - 1, count))`, from the first frame to the last (Sa2VA-i, arXiv
+            2509.19082). `"first"`: the clip's beginning, as Sa2VA's own code takes it.
+        total (`int`): frames of the clip, at least 1.
+        count (`int`): frames to keep, at least 1. A shorter clip is kept whole.
+
+    Returns:
+        `list[int]`: different indices in rising order, at most `count`.
+
+    Raises:
+        `ValueError`: an unknown policy, or a number below 1.
+    """
+    if total < 1 or count < 1:
+        raise ValueError(f"A clip and its kept frames need at least one frame, got {total} and {count}.")
+    if policy == "first":
+        return list(range(min(count, total)))
+    if policy == "uniform":
+        return sorted({int(index) for index in np.linspace(0, total - 1, count)})
+    raise ValueError(f"The frame policy must be 'uniform' or 'first', got {policy!r}.")
