@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedConfig, TrainingArguments
 
 from .data.readers import load_dataset_dict
+from .hub import load_adapter
 from .models import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 
 
@@ -118,7 +119,8 @@ def load_model(
         The model (a `PeftModel` with an adapter that was not merged) and its processor.
 
     Raises:
-        `ValueError`: the folder holds an adapter or another kind of model, or weights are missing or left over.
+        `ValueError`: the folder holds an adapter or another kind of model, weights are missing or left over, or the
+            adapter was trained on another base.
     """
     if args.model_name_or_path == "tiny":
         model, processor = tiny_sa2va(image_size=args.grounding_image_size or 256)
@@ -151,9 +153,7 @@ def load_model(
         if faults:
             raise ValueError(f"{args.model_name_or_path} does not hold the model's weights, and only them: {faults}")
     if args.adapter is not None:
-        model = PeftModel.from_pretrained(model, args.adapter)
-        if merge:
-            model = model.merge_and_unload(safe_merge=True)
+        model = load_adapter(model, args.adapter, merge=merge)
     return model, processor
 
 
