@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import CommitOperationAdd, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
@@ -158,9 +160,16 @@ def base_record(model: nn.Module) -> dict:
     name = public_name(config._name_or_path)
     return {
         "base_model_name_or_path": name,
-        "revision": getattr(config, "_commit_hash", None) if name else None,
+        "revision": _commit(name) if name else None,
         "fingerprint": base_fingerprint(model),
     }
+
+
+def _commit(name: str) -> str | None:
+    # transformers does not keep the commit that it has loaded. With one snapshot in the cache there is no doubt.
+    snapshots = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "snapshots"
+    commits = [folder.name for folder in snapshots.iterdir()] if snapshots.is_dir() else []
+    return commits[0] if len(commits) == 1 else None
 
 
 def check_base(model: nn.Module, record: dict, folder: str | os.PathLike, adapter: str | None = None) -> None:

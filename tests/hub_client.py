@@ -4,11 +4,12 @@ is imported. Run by `test_hub.py` with a folder to work in; prints one JSON obje
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from peft import PeftModel
 
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor, SegSFTConfig, SegSFTTrainer, tiny_sa2va
@@ -95,6 +96,7 @@ def main():
     # A base on the Hub, and the adapter pushed by hand.
     model.push_to_hub("user/base")
     processor.push_to_hub("user/base")
+    shutil.rmtree(constants.HF_HUB_CACHE)  # pushing has left an older snapshot there
     run = trainer(*load("user/base"), "named", hub_model_id="user/named", hub_strategy="every_save")
     run.train()
     run.push_to_hub(dataset_name="hospital/angiograms")
