@@ -38,6 +38,8 @@ logger = logging.get_logger(__name__)
 BASE_RECORD = "base_model.json"
 # Values looked at of every tensor; a change of a whole matrix cannot hide between them.
 SAMPLES = 1024
+# Ways to start a LoRA that leave the base as it is; others (PiSSA, OLoRA) move a part of its weights into the adapter.
+PURE = (True, False, "gaussian", "orthogonal", "eva")
 # Names that PEFT's wrappers put between a parameter and its place in the base, and parameters that are PEFT's own.
 _WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")
 _ADDED = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)(\.|$)")
@@ -133,9 +135,9 @@ def base_fingerprint(model: nn.Module) -> dict[str, dict[str, str] | None]:
 def _sample(parameter: nn.Parameter) -> torch.Tensor:
     gathered = nullcontext()
     if hasattr(parameter, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        gathered = GatheredParameters([parameter])
+        gathered = deepspeed.zero.GatheredParameters([parameter])
     with gathered, torch.no_grad():
         values = parameter.detach().flatten()
         if values.numel() > SAMPLES:
@@ -154,7 +156,7 @@ def base_record(model: nn.Module) -> dict:
 
     Returns:
         `dict`: `base_model_name_or_path` (a Hub id, `None` for a local folder), `revision` (a commit, if it is known)
-        and `fingerprint` (see [`base_fingerprint`]).
+        and `fingerprint` (see [`base_fingerprint`]; `None` where PEFT has changed the base to start the adapter).
     """
     config = (model.get_base_model() if isinstance(model, PeftModel) else model).config
     name = public_name(config._name_or_path)
@@ -192,6 +194,11 @@ def check_base(model: nn.Module, record: dict, folder: str | os.PathLike, adapte
     try:
         expected = json.loads(file.read_text())
         wanted = expected["fingerprint"]
+        if wanted is None:
+            logger.warning(
+                f"{adapter or folder} was trained on weights that PEFT had changed: they cannot be checked."
+            )
+            return
         wanted = {part: digests and dict(digests) for part, digests in wanted.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not a record of a base model: {error!r}.") from error
@@ -235,6 +242,8 @@ class SegPeftModel(PeftModel):
         # The class adds no state that PEFT would have to set up; TRL, which wraps the model, knows only PEFT's own.
         model.__class__ = cls
         model.base_record = base_record(model)
+        if any(getattr(config, "init_lora_weights", True) not in PURE for config in model.peft_config.values()):
+            model.base_record["fingerprint"] = None
         return model
 
     def save_pretrained(self, save_directory, safe_serialization=True, selected_adapters=None, **kwargs):
@@ -271,9 +280,11 @@ class SegPeftModel(PeftModel):
 def _adapter_folder(adapter: str) -> Path:
     if Path(adapter).is_dir():
         folder = Path(adapter)
-    else:
+    elif public_name(adapter):
         files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD]
         folder = Path(snapshot_download(adapter, allow_patterns=files))
+    else:
+        raise ValueError(f"There is no folder {adapter}, and it is no Hub id (owner/name) of an adapter.")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{adapter} is not an adapter: it has no {name}.")

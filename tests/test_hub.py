@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sa2va_trl import Sa2VAForConditionalGeneration, SegCollator, tiny_sa2va
+from sa2va_trl import Sa2VAForConditionalGeneration, SegCollator, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.hub import (
     SegPeftModel,
@@ -198,6 +198,34 @@ def test_a_damaged_record_is_refused(tmp_path, content):
         load_adapter(base(), str(tmp_path))
 
 
+def test_an_adapter_that_starts_by_changing_its_base_is_not_refused_for_it(tmp_path, inputs):
+    config = LoraConfig(r=2, target_modules=r".*\.language_model\..*\.q_proj", init_lora_weights="pissa")
+    adapted = SegPeftModel.adopt(get_peft_model(base(), config))
+    with torch.no_grad():
+        adapted.get_base_model().vlm.model.language_model.layers[0].self_attn.q_proj.lora_B["default"].weight += 0.1
+    expected = outputs(adapted, inputs)
+    adapted.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "base_model.json").read_text())["fingerprint"] is None
+    assert difference(outputs(load_adapter(base(), str(tmp_path)), inputs), expected) < 1e-5
+
+
+def test_resuming_on_another_base_is_refused(tmp_path):
+    data = synthetic_dataset(num_videos=1, frames_per_video=2, size=64)
+    options = {"max_steps": 2, "save_steps": 1, "gradient_checkpointing": False, "use_cpu": True, "report_to": "none"}
+
+    def trainer(seed):
+        model, processor = tiny_sa2va(image_size=128, seed=seed)
+        config = SegSFTConfig(str(tmp_path), trainable="head", num_points=0, disable_tqdm=True, **options)
+        return SegSFTTrainer(model=model, args=config, train_dataset=data, processing_class=processor)
+
+    trainer(0).train()
+    for name in ("base_model.json", "adapter_model.safetensors", "processor_config.json", "README.md"):
+        assert (tmp_path / "checkpoint-1" / name).is_file()
+    with pytest.raises(ValueError, match="vision_tower"):
+        trainer(1).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    trainer(0).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 # Loading
 
 
@@ -224,6 +252,11 @@ def test_a_folder_without_safetensors_is_refused(tmp_path):
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match="adapter_model.safetensors"):
         load_adapter(base(), str(tmp_path))
+
+
+def test_a_name_that_is_neither_folder_nor_hub_id_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no Hub id"):
+        load_adapter(base(), str(tmp_path / "nowhere"))
 
 
 # Merging
