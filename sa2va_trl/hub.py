@@ -56,13 +56,13 @@ def public_name(name: str | None) -> str | None:
         The name if it is a Hub id (`owner/name`) and no local file or folder, else `None`: a local path says more
         about its owner than about the model.
     """
-    if not name or not re.fullmatch(r"[A-Za-z0-9_.\-]+/[A-Za-z0-9_.\-]+", name) or Path(name).exists():
+    if not name or not re.fullmatch(r"[A-Za-z0-9_.\-]+/[A-Za-z0-9_.\-]+", name):
         return None
     try:
         validate_repo_id(name)
     except HFValidationError:
         return None
-    return name
+    return None if Path(name).exists() else name
 
 
 # Which base an adapter belongs to
@@ -194,10 +194,8 @@ def check_base(model: nn.Module, record: dict, folder: str | os.PathLike, adapte
     try:
         expected = json.loads(file.read_text())
         wanted = expected["fingerprint"]
-        if wanted is None:
-            logger.warning(
-                f"{adapter or folder} was trained on weights that PEFT had changed: they cannot be checked."
-            )
+        if wanted is None or record["fingerprint"] is None:
+            logger.warning(f"PEFT changes the base of {adapter or folder} at its start: it cannot be checked.")
             return
         wanted = {part: digests and dict(digests) for part, digests in wanted.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -560,7 +558,7 @@ def write_card(folder: str | os.PathLike, card: ModelCard) -> None:
     """Write `README.md` beside, then rename."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".README.md.tmp").write_text(str(card))
+    (folder / ".README.md.tmp").write_text(str(card), encoding="utf-8")
     (folder / ".README.md.tmp").replace(folder / "README.md")
 
 

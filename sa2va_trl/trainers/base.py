@@ -286,15 +286,13 @@ class SegTrainerMixin:
     def _push_from_checkpoint(self, checkpoint_folder):
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
-        in_progress = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if in_progress and not self.args.hub_always_push:
-            return
+        if self.push_in_progress is not None and not self.push_in_progress.is_done():
+            if not self.args.hub_always_push:
+                return
+            self._finish_current_push()  # it reads the files that the next lines write
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        checkpoint, output, is_adapter = (
-            Path(checkpoint_folder),
-            Path(self.args.output_dir),
-            isinstance(self.model, PeftModel),
-        )
+        checkpoint, output = Path(checkpoint_folder), Path(self.args.output_dir)
+        is_adapter = isinstance(self.model, PeftModel)
         # Pushed from the output folder: the checkpoint may be rotated away before the upload ends.
         for name in [*weight_files(checkpoint, is_adapter), "README.md"]:
             shutil.copy(checkpoint / name, output / name)
@@ -309,10 +307,9 @@ class SegTrainerMixin:
             operations=operations,
             commit_message=f"Training in progress, step {self.state.global_step}",
             token=self.args.hub_token,
-            run_as_future=True,
+            # What resuming needs is read from the checkpoint itself, which has to stay until it is up.
+            run_as_future=not self._pushes_checkpoints,
             revision=self.args.hub_revision,
         )
-        if in_progress:
-            self.push_in_progress.jobs.append(job)
-        else:
+        if not self._pushes_checkpoints:
             self.push_in_progress = PushInProgress([job])
