@@ -209,6 +209,30 @@ def test_an_adapter_that_starts_by_changing_its_base_is_not_refused_for_it(tmp_p
     assert difference(outputs(load_adapter(base(), str(tmp_path)), inputs), expected) < 1e-5
 
 
+def test_a_sharded_base_takes_no_adapter(tmp_path):
+    perturbed(base(), "head").save_pretrained(tmp_path)
+    model, adapted = base(), perturbed(base(), "head")
+    for sharded in (model, adapted.get_base_model()):
+        next(sharded.parameters()).ds_id = 0  # as ZeRO-3 marks its parameters
+    with pytest.raises(ValueError, match="ZeRO-3"):
+        load_adapter(model, str(tmp_path))
+    with pytest.raises(ValueError, match="ZeRO-3"):
+        merge_adapter(adapted)
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_sharded_checkpoints_are_not_pushed(tmp_path, strategy):
+    model, processor = tiny_sa2va(image_size=128)
+    config = SegSFTConfig(
+        str(tmp_path), trainable="head", use_cpu=True, hub_model_id="user/name", hub_strategy=strategy
+    )
+    data = synthetic_dataset(num_videos=1, frames_per_video=2, size=64)
+    trainer = SegSFTTrainer(model=model, args=config, train_dataset=data, processing_class=processor)
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(ValueError, match="every_save"):
+        trainer.init_hf_repo()
+
+
 def test_resuming_on_another_base_is_refused(tmp_path):
     data = synthetic_dataset(num_videos=1, frames_per_video=2, size=64)
     options = {"max_steps": 2, "save_steps": 1, "gradient_checkpointing": False, "use_cpu": True, "report_to": "none"}
