@@ -13,6 +13,7 @@ from torch import nn
 from sa2va_trl import Sa2VAForConditionalGeneration, SegCollator, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.hub import (
+    SAMPLES,
     SegPeftModel,
     base_fingerprint,
     base_record,
@@ -136,6 +137,26 @@ def test_a_small_low_rank_change_of_one_layer_is_seen():
     assert [part for part in expected if base_fingerprint(model)[part] != expected[part]] == [
         "vlm.model.language_model (linear layers)"
     ]
+
+
+@pytest.mark.parametrize("place", [(0,), (-1,), (slice(None), 0), (slice(None), -1)])
+def test_a_change_of_one_row_or_column_is_seen(place):
+    model = base()
+    expected = base_fingerprint(model)
+    weight = model.vlm.model.language_model.layers[1].mlp.up_proj.weight
+    assert weight.numel() > 4 * SAMPLES
+    with torch.no_grad():
+        weight[place] += 1
+    assert base_fingerprint(model) != expected
+
+
+def test_the_same_values_in_another_shape_are_another_base(tmp_path):
+    model = base()
+    write_record(tmp_path, base_fingerprint(model))
+    layer = model.vlm.model.language_model.layers[1].mlp.up_proj
+    layer.weight = nn.Parameter(layer.weight.detach().reshape(layer.weight.T.shape))
+    with pytest.raises(ValueError, match="linear layers"):
+        check_base(model, base_record(model), tmp_path)
 
 
 # Stands in for bitsandbytes, which replaces the weights of linear layers by packed bytes.
