@@ -49,9 +49,9 @@ def main():
     # Save
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
-    trainer.create_model_card()
+    trainer.create_model_card(dataset_name=data_args.dataset_name)
     if training_args.push_to_hub:
-        trainer.push_to_hub()
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import TrainingArguments
 
 from .data.readers import load_dataset_dict
+from .hub import load_adapter
 from .models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from .models.checkpoints import checkpoint_folder, read_config
 
@@ -126,7 +127,8 @@ def load_model(
         The model (a `PeftModel` with an adapter that was not merged) and its processor.
 
     Raises:
-        `ValueError`: the folder holds an adapter or another kind of model, or weights that cannot be used.
+        `ValueError`: the folder holds an adapter or another kind of model, weights that cannot be used, or an adapter
+            that was trained on another base.
     """
     if args.model_name_or_path in TINY:
         family = TINY[args.model_name_or_path]
@@ -152,9 +154,7 @@ def load_model(
             attn_implementation=args.attn_implementation,
         )
     if args.adapter is not None:
-        model = PeftModel.from_pretrained(model, args.adapter)
-        if merge:
-            model = model.merge_and_unload(safe_merge=True)
+        model = load_adapter(model, args.adapter, merge=merge)
     return model, processor
 
 

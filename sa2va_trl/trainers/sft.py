@@ -12,7 +12,7 @@ from ..data.augment import Augmentation
 from ..data.collator import ANSWERS, QUESTIONS, SegCollator, check_templates
 from ..models.configuration import Sa2VAConfig
 from .base import TARGETS, SegTrainerMixin, _EpochToCollator, mean_statistics, refuse
-from .trainable import EMBEDDINGS, TRAINABLE, freeze_all_but_full, get_peft_config, trainable_table
+from .trainable import EMBEDDINGS, TRAINABLE, freeze_all_but_full, get_peft_config
 
 
 _ANSWERS_ONLY = "the loss is always on the assistant's turns, and on them only"
@@ -202,6 +202,7 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
 
     _tag_names = [*SegTrainerMixin._tag_names, "sft"]
     _name = "SegSFT"
+    _stage = "supervised fine-tuning"
 
     def __init__(
         self,
@@ -298,7 +299,7 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         self.add_callback(_EpochToCollator(self.data_collator))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-        self.trainable_summary = trainable_table(self.model)
+        self.prepare_to_save()
         if self.is_world_process_zero():
             print(self.trainable_summary)
 

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from datasets import DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 
 from sa2va_trl import tiny_sa2va
 from sa2va_trl.data import synthetic_dataset
+from sa2va_trl.hub import load_adapter
 
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +141,52 @@ def test_qwen_on_zero3_equals_one_process(tmp_path, mixed):
     one = run(ONE, tmp_path / "one", mixed, per_device_train_batch_size=2, per_device_eval_batch_size=2, **options)
     two = run(ZERO3, tmp_path / "two", mixed, per_device_train_batch_size=1, per_device_eval_batch_size=1, **options)
     assert_same(one, two)
+
+
+@pytest.mark.slow
+def test_zero3_saves_the_adapter_that_one_process_saves(tmp_path, mixed):
+    from safetensors.torch import load_file
+
+    model, processor = tiny_sa2va(image_size=128)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    options = {
+        # Loaded under ZeRO-3, so that its weights are shards when the base is recorded.
+        "model_name_or_path": str(tmp_path / "model"),
+        "grounding_image_size": None,
+        "trainable": "stage1",
+        "train_embeddings": "full",
+        "lora_r": 4,
+        "lora_dropout": 0.0,
+        "max_steps": 2,
+        "eval_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    run(ONE, tmp_path / "one", mixed, per_device_train_batch_size=2, **options)
+    run(ZERO3, tmp_path / "zero3", mixed, per_device_train_batch_size=1, **options)
+    one, zero3 = tmp_path / "one" / "out", tmp_path / "zero3" / "out"
+    expected = load_file(one / "adapter_model.safetensors")
+    kinds = ("lora_A", "lora_B", "text_hidden_fcs", "sam_mask_decoder", "projector", "embed_tokens", "lm_head")
+    assert all(any(kind in name for name in expected) for kind in kinds)
+    start = load_adapter(tiny_sa2va(image_size=128)[0], str(one))
+    untrained = dict(start.get_base_model().named_parameters())
+    for folder in (zero3, zero3 / "checkpoint-2"):
+        found = load_file(folder / "adapter_model.safetensors")
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert found[name].shape == tensor.shape and tensor.numel() > 0, name
+            torch.testing.assert_close(found[name], tensor, rtol=2e-4, atol=2e-5, msg=name)
+        for name in ("base_model.json", "adapter_config.json"):
+            assert (folder / name).read_text() == (one / name).read_text()
+        assert (folder / "README.md").is_file() and (folder / "processor_config.json").is_file()
+        load_adapter(tiny_sa2va(image_size=128)[0], str(folder))
+        with pytest.raises(ValueError, match="vision_tower"):
+            load_adapter(tiny_sa2va(image_size=128, seed=1)[0], str(folder))
+    # Trained copies are not those of the base.
+    moved = expected["base_model.model.text_hidden_fcs.0.weight"]
+    original = next(value for name, value in untrained.items() if name.endswith("fcs.original_module.0.weight"))
+    assert not torch.equal(moved, original)
 
 
 @pytest.mark.slow
