@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from datasets import DatasetDict
 from peft import PeftModel
-from transformers import TrainingArguments
+from transformers import BitsAndBytesConfig, TrainingArguments
 
 from .data.readers import load_dataset_dict
 from .hub import load_adapter
@@ -33,6 +33,9 @@ class ModelArguments:
         grounding_image_size (`int`, *optional*):
             Side of SAM 2's square in pixels, in place of the model's own (tiny: 256). No weight depends on it; the
             mask grid is a quarter of it.
+        quantization (`str`, *optional*):
+            `"4bit"` (NF4 with double quantisation) or `"8bit"`: of the language model's layers, with bitsandbytes;
+            for QLoRA and for inference on small cards.
     """
 
     model_name_or_path: str = field(
@@ -45,7 +48,15 @@ class ModelArguments:
         default=None, metadata={"help": "Side of SAM 2's square in pixels; the model's own by default."}
     )
 
+    quantization: str | None = field(
+        default=None, metadata={"help": "4bit or 8bit: of the language model, with bitsandbytes."}
+    )
+
     def __post_init__(self):
+        if self.quantization not in (None, "4bit", "8bit"):
+            raise ValueError(f"quantization must be 4bit or 8bit, got {self.quantization!r}.")
+        if self.quantization is not None and self.model_name_or_path in TINY:
+            raise ValueError("quantization has no effect on a tiny model, which is made and not loaded.")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}.")
         if self.grounding_image_size is not None and (
@@ -152,10 +163,24 @@ def load_model(
             config=config,
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
+            quantization_config=_quantization_config(args),
         )
     if args.adapter is not None:
         model = load_adapter(model, args.adapter, merge=merge)
     return model, processor
+
+
+def _quantization_config(args: ModelArguments) -> BitsAndBytesConfig | None:
+    if args.quantization is None:
+        return None
+    if args.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, args.dtype),
+    )
 
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:

@@ -128,7 +128,9 @@ def apply_delta(
         modules_to_save=sorted(modules) or None,
     )
     adapted = get_peft_model(model, config)
-    wanted = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(adapted).items()}
+    # (PEFT would count a head's own weights to its LoRA.)
+    state_dict = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    wanted = {name: tuple(value.shape) for name, value in state_dict.items()}
     faults += [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in tensors]
     faults += [f"unexpected: {name}" for name in tensors if name not in wanted]
     faults += [

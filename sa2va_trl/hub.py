@@ -162,7 +162,7 @@ def base_record(model: nn.Module) -> dict:
     name = public_name(config._name_or_path)
     return {
         "base_model_name_or_path": name,
-        "revision": _commit(name) if name else None,
+        "revision": (getattr(config, "_commit_hash", None) or _commit(name)) if name else None,
         "fingerprint": base_fingerprint(model),
     }
 

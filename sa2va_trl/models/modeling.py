@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText, BatchFeature, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForImageTextToText,
+    BatchFeature,
+    BitsAndBytesConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 
 from ..data.frames import select_frames
@@ -19,6 +25,17 @@ from .configuration import Sa2VAConfig, check_video_options
 from .grounding import GroundingEncoder, upsample_mask_logits, whole_weights
 from .processing import Sa2VAProcessor
 from .tracking import track
+
+
+# Modules that quantised loading leaves alone: all but the layers of the language model.
+UNQUANTISED = (
+    "vlm.lm_head",
+    "vlm.model.vision_tower",
+    "vlm.model.visual",
+    "vlm.model.multi_modal_projector",
+    "text_hidden_fcs",
+    "grounding_encoder",
+)
 
 
 @dataclass
@@ -217,8 +234,9 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 bfloat16, published files hold mostly float32.)
             subfolder (`str`, *optional*): of the folder or repository.
             kwargs:
-                As in transformers: `device_map`, `attn_implementation`, `quantization_config`, `output_loading_info`
-                and the Hub's `revision`, `token`, `cache_dir`, `force_download` and `local_files_only`.
+                As in transformers: `device_map`, `attn_implementation`, `output_loading_info`, `quantization_config`
+                (bitsandbytes; the language model's layers only, everything else stays as it is), and `revision`,
+                `token`, `cache_dir`, `force_download` and `local_files_only` of the Hub.
 
         Returns:
             `Sa2VAForConditionalGeneration` in evaluation mode.
@@ -236,6 +254,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"Sa2VA's from_pretrained does not take {', '.join(given)}: its files are checked strictly."
             )
         kwargs = {name: value for name, value in kwargs.items() if name not in meaningless}
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = _of_language_model_only(kwargs["quantization_config"])
         hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
         folder, commit = checkpoint_folder(pretrained_model_name_or_path, subfolder=subfolder, **hub_options)
         config = read_config(folder) if config is None else copy.deepcopy(config)
@@ -766,6 +786,21 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         answered = positions >= torch.tensor(prompts, device=self.device)[rows]
         own = [torch.nonzero((rows == row) & answered)[:, 0] for row in range(len(answers))]
         return answers, features, own
+
+
+def _of_language_model_only(config: BitsAndBytesConfig | dict) -> BitsAndBytesConfig:
+    """
+    Keep quantisation off the vision tower, the heads and SAM 2: they are small, and masks feel every bit.
+
+    Raises:
+        `ValueError`: another method than bitsandbytes.
+    """
+    method = config.get("quant_method", "bitsandbytes") if isinstance(config, dict) else config.quant_method
+    if method != "bitsandbytes":
+        raise ValueError(f"quantization_config: only bitsandbytes (4 or 8 bit) is supported, got {method!r}.")
+    config = BitsAndBytesConfig.from_dict(config) if isinstance(config, dict) else copy.deepcopy(config)
+    config.llm_int8_skip_modules = [*(config.llm_int8_skip_modules or []), *UNQUANTISED]
+    return config
 
 
 def _at_least_one(features: SegFeatures) -> SegFeatures:

@@ -1,16 +1,18 @@
+import copy
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
-from transformers import AutoProcessor, EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, set_seed
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import create_model_from_path
 
 from .. import losses
 from ..data.augment import Augmentation
 from ..data.collator import ANSWERS, QUESTIONS, SegCollator, check_templates
-from ..models.configuration import Sa2VAConfig
+from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from .base import TARGETS, SegTrainerMixin, _EpochToCollator, mean_statistics, refuse
 from .trainable import EMBEDDINGS, TRAINABLE, freeze_all_but_full, get_peft_config
 
@@ -233,14 +235,16 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         elif args.dataset_repeats > 1:
             raise ValueError("dataset_repeats needs a datasets.Dataset, whose length is known.")
         if isinstance(model, str) and processing_class is None:
-            processing_class = AutoProcessor.from_pretrained(model)
+            processing_class = Sa2VAProcessor.from_pretrained(model)
         if processing_class is None:
             raise ValueError(
                 "processing_class, the model's Sa2VAProcessor, is needed with a model that is already loaded."
             )
 
-        if args.model_init_kwargs is not None and not isinstance(model, str):
-            raise ValueError("model_init_kwargs has no effect on a model that is already loaded.")
+        if not isinstance(model, str) and (args.model_init_kwargs is not None or quantization_config is not None):
+            raise ValueError(
+                "model_init_kwargs and quantization_config have no effect on a model that is already loaded."
+            )
         if data_collator is not None:
             names = ("augmentation", "mask_size", "question_templates", "answer_templates")
             refuse(args, dict.fromkeys(names, "the given data_collator decides"))
@@ -250,8 +254,18 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         if decided and args.trainable is not None:
             raise ValueError("Give either `trainable` or a `peft_config`/`PeftModel`: both say what trains.")
         trainable = args.trainable or "stage1"
+        if isinstance(model, str):
+            # As TRL does, which would look for the class in the config, where published checkpoints name remote code.
+            set_seed(args.seed)
+            loading = dict(args.model_init_kwargs or {})
+            if quantization_config is not None:
+                loading["quantization_config"] = quantization_config
+            if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+                loading["device_map"] = None
+            model = create_model_from_path(model, Sa2VAForConditionalGeneration, **loading)
+            args = copy.copy(args)
+            args.model_init_kwargs = None
         if not decided:
-            model_config = Sa2VAConfig.from_pretrained(model) if isinstance(model, str) else model.config
             peft_config = get_peft_config(
                 trainable,
                 processing_class.seg_token_id,
@@ -259,9 +273,9 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
                 args.lora_alpha,
                 args.lora_dropout,
                 args.train_embeddings,
-                model_config.grounding_config.mask_decoder_name,
+                model.config.grounding_config.mask_decoder_name,
             )
-            if peft_config is None and not isinstance(model, str):
+            if peft_config is None:
                 freeze_all_but_full(model)
         options = {
             "processor": processing_class,
@@ -289,11 +303,8 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        if not decided and peft_config is None and isinstance(model, str):
-            freeze_all_but_full(self.model)
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             self._keep_trained_in_float32()
         self.add_callback(_EpochToCollator(self.data_collator))

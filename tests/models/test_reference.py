@@ -65,3 +65,21 @@ def test_projected_seg_state(reference):
     with torch.no_grad():
         states = model.hidden_states(torch.tensor([ids]), **pixels)[0, ids.index(processor.seg_token_id)]
         assert (model.text_hidden_fcs(states) - wanted["seg0"]).abs().max() <= 1e-3
+
+
+@pytest.mark.slow
+def test_video(reference):
+    """Five prompted frames and two propagated ones."""
+    folder, model, processor = reference
+    wanted = recorded(folder, "video_7_frames.safetensors")
+    frames = [Image.open(folder / f"video_{index}.png") for index in range(7)]
+    pixels = processor.tiles(frames[:5], clip=True)[0]["pixel_values"]
+    assert (pixels[:, :, ::64, ::64] - wanted["pixel_sample"]).abs().max() <= 1e-5
+
+    result = model.segment(video=frames, processor=processor, frame_policy="first", **REQUEST)
+    assert result.prompted_frames == [0, 1, 2, 3, 4]
+    logits = result.mask_logits[0][:, None, ::8, ::8]
+    assert logits.shape == wanted["logits0"].shape
+    assert (logits - wanted["logits0"]).abs().max() <= 1e-3
+    for mask, expected in zip(result.masks[0], wanted["mask0"].bool(), strict=True):
+        assert_masks_agree(mask, expected)
