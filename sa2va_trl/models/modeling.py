@@ -23,7 +23,7 @@ from ..data.media import open_video
 from .checkpoints import HUB_OPTIONS, Weights, checkpoint_folder, read_config, save_published
 from .configuration import Sa2VAConfig, check_video_options
 from .grounding import GroundingEncoder, upsample_mask_logits, whole_weights
-from .processing import Sa2VAProcessor
+from .processing import SEG_TOKEN, Sa2VAProcessor
 from .tracking import track
 
 
@@ -573,6 +573,12 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             `list[str]`: the answers with their special tokens, without the end marker.
         """
+        return self._answer(conversations, images, processor, clip, **generate_kwargs)[0]
+
+    def _answer(
+        self, conversations, images, processor: Sa2VAProcessor, clip: bool, **generate_kwargs
+    ) -> tuple[list[str], list[list[int]]]:
+        """As `answer`, and the generated token ids with whatever ended them."""
         pixels, blocks = _tiles(processor, images, clip)
         prompts = [processor.encode_chat(chat, part)[0] for chat, part in zip(conversations, blocks, strict=True)]
         input_ids = processor.pad(prompts, side="left").to(self.device)
@@ -598,7 +604,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             text = processor.tokenizer.decode(ids, skip_special_tokens=False)
             ends = [text.find(stop) for stop in processor.stop_strings if stop in text]
             answers.append(text[: min(ends)] if ends else text)
-        return answers
+        return answers, generated[:, width:].tolist()
 
     @torch.no_grad()
     def segment(
@@ -661,6 +667,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if given := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"segment takes {', '.join(given)} with `video` only.")
         batch = [image] if images is None else list(images)
+        if not batch:
+            raise ValueError("`images` holds no image.")
         texts = [text] * len(batch) if isinstance(text, str) else list(text)
         answers = [answer] * len(batch) if answer is None or isinstance(answer, str) else list(answer)
         if len(texts) != len(batch) or len(answers) != len(batch):
@@ -761,19 +769,23 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         and for each row the `[SEG]`s (indices into `seg_states`) that its answer holds.
         """
         conversations = [[{"role": "user", "content": entry}] for entry in texts]
-        if answers is None:
-            answers = self.answer(conversations, groups, processor, clip, **generate_kwargs)
-        # The masks come from one teacher-forced pass over prompt and answer, exactly as in training.
         pixels, blocks = _tiles(processor, groups, clip)
-        sequences = [
-            processor.encode_chat([*chat, {"role": "assistant", "content": reply}], part)[0]
-            for chat, reply, part in zip(conversations, answers, blocks, strict=True)
-        ]
+        prompts = [processor.encode_chat(chat, part)[0] for chat, part in zip(conversations, blocks, strict=True)]
+        # The masks come from one teacher-forced pass over prompt and answer, exactly as in training.
+        generated = [None] * len(texts)
+        if answers is None:
+            answers, generated = self._answer(conversations, groups, processor, clip, **generate_kwargs)
+        sequences = []
+        for chat, reply, part, prompt, ids in zip(conversations, answers, blocks, prompts, generated, strict=True):
+            # A generated answer goes in as the tokens that were generated: tokenising its text could give others.
+            # (Unless it spells out a [SEG] that is none.)
+            if ids is not None and ids.count(processor.seg_token_id) == reply.count(SEG_TOKEN):
+                sequences.append(prompt + ids)
+            else:
+                sequences.append(processor.encode_chat([*chat, {"role": "assistant", "content": reply}], part)[0])
         input_ids = processor.pad(sequences).to(self.device)
         lengths = torch.tensor([len(sequence) for sequence in sequences], device=self.device)
         attention_mask = (torch.arange(input_ids.shape[1], device=self.device) < lengths[:, None]).long()
-        # A [SEG] that the user's own text mentions is not part of the answer.
-        prompts = [len(processor.encode_chat(chat, part)[0]) for chat, part in zip(conversations, blocks, strict=True)]
         if grounding_pixel_values is not None:
             grounding_pixel_values = grounding_pixel_values.to(self.device, self.dtype)
         features = self.encode(
@@ -783,7 +795,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             grounding_pixel_values=grounding_pixel_values,
         )
         rows, positions = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
-        answered = positions >= torch.tensor(prompts, device=self.device)[rows]
+        # A [SEG] that the user's own text mentions is not part of the answer.
+        answered = positions >= torch.tensor([len(prompt) for prompt in prompts], device=self.device)[rows]
         own = [torch.nonzero((rows == row) & answered)[:, 0] for row in range(len(answers))]
         return answers, features, own
 

@@ -325,7 +325,7 @@ class Sa2VAProcessor(ProcessorMixin):
             `input_ids` and `labels` (lists of `int` of one length); labels are -100 except on answers and their end.
 
         Raises:
-            `ValueError`: `<image>` in a text without images, or more than once.
+            `ValueError`: `<image>` in a text without images, or more than once; an unknown role.
         """
         # Each turn is tokenised on its own, as Sa2VA's training does: an answer must have the ids that generating it
         # has.
@@ -335,6 +335,8 @@ class Sa2VAProcessor(ProcessorMixin):
         first_user = True
         for position, message in enumerate(messages):
             content = message["content"]
+            if message["role"] not in ("system", "user", "assistant"):
+                raise ValueError(f"A message's role must be system, user or assistant, got {message['role']!r}.")
             if not isinstance(content, str):
                 # All images of a conversation stand together, so their first part places them all.
                 first = next((index for index, part in enumerate(content) if part["type"] == "image"), None)

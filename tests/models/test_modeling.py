@@ -736,3 +736,41 @@ def test_published_qwen_sizes(kind, vision, hidden, layers, heads, key_values, i
     assert (
         count(model, "text_hidden_fcs.") == (hidden + 1) * hidden + (hidden + 1) * config.grounding_config.hidden_dim
     )
+
+
+def test_masks_come_from_the_tokens_that_were_generated(tiny, image, monkeypatch):
+    """Here a token that no text is tokenised to, and an answer that spells out a [SEG] without writing one."""
+    model, processor = tiny
+    byte = len(processor.tokenizer)
+    spelled = processor.tokenizer("[SEG", add_special_tokens=False).input_ids
+    spelled += processor.tokenizer("]", add_special_tokens=False).input_ids
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    decode = processor.tokenizer.decode
+    monkeypatch.setattr(
+        type(processor.tokenizer),
+        "decode",
+        lambda self, ids, **kwargs: decode([i for i in ids if i != byte], **kwargs),
+    )
+    model.resize_token_embeddings(byte + 1)
+    seen = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda ids, *args, **kwargs: seen.append(ids) or encode(ids, *args, **kwargs))
+    for written in ([byte, processor.seg_token_id, end], [*spelled, end]):
+        monkeypatch.setattr(
+            model,
+            "generate",
+            lambda input_ids, written=written, **_: torch.cat([input_ids, torch.tensor([written])], 1),
+        )
+        result = model.segment(image=image, text="line", processor=processor)
+        assert result.text == "[SEG]"
+        assert len(result.masks) == len(result.phrases) == 1
+    assert seen[0][0, -3:].tolist() == [byte, processor.seg_token_id, end]
+    assert processor.seg_token_id in seen[1][0].tolist()
+
+
+def test_nothing_to_segment_and_unknown_roles_are_refused(tiny):
+    model, processor = tiny
+    with pytest.raises(ValueError, match="`images` holds no image"):
+        model.segment(images=[], text="x", processor=processor)
+    with pytest.raises(ValueError, match="role must be system, user or assistant, got 'tool'"):
+        processor.encode_chat([{"role": "tool", "content": "x"}], [])
