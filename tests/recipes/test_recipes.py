@@ -252,7 +252,7 @@ def test_what_is_not_a_native_model_is_refused(tmp_path, trained):
 
     from sa2va_trl.arguments import ModelArguments, load_model
 
-    for kind, config in (("adapter", {}), ("sa2va_chat", {"model_type": "sa2va_chat"})):
+    for kind, config in (("adapter", {}), ("llama", {"model_type": "llama"})):
         folder = tmp_path / kind
         folder.mkdir()
         (folder / ("adapter_config.json" if kind == "adapter" else "config.json")).write_text(json.dumps(config))
