@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from .tokenization import load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Files of a checkpoint besides its weights.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
@@ -295,6 +297,22 @@ def save_published(model: nn.Module, folder: str | Path, max_shard_size: str | i
         save_torch_state_dict(tensors, temporary, max_shard_size=max_shard_size, safe_serialization=True)
         config = published_config(model.config, dtype=model.dtype)
         (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        written = {file.name for file in temporary.iterdir()}
+    remove_weights(folder, keep=written)
+
+
+def remove_weights(folder: str | Path, keep: set[str] = frozenset()) -> None:
+    """
+    Remove what an earlier save has left: a model in one file and an index of another one must not lie side by side.
+
+    Args:
+        folder (`str` or `Path`): with or without a checkpoint.
+        keep (`set[str]`, *optional*): names of files that stay.
+    """
+    folder = Path(folder)
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.name not in keep and _WEIGHTS.fullmatch(file.name):
+            file.unlink()
 
 
 class written_beside:

@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from ..data.frames import select_frames
 from ..data.media import open_video
-from .checkpoints import HUB_OPTIONS, Weights, checkpoint_folder, read_config, save_published
+from .checkpoints import HUB_OPTIONS, Weights, checkpoint_folder, read_config, remove_weights, save_published
 from .configuration import Sa2VAConfig, check_video_options
 from .grounding import GroundingEncoder, upsample_mask_logits, whole_weights
 from .processing import SEG_TOKEN, Sa2VAProcessor
@@ -293,6 +293,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             `ValueError`: an unknown layout, or an option that it does not take.
         """
         if layout == "native":
+            if kwargs.get("is_main_process", True):
+                remove_weights(save_directory)
             super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
         elif layout == "published":
             if unknown := sorted(kwargs.keys() - {"max_shard_size"}):

@@ -268,6 +268,20 @@ def test_nothing_is_left_half_written(tmp_path):
     assert [file.name for file in tmp_path.rglob("*")] == ["checkpoint", "config.json"]
 
 
+@pytest.mark.parametrize("layout", ["published", "native"])
+@pytest.mark.parametrize("sizes", [("2MB", "5GB"), ("5GB", "2MB"), ("1MB", "2MB")])
+def test_an_earlier_save_leaves_no_weights(layout, sizes, tmp_path):
+    model, processor = tiny_family("qwen2")
+    processor.save_pretrained(tmp_path, layout=layout)
+    for size in sizes:
+        torch.nn.init.normal_(model.text_hidden_fcs[0].bias)
+        model.save_pretrained(tmp_path, layout=layout, max_shard_size=size)
+    loaded = Sa2VAForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(loaded.text_hidden_fcs[0].bias, model.text_hidden_fcs[0].bias)
+    stored = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert stored < 1.05 * sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+
 def test_device_map_and_loading_info(published):
     folder, model = published
     loaded, info = Sa2VAForConditionalGeneration.from_pretrained(folder, device_map="cpu", output_loading_info=True)
