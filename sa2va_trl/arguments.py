@@ -152,11 +152,9 @@ def load_model(
                 f"model_name_or_path={args.model_name_or_path!r} is an adapter: give its base model there, and this "
                 "folder as --adapter."
             )
-        config = None
+        config = read_config(checkpoint_folder(args.model_name_or_path)[0])
         processor = Sa2VAProcessor.from_pretrained(args.model_name_or_path)
         if args.grounding_image_size is not None:
-            folder, _ = checkpoint_folder(args.model_name_or_path)
-            config = read_config(folder)
             config.grounding_config.image_size = processor.grounding_image_size = args.grounding_image_size
         model = Sa2VAForConditionalGeneration.from_pretrained(
             args.model_name_or_path,

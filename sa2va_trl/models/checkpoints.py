@@ -297,21 +297,27 @@ def save_published(model: nn.Module, folder: str | Path, max_shard_size: str | i
         save_torch_state_dict(tensors, temporary, max_shard_size=max_shard_size, safe_serialization=True)
         config = published_config(model.config, dtype=model.dtype)
         (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        written = {file.name for file in temporary.iterdir()}
-    remove_weights(folder, keep=written)
+        earlier = weight_times(folder)
+    remove_weights(folder, earlier)
 
 
-def remove_weights(folder: str | Path, keep: set[str] = frozenset()) -> None:
+def weight_times(folder: str | Path) -> dict[Path, int]:
+    """The weight files of a folder, if it exists, and when each was written (in nanoseconds)."""
+    files = Path(folder).iterdir() if Path(folder).is_dir() else ()
+    return {file: file.stat().st_mtime_ns for file in files if _WEIGHTS.fullmatch(file.name)}
+
+
+def remove_weights(folder: str | Path, earlier: dict[Path, int]) -> None:
     """
-    Remove what an earlier save has left: a model in one file and an index of another one must not lie side by side.
+    Remove what a save into the same folder has left of an earlier one: a model in one file and the index of another
+    must not lie side by side.
 
     Args:
-        folder (`str` or `Path`): with or without a checkpoint.
-        keep (`set[str]`, *optional*): names of files that stay.
+        folder (`str` or `Path`): just saved to.
+        earlier (`dict[Path, int]`): its weights before that, from [`weight_times`].
     """
-    folder = Path(folder)
-    for file in folder.iterdir() if folder.is_dir() else ():
-        if file.name not in keep and _WEIGHTS.fullmatch(file.name):
+    for file, time in weight_times(folder).items():
+        if earlier.get(file) == time:
             file.unlink()
 
 

@@ -20,7 +20,15 @@ from transformers.utils import ModelOutput
 
 from ..data.frames import select_frames
 from ..data.media import open_video
-from .checkpoints import HUB_OPTIONS, Weights, checkpoint_folder, read_config, remove_weights, save_published
+from .checkpoints import (
+    HUB_OPTIONS,
+    Weights,
+    checkpoint_folder,
+    read_config,
+    remove_weights,
+    save_published,
+    weight_times,
+)
 from .configuration import Sa2VAConfig, check_video_options
 from .grounding import GroundingEncoder, upsample_mask_logits, whole_weights
 from .processing import SEG_TOKEN, Sa2VAProcessor
@@ -293,9 +301,10 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             `ValueError`: an unknown layout, or an option that it does not take.
         """
         if layout == "native":
-            if kwargs.get("is_main_process", True):
-                remove_weights(save_directory)
+            earlier = weight_times(save_directory)
             super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+            if kwargs.get("is_main_process", True):
+                remove_weights(save_directory, earlier)
         elif layout == "published":
             if unknown := sorted(kwargs.keys() - {"max_shard_size"}):
                 raise ValueError(f"save_pretrained(layout='published') does not take {', '.join(unknown)}.")

@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import resource
 import subprocess
 import sys
 
@@ -318,7 +317,6 @@ def test_peak_memory_stays_near_the_models_size(published, tmp_path):
     for file in small.glob("token*"):
         (tmp_path / "large" / file.name).write_bytes(file.read_bytes())
     del large
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
     output = subprocess.run(
         [sys.executable, "-c", MEASURE, str(small), str(tmp_path / "large")], capture_output=True, text=True
     )
