@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -11,6 +13,7 @@ from skimage.morphology import skeletonize
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss, sample_point
 from transformers.models.mask2former.modeling_mask2former import dice_loss as mask2former_dice_loss
 
+from sa2va_trl import losses
 from sa2va_trl.losses import (
     dice_loss,
     language_modeling_loss,
@@ -507,3 +510,124 @@ def test_language_loss_takes_another_ignore_index_and_empty_batches():
 def test_language_loss_names_bad_shapes(shape):
     with pytest.raises(ValueError, match=r"\(3, 7, 11\) and \(" + ", ".join(map(str, shape))):
         language_modeling_loss(torch.zeros(3, 7, 11), torch.zeros(shape, dtype=torch.long))
+
+
+# Preferences over masks
+
+
+def pair_of_masks(generator=None, n=3, size=6):
+    chosen = torch.rand(n, size, size, generator=generator) > 0.5
+    rejected = chosen ^ (torch.rand(n, size, size, generator=generator) > 0.7)
+    return chosen.to(torch.uint8), rejected.to(torch.uint8)
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_soft_dice_of_a_binary_map_is_its_dice(seed):
+    generator = torch.Generator().manual_seed(seed)
+    one, other = pair_of_masks(generator)
+    value = losses.soft_dice(one.float(), other, eps=1e-9)
+    overlap = (one & other).flatten(1).sum(1).double()
+    expected = 2 * overlap / (one.flatten(1).sum(1) + other.flatten(1).sum(1)).clamp(min=1e-9)
+    assert torch.allclose(value.double(), expected, atol=1e-6)
+    assert torch.equal(losses.soft_dice(torch.zeros(1, 4), torch.zeros(1, 4)), torch.ones(1))
+
+
+@pytest.mark.parametrize("score", losses.PREFERENCE_SCORES)
+def test_a_policy_that_is_its_reference_has_margin_zero_and_loss_log_two(score):
+    chosen, rejected = pair_of_masks()
+    logits = torch.randn(3, 6, 6)
+    one, two = losses.mask_rewards(logits, chosen, rejected, score, logits.clone())
+    assert torch.equal(one, torch.zeros(3)) and torch.equal(two, torch.zeros(3))
+    assert torch.allclose(losses.preference_loss(one - two), torch.full((3,), math.log(2)))
+    assert torch.allclose(losses.preference_loss(one - two, "robust", 2.0, 0.1), torch.full((3,), math.log(2)))
+
+
+@pytest.mark.parametrize("loss_type", losses.PREFERENCE_LOSSES)
+@pytest.mark.parametrize("with_reference", [True, False])
+@pytest.mark.parametrize("score", losses.PREFERENCE_SCORES)
+def test_preference_gradients_are_those_of_finite_differences(score, with_reference, loss_type):
+    generator = torch.Generator().manual_seed(3)
+    chosen, rejected = pair_of_masks(generator, n=2, size=4)
+    logits = torch.randn(2, 4, 4, dtype=torch.double, generator=generator, requires_grad=True)
+    reference = torch.randn(2, 4, 4, dtype=torch.double, generator=generator) if with_reference else None
+    smoothing = 0.1 if loss_type == "robust" else 0.0
+
+    def loss(logits):
+        one, two = losses.mask_rewards(logits, chosen, rejected, score, reference)
+        return losses.preference_loss(one - two, loss_type, beta=0.7, label_smoothing=smoothing)
+
+    assert torch.autograd.gradcheck(loss, (logits,))
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_region_margin_is_linear_in_the_logits_of_disputed_pixels(seed):
+    generator = torch.Generator().manual_seed(seed)
+    chosen, rejected = pair_of_masks(generator)
+    logits = (4 * torch.randn(3, 6, 6, dtype=torch.double, generator=generator)).requires_grad_()
+    reference = 4 * torch.randn(3, 6, 6, dtype=torch.double, generator=generator)
+    one, two = losses.mask_rewards(logits, chosen, rejected, "region", reference)
+    disputed = chosen != rejected
+    sign = torch.where(chosen.bool(), 1.0, -1.0).double()
+    area = disputed.flatten(1).sum(1).clamp(min=1)
+    closed = ((logits - reference) * sign * disputed).flatten(1).sum(1) / area
+    assert torch.allclose(one - two, closed)
+    # The definition: log-likelihood ratios of Bernoulli pixels, from an independent implementation.
+    policy, base = (torch.distributions.Bernoulli(logits=x) for x in (logits, reference))
+    for reward, mask in ((one, chosen), (two, rejected)):
+        ratio = policy.log_prob(mask.double()) - base.log_prob(mask.double())
+        assert torch.allclose(reward, (ratio * disputed).flatten(1).sum(1) / area)
+    (gradient,) = torch.autograd.grad(losses.preference_loss(one - two).sum(), logits)
+    assert torch.equal(gradient[~disputed], torch.zeros_like(gradient[~disputed]))
+    assert (gradient[disputed] != 0).all()
+    assert torch.equal(gradient[disputed] < 0, chosen.bool()[disputed])  # descent raises what is chosen
+
+
+def test_a_pair_without_dispute_teaches_nothing_and_stays_connected():
+    logits = torch.randn(2, 3, 3, requires_grad=True)
+    masks = (torch.rand(2, 3, 3) > 0.5).to(torch.uint8)
+    one, two = losses.mask_rewards(logits, masks, masks, "region", torch.randn(2, 3, 3))
+    losses.preference_loss(one - two).sum().backward()
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_no_gradient_reaches_the_reference():
+    chosen, rejected = pair_of_masks()
+    logits, reference = (torch.randn(3, 6, 6, requires_grad=True) for _ in range(2))
+    for score in losses.PREFERENCE_SCORES:
+        one, two = losses.mask_rewards(logits, chosen, rejected, score, reference)
+        (one - two).sum().backward()
+    assert logits.grad.abs().max() > 0 and reference.grad is None
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "margin", "expected"),
+    [
+        ("sigmoid", 1.5, math.log(1 + math.exp(-3.0))),
+        ("hinge", 0.2, 0.6),
+        ("hinge", 0.7, 0.0),
+        ("ipo", 0.2, (0.2 - 0.25) ** 2),
+        ("robust", 1.5, (0.9 * math.log(1 + math.exp(-3.0)) - 0.1 * math.log(1 + math.exp(3.0))) / 0.8),
+    ],
+)
+def test_preference_losses_by_hand(loss_type, margin, expected):
+    smoothing = 0.1 if loss_type == "robust" else 0.0
+    value = losses.preference_loss(torch.tensor([margin]), loss_type, beta=2.0, label_smoothing=smoothing)
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss_type": "kto"}, "`loss_type` must be one of"),
+        ({"beta": 0.0}, "`beta` must be positive"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, r"\[0, 0.5\)"),
+        ({"label_smoothing": 0.1}, "no effect with loss_type='sigmoid'"),
+    ],
+)
+def test_preference_options_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        losses.preference_loss(torch.zeros(1), **arguments)
+    with pytest.raises(ValueError, match="`score` must be one of"):
+        losses.mask_rewards(torch.zeros(1, 4), torch.zeros(1, 4), torch.zeros(1, 4), "iou")
