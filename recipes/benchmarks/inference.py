@@ -1,0 +1,206 @@
+"""
+Seconds and peak memory of inference: 1 and 5 objects on an image and on a clip, and answers of two lengths.
+
+Weights may be random, as the tiny models' are: speed does not depend on them. But SAM 2 has the published size even
+there unless told otherwise, because next to a tiny image encoder the mask decoder's share says nothing.
+
+    python recipes/benchmarks/inference.py --model_name_or_path ByteDance/Sa2VA-InternVL3-8B --dtype bfloat16
+"""
+
+import copy
+import ctypes
+import json
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from peft import PeftModel
+from PIL import Image
+from trl import TrlParser
+
+from sa2va_trl import Sa2VAForConditionalGeneration
+from sa2va_trl.arguments import TINY, ModelArguments, load_model
+from sa2va_trl.evaluation.evaluator import write_json
+from sa2va_trl.models.configuration import Sa2VAGroundingConfig
+
+
+TEXT = "Please segment the blood vessels."
+
+
+@dataclass
+class InferenceArguments:
+    output_dir: str = field(default="outputs/inference", metadata={"help": "Where inference.json goes."})
+    grounding: str | None = field(
+        default=None,
+        metadata={"help": "real: SAM 2.0 Hiera-L, with random weights (tiny models' default); own: the model's."},
+    )
+    image_size: int = field(default=512, metadata={"help": "Side of the image and of the clip, in pixels."})
+    num_frames: int = field(default=50, metadata={"help": "Length of the clip."})
+    new_tokens: list[int] = field(default_factory=lambda: [16, 256], metadata={"help": "Lengths of two answers."})
+    repeats: int = field(default=5, metadata={"help": "Timed runs of an image and of an answer."})
+    clip_repeats: int = field(default=3, metadata={"help": "Timed runs of a clip."})
+
+    def __post_init__(self):
+        if self.grounding not in (None, "real", "own"):
+            raise ValueError(f"grounding must be real or own, got {self.grounding!r}.")
+        if len(self.new_tokens) != 2 or not 0 < self.new_tokens[0] < self.new_tokens[1]:
+            raise ValueError(f"new_tokens must be two lengths, the shorter first, got {self.new_tokens}.")
+        for name in ("image_size", "num_frames", "repeats", "clip_repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+
+def benchmark_model(args: InferenceArguments, model_args: ModelArguments):
+    tiny = model_args.model_name_or_path in TINY
+    args.grounding = args.grounding or ("real" if tiny else "own")
+    if args.grounding == "real" and (not tiny or model_args.adapter):
+        raise ValueError("grounding=real gives a tiny model without an adapter a SAM 2 of the published size.")
+    model, processor = load_model(model_args)
+    if args.grounding == "real":
+        config = copy.deepcopy(model.config)
+        config.grounding_config = Sa2VAGroundingConfig(image_size=model_args.grounding_image_size or 1024)
+        processor.grounding_image_size = config.grounding_config.image_size
+        model = Sa2VAForConditionalGeneration(config).to(model.dtype)
+        model.set_attn_implementation(model_args.attn_implementation)
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()  # with the adapter's layers in it
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def memory(reset: bool = False) -> tuple[int, int]:
+    """
+    Bytes held now and at most since the last reset: by tensors on the GPU, or else by the whole process.
+
+    Linux can reset the peak of a process, so each run has its own. (A process for each would have the peak of loading
+    the model.) Freed memory goes back to the system first, or an earlier run would hide what this one takes.
+    """
+    if torch.cuda.is_available():
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    if reset:
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return tuple(1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+
+
+def segment(model, processor, objects: int, **media):
+    """Until the masks are there at the image's own size; of a clip one frame after the other."""
+    answer = "Sure, " + ", ".join(["[SEG]"] * objects) + "."
+    result = model.segment(**media, text=TEXT, processor=processor, answer=answer)
+    frames = [result] if "image" in media else map(result.frame, range(len(media["video"])))
+    if any(len(frame.masks) != objects for frame in frames):
+        raise RuntimeError(f"There are not {objects} masks.")
+
+
+def answer(model, processor, tokens: int, image: Image.Image):
+    # Stop strings would end an answer before its shortest length; end tokens cannot.
+    length = {"min_new_tokens": tokens, "max_new_tokens": tokens, "stop_strings": None}
+    model.answer([[{"role": "user", "content": TEXT}]], [[image]], processor, **length)
+
+
+def timed(function, seconds: dict, name: str, *args, **kwargs):
+    start = now()
+    result = function(*args, **kwargs)
+    seconds[name] = now() - start
+    return result
+
+
+def measure(model, cases: dict, repeats: int, parts: tuple[str, ...] = ()) -> dict:
+    """Median seconds, also of the model's methods `parts`, and highest memory of each case, and every run's."""
+    runs, seconds = {case: defaultdict(list) for case in cases}, {}
+    for part in parts:
+        setattr(model, part, partial(timed, getattr(model, part), seconds, f"{part}_seconds"))
+    for repeat in range(repeats):
+        # In turns and back again, so that a machine that warms up or slows down does it to all alike.
+        for case in list(cases)[:: 1 if repeat % 2 == 0 else -1]:
+            before, _ = memory(reset=True)
+            timed(cases[case], seconds, "seconds")
+            _, peak = memory()
+            for name, value in {**seconds, "peak_bytes": peak, "extra_bytes": peak - before}.items():
+                runs[case][name].append(value)
+    for part in parts:
+        delattr(model, part)
+    return {
+        case: {name: (max if name.endswith("bytes") else median)(values) for name, values in run.items()}
+        | {"runs": run}
+        for case, run in runs.items()
+    }
+
+
+def ratios(results: dict, args: InferenceArguments, model) -> dict:
+    """The price of four more objects, and of one more token in bytes, beside what can explain it."""
+    image, clip, answer = results.values()
+    short, long = args.new_tokens
+    config = model.config.text_config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+    hidden_states = (config.num_hidden_layers + 1) * config.hidden_size
+    return {
+        "image_5_to_1": image[5]["seconds"] / image[1]["seconds"],
+        "image_encode_share": {n: case["encode_seconds"] / case["seconds"] for n, case in image.items()},
+        "image_decode_share": {n: case["decode_masks_seconds"] / case["seconds"] for n, case in image.items()},
+        "clip_5_to_1": clip[5]["seconds"] / clip[1]["seconds"],
+        "clip_seconds_per_frame": {n: case["seconds"] / args.num_frames for n, case in clip.items()},
+        "bytes_per_token": (answer[long]["extra_bytes"] - answer[short]["extra_bytes"]) / (long - short),
+        "bytes_per_token_of_cache": cache * model.dtype.itemsize,
+        "bytes_per_token_of_hidden_states": hidden_states * model.dtype.itemsize,  # if every step's were kept
+    }
+
+
+def main():
+    args, model_args = TrlParser((InferenceArguments, ModelArguments)).parse_args_and_config()
+    if not torch.cuda.is_available() and not Path("/proc/self/clear_refs").exists():
+        raise RuntimeError("Peak memory can be measured on a GPU or under Linux; this machine is neither.")
+    model, processor = benchmark_model(args, model_args)
+    shape = (args.num_frames, args.image_size, args.image_size, 3)
+    frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    image = Image.fromarray(frames[0])
+    results = {}
+    for name, function, numbers, media, warm_up, repeats in (
+        ("image", segment, (1, 5), {"image": image}, {"image": image}, args.repeats),
+        ("clip", segment, (1, 5), {"video": frames}, {"video": frames[:8]}, args.clip_repeats),
+        ("answer", answer, args.new_tokens, {"image": image}, {"image": image}, args.repeats),
+    ):
+        for number in numbers:
+            function(model, processor, number, **warm_up)
+        cases = {number: partial(function, model, processor, number, **media) for number in numbers}
+        # The encoder's part of a clip lies elsewhere, in `track`.
+        results[name] = measure(model, cases, repeats, ("encode", "decode_masks") if name == "image" else ())
+        for number, case in results[name].items():
+            unit = "tokens" if name == "answer" else "objects"
+            peak, extra = (case[key] / 2**30 for key in ("peak_bytes", "extra_bytes"))
+            print(
+                f"{name:<7}{unit:>8}{number:>5}{case['seconds']:10.3f} s, peak {peak:.3f} GiB, {extra:.3f} for the run"
+            )
+    found, name = ratios(results, args, model), model_args.model_name_or_path
+    about = {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "cpu_threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "model": Path(name).name if Path(name).exists() else name,  # no folders
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "grounding_parameters": sum(parameter.numel() for parameter in model.grounding_encoder.parameters()),
+        "grounding_image_size": model.config.grounding_config.image_size,
+        **{key: getattr(model_args, key) for key in ("dtype", "quantization", "attn_implementation")},
+        **{key: value for key, value in asdict(args).items() if key != "output_dir"},
+    }
+    write_json(Path(args.output_dir) / "inference.json", {"about": about, "results": results, "ratios": found})
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+import json
+import runpy
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+
+from sa2va_trl import Sa2VAForConditionalGeneration
+from sa2va_trl.models.grounding import GroundingEncoder
+
+
+SCRIPT = Path(__file__).parents[2] / "recipes" / "benchmarks" / "inference.py"
+
+
+def benchmark(monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", ["inference", *map(str, options)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def counted(monkeypatch, kind, name, calls, describe):
+    """Leave `describe(result, arguments)` of every call of a method in `calls`."""
+    method = getattr(kind, name)
+
+    def call(self, *args, **kwargs):
+        result = method(self, *args, **kwargs)
+        calls.append(describe(result, kwargs))
+        return result
+
+    monkeypatch.setattr(kind, name, call)
+
+
+def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
+    generated, segmented, encoded = [], [], []
+    model = Sa2VAForConditionalGeneration
+    counted(monkeypatch, model, "generate", generated, lambda ids, given: ids.shape[1] - given["input_ids"].shape[1])
+    counted(
+        monkeypatch, model, "segment", segmented, lambda result, _: (len(result.phrases), result.low_res_logits.ndim)
+    )
+    counted(monkeypatch, GroundingEncoder, "encode", encoded, lambda _, __: None)
+    benchmark(
+        monkeypatch,
+        *("--grounding", "own", "--grounding_image_size", 128, "--image_size", 64, "--num_frames", 3),
+        *("--new_tokens", 2, 7, "--repeats", 3, "--clip_repeats", 2, "--output_dir", tmp_path),
+    )
+    content = json.loads((tmp_path / "inference.json").read_text())
+    about, results, ratios = content["about"], content["results"], content["ratios"]
+    assert about["torch"] == torch.__version__ and about["grounding_image_size"] == 128 and about["num_frames"] == 3
+    assert "output_dir" not in about and str(tmp_path) not in json.dumps(content)
+    assert {name: list(cases) for name, cases in results.items()} == {
+        "image": ["1", "5"],
+        "clip": ["1", "5"],
+        "answer": ["2", "7"],
+    }
+    for name, cases in results.items():
+        measures = {"seconds", "peak_bytes", "extra_bytes"}
+        measures |= {"encode_seconds", "decode_masks_seconds"} if name == "image" else set()
+        for case in cases.values():
+            assert set(case) == {*measures, "runs"} and set(case["runs"]) == measures
+            for measure in measures:
+                assert len(case["runs"][measure]) == (2 if name == "clip" else 3)
+                summary = median if measure.endswith("seconds") else max
+                assert case[measure] == summary(case["runs"][measure])
+            assert case["seconds"] > 0 and case["peak_bytes"] > case["extra_bytes"] >= 0
+    for one in results["image"].values():
+        for whole, encode, decode in zip(
+            *(one["runs"][name] for name in ("seconds", "encode_seconds", "decode_masks_seconds")), strict=True
+        ):
+            assert 0 < encode + decode < whole
+
+    for name in ("image", "clip"):
+        one, five = (results[name][objects]["seconds"] for objects in "15")
+        assert ratios[f"{name}_5_to_1"] == pytest.approx(five / one)
+    for objects in "15":
+        one = results["image"][objects]
+        assert ratios["image_encode_share"][objects] == pytest.approx(one["encode_seconds"] / one["seconds"])
+        assert ratios["image_decode_share"][objects] == pytest.approx(one["decode_masks_seconds"] / one["seconds"])
+        assert ratios["clip_seconds_per_frame"][objects] == pytest.approx(results["clip"][objects]["seconds"] / 3)
+    extra = [results["answer"][tokens]["extra_bytes"] for tokens in "27"]
+    assert ratios["bytes_per_token"] == pytest.approx((extra[1] - extra[0]) / 5)
+    # Two layers, two key-value heads of 16 channels and 64 channels of hidden states, in float32.
+    assert ratios["bytes_per_token_of_cache"] == 2 * 2 * 2 * 16 * 4
+    assert ratios["bytes_per_token_of_hidden_states"] == 3 * 64 * 4
+
+    # What was timed is what the names say: a warm-up each, then turns that go back and forth.
+    assert generated == [2, 7, 2, 7, 7, 2, 2, 7]
+    assert [objects for objects, _ in segmented] == [1, 5, 1, 5, 5, 1, 1, 5] + [1, 5, 1, 5, 5, 1]
+    assert [dimensions for _, dimensions in segmented] == [3] * 8 + [4] * 6
+    assert len(encoded) == 8 + 3 * 6  # once an image and once a frame, however many objects
+    assert "image_5_to_1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--grounding", "small"), "grounding must be"),
+        (("--grounding", "real", "--model_name_or_path", "somewhere"), "grounding=real"),
+        (("--new_tokens", "16"), "new_tokens"),
+        (("--new_tokens", "16", "16"), "new_tokens"),
+        (("--clip_repeats", "0"), "clip_repeats"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(monkeypatch, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark(monkeypatch, *options, "--output_dir", tmp_path / "output")
+    assert list(tmp_path.iterdir()) == []
