@@ -66,6 +66,11 @@ def load(name):
     return Sa2VAForConditionalGeneration.from_pretrained(name), Sa2VAProcessor.from_pretrained(name)
 
 
+def fetched_weights(name):
+    snapshots = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
+    return ["/".join(file.relative_to(snapshots).parts[1:]) for file in snapshots.rglob("*.safetensors")]
+
+
 def main():
     report = {}
     local = FOLDER / "base"
@@ -115,6 +120,9 @@ def main():
     run.train()
     run.push_to_hub()
     report["full"] = torch.equal(outputs(run.model, processor), outputs(*load("user/full")))
+    report["fetched"] = fetched_weights("user/full")
+    in_checkpoint = Sa2VAForConditionalGeneration.from_pretrained("user/full", subfolder="checkpoint-2")
+    report["subfolder"] = torch.equal(outputs(run.model, processor), outputs(in_checkpoint, processor))
 
     try:
         trainer(*load(local), "smith", hub_model_id=None)

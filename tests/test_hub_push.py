@@ -53,6 +53,13 @@ def test_what_comes_back_is_what_was_pushed_bit_for_bit(pushed):
     assert report["full"]
 
 
+def test_only_the_weights_asked_for_are_fetched(pushed):
+    server, report = pushed
+    assert any(name.endswith("/model.safetensors") for name in server.files("user/full"))
+    assert report["fetched"] == ["model.safetensors"]
+    assert report["subfolder"]
+
+
 def test_only_model_processor_and_card_go_up(pushed):
     server, _ = pushed
     files = server.files("user/local")

@@ -68,8 +68,11 @@ def checkpoint_folder(
     if not folder.is_dir():
         if folder.exists() or folder.is_absolute() or str(name_or_path).count("/") > 1:
             raise CheckpointError(f"{name_or_path} is neither a folder nor a Hub id (OWNER/NAME).")
-        patterns = [*SMALL_FILES, *(["*.safetensors"] if weights else [])]
-        folder = Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **hub_options))
+        # Of this folder alone (`*` matches slashes too): repositories also hold checkpoints of the training.
+        prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+        patterns = [prefix + pattern for pattern in [*SMALL_FILES, *(["*.safetensors"] if weights else [])]]
+        options = {"allow_patterns": patterns, "ignore_patterns": f"{prefix}*/*", **hub_options}
+        folder = Path(snapshot_download(str(name_or_path), **options))
         commit = folder.name
     folder = folder / subfolder
     if not (folder / "config.json").is_file():
