@@ -117,6 +117,10 @@ def read_config(folder: Path) -> Sa2VAConfig:
             )
         return Sa2VAConfig.from_dict(content)
     try:
+        native_config(content, seg_token_id=0, image_token_id=0)  # whatever is wrong with it is said first
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    try:
         tokenizer = load_tokenizer(folder)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
@@ -125,17 +129,12 @@ def read_config(folder: Path) -> Sa2VAConfig:
     missing = [token for token, index in ids.items() if index is None or index == tokenizer.unk_token_id]
     if missing:
         raise CheckpointError(f"{folder}: the tokenizer does not hold {', '.join(missing)}.")
-    try:
-        return native_config(
-            content,
-            seg_token_id=ids["[SEG]"],
-            image_token_id=ids[image_token],
-            separate_tracking_decoder=any(".sam_mask_decoder_modified." in name for name in _weight_names(folder)),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{folder}/config.json lacks {error}.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder}/{error}") from error
+    return native_config(
+        content,
+        seg_token_id=ids["[SEG]"],
+        image_token_id=ids[image_token],
+        separate_tracking_decoder=any(".sam_mask_decoder_modified." in name for name in _weight_names(folder)),
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:

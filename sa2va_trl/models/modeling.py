@@ -274,7 +274,10 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             dtype = kwargs.pop("torch_dtype", None) or dtype
             if dtype in ("auto", None):
                 dtype = config.dtype or weights.dtype
-            dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+            if isinstance(dtype, str):
+                name, dtype = dtype, getattr(torch, dtype.removeprefix("torch."), None)
+                if not isinstance(dtype, torch.dtype):
+                    raise ValueError(f"dtype must be 'auto' or a torch dtype such as 'bfloat16', got {name!r}.")
             state_dict = weights.state_dict(dtype, keep=tuple(skeleton._keep_in_fp32_modules_strict or ()))
             loaded = super().from_pretrained(None, *args, config=config, state_dict=state_dict, dtype=dtype, **kwargs)
         finally:

@@ -207,16 +207,10 @@ def native_config(
     """
     if "template" not in published:
         raise ValueError("config.json names no `template`, the prompt template that the model was trained with.")
-    if "llm_config" in published:
-        vlm = _internvl_config(published, image_token_id)
-    elif published.get("text_config", {}).get("model_type") in QWEN_VL:
-        vlm = _qwen_vl_config(published, image_token_id)
-    else:
-        text = published.get("text_config", {}).get("model_type")
-        raise ValueError(
-            f"config.json is of no family known here: it has no `llm_config` (InternVL) and text_config.model_type is "
-            f"{text!r}; known are {', '.join(QWEN_VL)}."
-        )
+    try:
+        vlm = _vlm_config(published, image_token_id)
+    except KeyError as error:
+        raise ValueError(f"config.json lacks {error}.") from error
     # The official code writes SAM 2's sizes into its source. Small checkpoints of this package carry them along.
     grounding = dict(published.get("grounding_config", {}))
     grounding.pop("model_type", None)
@@ -229,6 +223,21 @@ def native_config(
         prompt_template=published["template"],
         dtype=published.get("torch_dtype") or published.get("dtype"),
         **({"tracking": "mask_prompt"} if separate_tracking_decoder else {}),
+    )
+
+
+def _vlm_config(published: dict, image_token_id: int) -> PreTrainedConfig:
+    for name in ("llm_config", "text_config", "vision_config"):
+        if not isinstance(published.get(name, {}), dict):
+            raise ValueError(f"config.json: {name} must be an object, got {published[name]!r}.")
+    if "llm_config" in published:
+        return _internvl_config(published, image_token_id)
+    text = published.get("text_config", {}).get("model_type")
+    if text in QWEN_VL:
+        return _qwen_vl_config(published, image_token_id)
+    raise ValueError(
+        f"config.json is of no family known here: it has no `llm_config` (InternVL) and text_config.model_type is "
+        f"{text!r}; known are {', '.join(QWEN_VL)}."
     )
 
 
@@ -249,7 +258,7 @@ def _internvl_config(published: dict, image_token_id: int) -> InternVLConfig:
     for name, value in expected.items():
         if published.get(name) not in (value, None):
             raise ValueError(f"config.json: {name}={published[name]!r} is not supported, only {value!r}.")
-    (architecture,) = language.get("architectures") or [None]
+    architecture = (language.get("architectures") or [None])[0]
     if architecture not in LANGUAGE_MODELS:
         raise ValueError(
             f"config.json: llm_config.architectures is {architecture!r}; known are {', '.join(LANGUAGE_MODELS)}."

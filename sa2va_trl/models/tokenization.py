@@ -28,6 +28,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     if not has_fast:
         raise ValueError(f"{folder} holds no tokenizer: neither tokenizer.json, vocab.json nor tokenizer.model.")
     try:
+        if (folder / "tokenizer.json").is_file() and "auto_map" in _json(folder / "tokenizer_config.json"):
+            # The remote class would only be asked to read the same file.
+            return PreTrainedTokenizerFast.from_pretrained(folder)
         # (With a config, or the model's own would be looked at, which transformers does not know.)
         return AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig(), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -51,7 +54,7 @@ def internlm2_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
     Raises:
         `ImportError`: sentencepiece is not installed.
-        `ValueError`: the added tokens do not follow the vocabulary.
+        `ValueError`: not a sentencepiece model, or the added tokens do not follow the vocabulary.
     """
     try:
         from sentencepiece import SentencePieceProcessor
@@ -59,7 +62,10 @@ def internlm2_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise ImportError(
             "InternLM2's tokenizer.model needs sentencepiece: pip install 'sa2va_trl[internlm2]'."
         ) from error
-    pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    try:
+        pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'tokenizer.model'} is no sentencepiece model: {error}") from error
     settings = _json(folder / "tokenizer_config.json")
     added = {int(index): token for index, token in settings.get("added_tokens_decoder", {}).items()}
     for content, index in _json(folder / "added_tokens.json").items():

@@ -175,6 +175,9 @@ def test_a_truncated_shard_is_named(tmp_path):
         ({"llm_config": {"architectures": ["GemmaForCausalLM"]}}, "config.json: llm_config.architectures is 'Gemma"),
         ({"vision_config": {}}, "config.json lacks 'image_size'"),
         ({"template": None}, "prompt_template"),
+        ({"llm_config": None, "text_config": {"model_type": "gemma"}}, "no family known here.*'gemma'"),
+        ({"llm_config": {"architectures": "GemmaForCausalLM"}}, "llm_config.architectures is"),
+        ({"vision_config": []}, "vision_config must be an object"),
     ],
 )
 def test_a_config_of_an_unknown_family_is_refused(change, message, published):
@@ -186,7 +189,9 @@ def test_a_config_of_an_unknown_family_is_refused(change, message, published):
 
 
 def test_broken_folders_have_one_clear_error(published, tmp_path):
-    folder, _ = published
+    folder, model = published
+    native = tmp_path / "native"
+    model.save_pretrained(native)
     refused(tmp_path / "nothing", "neither a folder nor a Hub id")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no config.json")
@@ -194,6 +199,8 @@ def test_broken_folders_have_one_clear_error(published, tmp_path):
     refused(folder, "holds no tokenizer")
     (folder / "config.json").write_text("{")
     refused(folder, "config.json cannot be read")
+    with pytest.raises(ValueError, match="dtype must be 'auto' or a torch dtype such as 'bfloat16', got 'half-ish'"):
+        Sa2VAForConditionalGeneration.from_pretrained(native, dtype="half-ish")
     with pytest.raises(ValueError, match="does not take gguf_file"):
         Sa2VAForConditionalGeneration.from_pretrained(folder, gguf_file="model.gguf")
 

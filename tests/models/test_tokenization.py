@@ -110,6 +110,19 @@ def test_saved_and_loaded_it_is_the_same(pair, tmp_path):
         assert again.decode(again(text).input_ids) == tokenizer.decode(tokenizer(text).input_ids)
 
 
+def test_a_remote_class_beside_a_fast_tokenizer_is_not_needed(pair, tmp_path):
+    _, tokenizer = pair
+    tokenizer.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    remote = ["tokenization_internlm2.InternLM2Tokenizer", "tokenization_internlm2.InternLM2TokenizerFast"]
+    content |= {"tokenizer_class": "InternLM2Tokenizer", "auto_map": {"AutoTokenizer": remote}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+    (tmp_path / "tokenization_internlm2.py").write_text("raise RuntimeError('remote code')")
+    again = load_tokenizer(tmp_path)
+    for text in [*CORPUS, "<|im_start|>user\n [SEG] <p> a </p>"]:
+        assert again(text).input_ids == tokenizer(text).input_ids
+
+
 def test_a_processor_with_it_writes_bos_once(tmp_path):
     write_internlm2(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
@@ -132,5 +145,9 @@ def test_ids_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="tokenizer.model is no sentencepiece model"):
+        load_tokenizer(tmp_path / "broken")
     with pytest.raises(ValueError, match="neither tokenizer.json, vocab.json nor tokenizer.model"):
         load_tokenizer(tmp_path)
