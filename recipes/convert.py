@@ -25,12 +25,14 @@ class ConvertArguments:
     output_dir: str = field(metadata={"help": "Where the result goes; must not hold anything yet."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "The base that a .pth was trained on."})
     layout: str = field(default="native", metadata={"help": "Of a model that is written: native or published."})
-    dtype: str = field(default="auto", metadata={"help": "Of the weights: auto (as stored), float32, bfloat16, …"})
+    dtype: str = field(
+        default="auto", metadata={"help": "Of the weights: auto (as the config says), float32, bfloat16 or float16."}
+    )
     merge: bool = field(default=False, metadata={"help": "Fold a .pth into its base instead of writing an adapter."})
     lora_alpha: float | None = field(default=None, metadata={"help": "Of a .pth's LoRA; twice its rank by default."})
 
     def __post_init__(self):
-        self.is_delta = self.source.endswith(".pth")
+        self.is_delta = self.source.endswith((".pth", ".pt"))  # DeepSpeed's states are in a folder, as .pt
         if self.layout not in ("native", "published"):
             raise ValueError(f"layout must be native or published, got {self.layout!r}.")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):

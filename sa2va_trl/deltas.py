@@ -34,7 +34,10 @@ def read_delta(file: str | Path) -> dict[str, torch.Tensor]:
     """
     file = Path(file)
     if file.is_dir():
-        raise CheckpointError(f"{file} is a folder: give the file inside it that holds the model's states.")
+        raise CheckpointError(
+            f"{file} is a folder, as DeepSpeed leaves it: give the file inside it that holds the model's states "
+            "(mp_rank_00_model_states.pt)."
+        )
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
