@@ -102,8 +102,8 @@ def open_video(video: Sequence[Image.Image] | np.ndarray | str | os.PathLike) ->
 
     Raises:
         `FileNotFoundError`: there is no such file.
-        `ValueError`: no frames, frames of different sizes, an array of another type or shape, or (`DatasetError`) a
-            file that cannot be read.
+        `ValueError`: no frames, frames of different sizes or of more than 8 bits a channel, an array of another type
+            or shape, or (`DatasetError`) a file that cannot be read.
     """
     if isinstance(video, np.ndarray):
         if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
@@ -134,6 +134,9 @@ def open_video(video: Sequence[Image.Image] | np.ndarray | str | os.PathLike) ->
         if len(sizes) > 1:
             found = ", ".join(f"{width} x {height}" for width, height in sizes)
             raise ValueError(f"The frames of a video must have one size; found {found}.")
+        for index, frame in enumerate(video):
+            if fault := too_deep(frame):
+                raise ValueError(f"Frame {index} {fault}.")
         yield video
     else:
         raise ValueError(
@@ -161,6 +164,8 @@ def _frames(path: Path) -> Iterator[tuple[str, Image.Image]]:
     index = -1
     try:
         with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DatasetError(f"{path} has no frames: it holds no video stream.")
             for index, frame in enumerate(container.decode(video=0)):
                 yield f"{path.stem}_f{index:05d}", frame.to_image()
     except (av.FFmpegError, IndexError) as error:

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
+from ..data.columns import too_deep
 from ..data.frames import select_frames
 from ..data.media import open_video
 from .checkpoints import (
@@ -665,8 +666,9 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Raises:
             `ValueError`: not exactly one of `image`, `images` and `video`, no processor, texts that do not pair with
-            images, a threshold outside (0, 1), a video that cannot be read or has no frames or frames of different
-            sizes, options of a video without one, or frames to prompt that it does not have.
+            images, an image that is no PIL image or has more than 8 bits a channel, a threshold outside (0, 1), a
+            video that cannot be read or has no frames or frames of different sizes, options of a video without one, or
+            frames to prompt that it does not have.
         """
         if processor is None:
             raise ValueError("segment needs `processor`, the Sa2VAProcessor of this model.")
@@ -681,8 +683,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if given := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"segment takes {', '.join(given)} with `video` only.")
         batch = [image] if images is None else list(images)
-        if not batch:
-            raise ValueError("`images` holds no image.")
+        _check_pictures(batch)
         texts = [text] * len(batch) if isinstance(text, str) else list(text)
         answers = [answer] * len(batch) if answer is None or isinstance(answer, str) else list(answer)
         if len(texts) != len(batch) or len(answers) != len(batch):
@@ -838,6 +839,17 @@ def _at_least_one(features: SegFeatures) -> SegFeatures:
     zero = features.seg_index.new_zeros(1)
     state = states.new_zeros((1, states.shape[-1])) + states.sum()
     return SegFeatures(state, zero, zero, zero, features.pyramid)
+
+
+def _check_pictures(pictures: list) -> None:
+    """A `ValueError` where there are none, or one is no PIL image or would be clipped by a conversion to RGB."""
+    if not pictures:
+        raise ValueError("`images` is empty.")
+    for index, picture in enumerate(pictures):
+        if not isinstance(picture, Image.Image):
+            raise ValueError(f"Image {index} must be a PIL image, got {type(picture).__name__}.")
+        if fault := too_deep(picture):
+            raise ValueError(f"Image {index} {fault}.")
 
 
 def _checked(frames: list[int], total: int) -> list[int]:

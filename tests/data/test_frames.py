@@ -99,6 +99,7 @@ def test_a_file_is_not_held_in_memory(tmp_path):
     [
         ([], "has no frames"),
         ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 9))], "must have one size; found 8 x 8, 8 x 9"),
+        ([Image.new("L", (8, 8)), Image.new("I;16", (8, 8))], "Frame 1 has more than 8 bits a channel"),
         ([np.zeros((8, 8, 3), np.uint8)], "list of PIL images"),
         (Image.new("RGB", (8, 8)), "list of PIL images"),
         (np.zeros((2, 8, 8, 3)), "must be uint8 .* got float64 of shape"),

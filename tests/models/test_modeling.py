@@ -532,6 +532,9 @@ def test_qwen_equals_its_own_processor_and_model(family, image):
         ({"processor": None}, "processor"),
         ({"image": None}, "either `image` or `images`"),
         ({"images": [Image.new("RGB", (8, 8))]}, "either `image` or `images`"),
+        ({"image": None, "images": []}, "`images` is empty"),
+        ({"image": "picture.png"}, "Image 0 must be a PIL image, got str"),
+        ({"image": Image.new("I;16", (8, 8))}, "Image 0 has more than 8 bits a channel"),
         ({"threshold": 0}, "threshold"),
         ({"threshold": 1.0}, "threshold"),
         ({"text": ["a", "b"]}, "1 images, 2 texts and 1 answers"),
@@ -770,7 +773,7 @@ def test_masks_come_from_the_tokens_that_were_generated(tiny, image, monkeypatch
 
 def test_nothing_to_segment_and_unknown_roles_are_refused(tiny):
     model, processor = tiny
-    with pytest.raises(ValueError, match="`images` holds no image"):
+    with pytest.raises(ValueError, match="`images` is empty"):
         model.segment(images=[], text="x", processor=processor)
     with pytest.raises(ValueError, match="role must be system, user or assistant, got 'tool'"):
         processor.encode_chat([{"role": "tool", "content": "x"}], [])
