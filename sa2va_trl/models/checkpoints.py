@@ -33,11 +33,6 @@ _DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
 }
 
 
@@ -145,7 +140,10 @@ def weight_files(folder: Path) -> list[Path]:
         `CheckpointError`: there are none, one that the index names is missing, or the weights are pickles.
     """
     if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        shards = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or any(Path(str(name)).name != name for name in shards.values()):
+            raise CheckpointError(f"{folder / INDEX}: weight_map must say in which file beside it each tensor is.")
+        names = sorted(set(shards.values()))
         if pickles := [name for name in names if name.endswith(PICKLES)]:
             raise CheckpointError(f"{folder / INDEX} names pickles, which are never loaded: {', '.join(pickles)}.")
         if absent := [name for name in names if not (folder / name).is_file()]:
@@ -197,7 +195,8 @@ class Weights:
         model (`nn.Module`): on the meta device; its `state_dict` is what the checkpoint must hold.
 
     Raises:
-        `CheckpointError`: naming every missing, unexpected and misshapen tensor, or the file that cannot be read.
+        `CheckpointError`: naming every missing, unexpected, misshapen and doubled tensor and every one that holds
+            no floating point numbers, or the file that cannot be read.
     """
 
     def __init__(self, folder: Path, config: Sa2VAConfig, model: nn.Module):
@@ -209,10 +208,11 @@ class Weights:
         else:
             self.parts = {name: Part(name) for name in native}
         self._open_files = ExitStack()
-        self.handles, self.headers = {}, {}
+        self.handles, self.headers, self.twice = {}, {}, []
         for file in weight_files(folder):
             handle = self._open_files.enter_context(_open(file))
             for name in handle.keys():
+                self.twice += [name] if name in self.handles else []
                 header = handle.get_slice(name)
                 self.handles[name], self.headers[name] = handle, (tuple(header.get_shape()), header.get_dtype())
         self._check(folder)
@@ -225,6 +225,13 @@ class Weights:
             f"misshapen: {name} has {self.headers[name][0]}, the model {shape}"
             for name, shape in wanted.items()
             if name in self.headers and self.headers[name][0] != shape
+        ]
+        faults += [f"in two files: {name}" for name in self.twice]
+        # (Numbers of 8 bits mean nothing without the scales that belong to them.)
+        faults += [
+            f"of type {dtype}: {name}; weights are {', '.join(_DTYPES)}"
+            for name, (_, dtype) in self.headers.items()
+            if dtype not in _DTYPES
         ]
         if faults:
             raise CheckpointError(

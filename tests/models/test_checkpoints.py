@@ -143,6 +143,32 @@ def test_a_fused_tensor_is_checked_as_a_whole(published):
     refused(folder, f"misshapen: {re.escape(name)} has .93, 32., the model .96, 32.")
 
 
+def test_weights_that_mean_nothing_are_refused(published):
+    folder, _ = published
+    name = "text_hidden_fcs.2.bias"
+    good = load_file(folder / "model.safetensors")
+    for dtype, label in ((torch.int32, "I32"), (torch.float8_e4m3fn, "F8_E4M3")):
+        edit(folder, lambda tensors, dtype=dtype: tensors.update({name: good[name].to(dtype)}))
+        refused(folder, f"of type {label}: {name}")
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    model, processor = tiny_family("qwen2")
+    model.save_pretrained(tmp_path, layout="published", max_shard_size="2MB")
+    processor.save_pretrained(tmp_path, layout="published")
+    first, second = sorted(tmp_path.glob("model-*.safetensors"))[:2]
+    name, value = next(iter(load_file(first).items()))
+    save_file({**load_file(second), name: value + 1}, second, metadata={"format": "pt"})
+    assert refused(tmp_path, f"in two files: {name}").count("\n") == 1
+
+
+@pytest.mark.parametrize("shards", [[], {"text_hidden_fcs.2.bias": "../model.safetensors"}, {"a": 1}])
+def test_an_index_names_files_beside_it(shards, published):
+    folder, _ = published
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    refused(folder, "weight_map must say in which file beside it")
+
+
 def test_pickles_are_never_loaded(published):
     folder, model = published
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
