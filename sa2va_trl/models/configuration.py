@@ -154,6 +154,22 @@ class Sa2VAConfig(PreTrainedConfig):
         check_video_options(self.frame_policy, self.num_frames, self.tracking)
         self.tie_word_embeddings = self.vlm_config.tie_word_embeddings
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """
+        As in transformers, but another model's config is refused instead of being read as the defaults.
+
+        Raises:
+            `ValueError`: `model_type` is another one.
+        """
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(
+                f"A config of model_type {kind!r} is no {cls.model_type!r} config. Of a published Sa2VA take "
+                "`Sa2VAForConditionalGeneration.from_pretrained(...).config`: part of it lies in the tokenizer."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def text_config(self) -> PreTrainedConfig:
         """The language model's config, where TRL, PEFT and DeepSpeed look for `hidden_size` and `vocab_size`."""

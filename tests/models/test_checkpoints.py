@@ -13,7 +13,7 @@ from families import FAMILIES, tiny_family
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
+from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from sa2va_trl.models.checkpoints import CheckpointError, save_published, written_beside
 
 
@@ -212,6 +212,11 @@ def test_a_config_of_an_unknown_family_is_refused(change, message, published):
     content = {name: value for name, value in content.items() if value is not None or name == "template"}
     (folder / "config.json").write_text(json.dumps(content))
     refused(folder, message)
+
+
+def test_a_published_config_is_not_read_as_the_defaults(published):
+    with pytest.raises(ValueError, match="'sa2va_chat' is no 'sa2va' config"):
+        Sa2VAConfig.from_pretrained(published[0])
 
 
 def test_broken_folders_have_one_clear_error(published, tmp_path):
