@@ -16,7 +16,7 @@ from trl import TrlParser
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_trl.deltas import apply_delta, read_delta
 from sa2va_trl.hub import SegPeftModel, merge_adapter
-from sa2va_trl.models.checkpoints import written_beside
+from sa2va_trl.models.checkpoints import checkpoint_folder, stored_dtype, written_beside
 
 
 @dataclass
@@ -26,7 +26,8 @@ class ConvertArguments:
     model_name_or_path: str | None = field(default=None, metadata={"help": "The base that a .pth was trained on."})
     layout: str = field(default="native", metadata={"help": "Of a model that is written: native or published."})
     dtype: str = field(
-        default="auto", metadata={"help": "Of the weights: auto (as the config says), float32, bfloat16 or float16."}
+        default="auto",
+        metadata={"help": "Of the model: auto (as stored), float32, bfloat16 or float16."},
     )
     merge: bool = field(default=False, metadata={"help": "Fold a .pth into its base instead of writing an adapter."})
     lora_alpha: float | None = field(default=None, metadata={"help": "Of a .pth's LoRA; twice its rank by default."})
@@ -43,16 +44,23 @@ class ConvertArguments:
             raise ValueError("model_name_or_path, merge and lora_alpha have a meaning only where source is a .pth.")
         if self.is_delta and not self.merge and self.layout == "published":
             raise ValueError("An adapter has no published layout: add --merge true, or leave layout out.")
-        if Path(self.output_dir).is_dir() and any(Path(self.output_dir).iterdir()):
-            raise ValueError(f"output_dir={self.output_dir!r} is not empty.")
+        if self.is_delta and not self.merge and self.dtype != "auto":
+            raise ValueError("dtype has no effect on an adapter, which keeps its float32: add --merge true.")
+        output = Path(self.output_dir)
+        if output.is_file() or (output.is_dir() and any(output.iterdir())):
+            raise ValueError(f"output_dir={self.output_dir!r} is not empty: give a new folder.")
 
 
 def main():
     (args,) = TrlParser((ConvertArguments,)).parse_args_and_config()
     delta = read_delta(args.source) if args.is_delta else None
     name = args.model_name_or_path or args.source
-    # Merged in full precision; the result is cast afterwards.
-    model = Sa2VAForConditionalGeneration.from_pretrained(name, dtype="float32" if args.merge else args.dtype)
+    dtype = args.dtype
+    if delta is not None:
+        dtype = "float32"  # trained copies take the base's dtype, and merging is done in full precision
+    elif dtype == "auto":
+        dtype = stored_dtype(checkpoint_folder(name)[0])
+    model = Sa2VAForConditionalGeneration.from_pretrained(name, dtype=dtype)
     processor = Sa2VAProcessor.from_pretrained(name)
     if delta is not None:
         model = SegPeftModel.adopt(apply_delta(model, delta, args.lora_alpha))

@@ -4,7 +4,6 @@ Merge an adapter into its base model: a model of its own, checked against the ad
     python recipes/merge.py --model_name_or_path BASE --adapter ADAPTER --output_dir MERGED --result_dtype bfloat16
 """
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sa2va_trl.arguments import ModelArguments, load_model
 from sa2va_trl.data.media import read_media
 from sa2va_trl.data.synthetic import synthetic_dataset
 from sa2va_trl.hub import merge_adapter, model_card, public_name, write_card
+from sa2va_trl.models.checkpoints import written_beside
 
 
 # Largest difference of a logit, relative to the largest logit.
@@ -74,17 +74,12 @@ def main():
             )
 
     # Save
-    output = Path(args.output_dir)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.to(getattr(torch, args.result_dtype)).save_pretrained(partial)
-    processor.save_pretrained(partial)
     stage = f"merged with [{adapter}](https://huggingface.co/{adapter})" if adapter else "merged with an adapter"
-    write_card(partial, model_card("Sa2VA, merged", base, stage=stage))
-    if output.exists():
-        output.rmdir()
-    partial.rename(output)
-    print(f"merged model in {output}")
+    with written_beside(args.output_dir) as folder:
+        model.to(getattr(torch, args.result_dtype)).save_pretrained(folder)
+        processor.save_pretrained(folder)
+        write_card(folder, model_card("Sa2VA, merged", base, stage=stage))
+    print(f"merged model in {args.output_dir}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class PredictArguments:
     )
     threshold: float | None = field(default=None, metadata={"help": "Probability; the model's own by default."})
     output_dir: str = field(default="outputs/predictions", metadata={"help": "Where the results go."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Longest answer."})
+    max_new_tokens: int | None = field(default=None, metadata={"help": "Longest answer; 256 by default."})
     per_frame: bool = field(default=False, metadata={"help": "Take each frame of a video as an image of its own."})
     frame_policy: str | None = field(
         default=None, metadata={"help": "Frames of a video to prompt: uniform or first; the model's own by default."}
@@ -50,6 +50,8 @@ class PredictArguments:
         return {"frame_policy": self.frame_policy, "num_frames": self.num_frames, "tracking": self.tracking}
 
     def __post_init__(self):
+        if self.answer is not None and self.max_new_tokens is not None:
+            raise ValueError("max_new_tokens has no effect with an answer, since nothing is generated.")
         if self.per_frame and not self.is_video:
             raise ValueError(f"per_frame is for a video; input {self.input} is none.")
         given = [name for name, value in self.tracking_options.items() if value is not None]
@@ -66,8 +68,9 @@ def segmentations(args, model, processor, pictures):
         "processor": processor,
         "threshold": args.threshold,
         "answer": args.answer,
-        "max_new_tokens": args.max_new_tokens,
     }
+    if args.answer is None:
+        request["max_new_tokens"] = args.max_new_tokens or 256
     if args.is_video and not args.per_frame:
         result = model.segment(video=args.input, **args.tracking_options, **request)
         warn(args.input, result)

@@ -27,6 +27,7 @@ class ModelArguments:
     Args:
         model_name_or_path (`str`, *optional*, defaults to `"tiny"`):
             `"tiny"`, `"tiny-qwen2_5_vl"`, `"tiny-qwen3_vl"`, a folder or a Hub id.
+        model_revision (`str`, *optional*): branch, tag or commit of a Hub id; pin it, published models do change.
         adapter (`str`, *optional*): folder or Hub id of an adapter for it.
         dtype (`str`, *optional*, defaults to `"float32"`): of the weights.
         attn_implementation (`str`, *optional*, defaults to `"sdpa"`): of the VLM.
@@ -41,13 +42,13 @@ class ModelArguments:
     model_name_or_path: str = field(
         default="tiny", metadata={"help": "tiny, tiny-qwen2_5_vl, tiny-qwen3_vl, a folder or an id."}
     )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
     adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of an adapter."})
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16 or float16."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2 or eager."})
     grounding_image_size: int | None = field(
         default=None, metadata={"help": "Side of SAM 2's square in pixels; the model's own by default."}
     )
-
     quantization: str | None = field(
         default=None, metadata={"help": "4bit or 8bit: of the language model, with bitsandbytes."}
     )
@@ -55,6 +56,10 @@ class ModelArguments:
     def __post_init__(self):
         if self.quantization not in (None, "4bit", "8bit"):
             raise ValueError(f"quantization must be 4bit or 8bit, got {self.quantization!r}.")
+        if self.model_revision is not None and (
+            self.model_name_or_path in TINY or Path(self.model_name_or_path).is_dir()
+        ):
+            raise ValueError("model_revision has no effect on a tiny model or a local folder.")
         if self.quantization is not None and self.model_name_or_path in TINY:
             raise ValueError("quantization has no effect on a tiny model, which is made and not loaded.")
         if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -152,8 +157,8 @@ def load_model(
                 f"model_name_or_path={args.model_name_or_path!r} is an adapter: give its base model there, and this "
                 "folder as --adapter."
             )
-        config = read_config(checkpoint_folder(args.model_name_or_path)[0])
-        processor = Sa2VAProcessor.from_pretrained(args.model_name_or_path)
+        config = read_config(checkpoint_folder(args.model_name_or_path, revision=args.model_revision)[0])
+        processor = Sa2VAProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision)
         if args.grounding_image_size is not None:
             config.grounding_config.image_size = processor.grounding_image_size = args.grounding_image_size
         model = Sa2VAForConditionalGeneration.from_pretrained(
@@ -162,6 +167,7 @@ def load_model(
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
             quantization_config=_quantization_config(args),
+            revision=args.model_revision,
         )
     if args.adapter is not None:
         model = load_adapter(model, args.adapter, merge=merge)

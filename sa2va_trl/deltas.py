@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -19,6 +20,25 @@ from .trainers.trainable import LANGUAGE_MODEL_LINEARS
 _LORA = re.compile(r"(.+)\.lora_(A|B)(?:\.default)?\.weight")
 _COPY = re.compile(r"(.+)\.modules_to_save(?:\.default)?\.(weight|bias)")
 _HEADS = ("language_model.lm_head.weight", "language_model.output.weight", "model.lm_head.weight")
+
+
+class _Logged:
+    """Stands in for the logged scalars that mmengine saves beside the weights: they are read over."""
+
+    def __setstate__(self, state):
+        pass
+
+
+_BESIDE_THE_WEIGHTS = [
+    (_Logged, "mmengine.logging.history_buffer.HistoryBuffer"),
+    # What NumPy arrays are made of: names and bytes.
+    (np.ndarray, "numpy.ndarray"),
+    (np.dtype, "numpy.dtype"),
+    (type(np.dtype(np.float64)), "numpy.dtypes.Float64DType"),
+    (type(np.dtype(np.int64)), "numpy.dtypes.Int64DType"),
+    *((np.empty(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 
 
 def read_delta(file: str | Path) -> dict[str, torch.Tensor]:
@@ -39,7 +59,8 @@ def read_delta(file: str | Path) -> dict[str, torch.Tensor]:
             "(mp_rank_00_model_states.pt)."
         )
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with torch.serialization.safe_globals(_BESIDE_THE_WEIGHTS):
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds more than tensors and plain values, which could run code: not loaded. Where you trust "

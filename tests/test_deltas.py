@@ -1,7 +1,10 @@
 """Deltas of the official trainer: what they mean is computed here on the published tensors, independently."""
 
 import re
+import sys
+import types
 
+import numpy as np
 import pytest
 import torch
 from families import tiny_family
@@ -129,6 +132,26 @@ def test_one_wrong_tensor_is_refused_by_name(case):
             apply_delta(model, broken)
         assert model.state_dict().keys() == before.keys()
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_what_the_trainer_logs_beside_the_weights_is_read_over(tmp_path, monkeypatch):
+    """mmengine's buffers of scalars, which are no plain values, do not stand in the way of the weights."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+
+    class HistoryBuffer:
+        def __init__(self):
+            self._log_history, self._count = np.arange(3.0), np.array([1, 2], dtype=np.int64)
+            self._last = np.float64(0.5)
+
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
+    module.HistoryBuffer = HistoryBuffer
+    for name in ("mmengine", "mmengine.logging", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    hub = {"log_scalars": {"train/loss": HistoryBuffer()}, "runtime_info": {"iter": 7}}
+    torch.save({"state_dict": {"a": torch.ones(2)}, "message_hub": hub}, tmp_path / "iter_7.pth")
+    for name in ("mmengine", "mmengine.logging", module.__name__):
+        monkeypatch.delitem(sys.modules, name)
+    assert torch.equal(read_delta(tmp_path / "iter_7.pth")["a"], torch.ones(2))
 
 
 class Harmful:

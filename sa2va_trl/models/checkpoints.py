@@ -148,6 +148,8 @@ def weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(f"{folder / INDEX} names pickles, which are never loaded: {', '.join(pickles)}.")
         if absent := [name for name in names if not (folder / name).is_file()]:
             raise CheckpointError(f"{folder}: {INDEX} names files that are not there: {', '.join(absent)}.")
+        if (folder / SINGLE).is_file() and SINGLE not in names:
+            raise CheckpointError(f"{folder} holds both {SINGLE} and {INDEX}, which does not name it: remove one.")
         if names:
             return [folder / name for name in names]
     if (folder / SINGLE).is_file():
@@ -165,6 +167,16 @@ def _weight_names(folder: Path) -> list[str]:
         with _open(file) as handle:
             names += handle.keys()
     return names
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype with the most bits among the stored tensors: no value is rounded in it."""
+    dtypes = set()
+    for file in weight_files(folder):
+        with _open(file) as handle:
+            dtypes |= {_DTYPES.get(handle.get_slice(name).get_dtype(), torch.float32) for name in handle.keys()}
+    # (Half-precision formats of both kinds fit into float32 only.)
+    return dtypes.pop() if len(dtypes) == 1 else max(dtypes | {torch.float32}, key=lambda dtype: dtype.itemsize)
 
 
 def _open(file: Path):
@@ -238,12 +250,6 @@ class Weights:
                 f"{folder} does not hold the weights that its config.json describes, and only them:\n  "
                 + "\n  ".join(sorted(faults))
             )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the largest stored tensor."""
-        name = max(self.headers, key=lambda name: torch.Size(self.headers[name][0]).numel())
-        return _DTYPES[self.headers[name][1]]
 
     def state_dict(self, dtype: torch.dtype, keep: tuple[str, ...] = ()) -> dict:
         """

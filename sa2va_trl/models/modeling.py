@@ -23,11 +23,13 @@ from ..data.frames import select_frames
 from ..data.media import open_video
 from .checkpoints import (
     HUB_OPTIONS,
+    CheckpointError,
     Weights,
     checkpoint_folder,
     read_config,
     remove_weights,
     save_published,
+    stored_dtype,
     weight_times,
 )
 from .configuration import Sa2VAConfig, check_video_options
@@ -239,8 +241,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pretrained_model_name_or_path (`str` or `Path`): a folder or a Hub id.
             config (`Sa2VAConfig`, *optional*): in place of the checkpoint's own.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-                Of the weights; `"auto"` is what the config says, or else what is stored. (Published configs say
-                bfloat16, published files hold mostly float32.)
+                Of the weights; `"auto"` is what the config says, or else what is stored. A published config may say
+                bfloat16 where the files hold float32: say `"float32"` to have every value as it was published.
             subfolder (`str`, *optional*): of the folder or repository.
             kwargs:
                 As in transformers: `device_map`, `attn_implementation`, `output_loading_info`, `quantization_config`
@@ -257,6 +259,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *args, config=config, dtype=dtype, **kwargs)
+        if "use_flash_attn" in kwargs:
+            raise ValueError("use_flash_attn is the remote code's: give attn_implementation='flash_attention_2'.")
         meaningless = {"gguf_file", "variant", "key_mapping", "ignore_mismatched_sizes", "state_dict", "weights_only"}
         if given := sorted(name for name in meaningless & kwargs.keys() if kwargs[name]):
             raise ValueError(
@@ -268,13 +272,16 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
         folder, commit = checkpoint_folder(pretrained_model_name_or_path, subfolder=subfolder, **hub_options)
         config = read_config(folder) if config is None else copy.deepcopy(config)
-        with whole_weights(), torch.device("meta"):
-            skeleton = cls(copy.deepcopy(config))
+        try:
+            with whole_weights(), torch.device("meta"):
+                skeleton = cls(copy.deepcopy(config))
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{folder}/config.json describes no model that can be built: {error!r}") from error
         weights = Weights(folder, config, skeleton)
         try:
             dtype = kwargs.pop("torch_dtype", None) or dtype
             if dtype in ("auto", None):
-                dtype = config.dtype or weights.dtype
+                dtype = config.dtype or stored_dtype(folder)
             if isinstance(dtype, str):
                 name, dtype = dtype, getattr(torch, dtype.removeprefix("torch."), None)
                 if not isinstance(dtype, torch.dtype):
@@ -659,7 +666,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             frames (`list[int]`, *optional*):
                 Of a video, the frames to prompt, in place of `frame_policy` and `num_frames`. Frames before the first
                 of them are tracked backward.
-            generate_kwargs: for the VLM's `generate`.
+            generate_kwargs: for the VLM's `generate`; none with `answer`.
 
         Returns:
             `Segmentation`, or a list of them for `images`. An answer without `[SEG]` has no objects.
@@ -783,6 +790,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         The answers to `texts` about `groups` of images (generated unless they are given), what `encode` makes of them,
         and for each row the `[SEG]`s (indices into `seg_states`) that its answer holds.
         """
+        if answers is not None and generate_kwargs:
+            raise ValueError(f"With `answer` nothing is generated, so {', '.join(generate_kwargs)} have no effect.")
         conversations = [[{"role": "user", "content": entry}] for entry in texts]
         pixels, blocks = _tiles(processor, groups, clip)
         prompts = [processor.encode_chat(chat, part)[0] for chat, part in zip(conversations, blocks, strict=True)]

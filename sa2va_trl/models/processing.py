@@ -12,7 +12,14 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLImageProcessorPil,
 )
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 from transformers.utils import cached_file
 
 from .checkpoints import HUB_OPTIONS, checkpoint_folder, read_json
@@ -230,10 +237,17 @@ class Sa2VAProcessor(ProcessorMixin):
                 image_mean=IMAGENET_DEFAULT_MEAN,
                 image_std=IMAGENET_DEFAULT_STD,
             )
-        elif (folder / "preprocessor_config.json").is_file():
-            image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder, size=dict(QWEN_IMAGE_SIZE))
         else:
-            raise ValueError(f"{folder} holds no preprocessor_config.json, which the Qwen families need.")
+            # (Not from preprocessor_config.json, which carries the budget of the model that Sa2VA started from.)
+            is_first = native.vlm_config.model_type == "qwen2_5_vl"
+            image_processor = Qwen2VLImageProcessorPil(
+                size=dict(QWEN_IMAGE_SIZE),
+                patch_size=vision.patch_size,
+                temporal_patch_size=vision.temporal_patch_size,
+                merge_size=vision.spatial_merge_size,
+                image_mean=OPENAI_CLIP_MEAN if is_first else IMAGENET_STANDARD_MEAN,
+                image_std=OPENAI_CLIP_STD if is_first else IMAGENET_STANDARD_STD,
+            )
         return cls(image_processor, load_tokenizer(folder), **options)
 
     @property

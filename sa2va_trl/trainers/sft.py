@@ -13,6 +13,7 @@ from .. import losses
 from ..data.augment import Augmentation
 from ..data.collator import ANSWERS, QUESTIONS, SegCollator, check_templates
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
+from ..models.checkpoints import HUB_OPTIONS
 from .base import TARGETS, SegTrainerMixin, _EpochToCollator, mean_statistics, refuse
 from .trainable import EMBEDDINGS, TRAINABLE, freeze_all_but_full, get_peft_config
 
@@ -235,7 +236,9 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         elif args.dataset_repeats > 1:
             raise ValueError("dataset_repeats needs a datasets.Dataset, whose length is known.")
         if isinstance(model, str) and processing_class is None:
-            processing_class = Sa2VAProcessor.from_pretrained(model)
+            options = args.model_init_kwargs or {}
+            options = {name: options[name] for name in (*HUB_OPTIONS, "subfolder") if name in options}
+            processing_class = Sa2VAProcessor.from_pretrained(model, **options)
         if processing_class is None:
             raise ValueError(
                 "processing_class, the model's Sa2VAProcessor, is needed with a model that is already loaded."

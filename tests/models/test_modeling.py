@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +22,7 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
+    StoppingCriteriaList,
 )
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -771,8 +774,29 @@ def test_masks_come_from_the_tokens_that_were_generated(tiny, image, monkeypatch
     assert processor.seg_token_id in seen[1][0].tolist()
 
 
+def test_generation_is_flat_in_memory(tiny):
+    """Between two steps far apart no more hidden states of single tokens are alive than between two early ones."""
+    model, processor = tiny
+    width = model.config.text_config.hidden_size
+    alive = []
+
+    def count(input_ids, scores, **kwargs):
+        tensors = (thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor))
+        alive.append(sum(tensor.shape == (1, 1, width) for tensor in tensors))
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    chat = [[{"role": "user", "content": "Write."}]]
+    model.answer(
+        chat, [[]], processor, min_new_tokens=40, max_new_tokens=40, stopping_criteria=StoppingCriteriaList([count])
+    )
+    assert len(alive) == 40
+    assert alive[-1] <= alive[5]
+
+
 def test_nothing_to_segment_and_unknown_roles_are_refused(tiny):
     model, processor = tiny
+    with pytest.raises(ValueError, match="With `answer` nothing is generated, so max_new_token have no effect"):
+        model.segment(image=Image.new("RGB", (8, 8)), answer="[SEG]", processor=processor, max_new_token=4)
     with pytest.raises(ValueError, match="`images` is empty"):
         model.segment(images=[], text="x", processor=processor)
     with pytest.raises(ValueError, match="role must be system, user or assistant, got 'tool'"):
