@@ -1,8 +1,8 @@
 """Rewards of predicted masks, with the signature of TRL's reward functions.
 
-A reward function takes keyword arguments, each a list with one entry a sample: `pred_masks`, the columns of the dataset
-(`mask`, or `masks` where a row has several objects) and whatever else the trainer passes, and returns one float a
-sample. All rewards here lie in [0, 1], 1 is best, and of several objects the mean counts.
+A reward function takes keyword arguments, each a list with one entry a sample: `pred_masks`, the columns of the
+dataset (`mask`, or `masks` where a row has several objects) and whatever else the trainer passes, and returns one
+float a sample. All rewards here lie in [0, 1], 1 is best, and of several objects the mean counts.
 """
 
 import json
@@ -103,9 +103,7 @@ def get_reward(reward: str | dict[str, float] | Callable[..., list[float]]) -> C
         return WeightedReward(reward)
     if isinstance(reward, str):
         if reward not in REWARDS:
-            raise ValueError(
-                f"reward: unknown {reward!r}; there are {', '.join(REWARDS)}, or JSON with their weights."
-            )
+            raise ValueError(f"reward: unknown {reward!r}; there are {', '.join(REWARDS)}, or weights as JSON.")
         return REWARDS[reward]
     return reward
 
