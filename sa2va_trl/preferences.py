@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
@@ -12,16 +13,28 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, Image, Value
+from datasets.table import embed_table_storage
+from huggingface_hub import DatasetCard
+from pyarrow.parquet import ParquetWriter
 from scipy import ndimage
 from torch import nn
 from tqdm.auto import tqdm
 
 from .data.collator import SegCollator
-from .data.columns import BadRow, DatasetError, check_dataset, iter_undecoded
+from .data.columns import (
+    BadRow,
+    DatasetError,
+    check_dataset,
+    decode_image,
+    decode_mask,
+    iter_undecoded,
+    quiet_pillow,
+)
 from .data.corruptions import CORRUPTIONS
+from .models.checkpoints import written_beside
 from .models.grounding import upsample_mask_logits
 from .models.modeling import SegFeatures, _at_least_one
-from .rewards import get_reward
+from .rewards import dice_reward, get_reward
 
 
 logger = logging.getLogger(__name__)
@@ -554,6 +567,7 @@ def build_preferences(
     return pairs.select_columns([name for name in dataset.column_names if name not in columns] + list(columns))
 
 
+PAIR_COLUMNS = ("chosen_mask", "rejected_mask")
 PREFERENCE_FEATURES = {
     "chosen_mask": Image(mode="L"),
     "rejected_mask": Image(mode="L"),
@@ -654,3 +668,100 @@ def _no_pairs(gaps: np.ndarray, total: int, counts: Counter, min_gap: float) -> 
         steps = [step for step in (0.5, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01, 0.001, 0) if step < min_gap]
         lines += [f"  {step:<6g}{np.count_nonzero(gaps >= step):>8}" for step in steps]
     return "\n".join(lines)
+
+
+def check_preferences(dataset: Dataset, name: str = "train_dataset", allow_worse: bool = False) -> None:
+    """
+    Check what pairs have beyond other rows (which [`~data.columns.check_dataset`] checks) before training starts.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            With `chosen_mask` and `rejected_mask`. A pair is worse than it should be by `chosen_reward` and
+            `rejected_reward` where there are these columns, and otherwise by the Dice coefficients of its masks with
+            the row's one mask.
+        name (`str`, *optional*, defaults to `"train_dataset"`): what the messages call it.
+        allow_worse (`bool`, *optional*, defaults to `False`):
+            Only warn of pairs whose chosen mask is worse than the rejected one.
+
+    Raises:
+        `DatasetError`: columns are missing, masks are unreadable, not binary, of another size than their image or
+            equal, or pairs are the wrong way round. `problems` holds every such row.
+    """
+    if missing := [column for column in PAIR_COLUMNS if not isinstance(dataset.features.get(column), Image)]:
+        raise DatasetError(
+            f"{name} has no image column {' and '.join(f'`{column}`' for column in missing)}: pairs need both; "
+            "recipes/build_preferences.py makes them from images and masks."
+        )
+    bad, worse, position = [], [], 0
+    with quiet_pillow():
+        for table in dataset.with_format("arrow").iter(64):
+            for row in table.to_pylist():
+                reason, wrong = _pair_faults(row)
+                for problems, fault in ((bad, reason), (worse, wrong)):
+                    if fault is not None:
+                        problems.append(BadRow(position, row["sample_id"], None, fault))
+                position += 1
+    if bad:
+        raise DatasetError(f"{name}: {len(bad)} of {len(dataset)} pairs cannot be used:", bad)
+    if worse and not allow_worse:
+        raise DatasetError(
+            f"{name}: the chosen mask is worse than the rejected one in {len(worse)} of {len(dataset)} pairs. Leave "
+            "them out, or allow them with allow_worse:",
+            worse,
+        )
+    if worse:
+        logger.warning("%s: %d of %d chosen masks are worse than the rejected ones.", name, len(worse), len(dataset))
+
+
+def _pair_faults(row: dict) -> tuple[str | None, str | None]:
+    """What makes an undecoded row no pair, and how it is the wrong way round."""
+    images = [row["image"]] if row.get("image") is not None else row.get("images") or []
+    if len(images) != 1:
+        return f"has {len(images)} images; pairs are of one", None
+    planes = []
+    for column in PAIR_COLUMNS:
+        if row[column] is None:
+            return f"{column} is missing (None)", None
+        try:
+            planes.append(np.asarray(decode_mask(row[column], decode_image(images[0]).size)) > 0)
+        except DatasetError as error:
+            return f"{column} {error}", None
+    if np.array_equal(*planes):
+        return "chosen_mask and rejected_mask are equal", None
+    rewards = [row.get("chosen_reward"), row.get("rejected_reward")]
+    masks = [row["mask"]] if row.get("mask") is not None else row.get("masks") or []
+    if None in rewards and len(masks) == 1:
+        target = np.asarray(decode_mask(masks[0])) > 0
+        rewards = dice_reward(pred_masks=planes, mask=[target] * 2)
+    if None not in rewards and rewards[0] < rewards[1]:
+        return None, f"chosen {rewards[0]:.4f}, rejected {rewards[1]:.4f}"
+    return None, None
+
+
+def save_preferences(dataset: Dataset, folder: str | os.PathLike, split: str = "train") -> None:
+    """
+    Write pairs so that `datasets.load_dataset(folder)` opens them: a Parquet file that holds every image, and a
+    `README.md` that names it.
+
+    Args:
+        dataset (`datasets.Dataset`): from [`build_preferences`].
+        folder (`str` or `os.PathLike`): made if it is not there; appears, or changes, only when all is written.
+        split (`str`, *optional*, defaults to `"train"`): its name in the folder.
+    """
+    kinds = Counter(dataset["pair_kind"])
+    card = DatasetCard(
+        "---\n"
+        f"configs:\n- config_name: default\n  data_files:\n  - split: {split}\n    path: {split}.parquet\n"
+        "tags:\n- sa2va_trl\n- preference\n"
+        "---\n\n# Preference pairs of masks\n\n"
+        "Each row has an image, its mask, and a `chosen_mask` that is preferred to a `rejected_mask`, with the reward "
+        "of both and how they were made (`pair_kind`).\n\n"
+        "| `pair_kind` | pairs |\n|---|---|\n"
+        + "".join(f"| `{kind}` | {count} |\n" for kind, count in sorted(kinds.items()))
+    )
+    with written_beside(folder) as temporary:
+        # `Dataset.to_parquet` would keep only the paths of images that are files.
+        with ParquetWriter(temporary / f"{split}.parquet", dataset.features.arrow_schema) as writer:
+            for table in dataset.with_format("arrow").iter(64):
+                writer.write_table(embed_table_storage(table))
+        (temporary / "README.md").write_text(str(card), encoding="utf-8")

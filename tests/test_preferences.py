@@ -1,12 +1,13 @@
 import logging
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, load_dataset
 from datasets import Image as ImageFeature
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from PIL import Image
 from scipy.ndimage import label
 from torch.distributions import Independent, Normal
 
-from sa2va_trl.data import DatasetError, SegCollator, check_dataset, synthetic_dataset
+from sa2va_trl.data import DatasetError, SegCollator, check_dataset, load_dataset_dict, synthetic_dataset
 from sa2va_trl.data.corruptions import CORRUPTIONS
 from sa2va_trl.evaluation import predict_probabilities
 from sa2va_trl.metrics import confusion_counts, dice
@@ -27,11 +28,13 @@ from sa2va_trl.preferences import (
     REJECTED,
     MaskSampler,
     build_preferences,
+    check_preferences,
     disagreement_regions,
     gaussian_log_prob,
     make_pair,
     mine_pairs,
     one_object_a_row,
+    save_preferences,
     stitch,
 )
 from sa2va_trl.rewards import WeightedReward, dice_reward
@@ -626,3 +629,86 @@ def test_bad_options_of_a_dataset_are_named(network, rows):
     ):
         with pytest.raises(ValueError, match=message):
             build(rows, network, **options)
+
+
+# Stored pairs
+
+
+@pytest.mark.parametrize("split", ["train", "holdout"])
+def test_written_pairs_are_opened_by_datasets(network, rows, tmp_path, split):
+    # Images that are files: they must end up in the dataset, not as paths.
+    files = []
+    for number, row in enumerate(rows):
+        files.append(str(tmp_path / f"{number}.png"))
+        row["image"].save(files[-1])
+    paths = rows.remove_columns("image").add_column("image", files).cast_column("image", ImageFeature())
+    pairs = build(paths, network)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pairs.png").write_bytes(b"not of the dataset")
+    save_preferences(pairs, tmp_path / "out", split)
+    decoded = list(pairs)
+    for file in files:
+        Path(file).unlink()
+    for opened in (
+        load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache")),
+        load_dataset_dict(tmp_path / "out"),
+    ):
+        assert list(opened) == [split]
+        loaded = opened[split]
+        assert loaded.features == pairs.features and len(loaded) == len(rows)
+        check_dataset(loaded)
+        check_preferences(loaded)
+        for name in ("chosen_reward", "rejected_reward", "pair_kind", "sample_id"):
+            assert loaded[name] == pairs[name]
+        for row, original, pair in zip(loaded, rows, decoded, strict=True):
+            assert np.array_equal(row["image"], original["image"])
+            assert np.array_equal(row["chosen_mask"], pair["chosen_mask"])
+            assert np.array_equal(row["rejected_mask"], pair["rejected_mask"])
+
+
+def test_nothing_is_left_of_a_dataset_that_could_not_be_written(network, rows, tmp_path, monkeypatch):
+    from sa2va_trl import preferences
+
+    def full(table):
+        raise OSError("No space left on device")
+
+    pairs = build(rows, network)
+    monkeypatch.setattr(preferences, "embed_table_storage", full)
+    with pytest.raises(OSError, match="No space"):
+        save_preferences(pairs, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def spoilt(pairs, column, value, row=2):
+    values = [pair[column] for pair in pairs.with_format("arrow").select_columns([column])[:].to_pylist()]
+    values[row] = ImageFeature().encode_example(value) if isinstance(value, Image.Image) else value
+    return pairs.remove_columns(column).add_column(column, values, feature=pairs.features[column])
+
+
+def test_bad_pairs_are_all_named(network, rows, caplog):
+    pairs = build(rows, network)
+    check_preferences(pairs)
+    with pytest.raises(DatasetError, match="no image column `chosen_mask` and `rejected_mask`"):
+        check_preferences(rows)
+    for column, value, reason in (
+        ("chosen_mask", Image.new("L", (32, 64)), "chosen_mask is 32 x 64, its image 64 x 64"),
+        ("rejected_mask", Image.new("L", (64, 64), 7), "rejected_mask is not binary"),
+        ("rejected_mask", None, "rejected_mask is missing"),
+        ("rejected_mask", rows[2]["mask"], "chosen_mask and rejected_mask are equal"),
+    ):
+        with pytest.raises(DatasetError, match=f"(?s)1 of 4 pairs.*row 2.*{reason}"):
+            check_preferences(spoilt(pairs, column, value))
+    turned = spoilt(pairs, "chosen_reward", 0.0, row=1)
+    turned = spoilt(turned, "rejected_reward", 0.5, row=1)
+    with pytest.raises(DatasetError, match="(?s)worse than the rejected one in 1 of 4 pairs.*row 1.*rejected 0.5000"):
+        check_preferences(turned)
+    with caplog.at_level(logging.WARNING, logger="sa2va_trl"):
+        check_preferences(turned, allow_worse=True)
+    assert "1 of 4 chosen masks are worse" in caplog.text
+    # Without rewards, the masks themselves tell.
+    names = {"chosen_mask": "rejected_mask", "rejected_mask": "chosen_mask"}
+    bare = pairs.remove_columns(["chosen_reward", "rejected_reward"])
+    check_preferences(bare)
+    with pytest.raises(DatasetError, match="4 of 4 pairs"):
+        check_preferences(bare.rename_columns(names))
+    check_preferences(bare.remove_columns("mask").rename_columns(names))  # nothing to tell by
