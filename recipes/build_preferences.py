@@ -6,6 +6,7 @@ Make preference pairs of masks: of every object a better and a worse mask, from 
     python recipes/build_preferences.py --chosen ground_truth stitched --rejected greedy worst …
 """
 
+import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from trl import TrlParser
 from sa2va_trl.arguments import DataArguments, ModelArguments, get_split, load_data, load_model
 from sa2va_trl.data.columns import normalize_row
 from sa2va_trl.evaluation import overlay
-from sa2va_trl.preferences import CHOSEN, REJECTED, build_preferences, save_preferences
+from sa2va_trl.preferences import CHOSEN, REJECTED, MaskSampler, build_preferences, save_preferences
 from sa2va_trl.rewards import get_reward
 
 
@@ -39,6 +40,9 @@ class PreferenceArguments:
     )
     min_gap: float = field(default=0.15, metadata={"help": "Least difference of the rewards of a pair."})
     allow_worse: bool = field(default=False, metadata={"help": "Keep pairs whose chosen mask is the worse one."})
+    sampler: dict | str | None = field(
+        default=None, metadata={"help": 'Options of MaskSampler, for best and worst: {"tokens": false}.'}
+    )
     batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
     seed: int = field(default=0, metadata={"help": "Of candidates and corruptions."})
     num_pictures: int = field(default=8, metadata={"help": "Pairs on the contact sheet."})
@@ -48,6 +52,9 @@ class PreferenceArguments:
 
     def __post_init__(self):
         get_reward(self.reward)
+        if self.sampler is not None:
+            options = json.loads(self.sampler) if isinstance(self.sampler, str) else self.sampler
+            self.sampler = MaskSampler(**options)
         if self.push_to_hub != (self.hub_dataset_id is not None):
             raise ValueError("push_to_hub and hub_dataset_id go together: give both or neither.")
 

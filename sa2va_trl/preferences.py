@@ -108,7 +108,8 @@ class MaskSampler:
         tokens (`bool`, *optional*, defaults to `True`): the two `token` candidates.
         thresholds (`tuple[float, ...]`, *optional*, defaults to `(0.3, 0.7)`): probabilities in (0, 1).
         embedding_noise (`float`, *optional*, defaults to 0.1):
-            Standard deviation of each coordinate as a share of the embedding's root mean square.
+            Standard deviation of each coordinate as a share of the embedding's root mean square. A decoder that was
+            only ever asked for one thing may ignore its prompt, and these candidates then equal the model's own mask.
         field_noise (`float`, *optional*, defaults to 1.0): standard deviation at the grid points, in logits.
         field_grids (`tuple[int, ...]`, *optional*, defaults to `(16, 4)`):
             Points a side of the grids that a field is the sum of; on SAM 2's own 256 x 256 logits their cells measure

@@ -259,6 +259,8 @@ def test_build_preferences_pushes(monkeypatch, tmp_path, trained):
         ("build_preferences", {"min_gap": 2, "grounding_image_size": 128}, "min_gap=2"),
         ("build_preferences", {"reward": "iou"}, "reward"),
         ("build_preferences", {"rejected": ["best"]}, "rejected"),
+        ("build_preferences", {"sampler": {"thresholds": [2]}}, "thresholds"),
+        ("build_preferences", {"sampler": {"tokens": False}, "grounding_image_size": 128}, "sampler has no effect"),
         ("build_preferences", {"push_to_hub": True}, "hub_dataset_id"),
         ("predict", {"input": "/no/such/file.png"}, "no file"),
         ("predict", {"input": "x.png", "threshold": 1.5}, "threshold"),
