@@ -35,14 +35,10 @@ class PreferenceArguments:
     rejected: list[str] = field(
         default_factory=lambda: ["greedy"], metadata={"help": f"What it is preferred to: {', '.join(REJECTED)}."}
     )
-    reward: str = field(
-        default="dice", metadata={"help": 'dice, cldice, betti0, or JSON: {"dice": 0.6, "cldice": 0.4}.'}
-    )
+    reward: str = field(default="dice", metadata={"help": 'dice, cldice, betti0 or {"dice": 0.6, "cldice": 0.4}.'})
     min_gap: float = field(default=0.15, metadata={"help": "Least difference of the rewards of a pair."})
     allow_worse: bool = field(default=False, metadata={"help": "Keep pairs whose chosen mask is the worse one."})
-    sampler: dict | str | None = field(
-        default=None, metadata={"help": 'Options of MaskSampler, for best and worst: {"tokens": false}.'}
-    )
+    sampler: dict | str | None = field(default=None, metadata={"help": 'Of best and worst: {"tokens": false}.'})
     batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
     seed: int = field(default=0, metadata={"help": "Of candidates and corruptions."})
     num_pictures: int = field(default=8, metadata={"help": "Pairs on the contact sheet."})
@@ -66,9 +62,7 @@ def contact_sheet(pairs: Dataset, count: int) -> Image.Image:
     strips = []
     for row in pairs.select(picked):
         (image,), (target,) = (normalize_row(row)[name] for name in ("images", "masks"))
-        target, chosen, rejected = (
-            np.asarray(mask) > 0 for mask in (target, row["chosen_mask"], row["rejected_mask"])
-        )
+        chosen, rejected, target = (np.asarray(m) > 0 for m in (row["chosen_mask"], row["rejected_mask"], target))
         right = np.asarray(overlay(image, rejected, target))[:, image.width :]
         strip = Image.fromarray(np.concatenate([np.asarray(overlay(image, chosen, target)), right], axis=1))
         strips.append(strip.resize((768, max(round(256 * image.height / image.width), 1))))
@@ -82,10 +76,8 @@ def main():
     dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
     model, processor = load_model(model_args)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    options = {
-        name: getattr(args, name) for name in ("chosen", "rejected", "reward", "min_gap", "allow_worse", "seed")
-    }
-    pairs = build_preferences(dataset, model, processor, batch_size=args.batch_size, **options)
+    names = ("chosen", "rejected", "reward", "min_gap", "allow_worse", "sampler", "batch_size", "seed")
+    pairs = build_preferences(dataset, model, processor, **{name: getattr(args, name) for name in names})
 
     save_preferences(pairs, args.output_dir, args.dataset_split)
     if args.num_pictures > 0:
