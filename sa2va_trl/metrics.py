@@ -152,8 +152,34 @@ def betti0_error(pred: np.ndarray, target: np.ndarray) -> int:
     Raises:
         ValueError: if the shapes differ or are not `(H, W)`, there are no pixels, or a value is neither 0 nor 1.
     """
+    ours, theirs = _components(pred, target)
+    return abs(ours - theirs)
+
+
+def betti0_score(pred: np.ndarray, target: np.ndarray) -> float:
+    """
+    Ratio of the smaller to the larger number of connected components (8-connectivity): the Betti-0 error as a share of
+    the larger number, subtracted from 1.
+
+    Args:
+        pred (`np.ndarray` of shape `(H, W)`):
+            Predicted mask, `bool` or numbers 0 and 1.
+        target (`np.ndarray` of shape `(H, W)`):
+            Target mask.
+
+    Returns:
+        `float` in [0, 1]: 1 for equal numbers (also of two empty masks), 0 if only one mask is empty.
+
+    Raises:
+        ValueError: if the shapes differ or are not `(H, W)`, there are no pixels, or a value is neither 0 nor 1.
+    """
+    ours, theirs = _components(pred, target)
+    return min(ours, theirs) / max(ours, theirs) if max(ours, theirs) else 1.0
+
+
+def _components(pred: np.ndarray, target: np.ndarray) -> tuple[int, int]:
     pred, target = _check_masks(pred, target, planar=True)
-    return abs(int(label(pred, connectivity=2).max()) - int(label(target, connectivity=2).max()))
+    return int(label(pred, connectivity=2).max()), int(label(target, connectivity=2).max())
 
 
 def _ratio(numerator, denominator, undefined):

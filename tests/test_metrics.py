@@ -12,6 +12,7 @@ from sa2va_trl.metrics import (
     Counts,
     accuracy,
     betti0_error,
+    betti0_score,
     cldice,
     confusion_counts,
     dice,
@@ -204,10 +205,20 @@ def test_betti0_error_joins_diagonal_neighbours():
     assert type(betti0_error(split, diagonal)) is int
 
 
+@given(mask_pairs(max_side=10))
+def test_betti0_score_is_the_error_as_a_share_of_the_larger_number(pair):
+    components = [scipy_label(mask, structure=np.ones((3, 3)))[1] for mask in pair]
+    assert betti0_score(*pair) == pytest.approx(1 - betti0_error(*pair) / max(*components, 1))
+
+
+def test_betti0_score_conventions_for_empty_masks():
+    assert [betti0_score(EMPTY, EMPTY), betti0_score(EMPTY, FULL), betti0_score(FULL, EMPTY)] == [1, 0, 0]
+
+
 # Bad input
 
 
-@pytest.mark.parametrize("metric", [confusion_counts, segmentation_metrics, cldice, betti0_error])
+@pytest.mark.parametrize("metric", [confusion_counts, segmentation_metrics, cldice, betti0_error, betti0_score])
 def test_bad_masks_are_named(metric):
     with pytest.raises(ValueError, match=r"`pred` \(4, 5\) and `target` \(5, 4\)"):
         metric(EMPTY, EMPTY.T)
@@ -221,7 +232,7 @@ def test_bad_masks_are_named(metric):
         metric(np.full((4, 5), np.nan), EMPTY)
 
 
-@pytest.mark.parametrize("metric", [cldice, betti0_error])
+@pytest.mark.parametrize("metric", [cldice, betti0_error, betti0_score])
 def test_topology_needs_planar_masks(metric):
     with pytest.raises(ValueError, match=r"shape \(H, W\).*\(1, 4, 5\)"):
         metric(EMPTY[None], EMPTY[None])

@@ -1,4 +1,5 @@
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -204,6 +205,45 @@ def test_evaluation_of_clips_shows_every_frame(monkeypatch, tmp_path):
         assert np.array_equal(painted, truth[[number, 3 + number]].any(0))
 
 
+def test_build_preferences_writes_pairs_and_a_contact_sheet(monkeypatch, tmp_path, trained, capsys):
+    from datasets import load_dataset
+
+    output = tmp_path / "preferences"
+    recipe(
+        monkeypatch,
+        "build_preferences",
+        *options(
+            tmp_path, synthetic=SYNTHETIC, chosen=["ground_truth", "stitched"], reward='{"dice": 3, "cldice": 1}'
+        ),
+        *("--model_name_or_path", trained, "--output_dir", output, "--rejected", "greedy", "worst"),
+        *("--dataset_split", "validation", "--min_gap", 0.1, "--num_pictures", 3),
+    )
+    pairs = load_dataset(str(output), cache_dir=str(tmp_path / "cache"))["validation"]
+    gaps = np.array(pairs["chosen_reward"]) - np.array(pairs["rejected_reward"])
+    assert len(pairs) and (gaps >= 0.1).all()
+    printed = capsys.readouterr().out
+    for kind in set(pairs["pair_kind"]):
+        assert re.search(rf"{kind} +{list(pairs['pair_kind']).count(kind)} ", printed)
+    assert len(set(pairs["pair_kind"])) == 4
+    assert Image.open(output / "pairs.png").size == (768, 3 * 256)
+
+
+def test_build_preferences_pushes(monkeypatch, tmp_path, trained):
+    pushed = {}
+
+    def push(self, repo_id, **kwargs):
+        pushed.update(kwargs, repo_id=repo_id, rows=len(self))
+
+    monkeypatch.setattr(Dataset, "push_to_hub", push)
+    recipe(
+        monkeypatch,
+        "build_preferences",
+        *options(tmp_path, synthetic=SYNTHETIC, output_dir=str(tmp_path / "out"), min_gap=0),
+        *("--model_name_or_path", trained, "--push_to_hub", "true", "--hub_dataset_id", "me/pairs"),
+    )
+    assert pushed == {"repo_id": "me/pairs", "split": "train", "private": True, "rows": 3}
+
+
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
@@ -215,6 +255,13 @@ def test_evaluation_of_clips_shows_every_frame(monkeypatch, tmp_path):
         ("evaluate", {"dataset_split": "holdout"}, "dataset_split"),
         ("evaluate", {"threshold": 1.5}, "threshold"),
         ("evaluate", {"grounding_image_size": 100}, "grounding_image_size"),
+        ("build_preferences", {"dataset_split": "holdout"}, "dataset_split"),
+        ("build_preferences", {"min_gap": 2, "grounding_image_size": 128}, "min_gap=2"),
+        ("build_preferences", {"reward": "iou"}, "reward"),
+        ("build_preferences", {"rejected": ["best"]}, "rejected"),
+        ("build_preferences", {"sampler": {"thresholds": [2]}}, "thresholds"),
+        ("build_preferences", {"sampler": {"tokens": False}, "grounding_image_size": 128}, "sampler has no effect"),
+        ("build_preferences", {"push_to_hub": True}, "hub_dataset_id"),
         ("predict", {"input": "/no/such/file.png"}, "no file"),
         ("predict", {"input": "x.png", "threshold": 1.5}, "threshold"),
         ("predict", {"input": "x.png", "per_frame": True}, "per_frame"),
