@@ -73,6 +73,18 @@ class SegFeatures:
     row_index: torch.Tensor
     pyramid: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SegFeatures":
+        """The same features on another device, in their own dtypes."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "SegFeatures":
+        """The same features in page-locked memory, for a `DataLoader`."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change) -> "SegFeatures":
+        tensors = (self.seg_states, self.seg_index, self.image_index, self.row_index)
+        return SegFeatures(*map(change, tensors), tuple(map(change, self.pyramid)))
+
 
 @dataclass
 class Sa2VAOutput(ModelOutput):
@@ -80,11 +92,12 @@ class Sa2VAOutput(ModelOutput):
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*, returned with `labels`):
             Cross-entropy of the answers. The mask losses are the trainers'.
-        logits (`torch.Tensor` of shape `(batch, tokens, vocabulary)`): of the kept positions.
+        logits (`torch.Tensor` of shape `(batch, tokens, vocabulary)`): of the kept positions; `None` from features.
         mask_logits (`torch.Tensor` of shape `(masks, S/4, S/4)`): float32; of the best of the three candidates.
         iou_scores (`torch.Tensor` of shape `(masks,)`): predicted IoU in [0, 1] of that candidate.
         seg_states (`torch.Tensor` of shape `(segs, D)`): hidden states at the `[SEG]` tokens.
         row_index (`torch.LongTensor` of shape `(masks,)`): the row of the batch that each mask belongs to.
+        features (`SegFeatures`, *optional*, returned with `encode_only`): what `encode` made of the batch.
     """
 
     loss: torch.Tensor | None = None
@@ -93,6 +106,7 @@ class Sa2VAOutput(ModelOutput):
     iou_scores: torch.Tensor | None = None
     seg_states: torch.Tensor | None = None
     row_index: torch.Tensor | None = None
+    features: SegFeatures | None = None
 
 
 @dataclass
@@ -424,13 +438,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
             image_counts = input_ids.new_full((len(input_ids),), int(len(grounding_pixel_values) > 0))
         rows, positions = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
-        counts = image_counts[rows]
-        # Masks go [SEG] by [SEG], and image by image within a [SEG].
-        seg_index = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
-        row_index = rows[seg_index]
-        first_mask = torch.cumsum(counts, 0) - counts
-        first_image = torch.cumsum(image_counts, 0) - image_counts
-        image_index = torch.arange(len(seg_index), device=rows.device) - first_mask[seg_index] + first_image[row_index]
+        seg_index, image_index, row_index = pair_masks(rows, image_counts)
         pixels = grounding_pixel_values
         if len(pixels) == 0 and self._must_run_everything:
             pixels = pixels.new_zeros((1, *pixels.shape[1:]))
@@ -519,7 +527,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         grounding_pixel_values: torch.Tensor | None = None,
@@ -527,6 +535,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         image_grid_thw: torch.LongTensor | None = None,
+        features: SegFeatures | None = None,
+        encode_only: bool = False,
         **kwargs,
     ) -> Sa2VAOutput:
         """
@@ -540,13 +550,37 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
                 Positions to compute language logits at: all (0), the last n, or the given ones. The head of a large
                 vocabulary is the largest tensor of a training step and only answers need it.
+            features (`SegFeatures`, *optional*):
+                In place of the inputs of `encode`, which is skipped: masks without language logits.
+            encode_only (`bool`, *optional*, defaults to `False`):
+                Stop after `encode`, for whoever keeps its features. (Through `forward`, because that is what DDP,
+                ZeRO-3 and mixed precision wrap.)
             kwargs: what else the collator makes (masks at several sizes, row numbers), which is the trainers'.
 
         Returns:
             `Sa2VAOutput`.
+
+        Raises:
+            `ValueError`: `features` together with `labels`, or neither `features` nor `input_ids`.
         """
+        if features is not None:
+            if labels is not None or input_ids is not None:
+                raise ValueError("`features` stand in for `input_ids`, and there are no language logits for `labels`.")
+            count = len(features.seg_index)
+            # (Cut off is what `decode_masks` drew for form's sake. It stays in the graph.)
+            mask_logits, iou_scores = (drawn[:count] for drawn in self.decode_masks(features))
+            return Sa2VAOutput(
+                mask_logits=mask_logits,
+                iou_scores=iou_scores,
+                seg_states=features.seg_states,
+                row_index=features.row_index,
+            )
+        if input_ids is None:
+            raise ValueError("The model needs `input_ids`, or the `features` of an earlier `encode`.")
         states = self.hidden_states(input_ids, attention_mask, pixel_values, image_grid_thw)
         features = self._seg_features(states, input_ids, grounding_pixel_values, image_counts)
+        if encode_only:
+            return Sa2VAOutput(seg_states=features.seg_states, row_index=features.row_index, features=features)
         mask_logits, iou_scores = self.decode_masks(features)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.get_output_embeddings()(states[:, keep])
@@ -825,6 +859,28 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return answers, features, own
 
 
+def pair_masks(
+    seg_rows: torch.LongTensor, image_counts: torch.LongTensor
+) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
+    """
+    The masks of a batch: `[SEG]` by `[SEG]`, and image by image within a `[SEG]`.
+
+    Args:
+        seg_rows (`torch.LongTensor` of shape `(segs,)`): the row of each `[SEG]`, ascending.
+        image_counts (`torch.LongTensor` of shape `(batch,)`): images of each row.
+
+    Returns:
+        `seg_index`, `image_index` and `row_index` of [`SegFeatures`].
+    """
+    counts = image_counts[seg_rows]
+    seg_index = torch.repeat_interleave(torch.arange(len(seg_rows), device=seg_rows.device), counts)
+    row_index = seg_rows[seg_index]
+    first_mask = torch.cumsum(counts, 0) - counts
+    first_image = torch.cumsum(image_counts, 0) - image_counts
+    index = torch.arange(len(seg_index), device=seg_rows.device)
+    return seg_index, index - first_mask[seg_index] + first_image[row_index], row_index
+
+
 def _of_language_model_only(config: BitsAndBytesConfig | dict) -> BitsAndBytesConfig:
     """
     Keep quantisation off the vision tower, the heads and SAM 2: they are small, and masks feel every bit.
@@ -847,7 +903,10 @@ def _at_least_one(features: SegFeatures) -> SegFeatures:
     states = features.seg_states
     zero = features.seg_index.new_zeros(1)
     state = states.new_zeros((1, states.shape[-1])) + states.sum()
-    return SegFeatures(state, zero, zero, zero, features.pyramid)
+    pyramid = features.pyramid
+    if len(pyramid[0]) == 0:
+        pyramid = tuple(level.new_zeros((1, *level.shape[1:])) for level in pyramid)
+    return SegFeatures(state, zero, zero, zero, pyramid)
 
 
 def _check_pictures(pictures: list) -> None:

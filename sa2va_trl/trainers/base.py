@@ -13,7 +13,23 @@ from transformers.utils import PushInProgress
 from transformers.utils.hub import hf_api
 
 from ..data.collator import SegCollator
-from ..data.columns import DatasetError, check_dataset
+from ..data.columns import IMAGE_COLUMNS, DatasetError, check_dataset
+from ..data.features import (
+    KEY,
+    MODES,
+    FeatureCollator,
+    FeatureError,
+    FeatureStore,
+    before_the_cut,
+    encoder,
+    everywhere,
+    feature_bytes,
+    features_folder,
+    fingerprint,
+    random_before_the_cut,
+    row_keys,
+    row_sizes,
+)
 from ..data.splits import check_no_leakage
 from ..hub import (
     SegPeftModel,
@@ -30,7 +46,7 @@ from ..models.grounding import upsample_mask_logits
 from .trainable import trainable_table
 
 
-COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "sample_id", "row_index"]
+COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "sample_id", "row_index", KEY]
 # What the collator makes for the trainer, not for the model.
 TARGETS = ("labels", "masks", "original_masks", "skeletons")
 
@@ -64,6 +80,26 @@ class _EpochToCollator(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         # The epoch is a float that has just reached the next whole number.
         self.collator.epoch = int((state.epoch or 0) + 1e-6)
+
+
+class _BuildFeatures(TrainerCallback):
+    def __init__(self, trainer: "SegTrainerMixin"):
+        self.trainer = trainer
+
+    # Not earlier: DeepSpeed and mixed precision have wrapped the model, and a resumed run has its weights.
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.build_features()
+
+
+def check_cache_options(args) -> None:
+    """
+    Raises:
+        `ValueError`: an unknown `cache_features`, or a `cache_dir` without a cache.
+    """
+    if args.cache_features not in MODES:
+        raise ValueError(f"cache_features must be one of {', '.join(MODES)}, got {args.cache_features!r}.")
+    if args.cache_dir is not None and args.cache_features == "off":
+        raise ValueError("cache_dir has no meaning with cache_features=off.")
 
 
 def mask_statistics(
@@ -159,6 +195,166 @@ class SegTrainerMixin:
     def get_test_dataloader(self, *args, **kwargs):
         with self._evaluation_collator():
             return super().get_test_dataloader(*args, **kwargs)
+
+    # Frozen features, see `data.features`
+
+    features: FeatureStore | None = None
+    _features_ready = False
+
+    def reasons_against_features(self) -> list[str]:
+        """Why features cannot stand in for the pixels of this run; a trainer adds its own reasons."""
+        args, reasons = self.args, []
+        trained = [name for name, parameter in before_the_cut(self.model) if parameter.requires_grad]
+        if trained:
+            reasons.append(
+                f"{len(trained)} weights before the mask head train, such as {trained[0]} (trainable=head trains none)"
+            )
+        if dropouts := random_before_the_cut(self.model):
+            reasons.append(f"{len(dropouts)} dropout layers before the mask head, such as {dropouts[0]}")
+        collator = self.data_collator
+        if not isinstance(collator, SegCollator):
+            reasons.append(f"the data_collator is a {type(collator).__name__} and not a SegCollator")
+        else:
+            if collator.augmentation is not None:
+                reasons.append("augmentation changes the images")
+            for name, option in (("questions", "question_templates"), ("answers", "answer_templates")):
+                own = list(getattr(collator, name))
+                if len(own) > 1:
+                    reasons.append(f"each epoch draws from {len(own)} {option}")
+                elif own != list(getattr(self.eval_collator, name)):
+                    reasons.append(f"training and evaluation have other {option}")
+        for name, dataset in self._feature_datasets():
+            if not isinstance(dataset, Dataset):
+                reasons.append(f"{name} is a {type(dataset).__name__}, whose length is not known")
+            elif dataset.format["type"] is not None:
+                reasons.append(f"{name} has a format or a transform, which may change the images")
+        if self.is_fsdp_enabled:
+            reasons.append("FSDP shards the model in a way that features are not tested with")
+        if args.dataloader_persistent_workers:
+            reasons.append("dataloader_persistent_workers=True: workers that live on never learn of new features")
+        return reasons
+
+    def _feature_datasets(self) -> list[tuple[str, Dataset]]:
+        parts = [("train_dataset", self.train_dataset)]
+        if isinstance(self.eval_dataset, dict):
+            parts += [(f"eval_dataset[{name}]", part) for name, part in self.eval_dataset.items()]
+        else:
+            parts.append(("eval_dataset", self.eval_dataset))
+        return [(name, part) for name, part in parts if part is not None]
+
+    def setup_features(self) -> None:
+        """
+        Call at the end of `__init__`: decide about `args.cache_features`, say so, and prepare data and collators.
+
+        Raises:
+            `ValueError`: `cache_features="on"` and something that needs the pixels.
+            `FeatureError`: `cache_features="on"` and no room for them.
+        """
+        mode = self.args.cache_features
+        if mode == "off":
+            return
+        if reasons := self.reasons_against_features():
+            if mode == "on":
+                lines = "\n".join(f"  {reason}" for reason in reasons)
+                raise ValueError(f"cache_features=on is not possible here:\n{lines}")
+            self._tell(f"cache_features=auto: off, {'; '.join(reasons)}.")
+            return
+        parts = self._feature_datasets()
+        question, answer = self.eval_collator.questions[0], self.eval_collator.answers[0]
+        self._feature_rows, self._feature_sizes, keys = {}, {}, {}
+        for name, dataset in parts:
+            # Repeated rows stand one after the other, repetition by repetition.
+            repeats = getattr(self.args, "dataset_repeats", 1) if name == "train_dataset" else 1
+            once = dataset.select(range(len(dataset) // repeats))
+            own = row_keys(once, question, answer)
+            for index, (key, size) in enumerate(zip(own, row_sizes(once), strict=True)):
+                self._feature_rows.setdefault(key, (dataset, index))
+                self._feature_sizes[key] = size
+            keys[name] = own * repeats
+        store = self._open_features()
+        missing = store.missing(self._feature_rows)
+        need, total = self._feature_need(missing), self._feature_need(self._feature_rows)
+        count, free = len(self._feature_rows), store.free() if self.is_world_process_zero() else 0
+        size = f"{total / 2**20:,.1f} MiB for {count} rows ({total / max(count, 1):,.0f} bytes each) in {store.folder}"
+        if everywhere(need > free)[0]:
+            message = (
+                f"there is no room for features: {need:,} bytes are needed in {store.folder} and {free:,} can be "
+                "written; set cache_dir to another disk"
+            )
+            if mode == "on":
+                raise FeatureError(f"cache_features=on: {message}.")
+            self._tell(f"cache_features=auto: off, {message}.")
+            return
+        why = "nothing before the mask head trains or varies and no language loss is asked for; "
+        state = "all there" if not missing else f"{len(missing)} to compute, {need / 2**20:,.1f} MiB to write"
+        self._tell(f"cache_features={mode}: on, {why if mode == 'auto' else ''}{size}; {state}.")
+
+        add = {name: dataset.add_column(KEY, keys[name]) for name, dataset in parts}
+        self.train_dataset = add.get("train_dataset", self.train_dataset)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: add[f"eval_dataset[{name}]"] for name in self.eval_dataset}
+        else:
+            self.eval_dataset = add.get("eval_dataset", self.eval_dataset)
+        self._encoding_collator = self.eval_collator
+        self.features, self._features_ready = store, not missing
+        self.data_collator = FeatureCollator(self.data_collator, store)
+        self.eval_collator = FeatureCollator(self.eval_collator, store)
+        self.add_callback(_BuildFeatures(self))
+
+    def _tell(self, message: str) -> None:
+        if self.is_world_process_zero():
+            print(message)
+
+    @property
+    def _feature_dtypes(self) -> tuple[torch.dtype | None, str | None]:
+        """What DeepSpeed casts weights to, and what mixed precision computes in."""
+        kind = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else None
+        if self.is_deepspeed_enabled:
+            return getattr(torch, kind) if kind else None, None
+        return None, kind
+
+    def _open_features(self) -> FeatureStore:
+        root = self.args.cache_dir or features_folder(self._feature_datasets()[0][1])
+        dtype, autocast = self._feature_dtypes
+        return FeatureStore(root, fingerprint(self.model, self.processing_class, dtype, autocast)).open()
+
+    def _feature_need(self, keys) -> int:
+        dtype, autocast = self._feature_dtypes
+        itemsize = 2 if autocast or dtype else self.accelerator.unwrap_model(self.model).dtype.itemsize
+        config = self.model.config
+        return sum(feature_bytes(config, *self._feature_sizes[key], itemsize) for key in keys)
+
+    def build_features(self) -> None:
+        """
+        Compute the features that are missing. All processes call it together, with a model that is ready to train.
+
+        Raises:
+            `FeatureError`: see [`~data.features.FeatureStore.build`].
+        """
+        dtype, autocast = self._feature_dtypes
+        prints = fingerprint(self.model, self.processing_class, dtype, autocast)
+        if prints != self.features.prints:  # other weights since, such as a resumed run's
+            self.features.change(prints)
+        self.features.build(
+            self._feature_rows,
+            encoder(self.model_wrapped, self._encoding_collator, self._prepare_inputs),
+            self.args.per_device_eval_batch_size,
+            self._feature_need,
+            progress=not self.args.disable_tqdm,
+        )
+        self._features_ready = True
+
+    def _remove_unused_columns(self, dataset, description=None):
+        dataset = super()._remove_unused_columns(dataset, description)
+        if self.features is None or KEY not in dataset.column_names:
+            return dataset
+        # Training computes what is missing before it reads a row; an evaluation on its own does not.
+        ready = self._features_ready or description == "Training"
+        drop = [name for name in IMAGE_COLUMNS if name in dataset.column_names] if ready else [KEY]
+        return dataset.remove_columns(drop)
+
+    def floating_point_ops(self, inputs):
+        return 0 if "features" in inputs else super().floating_point_ops(inputs)
 
     def record(self, **values: torch.Tensor) -> None:
         """Log scalars under their names, averaged over processes now and over micro-batches when they are logged."""

@@ -14,7 +14,7 @@ from ..data.augment import Augmentation
 from ..data.collator import ANSWERS, QUESTIONS, SegCollator, check_templates
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from ..models.checkpoints import HUB_OPTIONS
-from .base import TARGETS, SegTrainerMixin, _EpochToCollator, mean_statistics, refuse
+from .base import TARGETS, SegTrainerMixin, _EpochToCollator, check_cache_options, mean_statistics, refuse
 from .trainable import EMBEDDINGS, TRAINABLE, freeze_all_but_full, get_peft_config
 
 
@@ -96,6 +96,12 @@ class SegSFTConfig(SFTConfig):
             How often the training rows are seen in one epoch.
         early_stopping_patience (`int`, *optional*):
             Evaluations without a better metric before training stops.
+        cache_features (`str`, *optional*, defaults to `"auto"`):
+            `"on"` computes what comes before the mask head once and reads it from disk from then on, `"off"` does so
+            in every step. `"auto"` is `"on"` where that changes nothing: with `trainable="head"`, `lm_weight=0`, no
+            augmentation, at most one template each, and room on the disk. It says what it decided and why.
+        cache_dir (`str`, *optional*):
+            Where features go: beside the data set, or else into the cache of `datasets`, by default.
     """
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "augmentation"]
@@ -131,6 +137,10 @@ class SegSFTConfig(SFTConfig):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without improvement before training stops."}
     )
+    cache_features: str = field(
+        default="auto", metadata={"help": "Features of what is frozen, computed once: auto, on or off."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where features go; beside the data by default."})
     max_length: int | None = field(default=None, metadata={"help": "Not available: nothing is truncated."})
 
     def __post_init__(self):
@@ -173,6 +183,7 @@ class SegSFTConfig(SFTConfig):
                 "augmentation needs dataloader_persistent_workers=False: workers that live on never learn of a new "
                 "epoch."
             )
+        check_cache_options(self)
         check_templates(self.question_templates or QUESTIONS, self.answer_templates or ANSWERS)
         get_peft_config(self.trainable or "stage1", seg_token_id=0, train_embeddings=self.train_embeddings)
 
@@ -316,6 +327,15 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         self.prepare_to_save()
         if self.is_world_process_zero():
             print(self.trainable_summary)
+        self.setup_features()
+
+    def reasons_against_features(self) -> list[str]:
+        reasons = super().reasons_against_features()
+        if self.args.lm_weight:
+            reasons.append(
+                f"lm_weight={self.args.lm_weight} asks for a language loss, which needs the text (set it to 0)"
+            )
+        return reasons
 
     def _keep_trained_in_float32(self) -> None:
         # PEFT does so for LoRA only. An update at these learning rates is less than one step of a bfloat16 weight;
@@ -369,11 +389,18 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
             union = (predicted | target).sum(1)
             achieved = torch.where(union > 0, (predicted & target).sum(1) / union.clamp(min=1), 1.0)
             values["iou_loss"] = (outputs.iou_scores - achieved) ** 2
-        counts = torch.bincount(rows, minlength=len(inputs["input_ids"])).clamp(min=1)
-        share = 1 / (counts[rows] * len(inputs["input_ids"]))
+        batch = len(inputs["original_masks"])
+        counts = torch.bincount(rows, minlength=batch).clamp(min=1)
+        share = 1 / (counts[rows] * batch)
         return {name: (value * share).sum() for name, value in values.items()}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "features" in inputs:
+            outputs = model(features=inputs["features"])
+            values = self.mask_losses(outputs, inputs)
+            loss = self._weighted(values)
+            self.record(**values)
+            return (loss, outputs) if return_outputs else loss
         labels = F.pad(inputs["labels"], (0, 1), value=-100)[:, 1:]
         keep = torch.nonzero((labels != -100).any(0))[:, 0]
         labels = labels[:, keep]
@@ -382,11 +409,14 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
             "lm_loss": losses.language_modeling_loss(outputs.logits, labels).mean(),
             **self.mask_losses(outputs, inputs),
         }
-        loss = sum(getattr(self.args, name.replace("_loss", "_weight")) * value for name, value in values.items())
+        loss = self._weighted(values)
         supervised = labels != -100
         correct = ((outputs.logits.argmax(-1) == labels) & supervised).sum() / supervised.sum().clamp(min=1)
         self.record(**values, mean_token_accuracy=correct)
         return (loss, outputs) if return_outputs else loss
+
+    def _weighted(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
+        return sum(getattr(self.args, name.replace("_loss", "_weight")) * value for name, value in values.items())
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
