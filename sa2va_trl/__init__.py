@@ -12,7 +12,7 @@ from .models import (
     Segmentation,
     tiny_sa2va,
 )
-from .trainers import SegSFTConfig, SegSFTTrainer
+from .trainers import SegDPOConfig, SegDPOTrainer, SegSFTConfig, SegSFTTrainer
 
 
 __version__ = "0.1.0"
@@ -25,6 +25,8 @@ __all__ = [
     "Sa2VAOutput",
     "Sa2VAProcessor",
     "SegCollator",
+    "SegDPOConfig",
+    "SegDPOTrainer",
     "SegFeatures",
     "SegSFTConfig",
     "SegSFTTrainer",

@@ -247,12 +247,14 @@ class SegPeftModel(PeftModel):
     def save_pretrained(self, save_directory, safe_serialization=True, selected_adapters=None, **kwargs):
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write a pickle: adapters are saved as safetensors.")
+        # (TRL's copy of an adapter to measure preferences against is nobody's business later.)
+        selected_adapters = selected_adapters or [name for name in self.peft_config if name != "ref"]
         super().save_pretrained(save_directory, selected_adapters=selected_adapters, **kwargs)
         if "base_record" not in self.__dict__:
             self.base_record = base_record(self)
         if not kwargs.get("is_main_process", True):
             return
-        for name in selected_adapters or self.peft_config:
+        for name in selected_adapters:
             folder = Path(save_directory) / ("" if name == "default" else name)
             config = json.loads((folder / ADAPTER_CONFIG).read_text())
             # PEFT writes the path that the base was loaded from. It loads the adapter onto a given base without it.

@@ -8,7 +8,7 @@ from PIL import Image
 from ..losses import tubed_skeleton
 from ..models.processing import Sa2VAProcessor
 from .augment import Augmentation
-from .columns import normalize_row
+from .columns import DatasetError, _binary_mask, normalize_row
 
 
 QUESTIONS = ("Please segment the {phrase}.",)
@@ -80,7 +80,9 @@ class SegCollator:
             - `masks` of shape `(masks, mask_size, mask_size)`, uint8 {0, 1}, in the order of the model's masks;
             - `original_masks`, a list with a `(masks of the row, H, W)` uint8 tensor for each row, at its image's
             size;
-            - `skeletons`, like `masks`, if asked for.
+            - `skeletons`, like `masks`, if asked for;
+            - `chosen_masks` and `rejected_masks` of shape `(batch, mask_size, mask_size)`, where rows hold a pair (see
+            [`~preferences.build_preferences`]).
     """
 
     processor: Sa2VAProcessor
@@ -112,12 +114,15 @@ class SegCollator:
         return [templates[index] for index in rng.integers(len(templates), size=count)]
 
     def __call__(self, rows: list[dict]) -> dict:
-        chats, images, counts, masks = [], [], [], []
+        chats, images, counts, masks, pairs = [], [], [], [], []
         for position, raw in enumerate(rows):
             row = normalize_row(raw)
             rng = self._generator(raw, position)
+            pair = preference_pair(raw)
             if self.augmentation is not None and row["images"]:
-                row["images"], row["masks"] = self.augmentation(row["images"], row["masks"], rng)
+                number = len(row["masks"])
+                row["images"], changed = self.augmentation(row["images"], [*row["masks"], *pair], rng)
+                row["masks"], pair = changed[:number], changed[number:]
             chat = row["messages"]
             if chat is None:
                 number = len(row["phrases"])
@@ -128,6 +133,7 @@ class SegCollator:
             images.append(row["images"])
             counts.append(len(row["images"]))
             masks.append(row["masks"])
+            pairs.append(pair)
 
         pixels, blocks = self._tiles(images)
         encoded = [self.processor.encode_chat(chat, block) for chat, block in zip(chats, blocks, strict=True)]
@@ -141,6 +147,7 @@ class SegCollator:
             "image_counts": torch.tensor(counts),
             "original_masks": [_stack(group, size=None) for group in masks],
             "masks": _stack([mask for group in masks for mask in group], size=self.mask_size),
+            **stack_pairs(pairs, self.mask_size),
         }
         if self.with_skeletons:
             batch["skeletons"] = tubed_skeleton(batch["masks"])
@@ -152,6 +159,35 @@ class SegCollator:
         pixels = [part for part, _ in parts if part]
         names = pixels[0] if pixels else ()
         return {name: torch.cat([part[name] for part in pixels]) for name in names}, [blocks for _, blocks in parts]
+
+
+def preference_pair(row: dict) -> list[Image.Image]:
+    """The preferred and the rejected mask of a row (mode `L`, 0 and 255), or nothing."""
+    pair = [row.get("chosen_mask"), row.get("rejected_mask")]
+    return [] if None in pair else [_binary_mask(mask) for mask in pair]
+
+
+def stack_pairs(pairs: list[list[Image.Image]], size: int) -> dict[str, torch.Tensor]:
+    """
+    The pairs of a batch.
+
+    Args:
+        pairs (`list[list[PIL.Image.Image]]`): of each row, from [`preference_pair`].
+        size (`int`): side of the square that they are drawn on.
+
+    Returns:
+        `dict` with `chosen_masks` and `rejected_masks`, uint8 {0, 1} of shape `(rows, size, size)`; empty where no row
+        has a pair.
+
+    Raises:
+        `DatasetError`: some rows have a pair and others have none.
+    """
+    if not any(pairs):
+        return {}
+    if not all(pairs):
+        raise DatasetError("Rows with and without chosen_mask and rejected_mask are mixed in one batch.")
+    names = ("chosen_masks", "rejected_masks")
+    return {name: _stack(list(group), size) for name, group in zip(names, zip(*pairs, strict=True), strict=True)}
 
 
 def _stack(masks: list[Image.Image], size: int | None) -> torch.Tensor:

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from ..losses import tubed_skeleton
 from ..models.modeling import SegFeatures, pair_masks
 from ..models.processing import SEG_TOKEN
-from .collator import SegCollator, _stack, conversation
+from .collator import SegCollator, _stack, conversation, preference_pair, stack_pairs
 from .columns import _binary_mask, _layout, iter_undecoded
 
 
@@ -676,6 +676,7 @@ class FeatureCollator:
             "features": features,
             "original_masks": [_stack(group, size=None) for group in masks],
             "masks": _stack([mask for group in masks for mask in group], size=self.collator.mask_size),
+            **stack_pairs([preference_pair(row) for row in rows], self.collator.mask_size),
         }
         if self.collator.with_skeletons:
             batch["skeletons"] = tubed_skeleton(batch["masks"])

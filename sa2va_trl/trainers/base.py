@@ -1,3 +1,4 @@
+import copy
 import shutil
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -5,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
+import torch.nn.functional as F
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 from transformers.utils.hub import hf_api
+from trl.trainer.utils import create_model_from_path
 
-from ..data.collator import SegCollator
+from .. import losses
+from ..data.augment import Augmentation
+from ..data.collator import ANSWERS, QUESTIONS, SegCollator
 from ..data.columns import IMAGE_COLUMNS, DatasetError, check_dataset
 from ..data.features import (
     KEY,
@@ -42,13 +47,15 @@ from ..hub import (
     write_card,
 )
 from ..metrics import Counts, dice, iou
+from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
+from ..models.checkpoints import HUB_OPTIONS
 from ..models.grounding import upsample_mask_logits
-from .trainable import trainable_table
+from .trainable import LORA, freeze_all_but_full, get_peft_config, trainable_table
 
 
 COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "sample_id", "row_index", KEY]
 # What the collator makes for the trainer, not for the model.
-TARGETS = ("labels", "masks", "original_masks", "skeletons")
+TARGETS = ("labels", "masks", "original_masks", "skeletons", "chosen_masks", "rejected_masks")
 
 
 def refuse(args, reasons: dict[str, str]) -> None:
@@ -175,6 +182,135 @@ class SegTrainerMixin:
         for key, part in parts:
             if isinstance(train_dataset, Dataset) and isinstance(part, Dataset):
                 check_no_leakage(train_dataset, part, names=("train_dataset", key))
+
+    # Starting
+
+    # What trains unless the config says it.
+    _trainable = "stage1"
+
+    def prepare_run(
+        self,
+        model,
+        args,
+        data_collator,
+        train_dataset,
+        eval_dataset,
+        processing_class,
+        quantization_config,
+        peft_config,
+    ) -> dict:
+        """
+        Check and prepare what a trainer was given, before TRL's own constructor sees it.
+
+        Returns:
+            `dict`: the arguments of TRL's constructor that are affected.
+
+        Raises:
+            `ValueError`: options that contradict each other or cannot take effect.
+            `DatasetError`: rows that cannot be used, all of them at once, or splits that share patients.
+        """
+        train_dataset = self.prepare_dataset(train_dataset, "train_dataset", args.dataset_num_proc)
+        eval_dataset = self.prepare_dataset(eval_dataset, "eval_dataset", args.dataset_num_proc)
+        self.check_splits(train_dataset, eval_dataset)
+        if isinstance(train_dataset, Dataset):
+            # Repeated by concatenation, which copies nothing; a column added to a selection would copy all its rows.
+            train_dataset = concatenate_datasets([train_dataset.flatten_indices()] * args.dataset_repeats)
+            train_dataset = train_dataset.add_column("row_index", list(range(len(train_dataset))))
+        elif args.dataset_repeats > 1:
+            raise ValueError("dataset_repeats needs a datasets.Dataset, whose length is known.")
+        if isinstance(model, str) and processing_class is None:
+            options = args.model_init_kwargs or {}
+            options = {name: options[name] for name in (*HUB_OPTIONS, "subfolder") if name in options}
+            processing_class = Sa2VAProcessor.from_pretrained(model, **options)
+        if processing_class is None:
+            raise ValueError(
+                "processing_class, the model's Sa2VAProcessor, is needed with a model that is already loaded."
+            )
+
+        if not isinstance(model, str) and (args.model_init_kwargs is not None or quantization_config is not None):
+            raise ValueError(
+                "model_init_kwargs and quantization_config have no effect on a model that is already loaded."
+            )
+        if data_collator is not None:
+            names = ("augmentation", "mask_size", "question_templates", "answer_templates")
+            refuse(args, dict.fromkeys(names, "the given data_collator decides"))
+        decided = peft_config is not None or isinstance(model, PeftModel)
+        if decided:
+            refuse(args, dict.fromkeys((*LORA, "train_embeddings"), "the given adapter decides"))
+        if decided and args.trainable is not None:
+            raise ValueError("Give either `trainable` or a `peft_config`/`PeftModel`: both say what trains.")
+        trainable = args.trainable or self._trainable
+        if isinstance(model, str):
+            # As TRL does, which would look for the class in the config, where published checkpoints name remote code.
+            set_seed(args.seed)
+            loading = dict(args.model_init_kwargs or {})
+            if quantization_config is not None:
+                loading["quantization_config"] = quantization_config
+            if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+                loading["device_map"] = None
+            model = create_model_from_path(model, Sa2VAForConditionalGeneration, **loading)
+            args = copy.copy(args)
+            args.model_init_kwargs = None
+        if not decided:
+            peft_config = get_peft_config(
+                trainable,
+                processing_class.seg_token_id,
+                args.lora_r,
+                args.lora_alpha,
+                args.lora_dropout,
+                args.train_embeddings,
+                model.config.grounding_config.mask_decoder_name,
+            )
+            if peft_config is None:
+                freeze_all_but_full(model)
+        options = {
+            "processor": processing_class,
+            "mask_size": args.mask_size,
+            "questions": args.question_templates or QUESTIONS,
+            "answers": args.answer_templates or ANSWERS,
+            "with_skeletons": args.skeleton_recall_weight > 0,
+            "seed": args.data_seed if args.data_seed is not None else args.seed,
+        }
+        augmentation = Augmentation(**(args.augmentation or {}))
+        self.eval_collator = SegCollator(
+            **{**options, "questions": options["questions"][:1], "answers": options["answers"][:1]}
+        )
+        data_collator = data_collator or SegCollator(
+            **options, augmentation=None if augmentation == Augmentation() else augmentation
+        )
+        return {
+            "model": model,
+            "args": args,
+            "data_collator": data_collator,
+            "train_dataset": train_dataset,
+            "eval_dataset": eval_dataset,
+            "processing_class": processing_class,
+            "peft_config": peft_config,
+        }
+
+    def finish_init(self) -> None:
+        """Call at the end of a trainer's constructor."""
+        args = self.args
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            self._keep_trained_in_float32()
+        self.add_callback(_EpochToCollator(self.data_collator))
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        self.prepare_to_save()
+        if self.is_world_process_zero():
+            print(self.trainable_summary)
+        self.setup_features()
+
+    def _keep_trained_in_float32(self) -> None:
+        # PEFT does so for LoRA only. An update at these learning rates is less than one step of a bfloat16 weight;
+        # DeepSpeed and FSDP keep float32 masters themselves.
+        half = [p for p in self.model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
+        if half and not (self.args.bf16 or self.args.fp16):
+            raise ValueError(
+                "The weights to train are half precision: load the model with dtype=float32, or train with bf16=True."
+            )
+        for parameter in half:
+            parameter.data = parameter.data.float()
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = COLUMNS
@@ -373,6 +509,67 @@ class SegTrainerMixin:
             config.grounding_config.image_size,
             config.mask_threshold,
         )
+
+    # Losses
+
+    def mask_losses(self, outputs, inputs) -> dict[str, torch.Tensor]:
+        """
+        The mask losses of a batch, without their weights.
+
+        Args:
+            outputs (`Sa2VAOutput`): with `mask_logits`, `iou_scores` and `row_index`.
+            inputs (`dict`): the collator's batch.
+
+        Returns:
+            `dict[str, torch.Tensor]`: scalars, averaged over the masks of a row and then over all rows of the batch.
+
+        Raises:
+            `ValueError`: the batch has another number of masks than the model drew.
+        """
+        args, masks = self.args, inputs["masks"]
+        logits, rows = outputs.mask_logits, outputs.row_index
+        if len(logits) != len(masks):
+            raise ValueError(f"The conversations hold {len(logits)} [SEG] for {len(masks)} masks.")
+        if len(masks) == 0:
+            # Still a function of the model's output: ZeRO-3 wants the backward passes of all ranks to run alike.
+            logits = logits.new_zeros(masks.shape) + logits.sum()
+        elif logits.shape[-1] != masks.shape[-1]:
+            logits = F.interpolate(logits[:, None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        values = {}
+        if args.mask_weight or args.dice_weight:
+            points, targets = logits, masks
+            if args.num_points:
+                points, targets = losses.sample_points(
+                    logits, masks, args.num_points, args.oversample_ratio, args.importance_ratio
+                )
+            values["mask_loss"] = losses.mask_bce_loss(points, targets)
+            values["dice_loss"] = losses.dice_loss(points, targets)
+        if args.skeleton_recall_weight:
+            values["skeleton_recall_loss"] = losses.skeleton_recall_loss(logits, inputs["skeletons"])
+        if args.cldice_weight:
+            values["cldice_loss"] = losses.soft_cldice_loss(logits, masks, args.cldice_iterations)
+        if args.iou_weight:
+            predicted, target = (logits > 0).flatten(1), masks.bool().flatten(1)
+            union = (predicted | target).sum(1)
+            achieved = torch.where(union > 0, (predicted & target).sum(1) / union.clamp(min=1), 1.0)
+            values["iou_loss"] = (outputs.iou_scores - achieved) ** 2
+        batch = len(inputs["original_masks"])
+        counts = torch.bincount(rows, minlength=batch).clamp(min=1)
+        share = 1 / (counts[rows] * batch)
+        return {name: (value * share).sum() for name, value in values.items()}
+
+    def _weighted(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
+        return sum(getattr(self.args, name.replace("_loss", "_weight")) * value for name, value in values.items())
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            if prediction_loss_only:
+                return loss, None, None
+            statistics = self.statistics(outputs, inputs)
+        # Trainer computes metrics only where there are labels.
+        return loss, statistics, torch.zeros(len(statistics), device=statistics.device)
 
     # Saving and pushing
 

@@ -1,0 +1,59 @@
+"""
+Stage 2: preference optimisation over masks.
+
+    python recipes/build_preferences.py --model_name_or_path MODEL --dataset_name synthetic --output_dir PAIRS
+    python recipes/dpo.py --config recipes/configs/tiny/dpo.yaml --dataset_name PAIRS
+    accelerate launch --config_file accelerate_configs/zero3.yaml recipes/dpo.py \
+        --config recipes/configs/sa2va_internvl3_8b/dpo.yaml --dataset_name PAIRS --output_dir OUT
+"""
+
+from trl import TrlParser
+
+from sa2va_trl import SegDPOConfig, SegDPOTrainer
+from sa2va_trl.arguments import (
+    DataArguments,
+    ModelArguments,
+    SplitArguments,
+    checkpoint_to_resume,
+    get_split,
+    load_data,
+    load_model,
+)
+
+
+def main():
+    # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
+    parser = TrlParser((DataArguments, SplitArguments, SegDPOConfig, ModelArguments))
+    data_args, split_args, training_args, model_args = parser.parse_args_and_config()
+    checkpoint = checkpoint_to_resume(training_args)
+
+    # Data
+    data = load_data(data_args)
+    train_dataset = get_split(data, split_args.dataset_train_split, "dataset_train_split")
+    eval_dataset = None
+    if training_args.eval_strategy != "no":
+        eval_dataset = get_split(data, split_args.dataset_eval_split, "dataset_eval_split")
+
+    # Model
+    model, processor = load_model(model_args, merge=True)
+
+    # Training
+    trainer = SegDPOTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    # Save
+    trainer.save_model(training_args.output_dir)
+    trainer.save_state()
+    trainer.create_model_card(dataset_name=data_args.dataset_name)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from trl import DPOConfig, DPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import use_adapter
+
+from .. import losses
+from ..data.collator import SegCollator
+from ..data.columns import DatasetError
+from ..data.features import before_the_cut
+from ..preferences import mine_pairs
+from .base import TARGETS, SegTrainerMixin, mean_statistics, refuse
+from .options import SegArguments
+
+
+_NO_TOKENS = "preferences are over masks; no log-probability of a token is computed"
+REFUSED = {
+    "max_length": "truncating could cut image tokens or [SEG]; shorten the text or lower the number of tiles",
+    "truncation_mode": "nothing is truncated",
+    "padding_free": "rows with images are padded",
+    "pad_to_multiple_of": "batches are padded to their longest row",
+    "precompute_ref_log_probs": "the reference is a pass of the mask decoder; cache the features instead",
+    "precompute_ref_batch_size": "the reference is a pass of the mask decoder; cache the features instead",
+    "loss_weights": "one loss_type at a time; `sft_weight` adds the supervised losses",
+    "ld_alpha": _NO_TOKENS,
+    "f_divergence_type": _NO_TOKENS,
+    "f_alpha_divergence_coef": _NO_TOKENS,
+    "use_weighting": _NO_TOKENS,
+    "discopop_tau": _NO_TOKENS,
+    "sync_ref_model": "the reference is the model that training starts from",
+    "ref_model_mixup_alpha": "the reference is the model that training starts from",
+    "ref_model_sync_steps": "the reference is the model that training starts from",
+    "router_aux_loss_coef": "the supported language models have no router",
+    "pad_token": "the tokenizer's own padding token is used",
+    "label_smoothing_factor": "see `label_smoothing` with loss_type='robust'",
+    "eval_do_concat_batches": "Dice and IoU are averaged over all batches",
+    "batch_eval_metrics": "Dice and IoU are averaged over all batches",
+    "label_names": "masks are what the collator makes",
+    "use_liger_kernel": "it would replace the forward that also draws the masks",
+    "trust_remote_code": "the model is native; no code is downloaded",
+}
+
+
+@dataclass
+class SegDPOConfig(SegArguments, DPOConfig):
+    r"""
+    Configuration of [`SegDPOTrainer`]: that of [`trl.DPOConfig`], that of [`~trainers.options.SegArguments`], and:
+
+    > [!NOTE]
+    > Different from `SegSFTConfig`: `trainable` is `"head"` by default. Different from `DPOConfig`: one `loss_type` of
+    > `"sigmoid"`, `"hinge"`, `"ipo"` and `"robust"`.
+
+    Parameters:
+        score (`str`, *optional*, defaults to `"region"`):
+            The implicit reward of a mask: `"dice"`, `"log_dice"` or `"region"`, see [`~losses.mask_rewards`].
+        use_reference (`bool`, *optional*, defaults to `True`):
+            Measure rewards against the model that training starts from.
+        sft_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the supervised losses (`mask_weight` x BCE + `dice_weight` x Dice + ...) on the ground truth.
+        pairs (`str`, *optional*, defaults to `"dataset"`):
+            `"dataset"`: rows hold `chosen_mask` and `rejected_mask`. `"online"`: pairs are mined from the present
+            policy, batch by batch, see [`~preferences.mine_pairs`].
+        online_chosen, online_rejected (`str`, *optional*, default to `"ground_truth"` and `"greedy"`):
+            How online pairs are made, see [`~preferences.make_pair`].
+        min_gap (`float`, *optional*, defaults to 0.15): least difference in Dice of an online pair.
+    """
+
+    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "augmentation"]
+    _REFUSED = REFUSED
+
+    score: str = field(default="region", metadata={"help": "Implicit reward of a mask: dice, log_dice or region."})
+    use_reference: bool = field(default=True, metadata={"help": "Measure rewards against the starting model."})
+    sft_weight: float = field(default=0.0, metadata={"help": "Weight of the supervised losses."})
+    pairs: str = field(default="dataset", metadata={"help": "Where pairs come from: dataset or online."})
+    online_chosen: str = field(default="ground_truth", metadata={"help": "Preferred mask of an online pair."})
+    online_rejected: str = field(default="greedy", metadata={"help": "Rejected mask of an online pair."})
+    min_gap: float = field(default=0.15, metadata={"help": "Least difference in Dice of an online pair."})
+    max_length: int | None = field(default=None, metadata={"help": "Not available: nothing is truncated."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.score not in losses.PREFERENCE_SCORES:
+            raise ValueError(f"score must be one of {', '.join(losses.PREFERENCE_SCORES)}, got {self.score!r}.")
+        if len(self.loss_type) != 1:
+            raise ValueError(f"loss_type must be one of {', '.join(losses.PREFERENCE_LOSSES)}, got {self.loss_type}.")
+        losses.preference_loss(torch.zeros(1), self.loss_type[0], self.beta, self.label_smoothing)
+        if self.sft_weight < 0:
+            raise ValueError(f"sft_weight must not be negative, got {self.sft_weight}.")
+        if self.train_embeddings != "none":
+            raise ValueError("train_embeddings has no meaning here: no loss reaches the words.")
+        if self.pairs not in ("dataset", "online"):
+            raise ValueError(f"pairs must be dataset or online, got {self.pairs!r}.")
+        if self.pairs == "dataset":
+            names = ("online_chosen", "online_rejected", "min_gap")
+            refuse(self, dict.fromkeys(names, "only pairs=online mines pairs"))
+
+
+class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
+    """
+    Direct preference optimisation over masks.
+
+    A mask decoder is deterministic, so a mask has no log-probability of its own; `args.score` stands in for it (see
+    [`~losses.mask_rewards`]), and DPO's losses (arXiv 2305.18290) are taken on the margin of the preferred over the
+    rejected mask. With the reference, margins and hence `rewards/accuracies` are zero at the first step.
+
+    The reference is the model with its adapter switched off, a copy of a given adapter, or `ref_model`; there is never
+    a second copy of the backbone beside an adapter. Where nothing before the mask head trains, policy and reference
+    share one `encode` (or features computed once, see `cache_features`).
+
+    Logged: TRL's `rewards/chosen`, `rewards/rejected`, `rewards/margins` and `rewards/accuracies`; `masks/dice_chosen`
+    and `masks/dice_rejected` (Dice of the drawn mask with each), `masks/greedy_dice` (with the ground truth), and
+    `masks/pairs`, the share of masks that had a pair. Evaluation reports `eval_dice` and `eval_iou` as
+    [`SegSFTTrainer`] does, and the best checkpoint is chosen by Dice; rows without a pair have the supervised losses
+    as their `eval_loss`.
+
+    Args:
+        model (`str`, `Sa2VAForConditionalGeneration` or `PeftModel`): what to train.
+        ref_model (`Sa2VAForConditionalGeneration`, *optional*): the reference where no adapter trains.
+        args (`SegDPOConfig`): options.
+        data_collator (`SegCollator`, *optional*): made from `args` by default.
+        train_dataset (`datasets.Dataset`): from [`~preferences.build_preferences`], or any with `pairs="online"`.
+        eval_dataset (`datasets.Dataset` or a `dict` of them, *optional*):
+            Sharing no sample, video or patient with `train_dataset`; with or without pairs.
+        processing_class (`Sa2VAProcessor`, *optional*): loaded from the model's name by default.
+        compute_metrics, callbacks, optimizers, quantization_config: as in `DPOTrainer`.
+        peft_config (`LoraConfig`, *optional*): in place of `args.trainable`.
+
+    Raises:
+        `DatasetError`: bad rows, all at once, rows without pairs, or splits that share something.
+        `ValueError`: options that contradict each other, or no reference.
+    """
+
+    _tag_names = [*SegTrainerMixin._tag_names, "dpo"]
+    _name = "SegDPO"
+    _stage = "preference optimisation over masks"
+    _trainable = "head"
+
+    def __init__(
+        self,
+        model,
+        ref_model=None,
+        args: SegDPOConfig | None = None,
+        data_collator: SegCollator | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        compute_metrics=None,
+        callbacks=None,
+        optimizers=(None, None),
+        quantization_config=None,
+        peft_config=None,
+    ):
+        if args is None:
+            args = SegDPOConfig("sa2va-dpo")
+        if not isinstance(args, SegDPOConfig):
+            raise TypeError(f"args must be a SegDPOConfig, got {type(args).__name__}.")
+        columns = getattr(train_dataset, "column_names", None) or []
+        if args.pairs == "dataset" and not {"chosen_mask", "rejected_mask"} <= set(columns):
+            raise DatasetError(
+                "train_dataset has no chosen_mask and rejected_mask: make them with recipes/build_preferences.py, or "
+                "mine them while training with pairs='online'."
+            )
+        if ref_model is not None and not args.use_reference:
+            raise ValueError("ref_model has no effect with use_reference=False.")
+        prepared = self.prepare_run(
+            model, args, data_collator, train_dataset, eval_dataset, processing_class, quantization_config, peft_config
+        )
+        if ref_model is None and prepared["peft_config"] is None and not isinstance(prepared["model"], PeftModel):
+            raise ValueError(
+                "trainable='full' leaves no adapter that could be switched off for the reference: give ref_model."
+            )
+        super().__init__(
+            **prepared,
+            ref_model=ref_model,
+            compute_metrics=compute_metrics or mean_statistics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._copy_trained_tokens()
+        # Whether policy and reference see the same features.
+        self._shared_encoding = ref_model is None and not any(
+            parameter.requires_grad for _, parameter in before_the_cut(self.model)
+        )
+        self.finish_init()
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, "chosen_mask", "rejected_mask"]
+
+    def _copy_trained_tokens(self) -> None:
+        # TRL's copy of a given adapter leaves out trained rows of the embeddings, whose names end in the adapter's.
+        named = dict(self.model.named_parameters())
+        for name, parameter in named.items():
+            if name.endswith(".default") and (copied := named.get(name.removesuffix("default") + "ref")) is not None:
+                copied.data.copy_(parameter.data)
+
+    def _draw(self, model, inputs):
+        """Masks of the policy, masks of the reference (or `None`) and, where they were needed, the features."""
+        given = {name: value for name, value in inputs.items() if name not in TARGETS}
+        features = given.get("features")
+        online = self.args.pairs == "online" and self.model.training
+        if features is None and (self._shared_encoding or online):
+            with torch.no_grad():
+                features = model(**given, encode_only=True).features
+        if features is not None and self._shared_encoding:
+            given = {"features": features}
+        elif "features" not in given:
+            given["logits_to_keep"] = 1  # nothing is learned from them
+        outputs = model(**given)
+        if not self.args.use_reference:
+            return outputs, None, features
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            if self.ref_model is not None:
+                return outputs, self.ref_model(**given).mask_logits, features
+            adapted = self.accelerator.unwrap_model(self.model)
+            with use_adapter(adapted, adapter_name="ref" if "ref" in adapted.peft_config else None):
+                return outputs, self.model(**given).mask_logits, features
+
+    def _pairs(self, inputs, features, count: int):
+        """Preferred and rejected masks, and which of the batch's masks they are about; `None` without any."""
+        if "chosen_masks" in inputs:
+            if len(inputs["chosen_masks"]) != count:
+                raise DatasetError(
+                    f"{len(inputs['chosen_masks'])} pairs for {count} masks: a row of preferences has one object."
+                )
+            return inputs["chosen_masks"], inputs["rejected_masks"], slice(None)
+        if self.args.pairs == "dataset" or not self.model.training:
+            return None
+        generator = torch.Generator().manual_seed(self.args.seed + self.state.global_step)
+        mined = mine_pairs(
+            self.accelerator.unwrap_model(self.model),
+            features,
+            inputs["masks"],
+            self.args.online_chosen,
+            self.args.online_rejected,
+            min_gap=self.args.min_gap,
+            sampler=None,
+            generator=generator,
+        )
+        return mined.chosen, mined.rejected, mined.index
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        outputs, reference, features = self._draw(model, inputs)
+        logits, masks = outputs.mask_logits, inputs["masks"]
+        supervised = self._weighted(self.mask_losses(outputs, inputs))
+        pairs = self._pairs(inputs, features, len(logits))
+        if pairs is None:
+            loss = supervised
+        else:
+            chosen, rejected, index = pairs
+            logits = _resize(logits, chosen.shape[-2:])
+            base = None if reference is None else _resize(reference, chosen.shape[-2:])[index]
+            own, other = losses.mask_rewards(logits[index], chosen, rejected, self.args.score, base)
+            each = losses.preference_loss(
+                own - other, self.args.loss_type[0], self.args.beta, self.args.label_smoothing
+            )
+            # Every mask counts alike, with or without a pair, so that neither micro-batches nor processes matter.
+            # (The sum of all logits keeps every rank's backward pass the same where none has a pair.)
+            loss = (each.sum() + 0.0 * logits.sum()) / max(1, len(masks)) + self.args.sft_weight * supervised
+            self._record_pairs(logits.detach(), masks, own.detach(), other.detach(), chosen, rejected, index)
+        return (loss, outputs) if return_outputs else loss
+
+    def _record_pairs(self, logits, masks, own, other, chosen, rejected, index):
+        threshold = self.accelerator.unwrap_model(self.model).config.mask_threshold
+        drawn = (logits.sigmoid() > threshold).float()
+        truth = masks if masks.shape == drawn.shape else F.interpolate(masks[:, None].float(), drawn.shape[-2:])[:, 0]
+        none = logits.new_zeros(1)
+
+        def mean(values):
+            return (values if len(values) else none).mean()
+
+        beta = self.args.beta
+        self.record(
+            **{
+                "rewards/chosen": beta * mean(own),
+                "rewards/rejected": beta * mean(other),
+                "rewards/margins": beta * mean(own - other),
+                "rewards/accuracies": mean((own > other).float()),
+                "masks/dice_chosen": mean(losses.soft_dice(drawn[index], chosen) if len(chosen) else none),
+                "masks/dice_rejected": mean(losses.soft_dice(drawn[index], rejected) if len(chosen) else none),
+                "masks/greedy_dice": mean(losses.soft_dice(drawn, truth) if len(drawn) else none),
+                "masks/pairs": torch.tensor(len(chosen) / max(1, len(masks)), device=logits.device),
+            }
+        )
+
+
+def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if logits.shape[-2:] == size or not len(logits):
+        return logits
+    return F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]

@@ -1,0 +1,140 @@
+from dataclasses import dataclass, field
+
+import torch
+
+from ..data.augment import Augmentation
+from ..data.collator import ANSWERS, QUESTIONS, check_templates
+from .base import check_cache_options, refuse
+from .trainable import EMBEDDINGS, LORA, TRAINABLE, get_peft_config
+
+
+@dataclass
+class SegArguments:
+    r"""
+    What the configs of the mask trainers share, beside TRL's own config that each of them extends too.
+
+    Parameters:
+        > Parameters that control what trains
+
+        trainable (`str`, *optional*):
+            `"stage1"`, `"head"` or `"full"`, see [`~trainers.trainable.get_peft_config`]. Defaults to `"stage1"`,
+            unless the trainer gets a `peft_config` or a `PeftModel`, which then decide.
+        lora_r, lora_alpha, lora_dropout:
+            LoRA of `"stage1"`.
+        train_embeddings (`str`, *optional*, defaults to `"none"`):
+            `"none"`, `"seg"` or `"full"`, with `"stage1"`.
+
+        > Parameters that control the loss
+
+        mask_weight (`float`, *optional*, defaults to 2.0), dice_weight (0.5):
+            Weights of mask BCE and Dice; the official ones.
+        skeleton_recall_weight, cldice_weight, iou_weight (`float`, *optional*, defaults to 0.0):
+            Weights of the skeleton recall loss, soft clDice, and the squared error of SAM 2's predicted IoU.
+        cldice_iterations (`int`, *optional*, defaults to 10):
+            At least half the width of the widest vessel, in cells of the mask grid.
+        num_points (`int`, *optional*, defaults to 12544):
+            Points that BCE and Dice are computed on; 0 for all cells of the grid.
+        oversample_ratio (`float`, *optional*, defaults to 3.0), importance_ratio (0.75):
+            See [`~losses.sample_points`].
+        mask_size (`int`, *optional*):
+            Side of the grid that masks are compared on; the decoder's own by default.
+
+        > Parameters that control the data
+
+        augmentation (`dict`, *optional*):
+            Arguments of [`~data.augment.Augmentation`], for training only.
+        question_templates, answer_templates (`list[str]`, *optional*):
+            What `phrase` columns are wrapped in.
+        dataset_repeats (`int`, *optional*, defaults to 1):
+            How often the training rows are seen in one epoch.
+        early_stopping_patience (`int`, *optional*):
+            Evaluations without a better metric before training stops.
+        cache_features (`str`, *optional*, defaults to `"auto"`):
+            `"on"` computes what comes before the mask head once and reads it from disk from then on, `"off"` does so
+            in every step. `"auto"` is `"on"` where that changes nothing: with `trainable="head"`, `lm_weight=0`, no
+            augmentation, at most one template each, and room on the disk. It says what it decided and why.
+        cache_dir (`str`, *optional*):
+            Where features go: beside the data set, or else into the cache of `datasets`, by default.
+    """
+
+    # Inherited options that have no meaning, and what to do instead.
+    _REFUSED = {}
+
+    trainable: str | None = field(
+        default=None, metadata={"help": f"What trains: one of {', '.join(TRAINABLE)}. Defaults to stage1."}
+    )
+    lora_r: int = field(default=64, metadata={"help": "LoRA rank of stage1."})
+    lora_alpha: int = field(default=128, metadata={"help": "LoRA alpha of stage1."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "LoRA dropout of stage1."})
+    train_embeddings: str = field(
+        default="none", metadata={"help": f"Embeddings and head in stage1: one of {', '.join(EMBEDDINGS)}."}
+    )
+    mask_weight: float = field(default=2.0, metadata={"help": "Weight of the mask BCE."})
+    dice_weight: float = field(default=0.5, metadata={"help": "Weight of the Dice loss."})
+    skeleton_recall_weight: float = field(default=0.0, metadata={"help": "Weight of the skeleton recall loss."})
+    cldice_weight: float = field(default=0.0, metadata={"help": "Weight of the soft clDice loss."})
+    cldice_iterations: int = field(default=10, metadata={"help": "Iterations of the soft skeleton."})
+    iou_weight: float = field(default=0.0, metadata={"help": "Weight of the error of the predicted IoU."})
+    num_points: int = field(default=12544, metadata={"help": "Points a mask for BCE and Dice; 0 for the dense loss."})
+    oversample_ratio: float = field(default=3.0, metadata={"help": "Candidates drawn for each point."})
+    importance_ratio: float = field(default=0.75, metadata={"help": "Share of points where the mask is uncertain."})
+    mask_size: int | None = field(default=None, metadata={"help": "Side of the grid that masks are compared on."})
+    augmentation: dict | str | None = field(default=None, metadata={"help": "Augmentation of training rows."})
+    question_templates: list[str] | None = field(
+        default=None, metadata={"help": "Questions with {phrase}; one is drawn for each object."}
+    )
+    answer_templates: list[str] | None = field(
+        default=None, metadata={"help": "Answers with one [SEG]; one is drawn for each object."}
+    )
+    dataset_repeats: int = field(default=1, metadata={"help": "How often an epoch sees each training row."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without improvement before training stops."}
+    )
+    cache_features: str = field(
+        default="auto", metadata={"help": "Features of what is frozen, computed once: auto, on or off."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where features go; beside the data by default."})
+
+    def __post_init__(self):
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "dice"
+        refuse(self, self._REFUSED)  # before the base class turns defaults into values
+        super().__post_init__()
+        if self.train_sampling_strategy == "group_by_length":
+            raise ValueError("train_sampling_strategy='group_by_length' is not available: rows have no token lengths.")
+        if self.prediction_loss_only and self.metric_for_best_model in ("dice", "iou", "eval_dice", "eval_iou"):
+            raise ValueError(
+                f"prediction_loss_only=True computes no {self.metric_for_best_model} to choose the best checkpoint by."
+            )
+        for name in ("mask", "dice", "skeleton_recall", "cldice", "iou"):
+            if getattr(self, f"{name}_weight") < 0:
+                raise ValueError(f"{name}_weight must not be negative, got {getattr(self, f'{name}_weight')}.")
+        if self.num_points < 0 or self.oversample_ratio < 1 or not 0 <= self.importance_ratio <= 1:
+            raise ValueError(
+                "num_points must not be negative, oversample_ratio at least 1 and importance_ratio within [0, 1]; got "
+                f"{self.num_points}, {self.oversample_ratio} and {self.importance_ratio}."
+            )
+        for name, least in (("dataset_repeats", 1), ("lora_r", 1), ("lora_alpha", 1), ("cldice_iterations", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.mask_size is not None and self.mask_size < 1:
+            raise ValueError(f"mask_size must be at least 1, got {self.mask_size}.")
+        if self.trainable in ("head", "full"):
+            refuse(self, dict.fromkeys(LORA, f"trainable={self.trainable!r} has no LoRA"))
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError("early_stopping_patience needs load_best_model_at_end=True and a metric to watch.")
+        try:
+            augmentation = Augmentation(**(self.augmentation or {}))
+        except TypeError as error:
+            names = ", ".join(Augmentation.__dataclass_fields__)
+            raise ValueError(f"augmentation takes {names}; got {self.augmentation}.") from error
+        if self.dataloader_persistent_workers and augmentation != Augmentation():
+            raise ValueError(
+                "augmentation needs dataloader_persistent_workers=False: workers that live on never learn of a new "
+                "epoch."
+            )
+        check_cache_options(self)
+        check_templates(self.question_templates or QUESTIONS, self.answer_templates or ANSWERS)
+        get_peft_config(self.trainable or "stage1", seg_token_id=0, train_embeddings=self.train_embeddings)

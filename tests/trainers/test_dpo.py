@@ -1,0 +1,199 @@
+"""Preference optimisation over masks: what trains, against which reference, and what is logged."""
+
+import math
+
+import pytest
+import torch
+from datasets import Features
+from datasets import Image as ImageFeature
+from peft import PeftModel
+from PIL import Image
+
+from sa2va_trl import SegDPOConfig, SegDPOTrainer, tiny_sa2va
+from sa2va_trl.data import DatasetError, synthetic_dataset
+
+
+def with_pairs(dataset):
+    """The ground truth against an empty mask."""
+    features = Features(
+        {**dataset.features, "chosen_mask": ImageFeature(mode="L"), "rejected_mask": ImageFeature(mode="L")}
+    )
+    return dataset.map(
+        lambda row: {"chosen_mask": row["mask"], "rejected_mask": Image.new("L", row["mask"].size)}, features=features
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    return with_pairs(synthetic_dataset(num_videos=1, frames_per_video=4, size=64))
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return synthetic_dataset(num_videos=1, frames_per_video=2, size=64, first_video=8)
+
+
+def config(tmp_path, **options):
+    return SegDPOConfig(
+        **{
+            "output_dir": str(tmp_path / "out"),
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "report_to": "none",
+            "use_cpu": True,
+            "cache_features": "off",
+            "num_points": 0,
+            "gradient_checkpointing": False,
+            **options,
+        }
+    )
+
+
+def make(tmp_path, data, eval_dataset=None, model=None, ref_model=None, **options):
+    tiny, processor = tiny_sa2va(image_size=128)
+    return SegDPOTrainer(
+        model=model or tiny,
+        ref_model=ref_model,
+        args=config(tmp_path, **options),
+        train_dataset=data,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+    )
+
+
+def first_log(trainer, name):
+    return next(entry[name] for entry in trainer.state.log_history if name in entry)
+
+
+@pytest.mark.parametrize("trainable", ["head", "stage1"])
+@pytest.mark.parametrize("score", ["dice", "log_dice", "region"])
+def test_every_trainable_parameter_moves_and_the_first_loss_is_log_two(tmp_path, data, score, trainable):
+    trainer = make(tmp_path, data, score=score, trainable=trainable, beta=1.0, max_steps=3)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    assert first_log(trainer, "loss") == pytest.approx(math.log(2), abs=1e-4)
+    assert first_log(trainer, "rewards/margins") == pytest.approx(0, abs=1e-6)
+    assert trainer.state.log_history[1]["rewards/margins"] > 0
+    still = []
+    for name, value in trainer.model.named_parameters():
+        assert value.requires_grad or torch.equal(value, before[name]), name
+        if value.requires_grad and torch.equal(value, before[name]):
+            still.append(name)
+    # As in supervised training: nothing is learned about IoU and presence, and only the chosen mask gets a gradient.
+    unreached = ("iou_prediction_head", "pred_obj_score_head", "output_hypernetworks_mlps")
+    assert all(any(part in name for part in unreached) for name in still), still
+    if trainable == "stage1":
+        assert any("lora_B" in name for name in before)
+
+
+def test_the_gradient_reaches_the_language_model_and_the_head(tmp_path, data):
+    trainer = make(tmp_path, data, trainable="stage1", score="region")
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, batch).backward()
+    reached = {name for name, value in trainer.model.named_parameters() if value.grad is not None and value.grad.any()}
+    assert any("language_model" in name and "lora_B" in name for name in reached)
+    assert any("text_hidden_fcs" in name for name in reached)
+    assert any("multi_modal_projector" in name for name in reached)
+
+
+def test_the_reference_stays_what_training_started_from(tmp_path, data):
+    trainer = make(tmp_path, data, score="region", max_steps=3)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    _, before, _ = trainer._draw(trainer.model, batch)
+    trainer.train()
+    outputs, after, _ = trainer._draw(trainer.model, batch)
+    assert torch.equal(before, after)
+    assert not torch.allclose(outputs.mask_logits, after, atol=1e-4)
+
+
+def test_a_given_adapter_is_its_own_reference(tmp_path, data):
+    first = make(tmp_path, data, score="dice", max_steps=2)
+    first.train()
+    trained = first.model
+    assert isinstance(trained, PeftModel)
+    again = make(tmp_path, data, model=trained, score="region", max_steps=1)
+    assert "ref" in again.model.peft_config
+    again.train()
+    assert first_log(again, "loss") == pytest.approx(math.log(2), abs=1e-4)
+    again.save_model(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved" / "ref").exists()
+
+
+def test_full_training_needs_a_reference_and_takes_one(tmp_path, data):
+    with pytest.raises(ValueError, match="give ref_model"):
+        make(tmp_path, data, trainable="full")
+    other, _ = tiny_sa2va(image_size=128)
+    trainer = make(tmp_path, data, trainable="full", ref_model=other, max_steps=1)
+    trainer.train()
+    assert first_log(trainer, "loss") == pytest.approx(math.log(2), abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_reference": False}, {"sft_weight": 1.0}, {"loss_type": "hinge"}])
+def test_accumulation_does_not_change_the_run(tmp_path, data, options):
+    runs = []
+    for size, steps in ((4, 1), (1, 4)):
+        trainer = make(
+            tmp_path,
+            data,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            score="dice",
+            train_sampling_strategy="sequential",
+            **options,
+        )
+        trainer.train()
+        runs.append([entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry])
+    assert runs[0] == pytest.approx(runs[1], rel=1e-3)
+
+
+def test_cached_features_give_the_same_run(tmp_path, data):
+    logs = []
+    for mode in ("off", "on"):
+        trainer = make(tmp_path, data, cache_features=mode, cache_dir=None if mode == "off" else str(tmp_path / "f"))
+        trainer.train()
+        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+    for one, two in zip(*logs, strict=True):
+        for name in ("loss", "grad_norm", "rewards/margins", "masks/greedy_dice", "masks/dice_chosen"):
+            assert one[name] == pytest.approx(two[name], abs=1e-5), name
+
+
+def test_online_pairs_need_no_columns(tmp_path, held_out):
+    rows = synthetic_dataset(num_videos=1, frames_per_video=4, size=64)
+    trainer = make(tmp_path, rows, eval_dataset=held_out, pairs="online", score="region", eval_strategy="epoch")
+    trainer.train()
+    assert first_log(trainer, "masks/pairs") == 1.0  # an untrained model is far from every truth
+    assert first_log(trainer, "eval_dice") >= 0
+
+
+def test_evaluation_without_pairs_reports_dice(tmp_path, data, held_out):
+    trainer = make(tmp_path, data, eval_dataset=held_out)
+    metrics = trainer.evaluate()
+    assert 0 <= metrics["eval_dice"] <= 1
+    assert metrics["eval_loss"] > 0
+
+
+def test_rows_without_pairs_are_refused(tmp_path):
+    with pytest.raises(DatasetError, match="build_preferences"):
+        make(tmp_path, synthetic_dataset(num_videos=1, frames_per_video=2, size=64))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score": "iou"}, "score must be one of"),
+        ({"loss_type": ["sigmoid", "hinge"]}, "loss_type must be one of"),
+        ({"loss_type": "kto_pair"}, "must be one of"),
+        ({"label_smoothing": 0.1}, "no effect with loss_type"),
+        ({"beta": 0.0}, "beta. must be positive"),
+        ({"min_gap": 0.3}, "only pairs=online"),
+        ({"max_length": 512}, "max_length"),
+        ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs"),
+        ({"train_embeddings": "full", "trainable": "stage1"}, "no loss reaches the words"),
+    ],
+)
+def test_options_without_a_meaning_raise(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **options)
