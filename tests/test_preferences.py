@@ -698,6 +698,11 @@ def test_bad_pairs_are_all_named(network, rows, caplog):
     ):
         with pytest.raises(DatasetError, match=f"(?s)1 of 4 pairs.*row 2.*{reason}"):
             check_preferences(spoilt(pairs, column, value))
+    whole = pairs.with_format("arrow")[:].to_pylist()[2]["rejected_mask"]
+    torn = spoilt(pairs, "rejected_mask", {"bytes": whole["bytes"][:50], "path": None})
+    check_dataset(torn)  # looks at images and masks only
+    with pytest.raises(DatasetError, match="(?s)1 of 4 pairs.*row 2.*rejected_mask is unreadable"):
+        check_preferences(torn)
     turned = spoilt(pairs, "chosen_reward", 0.0, row=1)
     turned = spoilt(turned, "rejected_reward", 0.5, row=1)
     with pytest.raises(DatasetError, match="(?s)worse than the rejected one in 1 of 4 pairs.*row 1.*rejected 0.5000"):
