@@ -498,9 +498,12 @@ def test_batch_size_does_not_matter_and_seeds_do(network, rows):
     assert one["sample_id"] == four["sample_id"]
     np.testing.assert_allclose(one["rejected_reward"], four["rejected_reward"], atol=0.01)
     other = build(rows, network, batch_size=4, sampler=sampler, seed=1, **options)
-    assert dict(zip(four["sample_id"], four["rejected_reward"], strict=True)) != dict(
-        zip(other["sample_id"], other["rejected_reward"], strict=True)
-    )
+    for kind in ("ground_truth_vs_worst", "ground_truth_vs_corrupted"):
+        masks = [
+            [array(pair["rejected_mask"]).tobytes() for pair in pairs if pair["pair_kind"] == kind]
+            for pairs in (four, other)
+        ]
+        assert masks[0] != masks[1]
     assert torch.equal(torch.get_rng_state(), state[0]) and np.array_equal(np.random.get_state()[1], state[1])
 
 
