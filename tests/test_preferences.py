@@ -508,23 +508,32 @@ def test_batch_size_does_not_matter_and_seeds_do(network, rows):
 
 
 def test_a_larger_gap_keeps_fewer_pairs_and_the_message_counts_them(network, rows):
-    gaps = {}
+    spread = {"rejected": ["greedy", "broken_branch", "lost_branches", "dilated"]}
     for reward in ("dice", {"dice": 0.6, "cldice": 0.4}):
-        everything = build(rows, network, reward=reward)
+        everything = build(rows, network, reward=reward, **spread)
         gaps = np.array(everything["chosen_reward"]) - np.array(everything["rejected_reward"])
         for min_gap in (float(np.median(gaps)), float(gaps.max())):
-            pairs = build(rows, network, reward=reward, min_gap=min_gap)
-            assert len(pairs) == (gaps >= min_gap).sum() < len(rows)
+            pairs = build(rows, network, reward=reward, min_gap=min_gap, **spread)
+            assert len(pairs) == (gaps >= min_gap).sum() < len(everything) == 16
             assert set(pairs["sample_id"]) <= set(everything["sample_id"])
-        with pytest.raises(DatasetError, match="None of 4 pairs") as error:
-            build(rows, network, reward=reward, min_gap=1.01)
+        with pytest.raises(DatasetError, match="None of 16 pairs") as error:
+            build(rows, network, reward=reward, min_gap=1.01, **spread)
         table = {float(step): int(count) for step, count in re.findall(r"^  ([\d.]+) +(\d+)$", str(error.value), re.M)}
-        assert table[0] == 4 and len(table) > 5
+        assert table[0] == 16 and len(table) > 5 and len(set(table.values())) > 3
         assert table == {step: (gaps >= step).sum() for step in table}
     assert (
         build(rows, network, reward=WeightedReward({"dice": 1}))["rejected_reward"]
         == build(rows, network)["rejected_reward"]
     )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_in_evaluation_mode_afterwards(tiny, rows, training):
+    model, _ = tiny
+    model.train(training)
+    build(rows.select([0]), tiny)
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
 def test_pairs_the_wrong_way_round_are_counted_and_left_out(network, rows, caplog):
