@@ -498,30 +498,42 @@ def test_batch_size_does_not_matter_and_seeds_do(network, rows):
     assert one["sample_id"] == four["sample_id"]
     np.testing.assert_allclose(one["rejected_reward"], four["rejected_reward"], atol=0.01)
     other = build(rows, network, batch_size=4, sampler=sampler, seed=1, **options)
-    assert dict(zip(four["sample_id"], four["rejected_reward"], strict=True)) != dict(
-        zip(other["sample_id"], other["rejected_reward"], strict=True)
-    )
+    for kind in ("ground_truth_vs_worst", "ground_truth_vs_corrupted"):
+        masks = [
+            [array(pair["rejected_mask"]).tobytes() for pair in pairs if pair["pair_kind"] == kind]
+            for pairs in (four, other)
+        ]
+        assert masks[0] != masks[1]
     assert torch.equal(torch.get_rng_state(), state[0]) and np.array_equal(np.random.get_state()[1], state[1])
 
 
 def test_a_larger_gap_keeps_fewer_pairs_and_the_message_counts_them(network, rows):
-    gaps = {}
+    spread = {"rejected": ["greedy", "broken_branch", "lost_branches", "dilated"]}
     for reward in ("dice", {"dice": 0.6, "cldice": 0.4}):
-        everything = build(rows, network, reward=reward)
+        everything = build(rows, network, reward=reward, **spread)
         gaps = np.array(everything["chosen_reward"]) - np.array(everything["rejected_reward"])
         for min_gap in (float(np.median(gaps)), float(gaps.max())):
-            pairs = build(rows, network, reward=reward, min_gap=min_gap)
-            assert len(pairs) == (gaps >= min_gap).sum() < len(rows)
+            pairs = build(rows, network, reward=reward, min_gap=min_gap, **spread)
+            assert len(pairs) == (gaps >= min_gap).sum() < len(everything) == 16
             assert set(pairs["sample_id"]) <= set(everything["sample_id"])
-        with pytest.raises(DatasetError, match="None of 4 pairs") as error:
-            build(rows, network, reward=reward, min_gap=1.01)
+        with pytest.raises(DatasetError, match="None of 16 pairs") as error:
+            build(rows, network, reward=reward, min_gap=1.01, **spread)
         table = {float(step): int(count) for step, count in re.findall(r"^  ([\d.]+) +(\d+)$", str(error.value), re.M)}
-        assert table[0] == 4 and len(table) > 5
+        assert table[0] == 16 and len(table) > 5 and len(set(table.values())) > 3
         assert table == {step: (gaps >= step).sum() for step in table}
     assert (
         build(rows, network, reward=WeightedReward({"dice": 1}))["rejected_reward"]
         == build(rows, network)["rejected_reward"]
     )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_in_evaluation_mode_afterwards(tiny, rows, training):
+    model, _ = tiny
+    model.train(training)
+    build(rows.select([0]), tiny)
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
 def test_pairs_the_wrong_way_round_are_counted_and_left_out(network, rows, caplog):
@@ -698,6 +710,11 @@ def test_bad_pairs_are_all_named(network, rows, caplog):
     ):
         with pytest.raises(DatasetError, match=f"(?s)1 of 4 pairs.*row 2.*{reason}"):
             check_preferences(spoilt(pairs, column, value))
+    whole = pairs.with_format("arrow")[:].to_pylist()[2]["rejected_mask"]
+    torn = spoilt(pairs, "rejected_mask", {"bytes": whole["bytes"][:50], "path": None})
+    check_dataset(torn)  # looks at images and masks only
+    with pytest.raises(DatasetError, match="(?s)1 of 4 pairs.*row 2.*rejected_mask is unreadable"):
+        check_preferences(torn)
     turned = spoilt(pairs, "chosen_reward", 0.0, row=1)
     turned = spoilt(turned, "rejected_reward", 0.5, row=1)
     with pytest.raises(DatasetError, match="(?s)worse than the rejected one in 1 of 4 pairs.*row 1.*rejected 0.5000"):

@@ -60,6 +60,15 @@ def test_cldice_agrees_with_another_thinning():
     assert value == pytest.approx(2 * precision * sensitivity / (precision + sensitivity), abs=0.03)
 
 
+def test_cldice_minds_breaks_and_not_widths():
+    target = np.zeros((60, 60), dtype=np.uint8)
+    target[28:33, 5:55] = 1
+    wide = np.zeros_like(target)
+    wide[25:36, 5:55] = 1
+    assert cldice_reward(pred_masks=[wide], mask=[target])[0] > 0.95
+    assert dice_reward(pred_masks=[wide], mask=[target])[0] < 0.7
+
+
 @pytest.mark.parametrize("reward", ALL)
 def test_all_forms_of_a_mask_count_alike(reward):
     rng = np.random.default_rng(0)

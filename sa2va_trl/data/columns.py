@@ -482,10 +482,10 @@ def iter_undecoded(dataset: Dataset, batch_size: int = 64) -> Iterator[list[dict
     `cast_column(..., List(Image(decode=False)))` would say the same, but writes a copy of the whole dataset to do so.
     """
     features = dataset.features.copy()
-    for column in IMAGE_COLUMNS + MASK_COLUMNS:
-        if isinstance(features.get(column), Image):
+    for column, feature in dataset.features.items():
+        if isinstance(feature, Image):
             features[column] = Image(decode=False)
-        elif is_image_list(features.get(column)):
+        elif is_image_list(feature):
             features[column] = List(Image(decode=False))
     for table in dataset.with_format("arrow").iter(batch_size):
         yield [features.decode_example(row) for row in table.to_pylist()]
