@@ -15,7 +15,7 @@ from trl import TrlParser
 
 from sa2va_trl.arguments import DataArguments, ModelArguments, get_split, load_data, load_model
 from sa2va_trl.data.columns import normalize_row
-from sa2va_trl.evaluation import evaluate, overlay, predict_probabilities, read_predictions
+from sa2va_trl.evaluation import evaluate, overlay, predict_probabilities, read_predictions, stored_features
 from sa2va_trl.evaluation.evaluator import METRICS, write_json
 from sa2va_trl.evaluation.overlays import file_name, save_overlays
 
@@ -29,11 +29,17 @@ class EvaluateArguments:
     )
     threshold: float = field(default=0.5, metadata={"help": "Probability above which a pixel is foreground."})
     batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
+    cache_features: str = field(
+        default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where they are; beside the data by default."})
     num_overlays: int = field(default=12, metadata={"help": "Pictures to draw, from the worst to the best image."})
 
     def __post_init__(self):
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
+        if self.predictions_dir is not None and (self.cache_features != "auto" or self.cache_dir is not None):
+            raise ValueError("cache_features and cache_dir have no meaning with predictions_dir: no model runs.")
 
 
 def by_frame(masks: np.ndarray, row: dict) -> np.ndarray:
@@ -50,7 +56,8 @@ def main():
     if args.predictions_dir is None:
         model, processor = load_model(model_args)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        predictions = predict_probabilities(model, processor, dataset, args.batch_size)
+        features = stored_features(model, processor, dataset, args.cache_features, args.cache_dir, args.batch_size)
+        predictions = predict_probabilities(model, processor, dataset, args.batch_size, features=features)
     else:
         predictions = read_predictions(args.predictions_dir, dataset)
 

@@ -1,4 +1,4 @@
-from .evaluator import aggregate, evaluate, predict_probabilities, read_predictions, score
+from .evaluator import aggregate, evaluate, predict_probabilities, read_predictions, score, stored_features
 from .overlays import overlay
 from .statistics import bootstrap_ci, summarize
 
@@ -10,6 +10,7 @@ __all__ = [
     "overlay",
     "predict_probabilities",
     "read_predictions",
+    "stored_features",
     "score",
     "summarize",
 ]

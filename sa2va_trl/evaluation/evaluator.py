@@ -11,6 +11,18 @@ from tqdm.auto import tqdm
 
 from ..data.collator import SegCollator
 from ..data.columns import DatasetError, check_dataset, decode_mask, normalize_row
+from ..data.features import (
+    KEY,
+    MODES,
+    FeatureCollator,
+    FeatureStore,
+    encoder,
+    feature_bytes,
+    features_folder,
+    fingerprint,
+    row_keys,
+    row_sizes,
+)
 from ..metrics import segmentation_metrics
 from ..models.grounding import upsample_mask_logits
 from .overlays import file_name
@@ -21,9 +33,92 @@ METRICS = ("dice", "iou", "precision", "recall", "specificity", "accuracy")
 IDENTIFIERS = ("sample_id", "patient_id", "video_id", "frame_index")
 
 
+def stored_features(
+    model,
+    processor,
+    dataset: Dataset,
+    cache_features: str = "auto",
+    cache_dir: str | os.PathLike | None = None,
+    batch_size: int = 4,
+    progress: bool = True,
+) -> tuple[FeatureStore, list[str]] | None:
+    """
+    Frozen features of a data set, for [`predict_probabilities`]. One pass over the data gains nothing from computing
+    them first, so `"auto"` takes those that training or an earlier evaluation has left, and computes none.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration` or `PeftModel`): on its device.
+        processor (`Sa2VAProcessor`): of the model.
+        dataset (`datasets.Dataset`): checked before anything is computed.
+        cache_features (`str`, *optional*, defaults to `"auto"`): `"auto"`, `"on"` (computes what is missing), `"off"`.
+        cache_dir (`str` or `os.PathLike`, *optional*): of the features; beside the data set by default.
+        batch_size (`int`, *optional*, defaults to 4): rows a pass.
+        progress (`bool`, *optional*, defaults to `True`): show a bar, and say what was decided.
+
+    Returns:
+        The store and the key of each row, or `None` where the pixels are to be used.
+
+    Raises:
+        `DatasetError`: bad rows.
+        `ValueError`: an unknown `cache_features`, a `cache_dir` without a cache, or `"on"` with a transform.
+        `FeatureError`: `"on"` and no room.
+    """
+    if cache_features not in MODES:
+        raise ValueError(f"cache_features must be one of {', '.join(MODES)}, got {cache_features!r}.")
+    if cache_features == "off":
+        if cache_dir is not None:
+            raise ValueError("cache_dir has no meaning with cache_features=off.")
+        return None
+    tell = print if progress else lambda message: None
+    if dataset.format["type"] is not None:
+        if cache_features == "on":
+            raise ValueError(
+                "cache_features=on: the dataset has a format or a transform, which may change the images."
+            )
+        tell("cache_features=auto: off, the dataset has a format or a transform.")
+        return None
+    root = Path(cache_dir or features_folder(dataset))
+    if cache_features == "auto" and not root.is_dir():
+        tell(f"cache_features=auto: off, there are no features in {root}.")
+        return None
+    check_dataset(dataset, name="dataset")
+    collator = SegCollator(processor)
+    keys = row_keys(dataset, collator.questions[0], collator.answers[0])
+    store = FeatureStore(root, fingerprint(model, processor)).open()
+    missing = store.missing(keys)
+    if cache_features == "auto" and missing:
+        tell(f"cache_features=auto: off, {root} lacks the features of {len(missing)} rows with this model.")
+        return None
+    sizes = dict(zip(keys, row_sizes(dataset), strict=True))
+
+    def need(which: list[str]) -> int:
+        return sum(feature_bytes(model.config, *sizes[key], model.dtype.itemsize) for key in which)
+
+    size = f"{len(missing)} rows to compute, {need(missing):,} bytes"
+    tell(f"cache_features={cache_features}: on, from {store.folder}; {size}.")
+    rows = {key: (dataset, index) for index, key in enumerate(keys)}
+    store.build(rows, encoder(model, collator, lambda batch: _to_model(model, batch)), batch_size, need, progress)
+    return store, keys
+
+
+def _to_model(model, batch: dict) -> dict:
+    return {
+        name: value.to(model.device)
+        if name == "features"
+        else value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in batch.items()
+        if name not in ("original_masks", "masks", "labels")
+    }
+
+
 @torch.no_grad()
 def predict_probabilities(
-    model, processor, dataset: Dataset, batch_size: int = 4, progress: bool = True
+    model,
+    processor,
+    dataset: Dataset,
+    batch_size: int = 4,
+    progress: bool = True,
+    features: tuple[FeatureStore, list[str]] | None = None,
 ) -> Iterator[tuple[dict, np.ndarray]]:
     """
     Probability maps of every row, teacher-forced: the answer is given, one forward pass a batch.
@@ -34,6 +129,7 @@ def predict_probabilities(
         dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`].
         batch_size (`int`, *optional*, defaults to 4): rows a forward pass.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
+        features (*optional*): from [`stored_features`] of the same model and rows; only the mask head runs then.
 
     Yields:
         The decoded row and its probabilities, `np.ndarray` of shape `(masks, H, W)`, float32 in [0, 1], at the image's
@@ -41,17 +137,20 @@ def predict_probabilities(
     """
     model.eval()
     collator = SegCollator(processor)
+    if features is not None:
+        store, keys = features
+        collator = FeatureCollator(collator, store)
     size = model.config.grounding_config.image_size
     for start in tqdm(range(0, len(dataset), batch_size), desc="predict", disable=not progress):
-        rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
-        batch = collator(rows)
+        chosen = range(start, min(start + batch_size, len(dataset)))
+        rows = [dataset[index] for index in chosen]
+        if features is None:
+            batch = collator(rows)
+            outputs = model(**_to_model(model, batch), logits_to_keep=1)
+        else:
+            batch = collator([{**row, KEY: keys[index]} for row, index in zip(rows, chosen, strict=True)])
+            outputs = model(**_to_model(model, batch))
         targets = batch["original_masks"]
-        inputs = {
-            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            for name, value in batch.items()
-            if name not in ("original_masks", "masks", "labels")
-        }
-        outputs = model(**inputs, logits_to_keep=1)
         for position, (row, target) in enumerate(zip(rows, targets, strict=True)):
             if len(target):
                 logits = outputs.mask_logits[outputs.row_index == position]

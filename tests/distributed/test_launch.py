@@ -135,6 +135,32 @@ def test_one_process_equals_ddp_equals_zero3(tmp_path, mixed, trainable):
 
 
 @pytest.mark.slow
+def test_features_are_computed_and_used_alike_on_one_process_ddp_and_zero3(tmp_path, mixed):
+    options = {"trainable": "head", "lm_weight": 0.0, "max_steps": 6}
+    sizes = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    expected = run(ONE, tmp_path / "off", mixed, cache_features="off", **sizes, **options)
+    sizes = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+    stores = []
+    for name, launcher in (("ddp", DDP), ("zero3", ZERO3)):
+        cache = tmp_path / f"cache-{name}"
+        # The second time from what the first has left.
+        for turn in ("first", "second"):
+            found = run(
+                *(launcher, tmp_path / name / turn, mixed),
+                **{"cache_features": "on", "cache_dir": str(cache), **sizes, **options},
+            )
+            for entry in expected:
+                entry.pop("lm_loss", None)
+            assert_same(expected, found)
+            (store,) = cache.iterdir()
+            # Each process has written its share, once.
+            records = [file.read_text().splitlines() for file in store.glob("*.jsonl")]
+            assert sorted(map(len, records)) == [8, 8]
+        stores.append(store.name)
+    assert stores[0] == stores[1]
+
+
+@pytest.mark.slow
 def test_qwen_on_zero3_equals_one_process(tmp_path, mixed):
     """Whose vision tower also feeds the language model's layers (deepstack), with text only on one of the ranks."""
     options = {"model_name_or_path": "tiny-qwen3_vl", "trainable": "full", "eval_steps": 4}

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
+from rows import every_kind
 
 from sa2va_trl.data.columns import DatasetError
 from sa2va_trl.evaluation.evaluator import (
@@ -20,6 +21,7 @@ from sa2va_trl.evaluation.evaluator import (
     predict_probabilities,
     read_predictions,
     score,
+    stored_features,
     write_json,
 )
 from sa2va_trl.evaluation.overlays import file_name
@@ -463,3 +465,44 @@ def test_a_reader_never_meets_half_a_file(tmp_path, monkeypatch):
     write_json(path, {"new": True})
     assert seen == [(True, {"old": True})]  # written beside, on the same file system, before it replaces
     assert json.loads(path.read_text()) == {"new": True}
+
+
+# Frozen features
+
+
+def test_scores_from_stored_features_are_those_of_the_pixels(network, tmp_path, capsys):
+    dataset = every_kind()
+    metrics, samples = evaluate(dataset, predict_probabilities(*network, dataset, 2, progress=False))
+    assert stored_features(*network, dataset, "auto", tmp_path / "none") is None
+    assert "auto: off, there are no features" in capsys.readouterr().out
+    for mode, batch_size in (("on", 4), ("auto", 1)):
+        features = stored_features(*network, dataset, mode, tmp_path, progress=mode == "auto")
+        seen = []
+        hook = network[0].grounding_encoder.sam2_model.image_encoder.register_forward_hook(
+            lambda *_, seen=seen: seen.append(1)
+        )
+        found = list(predict_probabilities(*network, dataset, batch_size, progress=False, features=features))
+        hook.remove()
+        assert seen == []
+        for (row, one), (other, two) in zip(
+            found, predict_probabilities(*network, dataset, 2, progress=False), strict=True
+        ):
+            assert row["sample_id"] == other["sample_id"]
+            np.testing.assert_allclose(one, two, atol=1e-5)
+        assert evaluate(dataset, iter(found))[0] == metrics
+    assert "auto: on" in capsys.readouterr().out
+    # With a row more, `auto` does not compute it.
+    more = stored([*dataset, sample("new", box((20, 30), (2, 9), (3, 9)))])
+    assert stored_features(*network, more, "auto", tmp_path) is None
+    assert "lacks the features of 1 rows" in capsys.readouterr().out
+
+
+def test_options_of_features_that_cannot_be(network, tmp_path):
+    dataset = every_kind()
+    with pytest.raises(ValueError, match="one of auto, on, off"):
+        stored_features(*network, dataset, "yes")
+    with pytest.raises(ValueError, match="cache_dir has no meaning"):
+        stored_features(*network, dataset, "off", tmp_path)
+    with pytest.raises(ValueError, match="transform"):
+        stored_features(*network, dataset.with_transform(lambda rows: rows), "on", tmp_path)
+    assert stored_features(*network, dataset, "off") is None

@@ -1,0 +1,197 @@
+"""
+What frozen features save: an epoch of `trainable: head` from the cache and without it, and the mask head's forward and
+backward passes alone, in turn, on the tiny model; then what the features of a large model take, from its sizes.
+
+    python recipes/benchmarks/features.py --output_dir outputs/features
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config, TrainerCallback
+
+from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration, SegSFTConfig, SegSFTTrainer, tiny_sa2va
+from sa2va_trl.data import synthetic_dataset
+from sa2va_trl.data.features import feature_bytes
+from sa2va_trl.evaluation.evaluator import write_json
+from sa2va_trl.models.checkpoints import checkpoint_folder, read_config
+from sa2va_trl.models.grounding import whole_weights
+from sa2va_trl.models.modeling import SegFeatures
+
+
+class Epochs(TrainerCallback):
+    """Seconds of each epoch, without what is before the first and after the last step."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def epoch(mode: str, data, size: int, tiles: int, batch_size: int, folder: Path) -> float:
+    """Seconds of the second epoch of a run. (The first warms up; features are computed before it.)"""
+    model, processor = tiny_sa2va(image_size=size, max_patches=tiles)
+    clock = Epochs()
+    SegSFTTrainer(
+        model=model,
+        args=SegSFTConfig(
+            str(folder / mode),
+            trainable="head",
+            lm_weight=0.0,
+            num_points=0,
+            num_train_epochs=2,
+            per_device_train_batch_size=batch_size,
+            gradient_checkpointing=False,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            cache_features=mode,
+            cache_dir=None if mode == "off" else str(folder / "cache"),
+        ),
+        train_dataset=data,
+        processing_class=processor,
+        callbacks=[clock],
+    ).train()
+    return clock.seconds[-1]
+
+
+def head_alone(rows: int, size: int, batch_size: int) -> float:
+    """Seconds of the mask head's forward and backward passes over as many rows, of features that are in memory."""
+    model, _ = tiny_sa2va(image_size=size)
+    model.requires_grad_(False).train()
+    for part in (model.text_hidden_fcs, model.grounding_encoder.mask_decoder):
+        part.requires_grad_(True)
+    features = made_up(model, batch_size)
+
+    def step():
+        model.decode_masks(features)[0].sum().backward()
+        model.zero_grad()
+
+    step()
+    start = time.perf_counter()
+    for _ in range(rows // batch_size):
+        step()
+    return time.perf_counter() - start
+
+
+def internvl3_8b() -> Sa2VAConfig:
+    """The sizes of Sa2VA-InternVL3-8B: InternViT-300M, Qwen2.5-7B and SAM 2 with Hiera-Large."""
+    text = {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
+    vision = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    return Sa2VAConfig(
+        vlm_config=InternVLConfig(
+            vision_config=InternVLVisionConfig(**vision, image_size=448, attention_bias=True),
+            text_config=Qwen2Config(**text, intermediate_size=18944, vocab_size=151679),
+        )
+    )
+
+
+def made_up(model: Sa2VAForConditionalGeneration, count: int) -> SegFeatures:
+    """Features of `count` images with one object each, on the model's device."""
+    config, device = model.config, model.device
+    side, width = config.grounding_config.image_size, config.grounding_config.hidden_dim
+    index = torch.arange(count, device=device)
+    pyramid = [torch.rand(count, width, side // stride, side // stride, device=device) for stride in (4, 8, 16)]
+    return SegFeatures(
+        torch.rand(count, config.text_config.hidden_size, device=device), index, index, index, tuple(pyramid)
+    )
+
+
+def operations(config: Sa2VAConfig, tokens: int, tiles: int) -> dict[str, float]:
+    """
+    Floating-point operations of one row, counted on the meta device: what the cache saves, and what is left.
+
+    Args:
+        config (`Sa2VAConfig`): of an InternVL model.
+        tokens (`int`): of the whole conversation, the image's among them.
+        tiles (`int`): that the VLM sees.
+    """
+    with whole_weights(), torch.device("meta"):
+        model = Sa2VAForConditionalGeneration(config).eval()
+    counts = {}
+    size, vlm = config.grounding_config.image_size, model.vlm.model
+
+    def count(name, call):
+        with FlopCounterMode(display=False) as counter, torch.device("meta"):
+            call()
+        counts[name] = float(counter.get_total_flops())
+
+    with torch.no_grad():
+        count("language model", lambda: vlm.language_model(torch.zeros(1, tokens, dtype=torch.long)))
+        pixels = (tiles, 3, *config.vlm_config.vision_config.image_size)
+        count("vision tower", lambda: vlm.vision_tower(torch.zeros(pixels)))
+        model.grounding_encoder.to("meta")
+        count("SAM 2's image encoder", lambda: model.grounding_encoder.encode(torch.zeros(1, 3, size, size)))
+    head = made_up(model.float(), 1)
+    count("mask head, forward and backward", lambda: model.decode_candidates(head)[0].sum().backward())
+    return counts
+
+
+def estimate(config: Sa2VAConfig, rows: int, tokens: int, tiles: int) -> dict:
+    """What the features of a large model take in bfloat16, one image and one object a row."""
+    size = feature_bytes(config, images=1, segs=1, itemsize=2)
+    return {
+        "bytes_per_row": size,
+        "rows": rows,
+        "disk_gb": size * rows / 1e9,
+        "rows_per_second": {f"{speed} GB/s": speed * 1e9 / size for speed in (1, 3)},
+        "operations_per_row": operations(config, tokens, tiles),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", required=True, type=Path)
+    parser.add_argument("--rows", type=int, default=1220, help="of the large estimate")
+    parser.add_argument("--config", help="checkpoint of the large estimate; Sa2VA-InternVL3-8B's sizes by default")
+    parser.add_argument("--tokens", type=int, default=1900, help="of a conversation, for the large estimate")
+    parser.add_argument("--tiles", type=int, default=7, help="of an image, for the large estimate")
+    parser.add_argument("--image_size", type=int, default=256, help="side of SAM 2's square on the tiny model")
+    parser.add_argument("--max_patches", type=int, default=12, help="tiles of an image; 12 as in published models")
+    parser.add_argument("--data_size", type=int, default=512, help="side of the generated images, in pixels")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+
+    data = synthetic_dataset(num_videos=16, frames_per_video=4, size=args.data_size)
+    seconds = {"without": [], "cache": [], "head alone": []}
+    with tempfile.TemporaryDirectory() as folder:
+        # In turn, so that a busy machine is busy for all of them.
+        for _ in range(args.repeats):
+            for name, mode in (("without", "off"), ("cache", "on")):
+                sizes = (args.image_size, args.max_patches, args.batch_size)
+                seconds[name].append(epoch(mode, data, *sizes, Path(folder)))
+            seconds["head alone"].append(head_alone(len(data), args.image_size, args.batch_size))
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    ratios = [without / cache for without, cache in zip(seconds["without"], seconds["cache"], strict=True)]
+    overheads = [cache / alone for cache, alone in zip(seconds["cache"], seconds["head alone"], strict=True)]
+    result = {"seconds": median, "speed_up": statistics.median(ratios), "overhead": statistics.median(overheads)}
+    print(f"\nAn epoch of {len(data)} rows, tiny model at {args.image_size} pixels, median of {args.repeats}:")
+    for name, value in median.items():
+        print(f"  {name:<12}{value:8.3f} s")
+    print(f"  without / cache: {result['speed_up']:.2f}   (from {min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"  cache / head alone: {result['overhead']:.2f}   (from {min(overheads):.2f} to {max(overheads):.2f})")
+
+    config = internvl3_8b() if args.config is None else read_config(checkpoint_folder(args.config)[0])
+    result["large"] = large = estimate(config, args.rows, args.tokens, args.tiles)
+    print(f"\n{args.config or 'Sa2VA-InternVL3-8B'}, bfloat16, one image and one object a row:")
+    print(f"  {large['bytes_per_row']:,} bytes a row, {large['disk_gb']:.1f} GB for {args.rows} rows")
+    for speed, value in large["rows_per_second"].items():
+        print(f"  {value:.1f} rows a second at {speed}")
+    for name, value in large["operations_per_row"].items():
+        print(f"  {value / 1e12:8.3f} TFLOP a row: {name}")
+    write_json(args.output_dir / "features.json", result)
+
+
+if __name__ == "__main__":
+    main()
