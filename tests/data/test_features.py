@@ -450,11 +450,3 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FeatureError, match="cache_dir"):
         build(tmp_path / "file")
-
-
-def test_datasets_does_not_take_the_files_for_data(tmp_path):
-    from datasets import load_dataset
-
-    every_kind().to_parquet(tmp_path / "train.parquet")
-    build(tmp_path / module.FOLDER)
-    assert load_dataset(str(tmp_path), cache_dir=str(tmp_path / "cache"))["train"].num_rows == 6
