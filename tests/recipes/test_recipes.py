@@ -186,7 +186,7 @@ def test_evaluation_of_clips_shows_every_frame(monkeypatch, tmp_path):
     from sa2va_trl import evaluation
 
     truth = np.stack([np.asarray(mask) > 0 for mask in row["masks"]]).astype(np.float32)
-    monkeypatch.setattr(evaluation, "predict_probabilities", lambda *arguments: iter([(row, truth)]))
+    monkeypatch.setattr(evaluation, "predict_probabilities", lambda *arguments, **options: iter([(row, truth)]))
     output = tmp_path / "evaluation"
     recipe(
         monkeypatch,
