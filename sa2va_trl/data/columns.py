@@ -24,7 +24,6 @@ SEG_TOKEN = "[SEG]"
 DEFAULT_PHRASE = "blood vessel"
 MAX_PIXELS = 100_000_000
 IMAGE_COLUMNS = ("image", "images")
-MASK_COLUMNS = ("mask", "masks")
 PHRASE_COLUMNS = ("phrase", "phrases")
 #: Columns that say which rows belong together, from the widest group to the single row.
 GROUP_COLUMNS = ("patient_id", "video_id", "sample_id")

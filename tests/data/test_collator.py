@@ -4,11 +4,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, List, Value
-from datasets import Image as ImageFeature
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rows import FEATURES
 
 from sa2va_trl.data.augment import Augmentation
 from sa2va_trl.data.collator import ANSWERS, QUESTIONS, SegCollator, check_templates, conversation
@@ -260,19 +260,9 @@ def test_one_object_in_either_style_is_the_same(tiler, augmentation):
 
 
 def test_rows_of_a_stored_dataset_are_the_same(tiler):
-    features = Features(
-        {
-            "image": ImageFeature(),
-            "images": List(ImageFeature()),
-            "masks": List(ImageFeature(mode="L")),
-            "phrases": List(Value("string")),
-            "messages": List({"role": Value("string"), "content": Value("string")}),
-            "sample_id": Value("string"),
-        }
-    )
     rows = [still(2, 1), clip(3, 2, 3), text_only(), still(1, 4)]
-    full = [{name: row.get(name) for name in features} for row in rows]
-    dataset = Dataset.from_list(full, features=features)
+    full = [{name: row.get(name) for name in FEATURES} for row in rows]
+    dataset = Dataset.from_list(full, features=FEATURES)
     collator = SegCollator(tiler)
     assert equal(collator([dataset[index] for index in range(4)]), collator(rows))
 

@@ -5,12 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset, Features, List, Value
-from datasets import Image as ImageFeature
+from datasets import Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
+from rows import FEATURES as ROW_FEATURES
 from rows import every_kind
 
 from sa2va_trl.data.columns import DatasetError
@@ -30,12 +30,7 @@ from sa2va_trl.models.tiny import tiny_sa2va
 
 FEATURES = Features(
     {
-        "image": ImageFeature(),
-        "images": List(ImageFeature()),
-        "masks": List(ImageFeature(mode="L")),
-        "phrases": List(Value("string")),
-        "messages": List({"role": Value("string"), "content": Value("string")}),
-        "sample_id": Value("string"),
+        **ROW_FEATURES,
         "patient_id": Value("string"),
         "video_id": Value("string"),
         "frame_index": Value("int64"),
