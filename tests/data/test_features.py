@@ -314,7 +314,10 @@ def assert_right(found, keys=ROWS):
 
 
 def spawn(*args):
-    process = get_context("fork").Process(target=build, args=args)
+    # Not a fork of this process: one that has computed with several threads deadlocks in torch.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["sa2va_trl.data.features"])
+    process = context.Process(target=build, args=args)
     process.start()
     return process
 
