@@ -1,11 +1,13 @@
 """
 Stage 2: preference optimisation over masks.
 
-    python recipes/build_preferences.py --model_name_or_path MODEL --dataset_name synthetic --output_dir PAIRS
-    python recipes/dpo.py --config recipes/configs/tiny/dpo.yaml --dataset_name PAIRS
+    python recipes/build_preferences.py --model_name_or_path MODEL --dataset_name DIR --output_dir PAIRS
+    python recipes/dpo.py --config recipes/configs/tiny/dpo.yaml --dataset_name DIR --preferences PAIRS
     accelerate launch --config_file accelerate_configs/zero3.yaml recipes/dpo.py \
-        --config recipes/configs/sa2va_internvl3_8b/dpo.yaml --dataset_name PAIRS --output_dir OUT
+        --config recipes/configs/sa2va_internvl3_8b/dpo.yaml --dataset_name DIR --preferences PAIRS --output_dir OUT
 """
+
+from dataclasses import dataclass, field, replace
 
 from trl import TrlParser
 
@@ -21,17 +23,29 @@ from sa2va_trl.arguments import (
 )
 
 
+@dataclass
+class PreferenceArguments:
+    preferences: str | None = field(
+        default=None,
+        metadata={"help": "Folder or id of pairs to learn from; dataset_name then only has the rows to choose by."},
+    )
+
+
 def main():
     # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
-    parser = TrlParser((DataArguments, SplitArguments, SegDPOConfig, ModelArguments))
-    data_args, split_args, training_args, model_args = parser.parse_args_and_config()
+    parser = TrlParser((DataArguments, SplitArguments, PreferenceArguments, SegDPOConfig, ModelArguments))
+    data_args, split_args, preference_args, training_args, model_args = parser.parse_args_and_config()
     checkpoint = checkpoint_to_resume(training_args)
 
     # Data
-    data = load_data(data_args)
-    train_dataset = get_split(data, split_args.dataset_train_split, "dataset_train_split")
+    pair_args = data_args
+    if preference_args.preferences is not None:
+        pair_args = replace(data_args, dataset_name=preference_args.preferences, synthetic=None)
+    pairs = load_data(pair_args)
+    train_dataset = get_split(pairs, split_args.dataset_train_split, "dataset_train_split")
     eval_dataset = None
     if training_args.eval_strategy != "no":
+        data = pairs if pair_args is data_args else load_data(data_args)
         eval_dataset = get_split(data, split_args.dataset_eval_split, "dataset_eval_split")
 
     # Model
@@ -50,9 +64,9 @@ def main():
     # Save
     trainer.save_model(training_args.output_dir)
     trainer.save_state()
-    trainer.create_model_card(dataset_name=data_args.dataset_name)
+    trainer.create_model_card(dataset_name=pair_args.dataset_name)
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+        trainer.push_to_hub(dataset_name=pair_args.dataset_name)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from .models import (
     Segmentation,
     tiny_sa2va,
 )
+from .preferences import MaskSampler, build_preferences
 from .trainers import SegDPOConfig, SegDPOTrainer, SegSFTConfig, SegSFTTrainer
 
 
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GroundingEncoder",
+    "MaskSampler",
     "Sa2VAConfig",
     "Sa2VAForConditionalGeneration",
     "Sa2VAGroundingConfig",
@@ -31,5 +33,6 @@ __all__ = [
     "SegSFTConfig",
     "SegSFTTrainer",
     "Segmentation",
+    "build_preferences",
     "tiny_sa2va",
 ]

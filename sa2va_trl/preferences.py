@@ -729,9 +729,11 @@ def _pair_faults(row: dict) -> tuple[str | None, str | None]:
             return f"{column} {error}", None
     if np.array_equal(*planes):
         return "chosen_mask and rejected_mask are equal", None
-    rewards = [row.get("chosen_reward"), row.get("rejected_reward")]
     masks = [row["mask"]] if row.get("mask") is not None else row.get("masks") or []
-    if None in rewards and len(masks) == 1:
+    if len(masks) != 1:
+        return f"has {len(masks)} masks; pairs are of one object", None
+    rewards = [row.get("chosen_reward"), row.get("rejected_reward")]
+    if None in rewards:
         target = np.asarray(decode_mask(masks[0])) > 0
         rewards = dice_reward(pred_masks=planes, mask=[target] * 2)
     if None not in rewards and rewards[0] < rewards[1]:

@@ -2,6 +2,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -11,7 +12,7 @@ from .. import losses
 from ..data.collator import SegCollator
 from ..data.columns import DatasetError
 from ..data.features import before_the_cut
-from ..preferences import mine_pairs
+from ..preferences import PAIR_COLUMNS, check_preferences, mine_pairs
 from .base import TARGETS, SegTrainerMixin, mean_statistics, refuse
 from .options import SegArguments
 
@@ -63,6 +64,8 @@ class SegDPOConfig(SegArguments, DPOConfig):
         pairs (`str`, *optional*, defaults to `"dataset"`):
             `"dataset"`: rows hold `chosen_mask` and `rejected_mask`. `"online"`: pairs are mined from the present
             policy, batch by batch, see [`~preferences.mine_pairs`].
+        allow_worse (`bool`, *optional*, defaults to `False`):
+            Take rows whose chosen mask is worse than the rejected one, with a warning that counts them.
         online_chosen, online_rejected (`str`, *optional*, default to `"ground_truth"` and `"greedy"`):
             How online pairs are made, see [`~preferences.make_pair`].
         min_gap (`float`, *optional*, defaults to 0.15): least difference in Dice of an online pair.
@@ -75,6 +78,7 @@ class SegDPOConfig(SegArguments, DPOConfig):
     use_reference: bool = field(default=True, metadata={"help": "Measure rewards against the starting model."})
     sft_weight: float = field(default=0.0, metadata={"help": "Weight of the supervised losses."})
     pairs: str = field(default="dataset", metadata={"help": "Where pairs come from: dataset or online."})
+    allow_worse: bool = field(default=False, metadata={"help": "Take pairs whose chosen mask is the worse one."})
     online_chosen: str = field(default="ground_truth", metadata={"help": "Preferred mask of an online pair."})
     online_rejected: str = field(default="greedy", metadata={"help": "Rejected mask of an online pair."})
     min_gap: float = field(default=0.15, metadata={"help": "Least difference in Dice of an online pair."})
@@ -96,6 +100,8 @@ class SegDPOConfig(SegArguments, DPOConfig):
         if self.pairs == "dataset":
             names = ("online_chosen", "online_rejected", "min_gap")
             refuse(self, dict.fromkeys(names, "only pairs=online mines pairs"))
+        else:
+            refuse(self, {"allow_worse": "only pairs=dataset takes pairs as they are"})
 
 
 class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
@@ -157,12 +163,7 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
             args = SegDPOConfig("sa2va-dpo")
         if not isinstance(args, SegDPOConfig):
             raise TypeError(f"args must be a SegDPOConfig, got {type(args).__name__}.")
-        columns = getattr(train_dataset, "column_names", None) or []
-        if args.pairs == "dataset" and not {"chosen_mask", "rejected_mask"} <= set(columns):
-            raise DatasetError(
-                "train_dataset has no chosen_mask and rejected_mask: make them with recipes/build_preferences.py, or "
-                "mine them while training with pairs='online'."
-            )
+        self._check_pairs(train_dataset, eval_dataset, args)
         if ref_model is not None and not args.use_reference:
             raise ValueError("ref_model has no effect with use_reference=False.")
         prepared = self.prepare_run(
@@ -185,6 +186,20 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
             parameter.requires_grad for _, parameter in before_the_cut(self.model)
         )
         self.finish_init()
+
+    @staticmethod
+    def _check_pairs(train_dataset, eval_dataset, args) -> None:
+        columns = getattr(train_dataset, "column_names", None) or []
+        if args.pairs == "dataset" and not set(PAIR_COLUMNS) <= set(columns):
+            raise DatasetError(
+                "train_dataset has no chosen_mask and rejected_mask: make them with recipes/build_preferences.py, or "
+                "mine them while training with pairs='online'."
+            )
+        parts = {"train_dataset": train_dataset if args.pairs == "dataset" else None}
+        named = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        for name, part in {**parts, **named}.items():
+            if isinstance(part, Dataset) and set(PAIR_COLUMNS) <= set(part.column_names):
+                check_preferences(part, name, args.allow_worse)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

@@ -1,4 +1,4 @@
-"""Runs of `recipes/sft.py` that must be one and the same: one process, DDP, ZeRO-3; killed and resumed."""
+"""Runs of the training recipes that must be one and the same: one process, DDP, ZeRO-3; killed and resumed."""
 
 import json
 import os
@@ -14,9 +14,10 @@ import yaml
 from datasets import DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 
-from sa2va_trl import tiny_sa2va
+from sa2va_trl import build_preferences, tiny_sa2va
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.hub import load_adapter
+from sa2va_trl.preferences import save_preferences
 
 
 ROOT = Path(__file__).parents[2]
@@ -80,23 +81,29 @@ def mixed(tmp_path_factory):
     return str(folder / "data")
 
 
-def command(launcher, folder, dataset, **options):
+def command(launcher, folder, dataset, recipe="sft", from_yaml=True, **options):
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**OPTIONS, "dataset_name": dataset, **options}))
-    return [*launcher, str(ROOT / "recipes" / "sft.py"), "--config", str(recipe), "--output_dir", str(folder / "out")]
+    options = {**OPTIONS, "dataset_name": dataset, **options}
+    if from_yaml:
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(options))
+        given = ["--config", str(folder / "recipe.yaml")]
+    else:
+        given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return [*launcher, str(ROOT / "recipes" / f"{recipe}.py"), *given, "--output_dir", str(folder / "out")]
 
 
-def run(launcher, folder, dataset, **options):
-    finished = subprocess.run(
-        command(launcher, folder, dataset, **options), env=ENVIRONMENT, cwd=folder, capture_output=True, text=True
-    )
+def run(launcher, folder, dataset, recipe="sft", from_yaml=True, **options):
+    line = command(launcher, folder, dataset, recipe, from_yaml, **options)
+    finished = subprocess.run(line, env=ENVIRONMENT, cwd=folder, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-20000:]
     return json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
 
 
-def assert_same(expected, found):
-    names = ("loss", "grad_norm", "lm_loss", "mask_loss", "dice_loss", "eval_loss", "eval_dice", "eval_iou")
+NAMES = ("loss", "grad_norm", "lm_loss", "mask_loss", "dice_loss", "eval_loss", "eval_dice", "eval_iou")
+DPO_NAMES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "masks/greedy_dice", "masks/dice_rejected")
+
+
+def assert_same(expected, found, names=NAMES):
     assert len(expected) == len(found)
     compared = 0
     for one, other in zip(expected, found, strict=True):
@@ -132,6 +139,34 @@ def test_one_process_equals_ddp_equals_zero3(tmp_path, mixed, trainable):
         ]
         assert weights[0].keys() == weights[1].keys() == weights[2].keys()
         assert all(weights[2][name].shape == tensor.shape for name, tensor in weights[0].items())
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Preference pairs of generated frames, and frames of other videos to choose by."""
+    model, processor = tiny_sa2va(image_size=128)
+    folder = tmp_path_factory.mktemp("pairs")
+    frames = synthetic_dataset(num_videos=1, frames_per_video=8, size=64)
+    made = build_preferences(frames, model, processor, rejected=["dilated", "broken_branch"], min_gap=0.0)
+    save_preferences(made, folder / "pairs")
+    held_out = synthetic_dataset(num_videos=1, frames_per_video=4, size=64, first_video=8)
+    DatasetDict(validation=held_out).save_to_disk(folder / "data")
+    return str(folder / "data"), str(folder / "pairs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"trainable": "head"}, {"trainable": "stage1", "lora_r": 4, "lora_dropout": 0.0}])
+def test_preferences_on_one_process_equal_ddp_equal_zero3(tmp_path, pairs, options):
+    data, preferences = pairs
+    options = {"preferences": preferences, "score": "region", "beta": 2.0, "sft_weight": 0.5, **options}
+    sizes = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    one = run(ONE, tmp_path / "one", data, "dpo", **sizes, **options)
+    margins = [entry["rewards/margins"] for entry in one if "rewards/margins" in entry]
+    assert margins[0] == pytest.approx(0, abs=1e-6) and margins[-1] != pytest.approx(0, abs=1e-4)
+    sizes = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+    for name, launcher, from_yaml in (("ddp", DDP, False), ("zero3", ZERO3, True)):
+        two = run(launcher, tmp_path / name, data, "dpo", from_yaml, **sizes, **options)
+        assert_same(one, two, (*NAMES, *DPO_NAMES))
 
 
 @pytest.mark.slow

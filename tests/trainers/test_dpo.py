@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from datasets import Features
+from datasets import Features, List, Value
 from datasets import Image as ImageFeature
 from peft import PeftModel
 from PIL import Image
@@ -173,6 +173,37 @@ def test_evaluation_without_pairs_reports_dice(tmp_path, data, held_out):
     metrics = trainer.evaluate()
     assert 0 <= metrics["eval_dice"] <= 1
     assert metrics["eval_loss"] > 0
+
+
+def swapped(dataset):
+    return dataset.rename_columns({"chosen_mask": "rejected_mask", "rejected_mask": "chosen_mask"})
+
+
+@pytest.mark.parametrize("where", ["train", "eval"])
+def test_pairs_the_wrong_way_round_are_counted_and_refused_unless_allowed(tmp_path, data, held_out, where):
+    given = (swapped(data), None) if where == "train" else (data, swapped(with_pairs(held_out)))
+    count = 4 if where == "train" else 2
+    with pytest.raises(DatasetError, match=f"{where}.*{count} of {count} pairs.*allow_worse"):
+        make(tmp_path, *given)
+    trainer = make(tmp_path, *given, allow_worse=True, use_reference=False, score="dice", max_steps=1)
+    trainer.train()
+    assert (first_log(trainer, "rewards/margins") > 0) == (where == "eval")
+
+
+def test_rows_with_several_objects_are_refused_before_training(tmp_path, data):
+    two = data.map(
+        lambda row: {"masks": [row["mask"]] * 2, "phrases": [row["phrase"]] * 2},
+        remove_columns=["mask", "phrase"],
+        features=Features(
+            {
+                **{name: kind for name, kind in data.features.items() if name not in ("mask", "phrase")},
+                "masks": List(ImageFeature(mode="L")),
+                "phrases": List(Value("string")),
+            }
+        ),
+    )
+    with pytest.raises(DatasetError, match="2 masks; pairs are of one object"):
+        make(tmp_path, two)
 
 
 def test_rows_without_pairs_are_refused(tmp_path):
