@@ -1,15 +1,19 @@
 from .evaluator import aggregate, evaluate, predict_probabilities, read_predictions, score, stored_features
 from .overlays import overlay
-from .statistics import bootstrap_ci, summarize
+from .statistics import bootstrap_ci, compare, holm, paired_difference, sample_clusters, summarize
 
 
 __all__ = [
     "aggregate",
     "bootstrap_ci",
+    "compare",
     "evaluate",
+    "holm",
     "overlay",
+    "paired_difference",
     "predict_probabilities",
     "read_predictions",
+    "sample_clusters",
     "stored_features",
     "score",
     "summarize",

@@ -26,7 +26,7 @@ from ..data.features import (
 from ..metrics import segmentation_metrics
 from ..models.grounding import upsample_mask_logits
 from .overlays import file_name
-from .statistics import summarize
+from .statistics import sample_clusters, summarize
 
 
 METRICS = ("dice", "iou", "precision", "recall", "specificity", "accuracy")
@@ -219,12 +219,7 @@ def aggregate(samples: pd.DataFrame) -> dict[str, dict]:
     Returns:
         `dict[str, dict]`: for each metric `mean`, `std`, `ci95` and `n`.
     """
-    # A sample whose patient is not known counts as its own.
-    groups = [samples[name] for name in ("patient_id", "video_id") if name in samples]
-    clusters = None
-    if groups:
-        known = pd.concat([*groups, samples["sample_id"]], axis=1).bfill(axis=1)
-        clusters = known.iloc[:, 0].tolist()
+    clusters = sample_clusters(samples)
     return {name: summarize(samples[name].to_numpy(), clusters) for name in METRICS}
 
 

@@ -1,9 +1,11 @@
-"""Means over images with confidence intervals that respect patients."""
+"""Means over images and differences between models, with intervals and tests that respect patients."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 
 
 def bootstrap_ci(
@@ -93,14 +95,194 @@ def summarize(values: Sequence[float], clusters: Sequence[Hashable] | None = Non
     }
 
 
-def _check_values(values: Sequence[float]) -> np.ndarray:
+def sample_clusters(samples: pd.DataFrame) -> list[Hashable] | None:
+    """
+    What the samples of a table are resampled by: patients, or else videos, or else themselves.
+
+    Args:
+        samples (`pandas.DataFrame`):
+            One row a sample, with `sample_id` and, where they are known, `patient_id` and `video_id`.
+
+    Returns:
+        `list`: one label a sample; a sample whose patient and video are not known counts as its own. `None` for a
+        table that has neither column.
+    """
+    groups = [samples[name] for name in ("patient_id", "video_id") if name in samples]
+    if not groups:
+        return None
+    return pd.concat([*groups, samples["sample_id"]], axis=1).bfill(axis=1).iloc[:, 0].tolist()
+
+
+def paired_difference(
+    before: Sequence[float], after: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> dict:
+    """
+    How far one model is better than another on the same images, ready for JSON.
+
+    The test is Wilcoxon's signed-rank test (two-sided; zero differences are left out). With `clusters` it is over the
+    clusters' mean differences, however few they are: frames of one patient are not independent, and a test that takes
+    them for it finds differences where there are none. The price is that k clusters cannot give a p value below 2^(1 -
+    k): to pass 0.05 takes at least six, before any correction.
+
+    Args:
+        before, after (`Sequence[float]`):
+            One finite number an image, higher is better, in the same order.
+        clusters (`Sequence`, *optional*):
+            One label an image, such as the patient; see `bootstrap_ci`.
+
+    Returns:
+        `dict`: `mean` (of `after - before` over images), `ci95` (`[lower, upper]`, cluster bootstrap of the images'
+        differences; `[None, None]` for a single image or cluster), `wilcoxon_p` (1 where nothing differs), `improved`
+        (share of the images with a difference that became better; `None` where nothing differs), `ties` (images
+        without a difference), `n` (images) and `clusters` (what is resampled and tested: clusters, or images without
+        them).
+
+    Raises:
+        ValueError: as `bootstrap_ci`, or if `before` and `after` differ in length.
+    """
+    before, after = _check_values(before, "before"), _check_values(after, "after")
+    if len(before) != len(after):
+        raise ValueError(f"`before` and `after` must pair up, got {len(before)} and {len(after)} values.")
+    difference = after - before
+    codes = np.arange(len(difference)) if clusters is None else _cluster_codes(clusters, len(difference))
+    means = np.bincount(codes, difference) / np.bincount(codes)
+    better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+    return {
+        "mean": float(difference.mean()),
+        "ci95": [None if math.isnan(bound) else bound for bound in bootstrap_ci(difference, clusters)],
+        "wilcoxon_p": float(stats.wilcoxon(means[means != 0]).pvalue) if means.any() else 1.0,
+        "improved": better / (better + worse) if better + worse else None,
+        "ties": len(difference) - better - worse,
+        "n": len(difference),
+        "clusters": len(means),
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """
+    p values adjusted for their number, step-down (Holm, Scandinavian Journal of Statistics 6, 1979, 65-70). Rejecting
+    those of at most 5 % keeps the chance of any false rejection at 5 %, whatever their dependence.
+
+    Args:
+        p_values (`Sequence[float]`): in [0, 1], of one family of tests.
+
+    Returns:
+        `list[float]`: adjusted values, in the same order.
+
+    Raises:
+        ValueError: a value that is no probability.
+    """
+    values = np.asarray(p_values, dtype=np.float64).reshape(-1)
+    if not ((values >= 0) & (values <= 1)).all():  # NaN is refused too
+        raise ValueError(f"`p_values` must lie in [0, 1], got {values.tolist()}.")
+    order = np.argsort(values, kind="stable")
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.maximum.accumulate(np.minimum(values[order] * np.arange(len(values), 0, -1), 1))
+    return adjusted.tolist()
+
+
+def compare(
+    tables: Mapping[str, pd.DataFrame], metric: str = "dice", pairs: Sequence[tuple[str, str]] | None = None
+) -> dict:
+    """
+    Runs beside each other on the same samples, ready for JSON.
+
+    Args:
+        tables (`Mapping[str, pandas.DataFrame]`):
+            By name of the run, one row a sample with `sample_id`, `metric` and, where they are known, `patient_id` and
+            `video_id`, as `recipes/evaluate.py` leaves them in `per_sample.parquet`. The order of rows is free.
+        metric (`str`, *optional*, defaults to `"dice"`): column to compare; higher is better.
+        pairs (`Sequence[tuple[str, str]]`, *optional*):
+            Names to compare, (before, after); each run with the one before it by default. They are one family for
+            `holm`.
+
+    Returns:
+        `dict`: `metric`; `runs`, by name as `summarize`; and `differences`, one a pair, with `before`, `after`, what
+        `paired_difference` says, and `wilcoxon_p_holm`.
+
+    Raises:
+        ValueError: fewer than two tables, a pair of unknown or equal names or a repeated one, a table without a
+            column, with a sample twice or with other samples, patients or videos than the first, or values that are
+            not finite.
+    """
+    names = list(tables)
+    if len(names) < 2:
+        raise ValueError(f"A comparison needs at least two runs, got {', '.join(names) or 'none'}.")
+    pairs = list(zip(names, names[1:], strict=False)) if pairs is None else [tuple(pair) for pair in pairs]
+    for before, after in pairs:
+        if before not in tables or after not in tables or before == after:
+            raise ValueError(f"`pairs`: ({before}, {after}) does not name two of the runs {', '.join(names)}.")
+    if not pairs or len(set(pairs)) < len(pairs):
+        raise ValueError(f"`pairs` needs at least one pair and none twice, got {pairs}.")
+    aligned = _align(tables, metric)
+    clusters = sample_clusters(aligned[names[0]])
+    values = {name: aligned[name][metric].to_numpy() for name in names}
+    differences = [
+        {"before": before, "after": after, **paired_difference(values[before], values[after], clusters)}
+        for before, after in pairs
+    ]
+    for entry, adjusted in zip(differences, holm([entry["wilcoxon_p"] for entry in differences]), strict=True):
+        entry["wilcoxon_p_holm"] = adjusted
+    return {
+        "metric": metric,
+        "runs": {name: summarize(values[name], clusters) for name in names},
+        "differences": differences,
+    }
+
+
+def _align(tables: Mapping[str, pd.DataFrame], metric: str) -> dict[str, pd.DataFrame]:
+    """The tables with their rows in the order of the first one's, checked."""
+    first = next(iter(tables))
+    for name, table in tables.items():
+        if lacking := [column for column in ("sample_id", metric) if column not in table]:
+            raise ValueError(f"run {name!r} has no column {', '.join(lacking)}, only {', '.join(table)}.")
+        bad = table["sample_id"][table["sample_id"].duplicated()]
+        if len(bad):
+            raise ValueError(f"run {name!r} has samples twice: {_some(bad)}.")
+        bad = table["sample_id"][~np.isfinite(table[metric].to_numpy(dtype=np.float64))]
+        if len(bad):
+            raise ValueError(
+                f"run {name!r} has no finite {metric} of {_some(bad)}: leave such samples out of all runs, or give "
+                "them their worst value."
+            )
+        expected, found = set(tables[first]["sample_id"]), set(table["sample_id"])
+        if expected != found:
+            parts = [
+                f"only {owner!r} has {_some(sorted(own))}"
+                for owner, own in ((first, expected - found), (name, found - expected))
+                if own
+            ]
+            raise ValueError(
+                f"runs {first!r} and {name!r} were scored on different samples: {'; '.join(parts)}. Evaluate both on "
+                "the same split."
+            )
+    order = tables[first]["sample_id"]
+    aligned = {name: table.set_index("sample_id").loc[order].reset_index() for name, table in tables.items()}
+    for name, table in aligned.items():
+        groups, own = (sample_clusters(part) or order.tolist() for part in (aligned[first], table))
+        other = [sample for sample, one, two in zip(order, groups, own, strict=True) if one != two]
+        if other:
+            raise ValueError(
+                f"runs {first!r} and {name!r} name other patients or videos for {_some(other)}. Evaluate both on the "
+                "same data."
+            )
+    return aligned
+
+
+def _some(samples: Sequence) -> str:
+    """Up to three of the names, and how many more."""
+    names = [str(sample) for sample in samples]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _check_values(values: Sequence[float], name: str = "values") -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values):
-        raise ValueError(f"`values` must be a sequence of at least one number, got shape {values.shape}.")
+        raise ValueError(f"`{name}` must be a sequence of at least one number, got shape {values.shape}.")
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise ValueError(
-            f"{len(bad)} of {len(values)} `values` are not finite, the first at index {bad[0]} ({values[bad[0]]}): "
+            f"{len(bad)} of {len(values)} `{name}` are not finite, the first at index {bad[0]} ({values[bad[0]]}): "
             "leave such images out, or give them their worst value, before summarizing."
         )
     return values
