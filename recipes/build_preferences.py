@@ -19,9 +19,16 @@ from PIL import Image
 from trl import TrlParser
 
 from sa2va_trl.arguments import DataArguments, ModelArguments, get_split, load_data, load_model
-from sa2va_trl.data.columns import normalize_row
-from sa2va_trl.evaluation import overlay
-from sa2va_trl.preferences import CHOSEN, REJECTED, MaskSampler, build_preferences, save_preferences
+from sa2va_trl.data.columns import check_dataset, normalize_row
+from sa2va_trl.evaluation import overlay, stored_features
+from sa2va_trl.preferences import (
+    CHOSEN,
+    REJECTED,
+    MaskSampler,
+    build_preferences,
+    one_object_a_row,
+    save_preferences,
+)
 from sa2va_trl.rewards import get_reward
 
 
@@ -40,6 +47,10 @@ class PreferenceArguments:
     allow_worse: bool = field(default=False, metadata={"help": "Keep pairs whose chosen mask is the worse one."})
     sampler: dict | str | None = field(default=None, metadata={"help": 'Of best and worst: {"tokens": false}.'})
     batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
+    cache_features: str = field(
+        default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where they are; beside the data by default."})
     seed: int = field(default=0, metadata={"help": "Of candidates and corruptions."})
     num_pictures: int = field(default=8, metadata={"help": "Pairs on the contact sheet."})
     push_to_hub: bool = field(default=False, metadata={"help": "Push the dataset to the Hub as well."})
@@ -74,10 +85,14 @@ def main():
     parser = TrlParser((PreferenceArguments, DataArguments, ModelArguments))
     args, data_args, model_args = parser.parse_args_and_config()
     dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
+    check_dataset(dataset, name=f"{args.dataset_split} split")
+    dataset = one_object_a_row(dataset)
     model, processor = load_model(model_args)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    features = stored_features(model, processor, dataset, args.cache_features, args.cache_dir, args.batch_size)
     names = ("chosen", "rejected", "reward", "min_gap", "allow_worse", "sampler", "batch_size", "seed")
-    pairs = build_preferences(dataset, model, processor, **{name: getattr(args, name) for name in names})
+    options = {name: getattr(args, name) for name in names}
+    pairs = build_preferences(dataset, model, processor, features=features, **options)
 
     save_preferences(pairs, args.output_dir, args.dataset_split)
     if args.num_pictures > 0:
@@ -87,7 +102,7 @@ def main():
 
     table = pairs.select_columns(["pair_kind", "chosen_reward", "rejected_reward"]).to_pandas()
     gaps = (table["chosen_reward"] - table["rejected_reward"]).groupby(table["pair_kind"])
-    print(f"\n{len(pairs)} pairs of {len(dataset)} rows; difference of the rewards ({args.reward}):")
+    print(f"\n{len(pairs)} pairs of {len(dataset)} objects; difference of the rewards ({args.reward}):")
     with pd.option_context("display.width", 119, "display.max_columns", None, "display.precision", 4):
         print(gaps.describe(percentiles=[0.1, 0.5, 0.9]).rename(columns={"count": "pairs"}).astype({"pairs": int}))
     print(f"written to {args.output_dir}" + (f", pushed to {args.hub_dataset_id}" if args.push_to_hub else ""))

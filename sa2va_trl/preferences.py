@@ -31,6 +31,7 @@ from .data.columns import (
     quiet_pillow,
 )
 from .data.corruptions import CORRUPTIONS
+from .data.features import KEY, FeatureCollator, FeatureStore
 from .models.checkpoints import written_beside
 from .models.grounding import upsample_mask_logits
 from .models.modeling import SegFeatures, _at_least_one
@@ -484,6 +485,7 @@ def build_preferences(
     batch_size: int = 4,
     seed: int = 0,
     progress: bool = True,
+    features: tuple[FeatureStore, list[str]] | None = None,
 ) -> Dataset:
     """
     Preference pairs of every object of a dataset, at the size of its image.
@@ -506,6 +508,9 @@ def build_preferences(
         batch_size (`int`, *optional*, defaults to 4): rows a forward pass.
         seed (`int`, *optional*, defaults to 0): of candidates and corruptions. The global random state is left alone.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
+        features (*optional*):
+            From [`~evaluation.stored_features`] of the same model and of `one_object_a_row(dataset)`; only the mask
+            head runs then.
 
     Returns:
         `datasets.Dataset`: the columns of the dataset and
@@ -517,7 +522,7 @@ def build_preferences(
     Raises:
         `DatasetError`: bad rows, clips, conversations about several objects, no row with a mask, or no pair with a gap
             of `min_gap`; the message says how many pairs other gaps would give.
-        `ValueError`: a bad option.
+        `ValueError`: a bad option, or features of other rows.
     """
     chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
     rejected = (rejected,) if isinstance(rejected, str) else tuple(rejected)
@@ -526,11 +531,16 @@ def build_preferences(
     _check_gap(min_gap)
     check_dataset(dataset, name="dataset")
     dataset = one_object_a_row(dataset)
+    if features is not None and len(features[1]) != len(dataset):
+        raise ValueError(
+            f"features are of {len(features[1])} rows, the dataset has {len(dataset)} objects: compute them of "
+            "one_object_a_row(dataset)."
+        )
     kinds = [(better, worse) for better in chosen for worse in rejected]
 
     columns = {name: [] for name in PREFERENCE_FEATURES}
     indices, gaps, counts = [], [], Counter()
-    drawn = _draw_candidates(model, processor, dataset, sampler, batch_size, seed, progress)
+    drawn = _draw_candidates(model, processor, dataset, sampler, batch_size, seed, progress, features)
     for position, (target, candidates) in enumerate(drawn):
         for better, worse in kinds:
             rng = np.random.default_rng([seed, position])
@@ -635,21 +645,28 @@ def _replace_column(dataset: Dataset, name: str, values: list) -> Dataset:
 
 
 @torch.no_grad()
-def _draw_candidates(model, processor, dataset, sampler, batch_size, seed, progress):
+def _draw_candidates(model, processor, dataset, sampler, batch_size, seed, progress, features):
     """For each row its mask of shape `(H, W)` and its candidates of shape `(K, H, W)`, both uint8 {0, 1}."""
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     collator = SegCollator(processor)
+    if features is not None:
+        collator, keys = FeatureCollator(collator, features[0]), features[1]
     size, threshold = model.config.grounding_config.image_size, model.config.mask_threshold
     for start in tqdm(range(0, len(dataset), batch_size), desc="draw candidates", disable=not progress):
-        batch = collator([dataset[index] for index in range(start, min(start + batch_size, len(dataset)))])
+        chosen = range(start, min(start + batch_size, len(dataset)))
+        batch = collator([dataset[index] | ({} if features is None else {KEY: keys[index]}) for index in chosen])
         targets = batch["original_masks"]
-        inputs = {
-            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            for name, value in batch.items()
-            if name not in ("original_masks", "masks", "labels")
-        }
-        mask_logits = sampler(model, model.encode(**inputs), generator).mask_logits
+        if features is not None:
+            encoded = batch["features"].to(model.device)
+        else:
+            inputs = {
+                name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+                for name, value in batch.items()
+                if name not in ("original_masks", "masks", "labels")
+            }
+            encoded = model.encode(**inputs)
+        mask_logits = sampler(model, encoded, generator).mask_logits
         for own, target in zip(mask_logits, targets, strict=True):
             probabilities = upsample_mask_logits(own, size, target.shape[-2:]).sigmoid()
             yield target[0].numpy(), (probabilities > threshold).byte().cpu().numpy()

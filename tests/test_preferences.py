@@ -19,7 +19,7 @@ from torch.distributions import Independent, Normal
 
 from sa2va_trl.data import DatasetError, SegCollator, check_dataset, load_dataset_dict, synthetic_dataset
 from sa2va_trl.data.corruptions import CORRUPTIONS
-from sa2va_trl.evaluation import predict_probabilities
+from sa2va_trl.evaluation import predict_probabilities, stored_features
 from sa2va_trl.metrics import confusion_counts, dice
 from sa2va_trl.models.modeling import SegFeatures
 from sa2va_trl.models.tiny import tiny_sa2va
@@ -581,6 +581,25 @@ def square(start):
 def dialogue(objects):
     turns = [("user", "Segment it."), ("assistant", "Sure, [SEG].")] * objects
     return [{"role": role, "content": content} for role, content in turns]
+
+
+def test_pairs_from_stored_features_are_those_from_pixels(network, tmp_path):
+    model, processor = network
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 56, 3), np.uint8))
+    objects = {"masks": [square(0), square(9)], "phrases": ["a", "b"], "sample_id": "x"}
+    rows = stored(
+        [{"image": picture, **objects}, {"image": picture, "mask": square(5), "phrase": "c", "sample_id": "y"}]
+    )
+    split = one_object_a_row(rows)
+    features = stored_features(model, processor, split, "on", tmp_path, progress=False)
+    options = {"rejected": ["greedy", "worst"], "sampler": MaskSampler(tokens=False)}
+    expected, found = build(rows, network, **options), build(rows, network, features=features, **options)
+    assert found["sample_id"] == expected["sample_id"] and len(found) > len(split)
+    for one, other in zip(expected, found, strict=True):
+        assert np.array_equal(one["rejected_mask"], other["rejected_mask"])
+        assert one["rejected_reward"] == other["rejected_reward"]
+    with pytest.raises(ValueError, match="one_object_a_row"):
+        build(rows, network, features=(features[0], features[1][:-1]))
 
 
 def test_every_object_becomes_a_row_with_its_phrase(network):
