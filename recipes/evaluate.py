@@ -3,6 +3,8 @@ Score a model, or masks that another tool has written, on a data set: at each im
 
     python recipes/evaluate.py --model_name_or_path outputs/tiny/sft --dataset_name synthetic --output_dir outputs/eval
     python recipes/evaluate.py --predictions_dir MASKS --dataset_name DIR --output_dir outputs/eval
+    python recipes/evaluate.py --model_name_or_path BASE --adapter STAGE2 --router_adapter STAGE3 \
+        --route_split validation --dataset_name DIR --output_dir outputs/eval
 """
 
 from dataclasses import dataclass, field
@@ -13,11 +15,21 @@ import torch
 from PIL import Image
 from trl import TrlParser
 
-from sa2va_trl.arguments import DataArguments, ModelArguments, get_split, load_data, load_model
+from sa2va_trl.arguments import (
+    DataArguments,
+    ModelArguments,
+    RouterArguments,
+    get_split,
+    load_data,
+    load_model,
+    load_router,
+)
 from sa2va_trl.data.columns import normalize_row
+from sa2va_trl.data.splits import check_no_leakage
 from sa2va_trl.evaluation import evaluate, overlay, predict_probabilities, read_predictions, stored_features
 from sa2va_trl.evaluation.evaluator import METRICS, write_json
 from sa2va_trl.evaluation.overlays import file_name, save_overlays
+from sa2va_trl.routing import fit_router, predict_routed, routing_report
 
 
 @dataclass
@@ -34,12 +46,31 @@ class EvaluateArguments:
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where they are; beside the data by default."})
     num_overlays: int = field(default=12, metadata={"help": "Pictures to draw, from the worst to the best image."})
+    route_split: str | None = field(
+        default=None, metadata={"help": "Split to choose the router's threshold on, in place of route_threshold."}
+    )
 
     def __post_init__(self):
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
         if self.predictions_dir is not None and (self.cache_features != "auto" or self.cache_dir is not None):
             raise ValueError("cache_features and cache_dir have no meaning with predictions_dir: no model runs.")
+
+
+def check_router(args: EvaluateArguments, router_args: RouterArguments) -> None:
+    if not router_args.has_router:
+        if args.route_split is not None:
+            raise ValueError("route_split has no effect without router_model or router_adapter.")
+        return
+    if args.predictions_dir is not None:
+        raise ValueError("router_model and router_adapter have no meaning with predictions_dir: no model runs.")
+    if (args.route_split is None) == (router_args.route_threshold is None):
+        raise ValueError("A router needs either route_threshold or route_split, a split to choose it on.")
+    if args.route_split == args.dataset_split:
+        raise ValueError(
+            f"route_split={args.route_split!r} is the split to score: choose the threshold on another, or the result "
+            "flatters the router."
+        )
 
 
 def by_frame(masks: np.ndarray, row: dict) -> np.ndarray:
@@ -49,15 +80,33 @@ def by_frame(masks: np.ndarray, row: dict) -> np.ndarray:
 
 
 def main():
-    parser = TrlParser((EvaluateArguments, DataArguments, ModelArguments))
-    args, data_args, model_args = parser.parse_args_and_config()
-    dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
+    parser = TrlParser((EvaluateArguments, DataArguments, ModelArguments, RouterArguments))
+    args, data_args, model_args, router_args = parser.parse_args_and_config()
+    check_router(args, router_args)
+    data = load_data(data_args)
+    dataset = get_split(data, args.dataset_split, "dataset_split")
+    if args.route_split is not None:
+        chosen_on = get_split(data, args.route_split, "route_split")
+        check_no_leakage(chosen_on, dataset, names=(args.route_split, args.dataset_split))
+    router = fitted = None
 
     if args.predictions_dir is None:
         model, processor = load_model(model_args)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        features = stored_features(model, processor, dataset, args.cache_features, args.cache_dir, args.batch_size)
-        predictions = predict_probabilities(model, processor, dataset, args.batch_size, features=features)
+
+        def features_of(rows):
+            return stored_features(model, processor, rows, args.cache_features, args.cache_dir, args.batch_size)
+
+        if router_args.has_router:
+            router = load_router(router_args, model_args, model, processor)
+            if args.route_split is not None:
+                own = features_of(chosen_on)
+                fitted = fit_router(model, processor, router, chosen_on, args.threshold, args.batch_size, features=own)
+        features = features_of(dataset)
+        if router is not None:
+            predictions = predict_routed(model, processor, router, dataset, args.batch_size, features=features)
+        else:
+            predictions = predict_probabilities(model, processor, dataset, args.batch_size, features=features)
     else:
         predictions = read_predictions(args.predictions_dir, dataset)
 
@@ -87,6 +136,10 @@ def main():
     samples.to_parquet(output / ".per_sample.parquet.tmp")
     (output / ".per_sample.parquet.tmp").replace(output / "per_sample.parquet")
     write_json(output / "metrics.json", metrics)
+    (output / "router.json").unlink(missing_ok=True)  # an earlier evaluation may have had one
+    if router is not None:
+        about = fitted or {"by": router.by, "threshold": router.threshold}
+        write_json(output / "router.json", {**about, "fitted_on": args.route_split})
 
     print(
         f"\n{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {args.threshold}"
@@ -96,6 +149,13 @@ def main():
         value = metrics[name]
         low, high = (f"{bound:.4f}" if bound is not None else "-" for bound in value["ci95"])
         print(f"{name:<12}{value['mean']:>8.4f}{value['std']:>8.4f}   {low} - {high}")
+    if fitted is not None:
+        print(
+            f"router: threshold chosen on {fitted['n']} images of {args.route_split}, Dice {fitted['dice_first']:.4f} "
+            f"(first model), {fitted['dice_second']:.4f} (second), {fitted['dice_routed']:.4f} (routed)"
+        )
+    if router is not None:
+        print(routing_report(router, samples[["routed", router.by]].to_dict("records")))
     print(f"results in {output}, pictures from the worst to the best image in {output / 'overlays'}")
 
 

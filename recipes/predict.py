@@ -15,11 +15,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 from trl import TrlParser
 
-from sa2va_trl.arguments import ModelArguments, load_model
+from sa2va_trl.arguments import ModelArguments, RouterArguments, load_model, load_router
 from sa2va_trl.data.media import VIDEO_SUFFIXES, read_media
 from sa2va_trl.evaluation import overlay
 from sa2va_trl.evaluation.evaluator import write_json
 from sa2va_trl.evaluation.overlays import file_name
+from sa2va_trl.routing import routing_report
 
 
 @dataclass
@@ -61,8 +62,15 @@ class PredictArguments:
             raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
 
 
-def segmentations(args, model, processor, pictures):
-    """The name, the picture and the result of every image or frame."""
+def check_router(args: PredictArguments, router_args: RouterArguments) -> None:
+    if router_args.has_router and router_args.route_threshold is None:
+        raise ValueError("A router needs route_threshold; recipes/evaluate.py can choose one (route_split).")
+    if router_args.has_router and args.is_video and not args.per_frame:
+        raise ValueError("A router sends frames, and a video is tracked as a whole: add per_frame.")
+
+
+def segmentations(args, model, processor, pictures, router=None):
+    """The name, the picture, the result and the route of every image or frame."""
     request = {
         "text": args.prompt,
         "processor": processor,
@@ -75,12 +83,15 @@ def segmentations(args, model, processor, pictures):
         result = model.segment(video=args.input, **args.tracking_options, **request)
         warn(args.input, result)
         for index, (name, image) in enumerate(pictures):
-            yield name, image, result.frame(index)
+            yield name, image, result.frame(index), {}
     else:
         for name, image in pictures:
-            result = model.segment(image=image, **request)
+            if router is None:
+                result, route = model.segment(image=image, **request), {}
+            else:
+                result, route = router.segment(model, image=image, **request)
             warn(name, result)
-            yield name, image, result
+            yield name, image, result, route
 
 
 def warn(name, result):
@@ -89,18 +100,21 @@ def warn(name, result):
 
 
 def main():
-    args, model_args = TrlParser((PredictArguments, ModelArguments)).parse_args_and_config()
+    parser = TrlParser((PredictArguments, ModelArguments, RouterArguments))
+    args, model_args, router_args = parser.parse_args_and_config()
+    check_router(args, router_args)
     pictures = read_media(args.input)
     first = next(pictures)  # a bad input is reported before a model is loaded
     model, processor = load_model(model_args)
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    router = load_router(router_args, model_args, model, processor) if router_args.has_router else None
 
     output = Path(args.output_dir)
     for name in ("masks", "probabilities", "overlays"):
         (output / name).mkdir(parents=True, exist_ok=True)
     predictions = []
-    results = segmentations(args, model, processor, chain([first], pictures))
-    for name, image, result in tqdm(results, desc="predict"):
+    results = segmentations(args, model, processor, chain([first], pictures), router)
+    for name, image, result, route in tqdm(results, desc="predict"):
         objects, probabilities = [], result.probabilities.cpu().numpy()
         masks = probabilities > result.threshold
         for index, (phrase, score) in enumerate(zip(result.phrases, result.iou_scores.tolist(), strict=True)):
@@ -109,8 +123,10 @@ def main():
             np.save(output / "probabilities" / f"{stem}.npy", probabilities[index])
             overlay(image, masks[index]).save(output / "overlays" / f"{stem}.png")
             objects.append({"phrase": phrase, "mask": f"masks/{stem}.png", "predicted_iou": score})
-        predictions.append({"name": name, "text": result.text, "objects": objects})
+        predictions.append({"name": name, "text": result.text, "objects": objects, **route})
     write_json(output / "predictions.json", {"prompt": args.prompt, "predictions": predictions})
+    if router is not None:
+        print(routing_report(router, predictions))
     print(f"{len(predictions)} images; results in {output}")
 
 

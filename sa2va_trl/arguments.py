@@ -1,7 +1,7 @@
 """What the recipes share: which model, which data."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from .data.readers import load_dataset_dict
 from .hub import load_adapter
 from .models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from .models.checkpoints import checkpoint_folder, read_config
+from .routing import NOTHING, Router, check_route, make_router
 
 
 # Names of models that are made instead of loaded, and their families.
@@ -70,6 +71,43 @@ class ModelArguments:
             raise ValueError(
                 f"grounding_image_size must be a multiple of 32 of at least 64, got {self.grounding_image_size}."
             )
+
+
+@dataclass
+class RouterArguments:
+    """
+    A second model, to which a recipe sends difficult images, see [`~routing.Router`].
+
+    Args:
+        router_model (`str`, *optional*): a folder or a Hub id; the first model's base by default.
+        router_adapter (`str`, *optional*):
+            Folder or Hub id of an adapter. Without `router_model` it was trained on the first model's base, or on that
+            base merged with the first model's adapter: whichever it fits.
+        route_by (`str`, *optional*): `"predicted_iou"` (the default) or `"spread"`.
+        route_threshold (`float`, *optional*):
+            Images with a predicted IoU below it, or a spread of the candidate masks above it, go to the second model.
+    """
+
+    router_model: str | None = field(
+        default=None, metadata={"help": "Second model, for difficult images; the first one's base by default."}
+    )
+    router_adapter: str | None = field(default=None, metadata={"help": "Adapter of the second model."})
+    route_by: str | None = field(default=None, metadata={"help": "predicted_iou (default) or spread."})
+    route_threshold: float | None = field(
+        default=None, metadata={"help": "Predicted IoU below which, or spread above which the second model draws."}
+    )
+
+    @property
+    def has_router(self) -> bool:
+        return self.router_model is not None or self.router_adapter is not None
+
+    def __post_init__(self):
+        given = [name for name in ("route_by", "route_threshold") if getattr(self, name) is not None]
+        if given and not self.has_router:
+            raise ValueError(f"{', '.join(given)} has no effect without router_model or router_adapter.")
+        if self.has_router:
+            self.route_by = self.route_by or "predicted_iou"
+            check_route(self.route_by, self.route_threshold or 0.0)
 
 
 @dataclass
@@ -172,6 +210,39 @@ def load_model(
     if args.adapter is not None:
         model = load_adapter(model, args.adapter, merge=merge)
     return model, processor
+
+
+def load_router(args: RouterArguments, model_args: ModelArguments, model, processor) -> Router:
+    """
+    Args:
+        args (`RouterArguments`): which second model.
+        model_args (`ModelArguments`): of the first one; its type, sizes and quantisation hold for both.
+        model (`Sa2VAForConditionalGeneration` or `PeftModel`): the first one, on its device.
+        processor (`Sa2VAProcessor`): of the first one.
+
+    Returns:
+        `Router`, with a threshold that sends nothing where `route_threshold` is not given.
+
+    Raises:
+        `ValueError`: as [`load_model`], or both models are the same.
+    """
+    name = args.router_model or model_args.model_name_or_path
+    if (name, args.router_adapter) == (model_args.model_name_or_path, model_args.adapter):
+        raise ValueError("router_model and router_adapter name the first model, so a router could not take effect.")
+    own = replace(model_args, adapter=args.router_adapter)
+    if args.router_model is not None:
+        revision = model_args.model_revision if name == model_args.model_name_or_path else None
+        second, other = load_model(replace(own, model_name_or_path=name, model_revision=revision))
+    else:
+        try:
+            second, other = load_model(own)
+        except ValueError:
+            if model_args.adapter is None:
+                raise
+            second, other = load_model(model_args, merge=True)
+            second = load_adapter(second, args.router_adapter)
+    threshold = NOTHING[args.route_by] if args.route_threshold is None else args.route_threshold
+    return make_router(model, processor, second, other, by=args.route_by, threshold=threshold)
 
 
 def _quantization_config(args: ModelArguments) -> BitsAndBytesConfig | None:

@@ -1,12 +1,13 @@
 from .evaluator import aggregate, evaluate, predict_probabilities, read_predictions, score, stored_features
 from .overlays import overlay
-from .statistics import bootstrap_ci, compare, holm, paired_difference, sample_clusters, summarize
+from .statistics import bootstrap_ci, compare, comparison_table, holm, paired_difference, sample_clusters, summarize
 
 
 __all__ = [
     "aggregate",
     "bootstrap_ci",
     "compare",
+    "comparison_table",
     "evaluate",
     "holm",
     "overlay",

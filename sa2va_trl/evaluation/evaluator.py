@@ -25,12 +25,15 @@ from ..data.features import (
 )
 from ..metrics import segmentation_metrics
 from ..models.grounding import upsample_mask_logits
+from ..models.modeling import Sa2VAOutput, SegFeatures
 from .overlays import file_name
 from .statistics import sample_clusters, summarize
 
 
 METRICS = ("dice", "iou", "precision", "recall", "specificity", "accuracy")
 IDENTIFIERS = ("sample_id", "patient_id", "video_id", "frame_index")
+# Where a row says which way a router has sent it: columns for [`score`].
+ROUTE = "__route__"
 
 
 def stored_features(
@@ -135,26 +138,53 @@ def predict_probabilities(
         The decoded row and its probabilities, `np.ndarray` of shape `(masks, H, W)`, float32 in [0, 1], at the image's
         own size. Rows without masks are left out.
     """
+    for _, rows, targets, _, outputs in passes(model, processor, dataset, batch_size, progress, features):
+        for position, (row, target) in enumerate(zip(rows, targets, strict=True)):
+            if len(target):
+                yield row, probabilities_of(model, outputs, position, target)
+
+
+@torch.no_grad()
+def passes(
+    model,
+    processor,
+    dataset: Dataset,
+    batch_size: int,
+    progress: bool,
+    features: tuple[FeatureStore, list[str]] | None,
+) -> Iterator[tuple[int, list[dict], list[torch.Tensor], SegFeatures, Sa2VAOutput]]:
+    """
+    The forward passes of [`predict_probabilities`].
+
+    Args:
+        model, processor, dataset, batch_size, progress, features: as there.
+
+    Yields:
+        For every batch the position of its first row, the decoded rows, their masks of shape `(masks, H, W)`, features
+        and what the mask head made of them.
+    """
     model.eval()
     collator = SegCollator(processor)
     if features is not None:
         store, keys = features
         collator = FeatureCollator(collator, store)
-    size = model.config.grounding_config.image_size
     for start in tqdm(range(0, len(dataset), batch_size), desc="predict", disable=not progress):
         chosen = range(start, min(start + batch_size, len(dataset)))
         rows = [dataset[index] for index in chosen]
         if features is None:
             batch = collator(rows)
-            outputs = model(**_to_model(model, batch), logits_to_keep=1)
+            encoded = model(**_to_model(model, batch), encode_only=True).features
         else:
             batch = collator([{**row, KEY: keys[index]} for row, index in zip(rows, chosen, strict=True)])
-            outputs = model(**_to_model(model, batch))
-        targets = batch["original_masks"]
-        for position, (row, target) in enumerate(zip(rows, targets, strict=True)):
-            if len(target):
-                logits = outputs.mask_logits[outputs.row_index == position]
-                yield row, upsample_mask_logits(logits, size, target.shape[-2:]).sigmoid().cpu().numpy()
+            encoded = batch["features"].to(model.device)
+        yield start, rows, batch["original_masks"], encoded, model(features=encoded)
+
+
+def probabilities_of(model, outputs: Sa2VAOutput, position: int, target: torch.Tensor) -> np.ndarray:
+    """Probabilities of one row of a batch, `(masks, H, W)`, at the size of its masks `target`."""
+    logits = outputs.mask_logits[outputs.row_index == position]
+    size = model.config.grounding_config.image_size
+    return upsample_mask_logits(logits, size, target.shape[-2:]).sigmoid().cpu().numpy()
 
 
 def read_predictions(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tuple[dict, np.ndarray]]:
@@ -200,12 +230,13 @@ def score(row: dict, probabilities: np.ndarray, threshold: float) -> dict:
         threshold (`float`): probability above which a pixel belongs to the mask.
 
     Returns:
-        `dict` with the row's identifiers and `METRICS`.
+        `dict` with the row's identifiers and `METRICS`; of a row from a router also which way it went.
     """
     targets = [np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]]
     values = [segmentation_metrics(p > threshold, target) for p, target in zip(probabilities, targets, strict=True)]
     identifiers = {name: row[name] for name in IDENTIFIERS if row.get(name) is not None}
-    return {**identifiers, **{name: float(np.mean([value[name] for value in values])) for name in METRICS}}
+    means = {name: float(np.mean([value[name] for value in values])) for name in METRICS}
+    return {**identifiers, **means, **row.get(ROUTE, {})}
 
 
 def aggregate(samples: pd.DataFrame) -> dict[str, dict]:

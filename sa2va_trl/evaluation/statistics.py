@@ -230,12 +230,67 @@ def compare(
     }
 
 
+def comparison_table(comparison: dict) -> str:
+    """
+    A comparison to read.
+
+    Args:
+        comparison (`dict`): from `compare`.
+
+    Returns:
+        `str`: a line a run with its mean and interval, then a line a pair with the difference, its interval, the
+        adjusted p value and the share of samples that improved.
+    """
+
+    def interval(bounds: Sequence[float | None], sign: str = "") -> str:
+        return " - " if None in bounds else " to ".join(f"{bound:{sign}.4f}" for bound in bounds)
+
+    metric = comparison["metric"]
+    runs = [
+        [name, f"{run['mean']:.4f}", interval(run["ci95"]), str(run["n"])] for name, run in comparison["runs"].items()
+    ]
+    differences = [
+        [
+            f"{entry['after']} - {entry['before']}",
+            f"{entry['mean']:+.4f}",
+            interval(entry["ci95"], "+"),
+            f"{entry['wilcoxon_p_holm']:.2g}",
+            "-" if entry["improved"] is None else f"{entry['improved']:.1%}",
+            str(entry["ties"]),
+        ]
+        for entry in comparison["differences"]
+    ]
+    text = _columns([["run", metric, "95 % interval", "n"], *runs])
+    text += "\n\n"
+    text += _columns([["difference", metric, "95 % interval", "p (Holm)", "improved", "ties"], *differences])
+    count = comparison["differences"][0]["clusters"]
+    if count < 6:
+        text += (
+            f"\n\nThe test is by patient (or else video, or image), and of {count} patients even all that agree give "
+            f"p = {2.0 ** (1 - count):.2g} before correction. It takes six or more to show a difference."
+        )
+    return text
+
+
+def _columns(lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    # Names to the left, numbers to the right.
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    )
+
+
 def _align(tables: Mapping[str, pd.DataFrame], metric: str) -> dict[str, pd.DataFrame]:
     """The tables with their rows in the order of the first one's, checked."""
     first = next(iter(tables))
     for name, table in tables.items():
         if lacking := [column for column in ("sample_id", metric) if column not in table]:
             raise ValueError(f"run {name!r} has no column {', '.join(lacking)}, only {', '.join(table)}.")
+        if not pd.api.types.is_numeric_dtype(table[metric]):
+            raise ValueError(f"run {name!r}: column {metric} holds no numbers.")
         bad = table["sample_id"][table["sample_id"].duplicated()]
         if len(bad):
             raise ValueError(f"run {name!r} has samples twice: {_some(bad)}.")

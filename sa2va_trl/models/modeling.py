@@ -1,6 +1,7 @@
 import copy
 import operator
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -676,6 +677,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_frames: int | None = None,
         frames: list[int] | None = None,
         tracking: str | None = None,
+        decode: Callable[[SegFeatures], tuple[torch.Tensor, torch.Tensor]] | None = None,
         **generate_kwargs,
     ) -> Segmentation | list[Segmentation]:
         """
@@ -700,6 +702,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             frames (`list[int]`, *optional*):
                 Of a video, the frames to prompt, in place of `frame_policy` and `num_frames`. Frames before the first
                 of them are tracked backward.
+            decode (`Callable`, *optional*): of images, in place of `decode_masks`; see [`~routing.Router`].
             generate_kwargs: for the VLM's `generate`; none with `answer`.
 
         Returns:
@@ -720,6 +723,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
         options = {"frame_policy": frame_policy, "num_frames": num_frames, "frames": frames, "tracking": tracking}
         if video is not None:
+            if decode is not None:
+                raise ValueError("segment takes decode with `image` or `images` only: a video's masks are tracked.")
             return self._segment_video(video, text, processor, threshold, answer, **options, **generate_kwargs)
         if given := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"segment takes {', '.join(given)} with `video` only.")
@@ -737,7 +742,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             grounding_pixel_values=processor.grounding_inputs(batch),
             **generate_kwargs,
         )
-        mask_logits, iou_scores = self.decode_masks(features)
+        mask_logits, iou_scores = (decode or self.decode_masks)(features)
         results = [
             Segmentation(
                 text=reply,

@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sa2va_trl.evaluation.statistics import bootstrap_ci, compare, holm, paired_difference, summarize
+from sa2va_trl.evaluation.statistics import bootstrap_ci, compare, comparison_table, holm, paired_difference, summarize
 
 
 scores = st.lists(st.floats(0, 1), min_size=2, max_size=30)
@@ -338,6 +338,7 @@ def change(column, value, row=1):
         (change("sample_id", "other"), "only 'one' has frame1; only 'two' has other"),
         (lambda table: table.assign(sample_id=list("uvwxyz")), "only 'two' has u, v, w and 3 more"),
         (change("sample_id", "frame0"), "run 'two' has samples twice: frame0"),
+        (lambda table: table.assign(dice="high"), "run 'two': column dice holds no numbers"),
         (change("dice", math.nan), "run 'two' has no finite dice of frame1"),
         (change("patient_id", "c"), "name other patients or videos for frame1"),
         (lambda table: table.drop(columns="patient_id"), "name other patients or videos for frame0, frame1"),
@@ -362,3 +363,38 @@ def test_bad_runs_and_pairs_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             compare(runs, pairs=pairs)
+
+
+def test_table_says_what_the_comparison_says():
+    comparison = compare(tables(one=FIRST, second=SECOND, three=[0.5] * 6), pairs=[("one", "second")])
+    text = comparison_table(comparison)
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines if line] == [
+        "run",
+        "one",
+        "second",
+        "three",
+        "difference",
+        "second",
+        "The",
+    ]
+    for name, run in comparison["runs"].items():
+        (line,) = [line for line in lines[:4] if line.startswith(name)]
+        assert line.split()[1:] == [f"{run['mean']:.4f}", f"{run['ci95'][0]:.4f}", "to", f"{run['ci95'][1]:.4f}", "6"]
+    (entry,) = comparison["differences"]
+    cells = [f"{entry['mean']:+.4f}", f"{entry['ci95'][0]:+.4f}", "to", f"{entry['ci95'][1]:+.4f}"]
+    cells += [f"{entry['wilcoxon_p_holm']:.2g}", f"{entry['improved']:.1%}", "0"]
+    assert lines[6].removeprefix("second - one").split() == cells
+    assert "3 patients" in text and "p = 0.25 before correction" in text
+
+
+def test_table_of_what_has_no_interval():
+    runs = {name: table.assign(patient_id="a") for name, table in tables(one=FIRST, two=FIRST).items()}
+    lines = comparison_table(compare(runs)).splitlines()
+    assert lines[1].split() == ["one", f"{np.mean(FIRST):.4f}", "-", "6"]
+    assert lines[5].removeprefix("two - one").split() == ["+0.0000", "-", "1", "-", "6"]
+
+
+def test_enough_patients_need_no_warning():
+    runs = {name: table.drop(columns="patient_id") for name, table in tables(one=FIRST, two=SECOND).items()}
+    assert "correction" not in comparison_table(compare(runs))

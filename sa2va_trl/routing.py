@@ -1,0 +1,400 @@
+"""
+A mixed strategy: one model draws every frame, and a second one draws again those that the first finds difficult.
+
+How difficult a frame is, is judged without labels: by the IoU that the first model predicts for its mask, or by how
+far apart its candidate masks are.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+
+from .data.features import FeatureStore, fingerprint
+from .evaluation.evaluator import ROUTE, passes, predict_probabilities, probabilities_of, score
+from .models.modeling import SegFeatures
+from .preferences import MaskSampler
+
+
+ROUTE_BY = ("predicted_iou", "spread")
+# Thresholds that no value reaches, and that every value does. (Both kinds of values lie in [0, 1].)
+NOTHING = {"predicted_iou": -1.0, "spread": 2.0}
+EVERYTHING = {"predicted_iou": 2.0, "spread": -1.0}
+
+
+def candidate_spread(mask_logits: torch.Tensor, threshold: float = 0.5) -> float:
+    """
+    How much candidate masks of one object differ.
+
+    Args:
+        mask_logits (`torch.Tensor` of shape `(K, h, w)`): of the candidates.
+        threshold (`float`, *optional*, defaults to 0.5): probability above which a pixel is foreground.
+
+    Returns:
+        `float` in [0, 1]: 1 - mean Dice of all pairs (two empty masks agree); 0 of fewer than two.
+    """
+    masks = (mask_logits > math.log(threshold) - math.log1p(-threshold)).flatten(1).double()
+    if len(masks) < 2:
+        return 0.0
+    both, sizes = masks @ masks.T, masks.sum(1)
+    total = sizes[:, None] + sizes
+    dice = torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
+    one, other = torch.triu_indices(len(masks), len(masks), offset=1, device=masks.device)
+    return float(1 - dice[one, other].mean())
+
+
+@dataclass
+class Router:
+    """
+    Which frames go to a second model.
+
+    A frame (a row of a data set, or a picture) goes there as a whole, whatever the rest of its batch is: by the mean
+    over its masks.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration` or `PeftModel`): the second one, on the device of the first.
+        processor (`Sa2VAProcessor`): of the second one.
+        shared (`bool`):
+            Whether both make the same features, see [`make_router`]. The second then needs a pass of its mask decoder
+            only, otherwise it runs as a whole on the frames that it gets.
+        by (`str`, *optional*, defaults to `"predicted_iou"`):
+            `"predicted_iou"` of the first model's mask; `"spread"` of its candidate masks (see [`candidate_spread`]),
+            which takes two more passes of its mask decoder.
+        threshold (`float`, *optional*, defaults to 0.5):
+            Frames with a predicted IoU below it, or a spread above it, go to the second model.
+        sampler (`MaskSampler`, *optional*):
+            Of the candidates. Not SAM 2's own other two masks by default: training on masks may never have asked for
+            them.
+
+    Raises:
+        `ValueError`: an unknown `by`, or a threshold that is no finite number.
+    """
+
+    model: nn.Module
+    processor: object
+    shared: bool
+    by: str = "predicted_iou"
+    threshold: float = 0.5
+    sampler: MaskSampler = field(default_factory=lambda: MaskSampler(tokens=False))
+
+    def __post_init__(self):
+        check_route(self.by, self.threshold)
+
+    def is_hard(self, value: float) -> bool:
+        """Whether a frame with this predicted IoU or spread goes to the second model."""
+        return is_hard(value, self.by, self.threshold)
+
+    @torch.no_grad()
+    def values(self, first: nn.Module, features: SegFeatures, iou_scores: torch.Tensor) -> dict[int, float]:
+        """
+        What frames are judged by.
+
+        Args:
+            first (`nn.Module`): the first model.
+            features (`SegFeatures`): from its `encode`.
+            iou_scores (`torch.Tensor` of shape `(masks,)`): of its masks.
+
+        Returns:
+            `dict[int, float]`: for every row with masks its mean over them.
+        """
+        found = {}
+        for row in features.row_index.unique().tolist():
+            masks = torch.nonzero(features.row_index == row)[:, 0]
+            if self.by == "predicted_iou":
+                found[row] = float(iou_scores[masks].double().mean())
+                continue
+            own = SegFeatures(
+                features.seg_states,
+                features.seg_index[masks],
+                features.image_index[masks],
+                features.row_index[masks],
+                features.pyramid,
+            )
+            # The sampler starts anew for every row, so that its noise does not depend on the rows before.
+            candidates = self.sampler(first, own).mask_logits
+            level = first.config.mask_threshold
+            found[row] = float(np.mean([candidate_spread(logits, level) for logits in candidates]))
+        return found
+
+    @torch.no_grad()
+    def decode(
+        self, first: nn.Module, features: SegFeatures
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, dict[str, float | bool]]]:
+        """
+        `decode_masks` of the first model, and of the second one for difficult rows. With features that are `shared`
+        only.
+
+        Args:
+            first (`nn.Module`): the first model.
+            features (`SegFeatures`): from its `encode`.
+
+        Returns:
+            `mask_logits` and `iou_scores` as `decode_masks`, and for every row with masks whether it was `"routed"`,
+            and its predicted IoU or spread.
+        """
+        mask_logits, iou_scores = first.decode_masks(features)
+        values = self.values(first, features, iou_scores)
+        routes = {row: self.route(value) for row, value in values.items()}
+        hard = [row for row, route in routes.items() if route["routed"]]
+        if hard:
+            theirs = torch.isin(features.row_index, torch.tensor(hard, device=features.row_index.device))
+            others, scores = self.model.decode_masks(features)
+            mask_logits = torch.where(theirs[:, None, None], others, mask_logits)
+            iou_scores = torch.where(theirs, scores, iou_scores)
+        return mask_logits, iou_scores, routes
+
+    def route(self, value: float) -> dict[str, float | bool]:
+        """What is said of a frame: whether it was `"routed"`, and by what."""
+        return {"routed": self.is_hard(value), self.by: value}
+
+    def segment(self, first: nn.Module, processor, **request) -> tuple[object, dict[str, float | bool]]:
+        """
+        Segment one image with the model that it belongs to.
+
+        Args:
+            first (`nn.Module`): the first model.
+            processor (`Sa2VAProcessor`): of the first model.
+            request: for `segment` of a model, with `image`.
+
+        Returns:
+            `Segmentation`, and what is said of the route. An answer without a mask is never routed.
+        """
+        route = {"routed": False, self.by: None}
+        if self.shared:
+
+            def decode(features: SegFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+                mask_logits, iou_scores, routes = self.decode(first, features)
+                route.update(routes.get(0, {}))
+                return mask_logits, iou_scores
+
+            return first.segment(processor=processor, decode=decode, **request), route
+
+        def decode_and_judge(features: SegFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+            mask_logits, iou_scores = first.decode_masks(features)
+            for value in self.values(first, features, iou_scores).values():
+                route.update(self.route(value))
+            return mask_logits, iou_scores
+
+        result = first.segment(processor=processor, decode=decode_and_judge, **request)
+        if route["routed"]:
+            result = self.model.segment(processor=self.processor, **request)
+        return result, route
+
+
+def check_route(by: str, threshold: float) -> None:
+    """
+    Raises:
+        `ValueError`: an unknown `by`, or a threshold that is no finite number.
+    """
+    if by not in ROUTE_BY:
+        raise ValueError(f"route_by must be one of {', '.join(ROUTE_BY)}, got {by!r}.")
+    if not math.isfinite(threshold):
+        raise ValueError(f"route_threshold must be a finite number, got {threshold}.")
+
+
+def is_hard(value: float, by: str, threshold: float) -> bool:
+    """Whether a predicted IoU is below, or a spread above the threshold."""
+    return value < threshold if by == "predicted_iou" else value > threshold
+
+
+def make_router(first: nn.Module, processor, second: nn.Module, second_processor, **options) -> Router:
+    """
+    A router between two models. Where nothing that features depend on differs, compared byte by byte, they share the
+    modules that make them: the second takes no memory but for its head, and must not be used by itself any more.
+
+    Args:
+        first (`Sa2VAForConditionalGeneration` or `PeftModel`): not changed.
+        processor (`Sa2VAProcessor`): of the first model.
+        second (`Sa2VAForConditionalGeneration` or `PeftModel`): changed in place.
+        second_processor (`Sa2VAProcessor`): of the second model.
+        options: `by`, `threshold` and `sampler` of [`Router`].
+
+    Returns:
+        `Router`, with the second model in evaluation mode and on the first one's device.
+    """
+    shared = fingerprint(first, processor) == fingerprint(second, second_processor)
+    if shared:
+        one, other = (model.get_base_model() if isinstance(model, PeftModel) else model for model in (first, second))
+        other.vlm = one.vlm
+        other.grounding_encoder.sam2_model.image_encoder = one.grounding_encoder.sam2_model.image_encoder
+    return Router(second.eval().to(first.device), second_processor, shared, **options)
+
+
+@torch.no_grad()
+def _both(
+    model: nn.Module,
+    processor,
+    router: Router,
+    dataset: Dataset,
+    batch_size: int,
+    progress: bool,
+    features: tuple[FeatureStore, list[str]] | None,
+    wanted: Callable[[float], bool],
+) -> Iterator[tuple[dict, float, np.ndarray, np.ndarray | None]]:
+    """Every row, its value, the first model's probabilities and, where `wanted(value)`, the second's."""
+    for start, rows, targets, encoded, outputs in passes(model, processor, dataset, batch_size, progress, features):
+        values = router.values(model, encoded, outputs.iou_scores)
+        chosen = [position for position, value in values.items() if wanted(value)]
+        second = {}
+        if chosen and router.shared:
+            others = router.model(features=encoded)
+            for position in chosen:
+                second[position] = probabilities_of(router.model, others, position, targets[position])
+        elif chosen:
+            part = dataset.select([start + position for position in chosen])
+            predicted = predict_probabilities(router.model, router.processor, part, batch_size, progress=False)
+            second = {position: found for position, (_, found) in zip(chosen, predicted, strict=True)}
+        for position, value in values.items():
+            first = probabilities_of(model, outputs, position, targets[position])
+            yield rows[position], value, first, second.get(position)
+
+
+def predict_routed(
+    model: nn.Module,
+    processor,
+    router: Router,
+    dataset: Dataset,
+    batch_size: int = 4,
+    progress: bool = True,
+    features: tuple[FeatureStore, list[str]] | None = None,
+) -> Iterator[tuple[dict, np.ndarray]]:
+    """
+    As [`~evaluation.predict_probabilities`], each row by the model that it belongs to. [`~evaluation.score`] then
+    leaves the columns `routed` (bool) and `predicted_iou` or `spread`.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration` or `PeftModel`): the first one.
+        processor (`Sa2VAProcessor`): of the first model.
+        router (`Router`): with the second one.
+        dataset, batch_size, progress: as there.
+        features (*optional*): of the first model; a second one that does not share them takes the pixels.
+
+    Yields:
+        As there.
+    """
+    for row, value, first, second in _both(
+        model, processor, router, dataset, batch_size, progress, features, router.is_hard
+    ):
+        yield {**row, ROUTE: router.route(value)}, first if second is None else second
+
+
+def fit_threshold(
+    values: Sequence[float], dice_first: Sequence[float], dice_second: Sequence[float], by: str = "predicted_iou"
+) -> float:
+    """
+    The threshold with the highest mean Dice; of several the one that sends fewest rows to the second model. Choose it
+    on rows that neither model was trained on and that no result is reported of: on the rows that it is chosen on, a
+    router is never worse than either model.
+
+    Args:
+        values (`Sequence[float]`): predicted IoU or spread of each row.
+        dice_first, dice_second (`Sequence[float]`): of each row with the one and with the other model.
+        by (`str`, *optional*, defaults to `"predicted_iou"`): what `values` are, see [`Router`].
+
+    Returns:
+        `float`: half-way between two values; that of `NOTHING` or `EVERYTHING` where one model alone is best.
+
+    Raises:
+        `ValueError`: no rows, sequences of different lengths, or values that are not finite.
+    """
+    check_route(by, 0.0)
+    columns = {"values": values, "dice_first": dice_first, "dice_second": dice_second}
+    arrays = {name: np.asarray(column, dtype=np.float64) for name, column in columns.items()}
+    count = len(arrays["values"])
+    for name, column in arrays.items():
+        if column.shape != (count,) or not count:
+            raise ValueError(f"`{name}` must hold one number a row, of at least one row, got shape {column.shape}.")
+        if not np.isfinite(column).all():
+            raise ValueError(f"`{name}` must be finite, got {column[~np.isfinite(column)][0]}.")
+    order = np.argsort(arrays["values"] if by == "predicted_iou" else -arrays["values"], kind="stable")
+    ordered = arrays["values"][order]  # the most difficult first
+    gains = np.concatenate([[0.0], np.cumsum((arrays["dice_second"] - arrays["dice_first"])[order])])
+    # Rows of one value stay together.
+    cuts = np.array([0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1), count])
+    best = cuts[np.flatnonzero(gains[cuts] >= gains[cuts].max() - 1e-12)[0]]
+    if best == 0:
+        return NOTHING[by]
+    if best == count:
+        return EVERYTHING[by]
+    routed, kept = float(ordered[best - 1]), float(ordered[best])
+    middle = (routed + kept) / 2
+    # (Between neighbouring numbers there is no middle.)
+    return middle if is_hard(routed, by, middle) and not is_hard(kept, by, middle) else kept
+
+
+def fit_router(
+    model: nn.Module,
+    processor,
+    router: Router,
+    dataset: Dataset,
+    threshold: float = 0.5,
+    batch_size: int = 4,
+    progress: bool = True,
+    features: tuple[FeatureStore, list[str]] | None = None,
+) -> dict:
+    """
+    Choose the threshold of a router by its Dice, see [`fit_threshold`]. Both models run on all rows.
+
+    Args:
+        model, processor, batch_size, progress, features: see [`predict_routed`].
+        router (`Router`): gets the threshold.
+        dataset (`datasets.Dataset`): to choose by: validation rows.
+        threshold (`float`, *optional*, defaults to 0.5): probability above which a pixel belongs to the mask.
+
+    Returns:
+        `dict`, ready for JSON: `by`, `threshold`, `n` (rows), `routed` (share of them) and the mean Dice of these rows
+        with the first model (`dice_first`), the second (`dice_second`) and the router (`dice_routed`).
+
+    Raises:
+        `ValueError`: no row with a mask.
+    """
+    values, first, second = [], [], []
+    for row, value, one, other in _both(
+        model, processor, router, dataset, batch_size, progress, features, lambda value: True
+    ):
+        values.append(value)
+        first.append(score(row, one, threshold)["dice"])
+        second.append(score(row, other, threshold)["dice"])
+    if not values:
+        raise ValueError("The rows to fit the router's threshold on have no masks.")
+    router.threshold = fit_threshold(values, first, second, router.by)
+    routed = np.array([router.is_hard(value) for value in values])
+    return {
+        "by": router.by,
+        "threshold": router.threshold,
+        "n": len(values),
+        "routed": float(routed.mean()),
+        "dice_first": float(np.mean(first)),
+        "dice_second": float(np.mean(second)),
+        "dice_routed": float(np.where(routed, second, first).mean()),
+    }
+
+
+def routing_report(router: Router, routes: Sequence[dict[str, float | bool]]) -> str:
+    """
+    Which share was routed; and, where the router made no difference, why.
+
+    Args:
+        router (`Router`): as it was used.
+        routes (`Sequence[dict]`): from it, one a frame.
+
+    Returns:
+        `str`: a line to print.
+    """
+    values = [route[router.by] for route in routes if route[router.by] is not None]
+    routed = sum(route["routed"] for route in routes)
+    name = router.by.replace("_", " ").replace("iou", "IoU")
+    rule = f"{name} {'below' if router.by == 'predicted_iou' else 'above'} {router.threshold:g}"
+    line = f"router: {routed} of {len(routes)} images went to the second model ({rule})"
+    if values and routed in (0, len(values)):
+        line += (
+            f". It made no choice: their values lie between {min(values):.4g} and {max(values):.4g}, so "
+            + ("no image reaches the second model" if routed == 0 else "every image goes to the second model")
+            + " and a threshold between these would"
+        )
+    return line + "."
