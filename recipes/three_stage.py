@@ -61,6 +61,7 @@ class ThreeStageArguments:
     mining: dict = field(default_factory=dict, metadata={"help": "Options of recipes/mine_hard_samples.py."})
     stage3: dict = field(default_factory=dict, metadata={"help": "Options of recipes/hard_sample.py."})
     control: dict = field(default_factory=dict, metadata={"help": "Options of recipes/sft.py for the control."})
+    router: dict = field(default_factory=dict, metadata={"help": "Options of evaluate.py's router from stage 2 to 3."})
     merging: dict = field(default_factory=dict, metadata={"help": "Options of recipes/merge.py."})
     num_overlays: int = field(default=6, metadata={"help": "Pictures of the worst frames, and of the most improved."})
 
@@ -138,8 +139,8 @@ def check_splits(data, record: Path) -> None:
     }
     if record.exists() and json.loads(record.read_text()) != own:
         raise ValueError(
-            f"{record.parent} was begun with other splits ({record.name}), so that a patient held out now may have been "
-            "trained on: give another output_dir."
+            f"{record.parent} was begun with other splits ({record.name}): a patient held out now may have been "
+            "trained on. Give another output_dir."
         )
     write_json(record, own)
 
@@ -211,8 +212,7 @@ def main():
     )
     for split in ("validation", "test"):
         check_no_leakage(load_dataset_dict(pairs)["train"], data[split], names=("preferences", split))
-    options = {"model_name_or_path": first, "preferences": pairs, **after_first}
-    run("stage2", "dpo.py", {**args.stage2, **options}, train=True)
+    run("stage2", "dpo.py", {**args.stage2, **options, "preferences": pairs}, train=True)
     second = whole("stage2", first)
 
     # Stage 3
@@ -234,11 +234,19 @@ def main():
 
     # Evaluation
     tables = {}
-    for name, model in (("stage1", first), ("stage2", second), ("stage3", third), ("control", control)):
-        options = {"model_name_or_path": model, "dataset_split": "test", "num_overlays": 0, **loading, **dataset}
-        folder = run(f"evaluation/{name}", "evaluate.py", {**options, **stored})
+    scored = {"dataset_split": "test", "num_overlays": 0, **loading, **dataset, **stored}
+    routed = {"model_name_or_path": second, "router_model": third, "route_split": "validation", **args.router}
+    for name, options in {
+        "stage1": {"model_name_or_path": first},
+        "stage2": {"model_name_or_path": second},
+        "stage3": {"model_name_or_path": third},
+        "router": routed,
+        "control": {"model_name_or_path": control},
+    }.items():
+        folder = run(f"evaluation/{name}", "evaluate.py", {**options, **scored})
         tables[name] = pd.read_parquet(folder / "per_sample.parquet")
-    against = [("stage1", "stage2"), ("stage2", "stage3"), ("stage1", "stage3"), ("control", "stage3")]
+    against = [("stage1", "stage2"), ("stage2", "stage3"), ("stage1", "stage3"), ("stage2", "router")]
+    against += [("stage1", "control"), ("control", "stage3")]
     comparison = compare(tables, "dice", against)
     write_json(output / "comparison.json", comparison)
     shutil.copy(output / "evaluation/stage3/metrics.json", output / "metrics.json")
