@@ -37,7 +37,7 @@ class Epochs(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
-def epoch(mode: str, data, size: int, tiles: int, batch_size: int, folder: Path) -> float:
+def epoch(mode: str, data, size: int, tiles: int, batch_size: int, workers: int, folder: Path) -> float:
     """Seconds of the second epoch of a run. (The first warms up; features are computed before it.)"""
     model, processor = tiny_sa2va(image_size=size, max_patches=tiles)
     clock = Epochs()
@@ -51,6 +51,9 @@ def epoch(mode: str, data, size: int, tiles: int, batch_size: int, folder: Path)
             num_train_epochs=2,
             per_device_train_batch_size=batch_size,
             gradient_checkpointing=False,
+            # As long as the mask head computes on one core, another can read the next batch.
+            dataloader_num_workers=workers,
+            dataloader_persistent_workers=workers > 0,
             logging_strategy="no",
             save_strategy="no",
             report_to="none",
@@ -160,6 +163,9 @@ def main():
     parser.add_argument("--max_patches", type=int, default=12, help="tiles of an image; 12 as in published models")
     parser.add_argument("--data_size", type=int, default=512, help="side of the generated images, in pixels")
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that read batches, with and without features"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
 
@@ -169,7 +175,7 @@ def main():
         # In turn, so that a busy machine is busy for all of them.
         for _ in range(args.repeats):
             for name, mode in (("without", "off"), ("cache", "on")):
-                sizes = (args.image_size, args.max_patches, args.batch_size)
+                sizes = (args.image_size, args.max_patches, args.batch_size, args.workers)
                 seconds[name].append(epoch(mode, data, *sizes, Path(folder)))
             seconds["head alone"].append(head_alone(len(data), args.image_size, args.batch_size))
     median = {name: statistics.median(values) for name, values in seconds.items()}

@@ -339,7 +339,7 @@ class SegTrainerMixin:
 
     def reasons_against_features(self) -> list[str]:
         """Why features cannot stand in for the pixels of this run; a trainer adds its own reasons."""
-        args, reasons = self.args, []
+        reasons = []
         trained = [name for name, parameter in before_the_cut(self.model) if parameter.requires_grad]
         if trained:
             reasons.append(
@@ -366,8 +366,6 @@ class SegTrainerMixin:
                 reasons.append(f"{name} has a format or a transform, which may change the images")
         if self.is_fsdp_enabled:
             reasons.append("FSDP shards the model in a way that features are not tested with")
-        if args.dataloader_persistent_workers:
-            reasons.append("dataloader_persistent_workers=True: workers that live on never learn of new features")
         return reasons
 
     def _feature_datasets(self) -> list[tuple[str, Dataset]]:
@@ -479,6 +477,8 @@ class SegTrainerMixin:
             progress=not self.args.disable_tqdm,
         )
         self._features_ready = True
+        # Workers that live on know the features of the time when they were started.
+        getattr(self, "_eval_dataloaders", {}).clear()
 
     def _remove_unused_columns(self, dataset, description=None):
         dataset = super()._remove_unused_columns(dataset, description)
