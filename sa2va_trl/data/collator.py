@@ -64,6 +64,8 @@ class SegCollator:
             Side of the square of `masks`. The default is the decoder's own grid, as in Sa2VA's training; a larger one
             compares upsampled logits with finer masks, which helps structures thinner than a cell of the grid.
         augmentation (`Augmentation`, *optional*): applied to every row; leave it out for evaluation.
+        views (`int`, *optional*):
+            Show so many augmented views of each row, one an epoch, over and over. By default every epoch has new ones.
         questions (`list[str]`, *optional*): templates with `{phrase}`; one is drawn for each object of a training row.
         answers (`list[str]`, *optional*): templates with one `[SEG]`.
         with_skeletons (`bool`, *optional*, defaults to `False`): add `skeletons` for the skeleton recall loss.
@@ -88,6 +90,7 @@ class SegCollator:
     processor: Sa2VAProcessor
     mask_size: int | None = None
     augmentation: Augmentation | None = None
+    views: int | None = None
     questions: list[str] | tuple[str, ...] = QUESTIONS
     answers: list[str] | tuple[str, ...] = ANSWERS
     with_skeletons: bool = False
@@ -101,12 +104,28 @@ class SegCollator:
         if self.mask_size < 1:
             raise ValueError(f"mask_size must be positive, got {self.mask_size}.")
 
-    def _generator(self, row: dict, position: int) -> np.random.Generator:
+    def _generator(self, row: dict, position: int, stream: int) -> np.random.Generator:
         # Rows that did not come through a trainer have no number; their identifier stands in for it.
         number = row.get("row_index")
         if number is None:
             number = zlib.crc32(str(row.get("sample_id", position)).encode())
-        return np.random.default_rng([self.seed % 2**32, self.epoch, int(number)])
+        return np.random.default_rng([self.seed % 2**32, self.view, int(number), stream])
+
+    @property
+    def view(self) -> int:
+        """What the present epoch shows of each row."""
+        return self.epoch if self.views is None else self.epoch % self.views
+
+    def augment(
+        self, row: dict, images: list[Image.Image], masks: list[Image.Image], position: int = 0
+    ) -> tuple[list[Image.Image], list[Image.Image]]:
+        """
+        Images and masks of a row as the present epoch shows them. Of the masks alone, they are what they would be
+        beside their images.
+        """
+        if self.augmentation is None:
+            return images, masks
+        return self.augmentation(images, masks, self._generator(row, position, stream=0))
 
     def _pick(self, templates, count: int, rng: np.random.Generator) -> list[str]:
         if len(templates) == 1:
@@ -117,14 +136,12 @@ class SegCollator:
         chats, images, counts, masks, pairs = [], [], [], [], []
         for position, raw in enumerate(rows):
             row = normalize_row(raw)
-            rng = self._generator(raw, position)
-            pair = preference_pair(raw)
-            if self.augmentation is not None and row["images"]:
-                number = len(row["masks"])
-                row["images"], changed = self.augmentation(row["images"], [*row["masks"], *pair], rng)
-                row["masks"], pair = changed[:number], changed[number:]
+            pair, number = preference_pair(raw), len(row["masks"])
+            row["images"], changed = self.augment(raw, row["images"], [*row["masks"], *pair], position)
+            row["masks"], pair = changed[:number], changed[number:]
             chat = row["messages"]
             if chat is None:
+                rng = self._generator(raw, position, stream=1)
                 number = len(row["phrases"])
                 chat = conversation(
                     row["phrases"], self._pick(self.questions, number, rng), self._pick(self.answers, number, rng)

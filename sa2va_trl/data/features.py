@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from ..losses import tubed_skeleton
 from ..models.modeling import SegFeatures, pair_masks
 from ..models.processing import SEG_TOKEN
 from .collator import SegCollator, _stack, conversation, preference_pair, stack_pairs
-from .columns import _binary_mask, _layout, iter_undecoded
+from .columns import _binary_mask, _layout, iter_undecoded, normalize_row
 
 
 # Of the files and of how rows are told apart: raise it when either changes.
@@ -221,6 +221,49 @@ def row_keys(dataset: Dataset, question: str, answer: str) -> list[str]:
             found.update(json.dumps(chat, sort_keys=True).encode())
             keys.append(found.hexdigest()[:32])
     return keys
+
+
+@dataclass
+class View:
+    """
+    One augmented view of a data set: what features of it are computed from.
+
+    Args:
+        dataset (`datasets.Dataset`): with `row_index`.
+        collator (`SegCollator`): of training, with `views`.
+        number (`int`): of the view.
+    """
+
+    dataset: Dataset
+    collator: SegCollator
+    number: int
+
+    def __post_init__(self):
+        self.collator = replace(self.collator, epoch=self.number)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.dataset[index]
+        images, _ = self.collator.augment(row, normalize_row(row)["images"], [])
+        # (Masks play no part in features.)
+        return {**row, **({"image": images[0]} if row.get("image") is not None else {"images": images})}
+
+
+def view_key(key: str, collator: SegCollator, row_index: int) -> str:
+    """
+    What tells the views of rows apart, in place of the row's own key.
+
+    Args:
+        key (`str`): from [`row_keys`].
+        collator (`SegCollator`): of training; its `view` counts.
+        row_index (`int`): number of the row, which its view is drawn from.
+
+    Returns:
+        `str`; the row's own key where nothing is augmented.
+    """
+    if collator.augmentation is None:
+        return key
+    content = [key, repr(collator.augmentation), collator.seed, collator.view, int(row_index)]
+    return _json_digest(content)[:32]
 
 
 def row_sizes(dataset: Dataset) -> list[tuple[int, int]]:
@@ -668,15 +711,21 @@ class FeatureCollator:
     def __call__(self, rows: list[dict]) -> dict:
         if any(row.get(KEY) is None for row in rows):
             return self.collator(rows)
-        features, image_counts = self.store.read([row[KEY] for row in rows])
-        masks = [[_binary_mask(mask) for mask in _layout(row).masks] for row in rows]
+        keys = [view_key(row[KEY], self.collator, row.get("row_index", 0)) for row in rows]
+        features, image_counts = self.store.read(keys)
+        masks, pairs = [], []
+        for row in rows:
+            own, pair = [_binary_mask(mask) for mask in _layout(row).masks], preference_pair(row)
+            _, changed = self.collator.augment(row, [], [*own, *pair])
+            masks.append(changed[: len(own)])
+            pairs.append(changed[len(own) :])
         batch = {
             # First, because Trainer takes the batch's size from the first tensor.
             "image_counts": image_counts,
             "features": features,
             "original_masks": [_stack(group, size=None) for group in masks],
             "masks": _stack([mask for group in masks for mask in group], size=self.collator.mask_size),
-            **stack_pairs([preference_pair(row) for row in rows], self.collator.mask_size),
+            **stack_pairs(pairs, self.collator.mask_size),
         }
         if self.collator.with_skeletons:
             batch["skeletons"] = tubed_skeleton(batch["masks"])

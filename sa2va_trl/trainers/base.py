@@ -25,6 +25,7 @@ from ..data.features import (
     FeatureCollator,
     FeatureError,
     FeatureStore,
+    View,
     before_the_cut,
     encoder,
     everywhere,
@@ -34,6 +35,7 @@ from ..data.features import (
     random_before_the_cut,
     row_keys,
     row_sizes,
+    view_key,
 )
 from ..data.splits import check_no_leakage
 from ..hub import (
@@ -101,12 +103,18 @@ class _BuildFeatures(TrainerCallback):
 def check_cache_options(args) -> None:
     """
     Raises:
-        `ValueError`: an unknown `cache_features`, or a `cache_dir` without a cache.
+        `ValueError`: an unknown `cache_features`, a `cache_dir` or `cache_views` without a cache, or views of nothing.
     """
     if args.cache_features not in MODES:
         raise ValueError(f"cache_features must be one of {', '.join(MODES)}, got {args.cache_features!r}.")
-    if args.cache_dir is not None and args.cache_features == "off":
-        raise ValueError("cache_dir has no meaning with cache_features=off.")
+    for name in ("cache_dir", "cache_views"):
+        if getattr(args, name) is not None and args.cache_features == "off":
+            raise ValueError(f"{name} has no meaning with cache_features=off.")
+    if args.cache_views is not None and (args.cache_views < 1 or not any((args.augmentation or {}).values())):
+        raise ValueError(
+            f"cache_views is a number of augmented views of each row, and needs augmentation; got {args.cache_views} "
+            f"with augmentation={args.augmentation}."
+        )
 
 
 def mask_statistics(
@@ -232,7 +240,7 @@ class SegTrainerMixin:
                 "model_init_kwargs and quantization_config have no effect on a model that is already loaded."
             )
         if data_collator is not None:
-            names = ("augmentation", "mask_size", "question_templates", "answer_templates")
+            names = ("augmentation", "cache_views", "mask_size", "question_templates", "answer_templates")
             refuse(args, dict.fromkeys(names, "the given data_collator decides"))
         decided = peft_config is not None or isinstance(model, PeftModel)
         if decided:
@@ -276,7 +284,9 @@ class SegTrainerMixin:
             **{**options, "questions": options["questions"][:1], "answers": options["answers"][:1]}
         )
         data_collator = data_collator or SegCollator(
-            **options, augmentation=None if augmentation == Augmentation() else augmentation
+            **options,
+            augmentation=None if augmentation == Augmentation() else augmentation,
+            views=args.cache_views,
         )
         return {
             "model": model,
@@ -351,8 +361,8 @@ class SegTrainerMixin:
         if not isinstance(collator, SegCollator):
             reasons.append(f"the data_collator is a {type(collator).__name__} and not a SegCollator")
         else:
-            if collator.augmentation is not None:
-                reasons.append("augmentation changes the images")
+            if collator.augmentation is not None and collator.views is None:
+                reasons.append("augmentation changes the images (cache_views takes a number of views of each)")
             for name, option in (("questions", "question_templates"), ("answers", "answer_templates")):
                 own = list(getattr(collator, name))
                 if len(own) > 1:
@@ -391,7 +401,7 @@ class SegTrainerMixin:
             if mode == "on":
                 lines = "\n".join(f"  {reason}" for reason in reasons)
                 raise ValueError(f"cache_features=on is not possible here:\n{lines}")
-            self._tell(f"cache_features=auto: off, {'; '.join(reasons)}.")
+            self._without_features("; ".join(reasons))
             return
         parts = self._feature_datasets()
         question, answer = self.eval_collator.questions[0], self.eval_collator.answers[0]
@@ -405,6 +415,8 @@ class SegTrainerMixin:
                 self._feature_rows.setdefault(key, (dataset, index))
                 self._feature_sizes[key] = size
             keys[name] = own * repeats
+        if self.data_collator.augmentation is not None:
+            self._add_views(keys)
         store = self._open_features()
         missing = store.missing(self._feature_rows)
         need, total = self._feature_need(missing), self._feature_need(self._feature_rows)
@@ -417,7 +429,7 @@ class SegTrainerMixin:
             )
             if mode == "on":
                 raise FeatureError(f"cache_features=on: {message}.")
-            self._tell(f"cache_features=auto: off, {message}.")
+            self._without_features(message)
             return
         why = "nothing before the mask head trains or varies and no language loss is asked for; "
         state = "all there" if not missing else f"{len(missing)} to compute, {need / 2**20:,.1f} MiB to write"
@@ -434,6 +446,24 @@ class SegTrainerMixin:
         self.data_collator = FeatureCollator(self.data_collator, store)
         self.eval_collator = FeatureCollator(self.eval_collator, store)
         self.add_callback(_BuildFeatures(self))
+
+    def _without_features(self, reason: str) -> None:
+        self._tell(f"cache_features=auto: off, {reason}.")
+        if self.args.cache_views is not None:
+            self.data_collator.views = None  # then there is no reason for a few views only
+
+    def _add_views(self, keys: dict[str, list[str]]) -> None:
+        """Views of the training rows, in place of the rows, are what training reads."""
+        evaluated = {key for name, own in keys.items() if name != "train_dataset" for key in own}
+        rows = list(zip(keys["train_dataset"], self.train_dataset["row_index"], strict=True))
+        sizes = {key: self._feature_sizes[key] for key, _ in rows}
+        for key in sizes.keys() - evaluated:
+            del self._feature_rows[key], self._feature_sizes[key]
+        for number in range(self.data_collator.views):
+            view = View(self.train_dataset, self.data_collator, number)
+            for index, (key, row_index) in enumerate(rows):
+                seen = view_key(key, view.collator, row_index)
+                self._feature_rows[seen], self._feature_sizes[seen] = (view, index), sizes[key]
 
     def _tell(self, message: str) -> None:
         if self.is_world_process_zero():

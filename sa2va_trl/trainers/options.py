@@ -52,9 +52,13 @@ class SegArguments:
         cache_features (`str`, *optional*, defaults to `"auto"`):
             `"on"` computes what comes before the mask head once and reads it from disk from then on, `"off"` does so
             in every step. `"auto"` is `"on"` where that changes nothing: with `trainable="head"`, `lm_weight=0`, no
-            augmentation, at most one template each, and room on the disk. It says what it decided and why.
+            augmentation (or `cache_views`), at most one template each, and room on the disk. It says what it decided
+            and why.
         cache_dir (`str`, *optional*):
             Where features go: beside the data set, or else into the cache of `datasets`, by default.
+        cache_views (`int`, *optional*):
+            With `augmentation`: how many augmented views of each training row have features. They take turns, one an
+            epoch, where otherwise every epoch has new ones.
     """
 
     # Inherited options that have no meaning, and what to do instead.
@@ -94,6 +98,7 @@ class SegArguments:
         default="auto", metadata={"help": "Features of what is frozen, computed once: auto, on or off."}
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where features go; beside the data by default."})
+    cache_views: int | None = field(default=None, metadata={"help": "Augmented views of each row that are cached."})
 
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from sa2va_trl import SegCollator, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.data import synthetic_dataset
+from sa2va_trl.data.augment import Augmentation
 from sa2va_trl.data.features import FeatureCollator, FeatureError, FeatureStore
 
 
@@ -164,6 +165,39 @@ def test_weights_that_change_before_training_starts_are_noticed(tmp_path, data):
     without = trainer(tmp_path, data, "off", model=fresh)
     without.train()
     assert_same(log_of(without), log_of(again))
+
+
+AUGMENTATION = {"flip": 0.5, "rotation": 20.0, "gamma": 0.5}
+
+
+def test_cached_views_take_turns_and_are_what_the_collator_shows(tmp_path, data):
+    options = {"max_steps": 15, "eval_strategy": "steps", "eval_steps": 9, "seed": 3}
+    collator = SegCollator(TINY[1], augmentation=Augmentation(**AUGMENTATION), views=2, seed=3)
+    without = trainer(tmp_path, data, "off", data_collator=collator, **options)
+    without.train()
+    logs = []
+    for computed in (2 * len(data[0]) + len(data[1]), 0):
+        cached = trainer(tmp_path, data, "on", augmentation=AUGMENTATION, cache_views=2, **options)
+        seen = count_encodings(cached)
+        cached.train()
+        assert sum(seen) == computed
+        assert_same(log_of(without), log_of(cached))
+        logs.append(log_of(cached))
+    plain = trainer(tmp_path, data, "on", **options)
+    plain.train()
+    assert log_of(plain)[0]["loss"] != pytest.approx(logs[0][0]["loss"], rel=1e-3)
+
+
+def test_views_need_augmentation_and_a_cache(tmp_path, data):
+    for mode, options in (
+        ("on", {}),
+        ("on", {"augmentation": {"flip": 0.0}}),
+        ("off", {"augmentation": AUGMENTATION}),
+    ):
+        with pytest.raises(ValueError, match="cache_views"):
+            trainer(tmp_path, data, mode, cache_views=2, **options)
+    run = trainer(tmp_path, data, "auto", augmentation=AUGMENTATION, cache_views=2, trainable="stage1")
+    assert run.features is None and run.data_collator.views is None
 
 
 REASONS = {
