@@ -482,11 +482,8 @@ class _Unlabelled:
     @torch.no_grad()
     def __call__(self, piece: pd.DataFrame, generator: torch.Generator) -> list["_Seen"]:
         rows = [self.dataset[int(number)] for number in piece["row"]]
-        images = [(row.get("image") or row["images"][0]).convert("RGB") for row in rows]
-        questions = [QUESTIONS[0].replace("{phrase}", _phrase(row)) for row in rows]
-        results = self.model.segment(
-            images=images, text=questions, processor=self.processor, threshold=self.threshold, answer=ANSWERS[0]
-        )
+        images, questions = _requests(rows)
+        results = _segment(self.model, self.processor, images, questions, self.threshold)
         frames = []
         for image, question, result in zip(images, questions, results, strict=True):
             mask = result.masks[0].cpu().numpy()
@@ -537,8 +534,30 @@ class _Seen(NamedTuple):
     question: str
 
 
-def _phrase(row: dict) -> str:
-    return row["phrase"] if row.get("phrase") is not None else row["phrases"][0]
+def _requests(rows: list[dict]) -> tuple[list[Image.Image], list[str]]:
+    images = [(row.get("image") or row["images"][0]).convert("RGB") for row in rows]
+    phrases = [row["phrase"] if row.get("phrase") is not None else row["phrases"][0] for row in rows]
+    return images, [QUESTIONS[0].replace("{phrase}", phrase) for phrase in phrases]
+
+
+def _segment(model, processor, images, questions, threshold):
+    return model.segment(images=images, text=questions, processor=processor, threshold=threshold, answer=ANSWERS[0])
+
+
+@torch.no_grad()
+def predict_unlabelled(model: nn.Module, processor, rows, threshold: float = 0.5) -> list[np.ndarray]:
+    """
+    The masks that [`score_unlabelled`] judges.
+
+    Args:
+        model, processor, threshold: see there.
+        rows (iterable of `dict`): few enough for one pass.
+
+    Returns:
+        `list[np.ndarray]` of shape `(1, H, W)`: bool, at the images' sizes.
+    """
+    results = _segment(model, processor, *_requests(list(rows)), threshold)
+    return [result.masks.cpu().numpy() for result in results]
 
 
 def score_unlabelled(
@@ -1061,3 +1080,28 @@ def mine(
         review=reasons.notna(),
         review_reason=reasons,
     )
+
+
+def summary(mined: pd.DataFrame, threshold: float, by: str = "dice") -> dict:
+    """
+    What mining has found, for people and for JSON.
+
+    Args:
+        mined (`pandas.DataFrame`): from [`mine`].
+        threshold (`float`): of the hard samples, see [`hard_threshold`].
+        by (`str`, *optional*, defaults to `"dice"`): column they were judged by.
+
+    Returns:
+        `dict` with `samples` (their number), `hard` (`sample_id`s), `buckets` (see [`buckets`]), `clusters` (see
+        [`describe_clusters`]; no ratio is `None`) and `review` (`sample_id` and `review_reason` of each row).
+    """
+    clusters = describe_clusters(mined, by).to_dict("records")
+    for cluster in clusters:
+        cluster["cause_ratio"] = None if math.isnan(cluster["cause_ratio"]) else cluster["cause_ratio"]
+    return {
+        "samples": len(mined),
+        "hard": mined["sample_id"][mined["hard"]].tolist(),
+        "buckets": buckets(mined, threshold, by),
+        "clusters": clusters,
+        "review": mined[mined["review"]][["sample_id", "review_reason"]].to_dict("records"),
+    }

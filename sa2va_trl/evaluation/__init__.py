@@ -1,5 +1,5 @@
 from .evaluator import aggregate, evaluate, predict_probabilities, read_predictions, score, stored_features
-from .overlays import overlay
+from .overlays import film_strip, overlay
 from .statistics import bootstrap_ci, summarize
 
 
@@ -7,6 +7,7 @@ __all__ = [
     "aggregate",
     "bootstrap_ci",
     "evaluate",
+    "film_strip",
     "overlay",
     "predict_probabilities",
     "read_predictions",
