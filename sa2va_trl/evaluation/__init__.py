@@ -1,5 +1,5 @@
 from .evaluator import aggregate, evaluate, predict_probabilities, read_predictions, score, stored_features
-from .overlays import overlay
+from .overlays import film_strip, overlay
 from .statistics import bootstrap_ci, compare, comparison_table, holm, paired_difference, sample_clusters, summarize
 
 
@@ -9,6 +9,7 @@ __all__ = [
     "compare",
     "comparison_table",
     "evaluate",
+    "film_strip",
     "holm",
     "overlay",
     "paired_difference",

@@ -3,7 +3,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 
 # Found, invented and missed pixels; distinguishable without red-green vision.
@@ -31,6 +31,43 @@ def overlay(image: Image.Image, prediction: np.ndarray, target: np.ndarray | Non
     for name, part in parts.items():
         drawn[part] = 0.35 * drawn[part] + 0.65 * np.array(COLOURS[name], dtype=np.float32)
     return Image.fromarray(np.concatenate([plain, drawn.round().astype(np.uint8)], axis=1))
+
+
+def film_strip(
+    images: list[Image.Image],
+    predictions: list[np.ndarray],
+    targets: list[np.ndarray] | None,
+    titles: list[str],
+    width: int = 192,
+) -> Image.Image:
+    """
+    Frames side by side: each with its title, and below it the same frame with the masks drawn as in [`overlay`].
+
+    Args:
+        images (`list[PIL.Image.Image]`): at least one, any mode and size.
+        predictions (`list[np.ndarray]` of shape `(H, W)`): bool, at the images' sizes.
+        targets (`list[np.ndarray]`, *optional*): likewise.
+        titles (`list[str]`): one a frame, short.
+        width (`int`, *optional*, defaults to 192): of a frame, in pixels.
+
+    Returns:
+        `PIL.Image.Image`: RGB, `width` pixels a frame.
+    """
+    targets = [None] * len(images) if targets is None else targets
+    strips, bar = [], 20
+    for image, prediction, target, title in zip(images, predictions, targets, titles, strict=True):
+        pair = overlay(image, prediction, target)
+        height = max(round(width * image.height / image.width), 1)
+        strip = Image.new("RGB", (width, bar + 2 * height))
+        ImageDraw.Draw(strip).text((4, 3), title, fill="white", font=ImageFont.load_default(13))
+        for number in range(2):
+            half = pair.crop((number * image.width, 0, (number + 1) * image.width, image.height))
+            strip.paste(half.resize((width, height)), (0, bar + number * height))
+        strips.append(strip)
+    sheet = Image.new("RGB", (width * len(strips), max(strip.height for strip in strips)))
+    for number, strip in enumerate(strips):
+        sheet.paste(strip, (number * width, 0))
+    return sheet
 
 
 def file_name(sample_id: str) -> str:

@@ -1,0 +1,145 @@
+"""
+Find hard samples: score every row with a model, and say which are hard, in which runs of frames, and which labels to
+look at. What it leaves is what hard-sample training starts from.
+
+    python recipes/mine_hard_samples.py --model_name_or_path outputs/tiny/sft --dataset_name synthetic \\
+        --dataset_split train --threshold 0.75 --output_dir outputs/hard_samples
+    python recipes/mine_hard_samples.py --worst 0.2 --max_gap 1 --smoothing 3 …
+    python recipes/mine_hard_samples.py --labels false --worst 0.2 …   # frames that do not fit their neighbours
+"""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+from trl import TrlParser
+
+from sa2va_trl.arguments import DataArguments, ModelArguments, get_split, load_data, load_model
+from sa2va_trl.data.columns import normalize_row
+from sa2va_trl.evaluation import film_strip, predict_probabilities, stored_features
+from sa2va_trl.evaluation.evaluator import write_json
+from sa2va_trl.evaluation.overlays import file_name
+from sa2va_trl.mining import (
+    fingerprint_of,
+    hard_threshold,
+    mine,
+    predict_unlabelled,
+    save_scores,
+    score_dataset,
+    score_unlabelled,
+    summary,
+    temporal_clusters,
+)
+from sa2va_trl.models.checkpoints import written_beside
+from sa2va_trl.preferences import MaskSampler
+
+
+@dataclass
+class MiningArguments:
+    dataset_split: str = field(default="train", metadata={"help": "Split to mine."})
+    output_dir: str = field(default="outputs/hard_samples", metadata={"help": "Where the results go."})
+    threshold: float | None = field(default=None, metadata={"help": "Dice below which a sample is hard (0.75)."})
+    worst: float | None = field(default=None, metadata={"help": "In its place, the share of samples that is hard."})
+    max_gap: int = field(default=0, metadata={"help": "Other frames that a run of hard ones may go over."})
+    min_length: int = field(default=2, metadata={"help": "Hard frames that a run needs."})
+    smoothing: int = field(default=1, metadata={"help": "Odd width of a running median over the frames' Dice."})
+    tau_low: float = field(default=0.3, metadata={"help": "Rows whose candidates are all below it are reviewed."})
+    labels: bool = field(default=True, metadata={"help": "Whether to look at the masks."})
+    method: str | None = field(default=None, metadata={"help": "Without labels: tracking (default) or neighbours."})
+    sampler: dict | str | None = field(default=None, metadata={"help": 'Of the candidates: {"tokens": true}.'})
+    mask_threshold: float = field(default=0.5, metadata={"help": "Probability above which a pixel is foreground."})
+    batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
+    cache_features: str = field(
+        default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where they are; beside the data by default."})
+    num_sheets: int = field(default=12, metadata={"help": "Runs to draw, from the hardest on."})
+
+    def __post_init__(self):
+        if self.sampler is not None:
+            options = json.loads(self.sampler) if isinstance(self.sampler, str) else self.sampler
+            self.sampler = MaskSampler(**options)
+        temporal_clusters([], 0.5, self.max_gap, self.min_length, self.smoothing)  # refuses what cannot be
+        if self.threshold is not None and self.worst is not None:
+            raise ValueError("threshold and worst both say what is hard: give one of them.")
+        if self.labels and self.method is not None:
+            raise ValueError("method has no effect with labels.")
+        if not self.labels and (self.sampler, self.cache_features, self.cache_dir) != (None, "auto", None):
+            raise ValueError("sampler, cache_features and cache_dir have no effect with labels=false.")
+
+
+def score(args: MiningArguments, model, processor, dataset, prints: dict):
+    """The table of scores. What a killed run has scored is kept beside the results until they are there."""
+    options = {"batch_size": args.batch_size, "threshold": args.mask_threshold, "prints": prints}
+    options["partial_dir"] = Path(args.output_dir) / ".partial"
+    if not args.labels:
+        return score_unlabelled(model, processor, dataset, method=args.method or "tracking", **options)
+    features = stored_features(model, processor, dataset, args.cache_features, args.cache_dir, args.batch_size)
+    return score_dataset(model, processor, dataset, features=features, sampler=args.sampler, **options)
+
+
+def draw(args: MiningArguments, model, processor, rows, frames, by: str) -> Image.Image:
+    """A contact sheet of consecutive frames; those of the run have a star."""
+    if args.labels:
+        drawn = predict_probabilities(model, processor, rows, args.batch_size, progress=False)
+        predictions = [(probabilities > args.mask_threshold).any(0) for _, probabilities in drawn]
+        targets = [np.any([np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]], axis=0) for row in rows]
+    else:
+        predictions = [mask.any(0) for mask in predict_unlabelled(model, processor, rows, args.mask_threshold)]
+        targets = None
+    stars = np.where(frames["cluster"].notna(), "*", " ")
+    titles = zip(stars, frames["frame_index"], frames[by], strict=True)
+    titles = [f"{star} frame {int(index)}: {value:.3f}" for star, index, value in titles]
+    return film_strip([row["image"] for row in rows], predictions, targets, titles)
+
+
+def main():
+    parser = TrlParser((MiningArguments, DataArguments, ModelArguments))
+    args, data_args, model_args = parser.parse_args_and_config()
+    state = PartialState(cpu=not torch.cuda.is_available())
+    dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
+    # As training loads it, so that the scores are known to be of the model that is trained on.
+    model, processor = load_model(model_args, merge=model_args.quantization is None)
+    model = model.to(state.device).eval()
+    prints = fingerprint_of(model, processor, dataset)
+
+    by = "dice" if args.labels else "consistency"
+    scores = score(args, model, processor, dataset, prints)
+    options = {"max_gap": args.max_gap, "min_length": args.min_length, "smoothing": args.smoothing, "by": by}
+    mined = mine(scores, args.threshold, args.worst, tau_low=args.tau_low, **options)
+    threshold = hard_threshold(scores, args.threshold, args.worst, by)
+    if not state.is_main_process:
+        return
+    result = {"threshold": threshold, **options, **summary(mined, threshold, by), "fingerprint": prints}
+
+    output = Path(args.output_dir)
+    positions = {sample_id: position for position, sample_id in enumerate(dataset["sample_id"])}
+    with written_beside(output / "clusters") as folder:
+        for number, cluster in enumerate(result["clusters"][: args.num_sheets]):
+            frames = mined[mined["video_id"] == cluster["video_id"]].sort_values("frame_index")
+            inside = np.flatnonzero(frames["cluster"] == cluster["cluster"])
+            frames = frames.iloc[max(inside[0] - 1, 0) : inside[-1] + 2]
+            rows = dataset.select([positions[name] for name in frames["sample_id"]])
+            name = f"{number:02d}_{cluster['cause'].replace(' ', '_')}_{file_name(cluster['cluster'])}.png"
+            draw(args, model, processor, rows, frames, by).save(folder / name)
+        shutil.rmtree(output / "clusters", ignore_errors=True)  # an earlier call's runs are not this one's
+    save_scores(mined, output / "scores.parquet", prints)
+    write_json(output / "hard_samples.json", result)
+    shutil.rmtree(output / ".partial", ignore_errors=True)
+
+    print(f"\n{len(result['hard'])} of {len(mined)} samples are hard ({by} < {threshold:.4f}); buckets:")
+    for bucket in result["buckets"]:
+        print(f"  {bucket['from']:.2f} to {bucket['to']:.2f}{bucket['count']:>8}")
+    causes = Counter(cluster["cause"] for cluster in result["clusters"])
+    print(f"{causes.total()} runs of hard frames, by likely cause: {dict(causes)}")
+    print(f"{len(result['review'])} rows whose labels should be looked at; results in {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from sa2va_trl.mining import MiningError, read_scores
+
+
+ROOT = Path(__file__).parents[2]
+DATA = {"train_videos": 1, "validation_videos": 1, "test_videos": 2, "frames_per_video": 6, "size": 64}
+COMMON = ["--grounding_image_size", "128", "--dataset_split", "test", "--synthetic", json.dumps(DATA)]
+
+
+def mine(monkeypatch, output, *options):
+    arguments = ["mine_hard_samples", *COMMON, "--output_dir", str(output), *map(str, options)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(ROOT / "recipes" / "mine_hard_samples.py"), run_name="__main__")
+
+
+def test_what_mining_leaves(monkeypatch, tmp_path, capsys):
+    output = tmp_path / "hard"
+    (output / "clusters").mkdir(parents=True)
+    (output / "clusters" / "of_an_earlier_call.png").touch()
+    mine(monkeypatch, output, "--worst", 0.5)
+    assert {file.name for file in output.iterdir()} == {"scores.parquet", "hard_samples.json", "clusters"}
+    found = json.loads((output / "hard_samples.json").read_text())
+    scores = read_scores(output / "scores.parquet", found["fingerprint"])
+    assert len(scores) == found["samples"] == 12
+    assert scores["sample_id"][scores["hard"]].tolist() == found["hard"] and len(found["hard"]) == 6
+    assert sum(bucket["count"] for bucket in found["buckets"]) == 12
+    assert [entry["sample_id"] for entry in found["review"]] == scores["sample_id"][scores["review"]].tolist()
+    by_cluster = scores.dropna(subset=["cluster"]).groupby("cluster")["sample_id"].apply(list).to_dict()
+    assert {cluster["cluster"]: cluster["sample_ids"] for cluster in found["clusters"]} == by_cluster
+
+    sheets = sorted((output / "clusters").iterdir())
+    assert len(sheets) == len(found["clusters"]) > 0
+    for sheet, cluster in zip(sheets, found["clusters"], strict=True):
+        first, last = max(cluster["first_frame"] - 1, 0), min(cluster["last_frame"] + 1, 5)
+        assert Image.open(sheet).size == (192 * (last - first + 1), 20 + 2 * 192)
+    assert "6 of 12 samples are hard" in capsys.readouterr().out
+
+
+def test_a_threshold_that_selects_all_says_what_would_and_scores_nothing_twice(monkeypatch, tmp_path):
+    with pytest.raises(MiningError, match=r"threshold=1.5 selects all of 12 samples.*A threshold of 0\.\d+ selects"):
+        mine(monkeypatch, tmp_path, "--threshold", 1.5)
+    assert [file.name for file in tmp_path.iterdir()] == [".partial"]
+
+    def never(*args):
+        raise AssertionError("scored again")
+
+    with monkeypatch.context() as again:
+        again.setattr("sa2va_trl.mining._Scorer.__call__", never)
+        mine(again, tmp_path, "--worst", 0.5, "--num_sheets", 0)
+    assert not (tmp_path / ".partial").exists() and (tmp_path / "scores.parquet").exists()
+
+
+def test_without_labels(monkeypatch, tmp_path):
+    mine(monkeypatch, tmp_path, "--labels", "false", "--worst", 0.5, "--method", "neighbours", "--min_length", 1)
+    found = json.loads((tmp_path / "hard_samples.json").read_text())
+    scores = pd.read_parquet(tmp_path / "scores.parquet")
+    assert found["by"] == "consistency" and "dice" not in scores and not scores["review"].any()
+    assert len(list((tmp_path / "clusters").iterdir())) == len(found["clusters"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threshold", 0.7, "--worst", 0.2], "give one"),
+        (["--smoothing", 2], "odd"),
+        (["--method", "tracking"], "method has no effect"),
+        (["--labels", "false", "--cache_features", "on"], "no effect with labels=false"),
+        (["--sampler", '{"field": -1}'], "field"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_scored(monkeypatch, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        mine(monkeypatch, tmp_path, *options)
+    assert not any(tmp_path.iterdir())
