@@ -12,13 +12,22 @@ from .models import (
     Segmentation,
     tiny_sa2va,
 )
-from .trainers import SegDPOConfig, SegDPOTrainer, SegSFTConfig, SegSFTTrainer
+from .trainers import (
+    HardSampleConfig,
+    HardSampleTrainer,
+    SegDPOConfig,
+    SegDPOTrainer,
+    SegSFTConfig,
+    SegSFTTrainer,
+)
 
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GroundingEncoder",
+    "HardSampleConfig",
+    "HardSampleTrainer",
     "Sa2VAConfig",
     "Sa2VAForConditionalGeneration",
     "Sa2VAGroundingConfig",
