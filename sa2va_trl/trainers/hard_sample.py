@@ -308,10 +308,7 @@ class HardSampleTrainer(SegSFTTrainer):
         # Under mixed precision the model computes as it does in training only once Trainer has wrapped it.
         if self.features is not None and not self._features_ready and self._feature_dtypes == (None, None):
             self.build_features()
-        # The points that losses are computed on are drawn at random; a resumed run does not mine a second time.
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            values = self.predict(self.train_dataset, metric_key_prefix="mining").predictions
+        values = self.predict(self.train_dataset, metric_key_prefix="mining").predictions
         self._metrics["eval"].clear()
         return pd.DataFrame({"dice": np.asarray(values, dtype=float)[:, 0]})
 
@@ -419,16 +416,17 @@ class HardSampleTrainer(SegSFTTrainer):
         if args.eval_strategy == "no" or args.eval_on_start or self.eval_dataset is None or self.progress.start:
             return
         if self.state.global_step == 0:
-            devices = [args.device] if args.device.type == "cuda" else []
-            with torch.random.fork_rng(devices):
-                self.evaluate()
+            self.evaluate()
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
-        )
+        # The points that losses are computed on are drawn at random, and a resumed run does not evaluate or mine again.
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+            )
         if not (self.is_in_train and metric_key_prefix.startswith("eval")) or output.predictions is None:
             return output
         dice = np.asarray(output.predictions, dtype=float)[:, 0]
