@@ -421,7 +421,7 @@ class HardSampleTrainer(SegSFTTrainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        # The points that losses are computed on are drawn at random, and a resumed run does not evaluate or mine again.
+        # Points that losses are computed on are drawn at random, and a resumed run does not evaluate or mine again.
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             output = super().evaluation_loop(
