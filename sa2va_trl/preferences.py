@@ -60,6 +60,7 @@ class Candidates:
         embeddings (`torch.Tensor` of shape `(masks, E, C)`):
             What was drawn for the `embedding` candidates, without a gradient: the actions of a policy.
         embedding_std (`torch.Tensor` of shape `(masks,)`): their standard deviation.
+        iou_scores (`torch.Tensor` of shape `(masks,)`): predicted IoU in [0, 1] of the model's own mask.
     """
 
     mask_logits: torch.Tensor
@@ -67,6 +68,7 @@ class Candidates:
     source: tuple[str, ...]
     embeddings: torch.Tensor
     embedding_std: torch.Tensor
+    iou_scores: torch.Tensor
 
 
 def gaussian_log_prob(values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
@@ -208,6 +210,7 @@ class MaskSampler:
             source=self.source,
             embeddings=drawn.detach()[:count],
             embedding_std=std[:count],
+            iou_scores=ious[masks, best][:count],
         )
 
     def _draw(
@@ -237,6 +240,7 @@ class MaskSampler:
             source=self.source,
             embeddings=states.new_zeros((0, self.embedding, width), dtype=torch.float32),
             embedding_std=states.new_zeros(0, dtype=torch.float32),
+            iou_scores=states.new_zeros(0, dtype=torch.float32),
         )
 
 

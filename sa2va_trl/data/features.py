@@ -54,19 +54,20 @@ class FeatureError(RuntimeError):
 # What features depend on
 
 
-def before_the_cut(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def before_the_cut(model: nn.Module, parts: tuple[str, ...] = BEFORE_THE_CUT) -> Iterator[tuple[str, nn.Parameter]]:
     """
     The parameters that `encode` uses, adapters' and trained copies' among them.
 
     Args:
         model (`Sa2VAForConditionalGeneration` or a `PeftModel` around one): not changed.
+        parts (`tuple[str, ...]`, *optional*): beginnings of names, in place of those that `encode` uses.
 
     Yields:
         Names (without PEFT's prefix) and parameters.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     for name, parameter in base.named_parameters():
-        if name.startswith(BEFORE_THE_CUT):
+        if name.startswith(parts):
             yield name, parameter
 
 
@@ -80,7 +81,7 @@ def random_before_the_cut(model: nn.Module) -> list[str]:
     ]
 
 
-def weights_digest(model: nn.Module, dtype: torch.dtype | None = None) -> str:
+def weights_digest(model: nn.Module, dtype: torch.dtype | None = None, parts: tuple[str, ...] = BEFORE_THE_CUT) -> str:
     """
     SHA-256 over every byte of every weight before the cut. (Not over a sample, as in [`~hub.base_fingerprint`], which
     is meant for telling models apart: a short training could hide from it.) LoRA's scales and switches are in it too.
@@ -90,6 +91,7 @@ def weights_digest(model: nn.Module, dtype: torch.dtype | None = None) -> str:
     Args:
         model (`Sa2VAForConditionalGeneration` or a `PeftModel` around one): not changed.
         dtype (`torch.dtype`, *optional*): what DeepSpeed will cast the weights to.
+        parts (`tuple[str, ...]`, *optional*): beginnings of names; `("",)` for every weight.
 
     Returns:
         `str`: hexadecimal.
@@ -106,7 +108,7 @@ def weights_digest(model: nn.Module, dtype: torch.dtype | None = None) -> str:
     whole = hashlib.sha256()
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets go of the interpreter's lock
         pending = []
-        for name, parameter in before_the_cut(model):
+        for name, parameter in before_the_cut(model, parts):
             if hasattr(parameter, "ds_id"):
                 import deepspeed
 
@@ -131,13 +133,19 @@ def weights_digest(model: nn.Module, dtype: torch.dtype | None = None) -> str:
         for name, rest in pending:
             whole.update(name.encode() + rest.result())
     for name, module in base.named_modules():
-        if name.startswith(BEFORE_THE_CUT) and isinstance(module, BaseTunerLayer):
+        if name.startswith(parts) and isinstance(module, BaseTunerLayer):
             state = (name, module.active_adapters, module.disable_adapters, module.merged_adapters)
             whole.update(repr((*state, getattr(module, "scaling", None))).encode())
     return whole.hexdigest()
 
 
-def fingerprint(model: nn.Module, processor, dtype: torch.dtype | None = None, autocast: str | None = None) -> dict:
+def fingerprint(
+    model: nn.Module,
+    processor,
+    dtype: torch.dtype | None = None,
+    autocast: str | None = None,
+    parts: tuple[str, ...] = BEFORE_THE_CUT,
+) -> dict:
     """
     Everything but the row that features depend on: weights before the cut, sizes, processor, numbers' format and the
     packages that compute.
@@ -147,6 +155,7 @@ def fingerprint(model: nn.Module, processor, dtype: torch.dtype | None = None, a
         processor (`Sa2VAProcessor`): of the model.
         dtype (`torch.dtype`, *optional*): what DeepSpeed will cast the weights to.
         autocast (`str`, *optional*): the type that mixed precision computes in.
+        parts (`tuple[str, ...]`, *optional*): see [`weights_digest`].
 
     Returns:
         `dict` of strings and numbers, which JSON can hold.
@@ -171,7 +180,7 @@ def fingerprint(model: nn.Module, processor, dtype: torch.dtype | None = None, a
     }
     return {
         "format": FORMAT,
-        "weights": weights_digest(model, dtype),
+        "weights": weights_digest(model, dtype, parts),
         "config": _json_digest([_sizes(part.to_dict()) for part in (config.vlm_config, config.grounding_config)]),
         "processor": _json_digest(settings),
         "dtype": str(dtype or next(before_the_cut(model))[1].dtype),
