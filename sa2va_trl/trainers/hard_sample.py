@@ -14,10 +14,20 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
 
-from .. import losses
+from .. import losses, mining
 from ..data.columns import DatasetError
+from ..data.features import KEY
 from .base import refuse
-from .plan import CURRICULA, DIFFICULTIES, check_columns, match_scores, plan_epoch, select_rows
+from .plan import (
+    CURRICULA,
+    DIFFICULTIES,
+    check_columns,
+    cluster_numbers,
+    match_scores,
+    plan_epoch,
+    row_weights,
+    select_rows,
+)
 from .sft import REFUSED, SegSFTConfig, SegSFTTrainer
 
 
@@ -289,33 +299,68 @@ class HardSampleTrainer(SegSFTTrainer):
         if self._given_scores is not None:
             scores = self._given_scores
             if not isinstance(scores, pd.DataFrame):
-                scores = pd.read_parquet(scores)
+                prints = mining.fingerprint_of(prepared["model"], prepared["processing_class"], train_dataset)
+                scores = mining.read_scores(scores, prints)
             self._given_scores = match_scores(scores, prepared["train_dataset"])
             check_columns(self._given_scores, args)
         return prepared
 
-    def mine(self) -> pd.DataFrame:
+    def score(self) -> pd.DataFrame:
         """
-        Score the training rows with the present model. All processes call it together.
+        Score the training rows with the present model, see [`~mining.score_dataset`], and mark runs of hard frames and
+        rows for review. All processes call it together.
 
-        Returns:
-            `pandas.DataFrame` with `dice`, one row a training row, NaN where there is no mask.
+        Raises:
+            `ValueError`: DeepSpeed holds the weights and training has not begun.
+            `MiningError`: no row, or every row, is hard.
         """
-        if not self.is_in_train and self.is_deepspeed_enabled:
-            raise ValueError(
-                "With DeepSpeed, mine first and give the trainer the scores: recipes/mine_hard_samples.py."
-            )
+        if self.is_deepspeed_enabled and not self.is_in_train:
+            raise ValueError("With DeepSpeed, give the trainer scores: recipes/mine_hard_samples.py makes them.")
         # Under mixed precision the model computes as it does in training only once Trainer has wrapped it.
         if self.features is not None and not self._features_ready and self._feature_dtypes == (None, None):
             self.build_features()
+        ready = self.features is not None and self._features_ready
+        # Not Trainer's evaluation: a model that was evaluated before it trained is not wrapped for DDP any more, and
+        # trains without its gradients being averaged.
+        with self.compute_loss_context_manager():
+            scores = mining.score_dataset(
+                self.model_wrapped,
+                self.processing_class,
+                self.train_dataset,
+                batch_size=self.args.per_device_eval_batch_size,
+                features=(self.features, self.train_dataset[KEY]) if ready else None,
+                threshold=self.model.config.mask_threshold,
+                progress=not self.args.disable_tqdm,
+            )
+        return mining.mine(scores, **self._hard_options())
+
+    def _hard_options(self) -> dict:
+        args = self.args
+        return {"threshold": None if args.worst is not None else args.threshold, "worst": args.worst}
+
+    def _score_again(self) -> pd.DataFrame:
+        """The present scores, with what the present model changes of them."""
+        scores, difficulty = pd.DataFrame(self.progress.columns), self.args.difficulty
+        if difficulty == "spread":
+            return scores.assign(**match_scores(self.score(), self.train_dataset)[["dice", "spread"]])
+        # The model's own masks are all that is needed, which evaluation draws.
         values = self.predict(self.train_dataset, metric_key_prefix="mining").predictions
         self._metrics["eval"].clear()
-        return pd.DataFrame({"dice": np.asarray(values, dtype=float)[:, 0]})
+        scores["dice"] = np.asarray(values, dtype=float)[:, 0]
+        if difficulty == "cluster":
+            names = ("sample_id", "video_id", "frame_index")
+            rows = self.train_dataset.select_columns([name for name in names if name in self.train_dataset.features])
+            rows = rows.to_pandas().assign(dice=scores["dice"])
+            scores["cluster"] = cluster_numbers(
+                rows.assign(cluster=mining.mark_clusters(rows, mining.hard_threshold(rows, **self._hard_options())))
+            )
+        return scores
 
     def _adopt(self, scores: pd.DataFrame, epoch: int) -> None:
         """Take scores for the plans from `epoch` on."""
         args, progress = self.args, self.progress
         hard, ordinary = select_rows(scores, args.threshold, args.worst, args.include_review)
+        row_weights(scores[hard], args.difficulty, args.weight_cap)  # raises before anything is taken over
         progress.digest = _digest(self.train_dataset)
         progress.columns = {
             name: scores[name].astype(object).where(scores[name].notna(), None).tolist() for name in scores
@@ -325,7 +370,6 @@ class HardSampleTrainer(SegSFTTrainer):
         if progress.length is None:
             update = self.get_total_train_batch_size(args)
             progress.length = update * math.ceil(len(progress.hard) / (1 - args.easy_share) / update)
-        self._plan(epoch)  # so that an option that cannot be met says so now
         easy = round(args.easy_share * progress.length)
         self._tell(
             f"Hard samples: {len(progress.hard)} of {len(scores)} rows are hard, {len(progress.ordinary)} ordinary. "
@@ -349,7 +393,7 @@ class HardSampleTrainer(SegSFTTrainer):
             self._restore(resume_from_checkpoint)
         elif self.progress.columns is None:
             self._tell("Hard samples: no scores were given; the training rows are scored first.")
-            scores = self.mine()
+            scores = match_scores(self.score(), self.train_dataset)
             check_columns(scores, self.args)
             self._adopt(scores, epoch=0)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -367,10 +411,9 @@ class HardSampleTrainer(SegSFTTrainer):
         """Score the rows again where it is time to, and set the sampler to an epoch."""
         every, progress = self.args.remine_every, self.progress
         if every is not None and epoch and epoch % every == 0 and progress.mined_at != epoch:
-            scores = pd.DataFrame(progress.columns).assign(**self.mine())
             try:
-                self._adopt(scores, epoch)
-            except ValueError as error:
+                self._adopt(self._score_again(), epoch)
+            except mining.MiningError as error:
                 progress.mined_at = epoch
                 self._tell(f"Hard samples: those of before stay. {error}")
         self._sampler.epoch = epoch

@@ -1,13 +1,12 @@
 """The rows of an epoch of hard-sample training: which, how often and in which order. Pure functions."""
 
-import math
-
 import numpy as np
 import pandas as pd
 from datasets import Dataset
 
 from ..data.columns import DatasetError
 from ..data.features import row_sizes
+from ..mining import MiningError, select_hard
 
 
 DIFFICULTIES = ("threshold", "dice", "spread", "cluster")
@@ -31,32 +30,19 @@ def select_rows(scores: pd.DataFrame, threshold: float = 0.75, worst: float | No
         for review are neither.
 
     Raises:
-        `ValueError`: all rows are hard, or none is; the message says what would select some.
+        `MiningError`: all rows are hard, or none is (the message says what would select some), or none can be used.
     """
     dice = scores["dice"].to_numpy(dtype=float)
     usable = ~np.isnan(dice)
     if "review" in scores and not include_review:
         usable &= ~scores["review"].to_numpy(dtype=bool)
-    count = int(usable.sum())
-    if not count:
-        raise ValueError(f"None of {len(dice)} rows can be trained on: all are flagged for review or have no mask.")
-    if worst is None:
-        hard = usable & (dice < threshold)
-    else:
-        lowest = np.argsort(np.where(usable, dice, np.inf), kind="stable")[: math.ceil(worst * count)]
-        hard = np.zeros(len(dice), dtype=bool)
-        hard[lowest] = True
-    chosen = int(hard.sum())
-    if chosen in (0, count):
-        known = dice[usable]
-        shares = {share: np.quantile(known, share) for share in (0.1, 0.2, 0.5)}
-        would = ", ".join(f"{value:.3f} for the worst {share:.0%}" for share, value in shares.items())
-        option = f"threshold={threshold}" if worst is None else f"worst={worst}"
-        raise ValueError(
-            f"{option} selects {'none' if chosen == 0 else 'all'} of {count} rows as hard: their Dice lies between "
-            f"{known.min():.3f} and {known.max():.3f}. A threshold that would select some: {would}; or set "
-            "worst=0.2 for the worst fifth."
+    if not usable.any():
+        raise MiningError(
+            f"None of {len(dice)} rows can be trained on: all are flagged for review or have no mask. Look at them, "
+            "or train on them with include_review=True."
         )
+    hard = np.zeros(len(dice), dtype=bool)
+    hard[usable] = select_hard(scores[usable], None if worst is not None else threshold, worst)
     return hard, usable & ~hard
 
 
@@ -73,7 +59,7 @@ def row_weights(scores: pd.DataFrame, difficulty: str = "threshold", weight_cap:
         `np.ndarray` of shape `(rows,)`, not negative, with a mean of 1 before the cap.
 
     Raises:
-        `ValueError`: no row has a positive weight.
+        `MiningError`: no row has a positive weight.
     """
     if difficulty == "threshold":
         return np.ones(len(scores))
@@ -88,7 +74,7 @@ def row_weights(scores: pd.DataFrame, difficulty: str = "threshold", weight_cap:
     if difficulty == "spread":
         weights = weights * scores["spread"].to_numpy(dtype=float)
     if not weights.sum() > 0:
-        raise ValueError(
+        raise MiningError(
             f"difficulty={difficulty} gives no hard row a weight: the candidate masks of each are all the same. Use "
             "difficulty=threshold, dice or cluster."
         )
@@ -202,9 +188,7 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
         raise DatasetError(f"{len(bad)} scores have a dice outside of [0, 1], such as that of {bad[0]!r}.")
     scores = scores.copy()
     if "cluster" in scores:
-        known = scores["cluster"].notna() & (scores["cluster"] != -1)
-        groups = ["video_id", "cluster"] if "video_id" in scores else ["cluster"]
-        scores["cluster"] = scores.groupby(groups, dropna=False).ngroup().where(known, -1)
+        scores["cluster"] = cluster_numbers(scores)
     found = scores.set_index("sample_id").reindex(own).reset_index(drop=True)
     found = found[[name for name in COLUMNS if name in found]]
     fill = {"review": False, "cluster": -1}
@@ -227,3 +211,19 @@ def check_columns(scores: pd.DataFrame, args) -> None:
         gaps = int((scores[column].isna() & scores["dice"].notna()).sum())
         if gaps:
             raise ValueError(f"{option} needs a {column!r} for every row; {gaps} of {len(scores)} have none.")
+
+
+def cluster_numbers(scores: pd.DataFrame) -> pd.Series:
+    """
+    Clusters as integers.
+
+    Args:
+        scores (`pandas.DataFrame`): with `cluster` of any kind (nothing or -1 outside of clusters) and, where clusters
+            are counted video by video, `video_id`.
+
+    Returns:
+        `pandas.Series` of int: the same within a cluster only, -1 outside.
+    """
+    known = scores["cluster"].notna() & (scores["cluster"] != -1)
+    groups = ["video_id", "cluster"] if "video_id" in scores else ["cluster"]
+    return scores.groupby(groups, dropna=False).ngroup().where(known, -1)
