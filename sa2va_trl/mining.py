@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 import torch
 from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
-from scipy import ndimage
-from skimage.morphology import skeletonize
+from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
 from .data.collator import ANSWERS, QUESTIONS, SegCollator
 from .data.columns import BadRow, check_dataset, iter_undecoded, normalize_row
 from .data.features import KEY, FeatureCollator, FeatureStore, everywhere, fingerprint, row_keys
+from .measurements import NearMask, agreement, dices, measure, motion, spread
 from .metrics import cldice, segmentation_metrics
 from .models.grounding import upsample_mask_logits
 from .preferences import MaskSampler
@@ -195,93 +195,6 @@ def on_the_grid(frame_index, longest: int) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Measurements of a frame
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def measure(grey: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """
-    Simple measurements that may say why a frame is hard.
-
-    Args:
-        grey (`np.ndarray` of shape `(H, W)`): in [0, 1].
-        mask (`np.ndarray` of shape `(H, W)`): bool.
-
-    Returns:
-        `dict[str, float]`; NaN of an empty mask where there is nothing to measure:
-            - `contrast`: difference of the mean grey values of the mask and of a ring around it, over the ring's;
-            - `area`: share of the picture that the mask covers (vessels that no contrast agent fills are not in it);
-            - `sharpness`: variance of the Laplacian, after a Gaussian of 1 pixel, which spares it most of the noise;
-            - `thickness`: mean diameter along the skeleton, in pixels, from the distance transform;
-            - `border_distance`: mean distance of the mask's pixels to the border, over the shorter side.
-    """
-    values = dict.fromkeys(("contrast", "area", "sharpness", "thickness", "border_distance"), math.nan)
-    values["area"] = float(mask.mean())
-    values["sharpness"] = float(ndimage.gaussian_laplace(grey, 1.0).var())
-    if mask.any():
-        side = min(mask.shape)
-        away = ndimage.distance_transform_edt(~mask)
-        ring = (away > 1.5) & (away <= 1.5 + max(3.0, 0.02 * side))
-        if ring.any():
-            around = grey[ring].mean()
-            values["contrast"] = float(abs(grey[mask].mean() - around) / max(around, 1e-6))
-        # Padded, or a vessel that is cut off by the border would seem to grow thicker there.
-        depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-        values["thickness"] = float(2 * depth[skeletonize(mask)].mean())
-        y, x = np.nonzero(mask)
-        edge = np.minimum.reduce([y, x, mask.shape[0] - 1 - y, mask.shape[1] - 1 - x])
-        values["border_distance"] = float(edge.mean() / side)
-    return values
-
-
-def motion(grey: np.ndarray, previous: np.ndarray) -> float:
-    """
-    Mean absolute difference of two frames after a Gaussian of 2 pixels, which spares it most of the noise.
-
-    Args:
-        grey, previous (`np.ndarray` of shape `(H, W)`): in [0, 1].
-
-    Returns:
-        `float` in [0, 1]; NaN if the frames differ in size.
-    """
-    if grey.shape != previous.shape:
-        return math.nan
-    return float(np.abs(ndimage.gaussian_filter(grey - previous, 2.0)).mean())
-
-
-def tolerant_dice(a: np.ndarray, b: np.ndarray, tolerance: float) -> float:
-    """
-    Dice coefficient that forgives a shift: a pixel counts as found if the other mask is within `tolerance` of it.
-
-    Args:
-        a, b (`np.ndarray` of shape `(H, W)`): bool.
-        tolerance (`float`): in pixels.
-
-    Returns:
-        `float` in [0, 1]: with a tolerance of 0 the Dice coefficient; 1 of two empty masks, 0 if only one is.
-    """
-    return _agreement(_Blurred.of(a, tolerance), _Blurred.of(b, tolerance))
-
-
-class _Blurred(NamedTuple):
-    """A mask, and what is near it."""
-
-    mask: np.ndarray
-    near: np.ndarray
-
-    @classmethod
-    def of(cls, mask: np.ndarray, tolerance: float) -> "_Blurred":
-        return cls(mask, ndimage.distance_transform_edt(~mask) <= tolerance if mask.any() else mask)
-
-
-def _agreement(a: _Blurred, b: _Blurred) -> float:
-    if a.mask.shape != b.mask.shape:
-        return math.nan
-    total = int(a.mask.sum()) + int(b.mask.sum())
-    return (int((a.mask & b.near).sum()) + int((b.mask & a.near).sum())) / total if total else 1.0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Scores of a data set
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -343,44 +256,52 @@ def score_dataset(
             - `predicted_iou`: what the model expects of its mask;
             - `spread`: 1 - mean Dice of the candidates with each other, 0 where all are equal;
             - `best_dice`: the highest Dice of any candidate;
-            - the measurements of [`measure`], of all the row's masks together, and [`motion`] since the frame before;
-            - `mask_agreement`: the better of the [`tolerant_dice`]s of the row's mask with the masks of the two
-            neighbouring frames, and `prediction_agreement`: the worse of those of the model's mask with the same two
-            masks. NaN where a frame has no neighbour on both sides at the video's usual step.
+            - what [`~measurements.measure`] says of all the row's masks together, and [`~measurements.motion`] from
+            the frame before;
+            - `mask_agreement`: the better of the two values of [`~measurements.tolerant_dice`] of the row's mask with
+            the masks of its neighbouring frames, and `prediction_agreement`: the worse of those of the model's mask
+            with the same two masks. NaN where a frame has no neighbour on both sides at the video's usual step.
 
     Raises:
         `DatasetError`: bad rows.
         `MiningError`: no row with a mask, or videos without an order (see [`check_frames`]).
         `ValueError`: an option out of its range.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance is a share of the image's side in [0, 1), got {tolerance}.")
+    _check_score_options(batch_size, threshold, tolerance)
     sampler = default_sampler() if sampler is None else sampler
     check_dataset(dataset, name="dataset")
     table = _rows_of(dataset)
     table = table[table["masks"] > 0]
     if table.empty:
         raise MiningError("The dataset has no row with a mask, so there is nothing to score.")
-    pieces = _pieces(table)
+    scorer = _Scorer(model, processor, dataset, features, sampler, threshold, tolerance)
+    options = [repr(sampler), threshold, tolerance, seed]
+    return _score(scorer, model, processor, dataset, table, options, batch_size, seed, prints, partial_dir, progress)
 
+
+def _check_score_options(batch_size: int, threshold: float, tolerance: float) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance is a share of the image's side in [0, 1), got {tolerance}.")
+
+
+def _score(scorer, model, processor, dataset, table, options, batch_size, seed, prints, partial_dir, progress):
+    """The table of scores, piece by piece, on all processes."""
+    pieces = _pieces(table)
     partial = None
     if partial_dir is not None:
-        prints = fingerprint_of(extract_model_from_parallel(model), processor, dataset) if prints is None else prints
-        options = [FORMAT, prints, repr(sampler), threshold, tolerance, seed]
-        partial = Path(partial_dir) / hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
+        prints = fingerprint_of(model, processor, dataset) if prints is None else prints
+        content = json.dumps([FORMAT, prints, *options])
+        partial = Path(partial_dir) / hashlib.sha256(content.encode()).hexdigest()[:16]
     scores = _partial_scores(partial)
     missing = [piece for piece in pieces if not all(name in scores for name in piece["sample_id"])]
-    own = _share(missing)
-
-    scorer = _Scorer(model, processor, dataset, features, sampler, threshold, tolerance)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        found = _score_pieces(scorer, own, missing, batch_size, seed, partial, progress)
+        found = _score_pieces(scorer, _share(missing), missing, batch_size, seed, partial, progress)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -392,14 +313,14 @@ def score_dataset(
 
 
 def _rows_of(dataset: Dataset) -> pd.DataFrame:
-    """Identifiers of all rows, with the number of masks and of images; `row` is the position."""
+    """Identifiers of all rows, with the number of masks, images and phrases; `row` is the position."""
     names = [name for name in IDENTIFIERS if name in dataset.column_names]
-    found = {name: [] for name in (*names, "masks", "images")}
+    found = {name: [] for name in (*names, "masks", "images", "phrases")}
     for rows in iter_undecoded(dataset):
         for row in rows:
             for name in names:
                 found[name].append(row[name])
-            for one, many in (("mask", "masks"), ("image", "images")):
+            for one, many in (("mask", "masks"), ("image", "images"), ("phrase", "phrases")):
                 found[many].append(1 if row.get(one) is not None else len(row.get(many) or ()))
     table = pd.DataFrame(found).assign(row=np.arange(len(dataset)))
     check_frames(table)
@@ -466,8 +387,8 @@ class _Frame(NamedTuple):
 
     values: dict[str, float]
     grey: np.ndarray | None
-    target: _Blurred | None
-    prediction: _Blurred | None
+    target: NearMask | None
+    prediction: NearMask | None
 
 
 class _Scorer:
@@ -520,7 +441,7 @@ class _Scorer:
             values = {**segmentation_metrics(own[0], target), "cldice": cldice(own[0], target)}
             each.append(
                 {name: values[name] for name in METRICS}
-                | {"predicted_iou": expected, "spread": spread(own), "best_dice": float(_dices(own, target).max())}
+                | {"predicted_iou": expected, "spread": spread(own), "best_dice": float(dices(own, target).max())}
             )
         values = {name: float(np.mean([entry[name] for entry in each])) for name in each[0]}
         # All objects of a frame together; one mask an object and frame.
@@ -533,7 +454,7 @@ class _Scorer:
         if len(images) > 1:
             return _Frame(values, None, None, None)
         reach = self.tolerance * max(target[0].shape)
-        return _Frame(values, greys[0], _Blurred.of(target[0], reach), _Blurred.of(prediction[0], reach))
+        return _Frame(values, greys[0], NearMask.of(target[0], reach), NearMask.of(prediction[0], reach))
 
     def finish(self, piece: pd.DataFrame, frames: list[_Frame]) -> dict[str, dict]:
         """Values of all rows of a piece, those that need neighbours included."""
@@ -546,9 +467,135 @@ class _Scorer:
             if near[0] is not None:
                 values["motion"] = motion(frame.grey, near[0].grey)
             if None not in near:
-                values["mask_agreement"] = max(_agreement(frame.target, other.target) for other in near)
-                values["prediction_agreement"] = min(_agreement(frame.prediction, other.target) for other in near)
+                values["mask_agreement"] = max(agreement(frame.target, other.target) for other in near)
+                values["prediction_agreement"] = min(agreement(frame.prediction, other.target) for other in near)
         return {name: frame.values for name, frame in zip(piece["sample_id"], frames, strict=True)}
+
+
+class _Unlabelled:
+    """Rows to values, without their masks: how well a row's prediction agrees with what its neighbours predict."""
+
+    def __init__(self, model, processor, dataset, method, threshold, tolerance):
+        self.model, self.processor, self.dataset = extract_model_from_parallel(model), processor, dataset
+        self.method, self.threshold, self.tolerance = method, threshold, tolerance
+
+    @torch.no_grad()
+    def __call__(self, piece: pd.DataFrame, generator: torch.Generator) -> list["_Seen"]:
+        rows = [self.dataset[int(number)] for number in piece["row"]]
+        images = [(row.get("image") or row["images"][0]).convert("RGB") for row in rows]
+        questions = [QUESTIONS[0].replace("{phrase}", _phrase(row)) for row in rows]
+        results = self.model.segment(
+            images=images, text=questions, processor=self.processor, threshold=self.threshold, answer=ANSWERS[0]
+        )
+        frames = []
+        for image, question, result in zip(images, questions, results, strict=True):
+            mask = result.masks[0].cpu().numpy()
+            grey = np.asarray(image.convert("L"), dtype=np.float32) / 255
+            values = {"predicted_iou": float(result.iou_scores[0]), **measure(grey, mask)}
+            reach = self.tolerance * max(mask.shape)
+            frames.append(_Seen(values, grey, NearMask.of(mask, reach), image, question))
+        return frames
+
+    def finish(self, piece: pd.DataFrame, frames: list["_Seen"]) -> dict[str, dict]:
+        for position, (before, after) in enumerate(_neighbours(piece)):
+            frame, values = frames[position], frames[position].values
+            values.update(motion=math.nan, consistency=math.nan)
+            if before is not None:
+                values["motion"] = motion(frame.grey, frames[before].grey)
+            near = [frames[index] for index in (before, after) if index is not None]
+            near = [other for other in near if other.grey.shape == frame.grey.shape]
+            if near and self.method == "tracking":
+                values["consistency"] = self._tracked(frame, before, after, frames)
+            elif near:
+                values["consistency"] = _nanmean([agreement(frame.prediction, other.prediction) for other in near])
+        return {name: frame.values for name, frame in zip(piece["sample_id"], frames, strict=True)}
+
+    def _tracked(self, frame: "_Seen", before: int | None, after: int | None, frames: list["_Seen"]) -> float:
+        """Dice of the frame's own mask with the one that SAM 2 carries over from its neighbours."""
+        clip = [frames[before]] if before is not None else []
+        own = len(clip)
+        clip += [frame, *([frames[after]] if after is not None else [])]
+        result = self.model.segment(
+            video=[part.image for part in clip],
+            text=frame.question,
+            processor=self.processor,
+            threshold=self.threshold,
+            answer=ANSWERS[0],
+            frames=[index for index in range(len(clip)) if index != own],
+        )
+        tracked = result.frame(own).masks[0].cpu().numpy()
+        return float(dices(tracked[None], frame.prediction.mask)[0])
+
+
+class _Seen(NamedTuple):
+    """What is kept of an unlabelled row until its neighbours are known."""
+
+    values: dict[str, float]
+    grey: np.ndarray
+    prediction: NearMask
+    image: Image.Image
+    question: str
+
+
+def _phrase(row: dict) -> str:
+    return row["phrase"] if row.get("phrase") is not None else row["phrases"][0]
+
+
+def score_unlabelled(
+    model: nn.Module,
+    processor,
+    dataset: Dataset,
+    *,
+    method: str = "tracking",
+    batch_size: int = 4,
+    threshold: float = 0.5,
+    tolerance: float = 0.02,
+    prints: dict | None = None,
+    partial_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """
+    Score the frames of videos without looking at their masks: a frame is easy if what its neighbours predict fits what
+    it predicts itself. That finds frames that the model is of two minds about; where it makes the same mistake on
+    every frame of a run, it agrees with itself.
+
+    Distributed and resumable as [`score_dataset`], but not for weights that ZeRO-3 has shared out.
+
+    Args:
+        model, processor, batch_size, prints, partial_dir, progress: see [`score_dataset`].
+        dataset (`datasets.Dataset`):
+            Rows with `image`, one phrase, `sample_id`, `video_id` and `frame_index`. Masks are not read.
+        method (`str`, *optional*, defaults to `"tracking"`):
+            `"tracking"`: Dice of the frame's own mask with the one that SAM 2's memory carries over from the two
+            neighbouring frames (from one, at the ends of a video), in the model's own way (`config.tracking`).
+            `"neighbours"`: mean [`~measurements.tolerant_dice`] of the frame's own mask with those of its neighbours,
+            which costs no more than the masks.
+        threshold (`float`, *optional*, defaults to 0.5): probability above which a pixel belongs to a mask.
+        tolerance (`float`, *optional*, defaults to 0.02): of `"neighbours"`, as a share of the longer side.
+
+    Returns:
+        `pandas.DataFrame`: one row a row, in the order of the data set: identifiers, `predicted_iou`, what
+        [`~measurements.measure`] says of the model's own mask, `motion`, and `consistency` in [0, 1], which is NaN of
+        a frame that has no neighbour at the video's usual step.
+
+    Raises:
+        `MiningError`: rows without an image or with another number of phrases than one, no video, or videos without an
+            order.
+        `ValueError`: an option out of its range.
+    """
+    if method not in ("tracking", "neighbours"):
+        raise ValueError(f"method must be tracking or neighbours, got {method!r}.")
+    _check_score_options(batch_size, threshold, tolerance)
+    table = _rows_of(dataset)
+    bad = table[(table["images"] != 1) | (table["phrases"] != 1)]
+    if len(bad):
+        names = ", ".join(repr(name) for name in bad["sample_id"][:10]) + (", ..." if len(bad) > 10 else "")
+        raise MiningError(f"{len(bad)} rows have not exactly one image and one phrase: {names}.")
+    if "video_id" not in table or table["video_id"].isna().all():
+        raise MiningError("Without labels frames are judged by their neighbours: the rows need video_id, frame_index.")
+    scorer = _Unlabelled(model, processor, dataset, method, threshold, tolerance)
+    options = ["unlabelled", method, threshold, tolerance]
+    return _score(scorer, model, processor, dataset, table, options, batch_size, 0, prints, partial_dir, progress)
 
 
 def _neighbours(piece: pd.DataFrame) -> list[tuple[int | None, int | None]]:
@@ -567,28 +614,6 @@ def _neighbours(piece: pd.DataFrame) -> list[tuple[int | None, int | None]]:
 def _nanmean(values: list[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
-
-
-def _dices(masks: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Dice of masks of shape `(K, H, W)` with a target; 1 of two empty ones."""
-    total = masks.sum((1, 2)) + target.sum()
-    return np.where(total > 0, 2 * (masks & target).sum((1, 2)) / np.maximum(total, 1), 1.0)
-
-
-def spread(masks: np.ndarray) -> float:
-    """
-    How much candidate masks differ.
-
-    Args:
-        masks (`np.ndarray` of shape `(K, H, W)`): bool.
-
-    Returns:
-        `float` in [0, 1]: 1 - mean Dice of all pairs; 0 of fewer than two.
-    """
-    if len(masks) < 2:
-        return 0.0
-    pairs = [_dices(masks[number + 1 :], masks[number]) for number in range(len(masks) - 1)]
-    return float(1 - np.concatenate(pairs).mean())
 
 
 def _keep(folder: Path | None, rows: dict[str, dict]) -> None:
@@ -712,3 +737,327 @@ def read_scores(path: str | os.PathLike, fingerprint: dict | None = None) -> pd.
                 f"{path} holds scores that do not fit: {' and '.join(wrong)}. Mine again with this model."
             )
     return table.to_pandas()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is hard, and what may be a faulty label
+# ---------------------------------------------------------------------------------------------------------------------
+
+#: Lower bounds of the buckets, each of which ends just before the next: [0, 0.5), [0.5, 0.65), [0.65, 0.75) and the
+#: rest, [0.75, 1].
+BUCKETS = (0.0, 0.5, 0.65, 0.75)
+#: What a measurement says of a run, and which values of it make a frame hard: low (-1) or high (1) ones.
+CAUSES = {
+    "contrast": ("faint contrast", -1),
+    "area": ("little filling", -1),
+    "sharpness": ("blur", -1),
+    "motion": ("motion", 1),
+    "thickness": ("thin vessels", -1),
+    "border_distance": ("near the border", -1),
+}
+UNCLEAR = "unclear"
+
+
+def hard_threshold(
+    scores: pd.DataFrame, threshold: float | None = None, worst: float | None = None, by: str = "dice"
+) -> float:
+    """
+    The threshold below which samples are hard.
+
+    Args:
+        scores (`pandas.DataFrame`): from [`score_dataset`].
+        threshold (`float`, *optional*): 0.75 where neither it nor `worst` is given.
+        worst (`float`, *optional*):
+            In its place, the share of the samples that is to be hard, in (0, 1). Samples that tie with the last of
+            them are hard, too.
+        by (`str`, *optional*, defaults to `"dice"`): column to judge by; higher is easier, NaN is never hard.
+
+    Returns:
+        `float`.
+
+    Raises:
+        `MiningError`: no sample, or every sample, would be hard; the message says which thresholds select what.
+        `ValueError`: both options, or one out of its range.
+    """
+    if threshold is not None and worst is not None:
+        raise ValueError("threshold and worst both say what is hard: give one of them.")
+    if worst is not None and not 0 < worst < 1:
+        raise ValueError(f"worst is the share of hard samples, between 0 and 1; got {worst}.")
+    if by not in scores:
+        raise ValueError(f"by={by!r}: the scores have no such column, only {', '.join(scores)}.")
+    values = np.sort(scores[by].dropna().to_numpy(dtype=np.float64))
+    if not len(values):
+        raise MiningError(f"No sample has a {by}, so none can be hard.")
+    if worst is not None:
+        count = round(worst * len(values))
+        if count == 0:
+            raise MiningError(
+                f"worst={worst:g} of {len(values)} samples is none: give {1 / len(values):.2g}, or a threshold."
+            )
+        threshold, option = float(np.nextafter(values[count - 1], np.inf)), f"worst={worst:g}"
+    else:
+        threshold = THRESHOLD if threshold is None else threshold
+        if math.isnan(threshold):
+            raise ValueError("threshold must be a number, got nan.")
+        option = f"threshold={threshold:g}"
+    hard = int(np.count_nonzero(values < threshold))
+    if 0 < hard < len(values):
+        return threshold
+    what = "selects none" if hard == 0 else "selects all"
+    raise MiningError(f"{option} {what} of {len(values)} samples. {_what_would(values, by)}")
+
+
+def _what_would(values: np.ndarray, by: str) -> str:
+    """Which thresholds select some samples and not all; `values` are sorted."""
+    found = f"Their {by} goes from {values[0]:.4f} to {values[-1]:.4f}."
+    if values[0] == values[-1]:
+        return f"{found} As it is the same everywhere, no threshold tells hard from easy."
+    offers = {}
+    for share in (0.05, 0.1, 0.2, 0.3, 0.5):
+        # Rounded up, so that the value as it is printed does select its sample.
+        value = math.floor(np.quantile(values, share) * 1e4 + 1) / 1e4
+        selected = int(np.count_nonzero(values < value))
+        if 0 < selected < len(values):
+            offers[selected] = f"{value:.4f} selects {selected}"
+    if not offers:
+        offers[1] = f"{float(np.nextafter(values[0], np.inf))!r} selects {np.count_nonzero(values == values[0])}"
+    return f"{found} A threshold of {', '.join(offers.values())}."
+
+
+def select_hard(
+    scores: pd.DataFrame, threshold: float | None = None, worst: float | None = None, by: str = "dice"
+) -> pd.Series:
+    """
+    Which samples are hard.
+
+    Args:
+        scores, threshold, worst, by: see [`hard_threshold`].
+
+    Returns:
+        `pandas.Series` of bool, like `scores`: some are `True` and some are not.
+
+    Raises:
+        `MiningError`, `ValueError`: see [`hard_threshold`].
+    """
+    threshold = hard_threshold(scores, threshold, worst, by)
+    return (scores[by] < threshold).rename("hard")
+
+
+def buckets(scores: pd.DataFrame, threshold: float = THRESHOLD, by: str = "dice") -> list[dict]:
+    """
+    How the samples are distributed over `BUCKETS`.
+
+    Args:
+        scores (`pandas.DataFrame`): from [`score_dataset`].
+        threshold (`float`, *optional*, defaults to 0.75): of the hard samples.
+        by (`str`, *optional*, defaults to `"dice"`): in [0, 1]; samples without a value are in no bucket.
+
+    Returns:
+        `list[dict]`, a bucket each, from the hardest: `from` (inclusive), `to` (exclusive, but for the last), `count`,
+        and the `sample_id` and score of the `hardest` sample and of the `borderline` one, which is nearest to the
+        threshold; `None` in an empty bucket.
+    """
+    ends = [*BUCKETS[1:], math.inf]
+    found = []
+    for low, high in zip(BUCKETS, ends, strict=True):
+        own = scores[(scores[by] >= low) & (scores[by] < high)]
+        own = own.sort_values([by, "sample_id"], kind="stable")
+        picked = {"hardest": None, "borderline": None}
+        if len(own):
+            rows = {"hardest": own.iloc[0], "borderline": own.iloc[int((own[by] - threshold).abs().argmin())]}
+            picked = {name: {"sample_id": row["sample_id"], by: float(row[by])} for name, row in rows.items()}
+        found.append({"from": low, "to": min(high, 1.0), "count": len(own), **picked})
+    return found
+
+
+def mark_clusters(
+    scores: pd.DataFrame,
+    threshold: float = THRESHOLD,
+    max_gap: int = 0,
+    min_length: int = 2,
+    smoothing: int = 1,
+    by: str = "dice",
+) -> pd.Series:
+    """
+    The run of hard frames that every sample belongs to, see [`temporal_clusters`].
+
+    Frames are put in the order of their `frame_index`. Where it jumps by more than the video's usual step, frames are
+    missing: each counts as one without a score, so a run goes over at most `max_gap` of them.
+
+    Args:
+        scores (`pandas.DataFrame`): from [`score_dataset`].
+        threshold, max_gap, min_length, smoothing: see [`temporal_clusters`].
+        by (`str`, *optional*, defaults to `"dice"`): column to judge by; higher is easier.
+
+    Returns:
+        `pandas.Series` of str, like `scores`: video and number of the run (`"v0003/0"`); `None` outside of runs.
+
+    Raises:
+        `MiningError`: see [`check_frames`].
+        `ValueError`: see [`temporal_clusters`].
+    """
+    _check_run_options(threshold, max_gap, min_length, smoothing)
+    marks = _none_of(scores, "cluster")
+    for video, rows in videos(scores):
+        # A gap that is too long for a run and for the window needs no more room than that.
+        grid = on_the_grid(rows["frame_index"], max(max_gap, smoothing) + 1)
+        values = np.full(grid[-1] + 1, np.nan)
+        values[grid] = rows[by]
+        for number, (first, last) in enumerate(temporal_clusters(values, threshold, max_gap, min_length, smoothing)):
+            marks[rows.index[(grid >= first) & (grid <= last)]] = f"{video}/{number}"
+    return marks
+
+
+def _none_of(scores: pd.DataFrame, name: str) -> pd.Series:
+    return pd.Series([None] * len(scores), index=scores.index, dtype=object, name=name)
+
+
+def describe_clusters(scores: pd.DataFrame, by: str = "dice") -> pd.DataFrame:
+    """
+    The runs, each with its likely cause.
+
+    Args:
+        scores (`pandas.DataFrame`): with `cluster` from [`mark_clusters`] and the measurements.
+        by (`str`, *optional*, defaults to `"dice"`): column they were judged by.
+
+    Returns:
+        `pandas.DataFrame`, one row a run, the hardest first: `cluster`, `video_id`, `first_frame`, `last_frame`
+        (`frame_index`, inclusive), `frames`, the mean (`mean`) and the lowest score (`lowest`), `hardest` (the
+        `sample_id` of the latter), `sample_ids`, `cause` and `cause_ratio` (see [`likely_cause`]).
+    """
+    found = []
+    for video, rows in videos(scores):
+        for cluster, own in rows.dropna(subset=["cluster"]).groupby("cluster", sort=False):
+            cause, ratio = likely_cause(own, rows[rows["cluster"].isna()])
+            hardest = own.loc[own[by].idxmin()]
+            found.append(
+                {
+                    "cluster": cluster,
+                    "video_id": video,
+                    "first_frame": int(own["frame_index"].min()),
+                    "last_frame": int(own["frame_index"].max()),
+                    "frames": len(own),
+                    "mean": float(own[by].mean()),
+                    "lowest": float(hardest[by]),
+                    "hardest": hardest["sample_id"],
+                    "sample_ids": own["sample_id"].tolist(),
+                    "cause": cause,
+                    "cause_ratio": ratio,
+                }
+            )
+    columns = ["cluster", "video_id", "first_frame", "last_frame", "frames", "mean", "lowest", "hardest", "sample_ids"]
+    return pd.DataFrame(found, columns=[*columns, "cause", "cause_ratio"]).sort_values("mean", ignore_index=True)
+
+
+def likely_cause(
+    own: pd.DataFrame, others: pd.DataFrame, least_change: float = 1.2, least_effect: float = 2.0
+) -> tuple[str, float]:
+    """
+    What a run of hard frames differs in most from the other frames of its video.
+
+    A measurement counts if its median in the run is worse than that of the others by the factor `least_change`, and by
+    `least_effect` robust standard deviations (1.4826 x the median absolute deviation, of logarithms, and at least
+    0.05) of the others. Of those that count, the one with the most standard deviations is named; but blur only where
+    the contrast does not count, as over a structured background faint vessels alone lower the sharpness.
+
+    It is a hint, not a finding: what differs need not be what the model fails at.
+
+    Args:
+        own (`pandas.DataFrame`): rows of the run, with `MEASUREMENTS`.
+        others (`pandas.DataFrame`): rows of the same video in no run.
+        least_change (`float`, *optional*, defaults to 1.2): above 1.
+        least_effect (`float`, *optional*, defaults to 2.0): positive.
+
+    Returns:
+        `str` from `CAUSES`, and the ratio of the two medians; `"unclear"` and NaN where nothing counts, or fewer than
+        three other frames can be compared with.
+    """
+    found = {}
+    for name, (_, sign) in CAUSES.items():
+        if name not in own:
+            continue
+        near, far = (np.log(table[name][table[name] > 0].to_numpy(dtype=np.float64)) for table in (own, others))
+        if not len(near) or len(far) < 3:
+            continue
+        change = float(np.median(near) - np.median(far))
+        deviation = 1.4826 * float(np.median(np.abs(far - np.median(far))))
+        effect = sign * change / max(deviation, 0.05)
+        if sign * change > math.log(least_change) and effect > least_effect:
+            found[name] = (effect, math.exp(change))
+    if "contrast" in found:
+        found.pop("sharpness", None)
+    if not found:
+        return UNCLEAR, math.nan
+    name = max(found, key=found.get)
+    return CAUSES[name][0], found[name][1]
+
+
+def review_reasons(
+    scores: pd.DataFrame, tau_low: float = 0.3, least_agreement: float = 0.8, margin: float = 0.1
+) -> pd.Series:
+    """
+    Rows whose label may be wrong, and why. They are for a person to look at, and not to be trained on until then.
+
+    - No candidate explains the mask: `best_dice < tau_low`. (A model that fails everywhere lists everything here.)
+    - The mask disagrees with both neighbours' (`mask_agreement < agreement`) while the model's mask agrees with them
+      (`prediction_agreement >= agreement`), and better by `margin`. A vessel that moves by less than the tolerance of
+      [`score_dataset`] still agrees.
+
+    Args:
+        scores (`pandas.DataFrame`): from [`score_dataset`].
+        tau_low (`float`, *optional*, defaults to 0.3): in [0, 1]; 0 turns the first rule off.
+        least_agreement (`float`, *optional*, defaults to 0.8): in [0, 1]; 0 turns the second rule off.
+        margin (`float`, *optional*, defaults to 0.1): in [0, 1].
+
+    Returns:
+        `pandas.Series` of str, like `scores`; `None` for rows that nothing speaks against.
+
+    Raises:
+        `ValueError`: an option out of its range.
+    """
+    for name, value in (("tau_low", tau_low), ("least_agreement", least_agreement), ("margin", margin)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}.")
+    unexplained = scores["best_dice"] < tau_low
+    own, model = scores["mask_agreement"], scores["prediction_agreement"]
+    alone = (own < least_agreement) & (model >= least_agreement) & (model - own >= margin)
+    reasons = _none_of(scores, "review_reason")
+    reasons[alone] = "the mask disagrees with both neighbours', the model's mask agrees with them"
+    reasons[unexplained] = f"no candidate has a Dice of {tau_low:g}"
+    return reasons
+
+
+def mine(
+    scores: pd.DataFrame,
+    threshold: float | None = None,
+    worst: float | None = None,
+    max_gap: int = 0,
+    min_length: int = 2,
+    smoothing: int = 1,
+    tau_low: float = 0.3,
+    by: str = "dice",
+) -> pd.DataFrame:
+    """
+    Scores with what follows from them.
+
+    Args:
+        scores (`pandas.DataFrame`): from [`score_dataset`] or [`score_unlabelled`].
+        threshold, worst, by: see [`hard_threshold`].
+        max_gap, min_length, smoothing: see [`mark_clusters`].
+        tau_low (`float`, *optional*, defaults to 0.3): see [`review_reasons`]; without labels there is no review.
+
+    Returns:
+        `pandas.DataFrame`: a copy with `hard` (bool), `cluster` (str or `None`), `review` (bool) and `review_reason`
+        (str or `None`). A row can be both hard and for review.
+
+    Raises:
+        `MiningError`, `ValueError`: see there.
+    """
+    threshold = hard_threshold(scores, threshold, worst, by)
+    reasons = review_reasons(scores, tau_low) if "best_dice" in scores else _none_of(scores, "review_reason")
+    return scores.assign(
+        hard=scores[by] < threshold,
+        cluster=mark_clusters(scores, threshold, max_gap, min_length, smoothing, by),
+        review=reasons.notna(),
+        review_reason=reasons,
+    )

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+from sa2va_trl.measurements import measure, motion, spread, tolerant_dice
+
+
+def disc(radius, centre=(32, 32), size=64):
+    y, x = np.mgrid[:size, :size]
+    return np.hypot(y - centre[0], x - centre[1]) <= radius
+
+
+def test_measurements_of_a_drawn_bar():
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[30:35, 10:54] = True
+    grey = np.where(mask, 0.3, 0.6)
+    values = measure(grey, mask)
+    assert values["contrast"] == pytest.approx(0.5)
+    assert values["area"] == pytest.approx(5 * 44 / 64**2)
+    assert values["thickness"] == pytest.approx(5, abs=1)
+    thin = np.zeros_like(mask)
+    thin[31:34, 10:54] = True
+    assert measure(grey, thin)["thickness"] < values["thickness"]
+
+
+def test_measurements_go_the_way_of_what_they_measure():
+    mask = disc(12)
+    picture = np.where(mask, 0.3, 0.6)
+    sharp, blurred = measure(picture, mask), measure(gaussian_filter(picture, 3), mask)
+    assert blurred["sharpness"] < 0.5 * sharp["sharpness"]
+    faint = measure(0.6 - 0.3 * (0.6 - picture), mask)
+    assert faint["sharpness"] == pytest.approx(sharp["sharpness"]) and faint["contrast"] < 0.5 * sharp["contrast"]
+    assert measure(picture, disc(12, (14, 32)))["border_distance"] < measure(picture, mask)["border_distance"]
+    still, moved = motion(picture, picture), motion(np.roll(picture, 3, 0), picture)
+    assert still == 0 and moved > 0
+    assert np.isnan(motion(picture, picture[:32]))
+    empty = measure(picture, np.zeros_like(mask))
+    assert empty["area"] == 0 and all(np.isnan(empty[name]) for name in ("contrast", "thickness", "border_distance"))
+
+
+@given(st.integers(0, 2**20), st.floats(0, 3))
+def test_tolerant_dice(seed, tolerance):
+    rng = np.random.default_rng(seed)
+    a, b = rng.uniform(size=(2, 9, 9)) < rng.uniform(0, 0.5)
+    value = tolerant_dice(a, b, tolerance)
+    total = a.sum() + b.sum()
+    plain = 2 * (a & b).sum() / total if total else 1.0
+    assert value == tolerant_dice(b, a, tolerance)
+    assert plain - 1e-12 <= value <= 1
+    assert tolerant_dice(a, b, 0) == pytest.approx(plain)
+
+
+def test_tolerance_forgives_a_shift_and_no_more():
+    mask = disc(5)
+    assert tolerant_dice(mask, np.roll(mask, 2, 0), 2) == 1
+    assert tolerant_dice(mask, np.roll(mask, 20, 0), 2) == 0
+    assert tolerant_dice(mask, np.zeros_like(mask), 2) == 0
+
+
+def test_spread_is_the_mean_of_all_pairs():
+    a, b = np.zeros((2, 1, 4), dtype=bool)
+    a[0, :2], b[0, 1:3] = True, True
+    assert spread(np.stack([a, a, b])) == pytest.approx(1 - (1 + 0.5 + 0.5) / 3)
+    assert spread(np.stack([a])) == 0 and spread(np.zeros((3, 2, 2), dtype=bool)) == 0
