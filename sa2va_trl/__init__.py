@@ -13,13 +13,22 @@ from .models import (
     tiny_sa2va,
 )
 from .preferences import MaskSampler, build_preferences
-from .trainers import SegDPOConfig, SegDPOTrainer, SegSFTConfig, SegSFTTrainer
+from .trainers import (
+    HardSampleConfig,
+    HardSampleTrainer,
+    SegDPOConfig,
+    SegDPOTrainer,
+    SegSFTConfig,
+    SegSFTTrainer,
+)
 
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GroundingEncoder",
+    "HardSampleConfig",
+    "HardSampleTrainer",
     "MaskSampler",
     "Sa2VAConfig",
     "Sa2VAForConditionalGeneration",

@@ -1,9 +1,12 @@
 from .dpo import SegDPOConfig, SegDPOTrainer
+from .hard_sample import HardSampleConfig, HardSampleTrainer
 from .sft import SegSFTConfig, SegSFTTrainer
 from .trainable import get_peft_config, trainable_table
 
 
 __all__ = [
+    "HardSampleConfig",
+    "HardSampleTrainer",
     "SegDPOConfig",
     "SegDPOTrainer",
     "SegSFTConfig",

@@ -307,6 +307,53 @@ def test_all_channels_get_the_same_grey_values():
     assert np.array_equal(np.asarray(first)[..., ::-1], np.asarray(second))
 
 
+# Motion blur
+
+
+def point():
+    pixels = np.zeros((61, 61, 3), np.uint8)
+    pixels[30, 30] = 255
+    return Image.fromarray(pixels)
+
+
+def test_motion_blur_spreads_a_point_along_a_line_about_its_place():
+    lengths, angles = [], []
+    for seed in range(60):
+        (image,), (mask,) = Augmentation(motion_blur=0.3)([point()], [point().convert("L")], generator(seed))
+        assert same(mask, point().convert("L"))
+        grey = np.asarray(image, float)[..., 0]
+        assert grey.sum() == pytest.approx(255, rel=0.15)  # rounded, pixel by pixel
+        y, x = np.nonzero(grey)
+        weights = grey[y, x] / grey.sum()
+        centre = (weights * y).sum(), (weights * x).sum()
+        assert centre == pytest.approx((30, 30), abs=0.15)
+        values, vectors = np.linalg.eigh(np.cov(np.stack([y - 30.0, x - 30.0]), aweights=weights, ddof=0))
+        assert values[0] < 0.5  # about a pixel wide
+        lengths.append(math.sqrt(12 * values[1]))  # of a uniform distribution
+        angles.append(math.degrees(math.atan2(vectors[0, 1], vectors[1, 1])) % 180)
+    assert max(lengths) < 0.3 * 61 + 2 and max(lengths) > 0.2 * 61 and min(lengths) < 0.08 * 61
+    assert np.histogram(angles, 3, (0, 180))[0].min() > 8
+
+
+def test_motion_blur_along_a_row_is_a_box_filter_and_keeps_the_rest():
+    image = picture((64, 48))
+    blurred = np.asarray(augment._blur(image, 4.0, 0.0), float)
+    expected = scipy.ndimage.uniform_filter1d(np.asarray(image, float), 5, axis=1, mode="nearest")
+    assert np.abs(blurred - expected).max() <= 0.5 + 1e-3
+    flat = Image.new("RGB", (20, 30), (10, 200, 90))
+    assert same(augment._blur(flat, 7.3, 1.1), flat)
+    assert same(augment._blur(image, 0.0, 1.0), image)
+
+
+def test_motion_blur_leaves_the_other_changes_as_they_are():
+    image, mask = picture((48, 36)), blobs((48, 36))
+    _, (plain,) = Augmentation(**EVERYTHING)([image], [mask], generator(4))
+    numbers, others = generator(4), generator(4)
+    _, (moved,) = Augmentation(**EVERYTHING, motion_blur=0.1)([image], [mask], numbers)
+    Augmentation()([image], [mask], others)
+    assert same(plain, moved) and numbers.random() == others.random()
+
+
 # Where randomness comes from
 
 
@@ -372,6 +419,8 @@ def test_options_do_not_disturb_each_other(seed):
     [
         *((name, -0.1) for name in EVERYTHING),
         *((name, math.nan) for name in EVERYTHING),
+        ("motion_blur", -0.1),
+        ("motion_blur", 1.1),
         ("flip", 1.1),
         ("vertical_flip", 2),
         ("scale", 1.0),

@@ -1,0 +1,75 @@
+"""
+Stage 3: training on hard samples, with a share of ordinary ones.
+
+    python recipes/hard_sample.py --config recipes/configs/tiny/hard_sample.yaml
+    python recipes/mine_hard_samples.py --model_name_or_path MODEL --dataset_name DIR --output_dir MINED
+    accelerate launch --config_file accelerate_configs/zero3.yaml recipes/hard_sample.py \
+        --config recipes/configs/sa2va_internvl3_8b/hard_sample.yaml --dataset_name DIR \
+        --scores MINED/scores.parquet --output_dir OUT
+
+Without scores the rows are scored before training starts.
+"""
+
+from dataclasses import dataclass, field
+
+from trl import TrlParser
+
+from sa2va_trl import HardSampleConfig, HardSampleTrainer
+from sa2va_trl.arguments import (
+    DataArguments,
+    ModelArguments,
+    SplitArguments,
+    checkpoint_to_resume,
+    get_split,
+    load_data,
+    load_model,
+)
+
+
+@dataclass
+class ScoreArguments:
+    """
+    Args:
+        scores (`str`, *optional*): `scores.parquet` of recipes/mine_hard_samples.py, of this model and split.
+    """
+
+    scores: str | None = field(default=None, metadata={"help": "scores.parquet of this model and split."})
+
+
+def main():
+    # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
+    parser = TrlParser((DataArguments, SplitArguments, ScoreArguments, HardSampleConfig, ModelArguments))
+    data_args, split_args, score_args, training_args, model_args = parser.parse_args_and_config()
+    checkpoint = checkpoint_to_resume(training_args)
+
+    # Data
+    data = load_data(data_args)
+    train_dataset = get_split(data, split_args.dataset_train_split, "dataset_train_split")
+    eval_dataset = None
+    if training_args.eval_strategy != "no":
+        eval_dataset = get_split(data, split_args.dataset_eval_split, "dataset_eval_split")
+
+    # Model
+    model, processor = load_model(model_args, merge=True)
+
+    # Training
+    trainer = HardSampleTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        scores=score_args.scores,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    # Save
+    trainer.save_model(training_args.output_dir)
+    trainer.save_state()
+    trainer.create_model_card(dataset_name=data_args.dataset_name)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,515 @@
+import hashlib
+import math
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import get_last_checkpoint
+
+from .. import losses, mining
+from ..data.columns import DatasetError
+from ..data.features import KEY
+from .base import refuse
+from .plan import (
+    CURRICULA,
+    DIFFICULTIES,
+    check_columns,
+    cluster_numbers,
+    match_scores,
+    plan_epoch,
+    row_weights,
+    select_rows,
+)
+from .sft import REFUSED, SegSFTConfig, SegSFTTrainer
+
+
+REGRESSIONS = ("warn", "stop", "ignore")
+
+
+@dataclass
+class HardSampleConfig(SegSFTConfig):
+    r"""
+    Configuration of [`HardSampleTrainer`]: that of [`SegSFTConfig`], and:
+
+    > [!NOTE]
+    > Different from `SegSFTConfig`: `trainable` is `"head"` by default, the loss is Dice + 0.5 BCE without a language
+    > loss (so that features can be cached), `learning_rate` is 1e-5, `num_train_epochs` 5,
+    > `gradient_accumulation_steps` 2 and `weight_decay` 0.01.
+
+    Parameters:
+        > Parameters that say which rows are hard
+
+        threshold (`float`, *optional*, defaults to 0.75): rows with a Dice below it are hard.
+        worst (`float`, *optional*): in place of `threshold`, this share of the rows is hard, those of the lowest Dice.
+        include_review (`bool`, *optional*, defaults to `False`):
+            Train on rows that the scores flag for `review` (suspected label noise) too.
+        remine_every (`int`, *optional*): score the rows again with the present policy every so many epochs.
+
+        > Parameters that say how often rows are drawn
+
+        difficulty (`str`, *optional*, defaults to `"threshold"`):
+            What the weight of a hard row is: `"threshold"`: all alike. `"dice"`: 1 - Dice. `"spread"`: spread of the
+            candidate masks x (1 - Dice), which is largest where the policy has something to choose from. `"cluster"`:
+            every temporal cluster alike, however long.
+        weight_cap (`float`, *optional*, defaults to 3.0):
+            Largest weight with `"dice"` and `"spread"`, as a multiple of the mean weight.
+        easy_share (`float`, *optional*, defaults to 0.5):
+            Share of ordinary rows in an epoch, in [0, 1). With 0 only hard rows are trained on; mixing guards against
+            forgetting and label noise (arXiv 2505.18741).
+        curriculum (`str`, *optional*, defaults to `"none"`):
+            Order of an epoch's hard rows: `"none"`: random. `"difficulty"`: in three bands from high to low Dice.
+            `"thickness"`: thick vessels, then medium, then thin. Ordinary rows are spread evenly in between.
+
+        > Parameters that watch ordinary rows
+
+        easy_regression (`str`, *optional*, defaults to `"warn"`):
+            What happens when the Dice of the evaluation rows that were not hard at the start falls by more than
+            `easy_margin`: `"warn"`, `"stop"` or `"ignore"`.
+        easy_margin (`float`, *optional*, defaults to 0.02): see `easy_regression`.
+    """
+
+    _REFUSED = {
+        **REFUSED,
+        "train_sampling_strategy": "hard samples decide the order; see `difficulty`, `easy_share` and `curriculum`",
+        "dataset_repeats": "hard samples decide how often a row is seen; raise num_train_epochs",
+        "length_column_name": "hard samples decide the order",
+    }
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate."})
+    num_train_epochs: float = field(default=5.0, metadata={"help": "Passes through the plan of an epoch."})
+    gradient_accumulation_steps: int = field(default=2, metadata={"help": "Micro-batches an update."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
+    lm_weight: float = field(default=0.0, metadata={"help": "Weight of the language cross-entropy."})
+    mask_weight: float = field(default=0.5, metadata={"help": "Weight of the mask BCE."})
+    dice_weight: float = field(default=1.0, metadata={"help": "Weight of the Dice loss."})
+
+    threshold: float = field(default=0.75, metadata={"help": "Rows with a Dice below it are hard."})
+    worst: float | None = field(default=None, metadata={"help": "Share of rows that is hard, in place of threshold."})
+    include_review: bool = field(default=False, metadata={"help": "Train on rows flagged for review, too."})
+    remine_every: int | None = field(default=None, metadata={"help": "Epochs after which rows are scored again."})
+    difficulty: str = field(
+        default="threshold", metadata={"help": f"Weight of a hard row: one of {', '.join(DIFFICULTIES)}."}
+    )
+    weight_cap: float = field(default=3.0, metadata={"help": "Largest weight, as a multiple of the mean."})
+    easy_share: float = field(default=0.5, metadata={"help": "Share of ordinary rows in an epoch."})
+    curriculum: str = field(default="none", metadata={"help": f"Order of hard rows: one of {', '.join(CURRICULA)}."})
+    easy_regression: str = field(
+        default="warn", metadata={"help": f"When ordinary rows get worse: one of {', '.join(REGRESSIONS)}."}
+    )
+    easy_margin: float = field(default=0.02, metadata={"help": "Fall of the ordinary rows' Dice that is tolerated."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in (
+            ("difficulty", DIFFICULTIES),
+            ("curriculum", CURRICULA),
+            ("easy_regression", REGRESSIONS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must lie in (0, 1], got {self.threshold}.")
+        if self.worst is not None:
+            if not 0 < self.worst < 1:
+                raise ValueError(f"worst must lie between 0 and 1, got {self.worst}.")
+            refuse(self, {"threshold": f"worst={self.worst} says which rows are hard"})
+        if not 0 <= self.easy_share < 1:
+            raise ValueError(f"easy_share must lie in [0, 1), got {self.easy_share}: 0 trains on hard rows only.")
+        if self.weight_cap < 1:
+            raise ValueError(f"weight_cap must be at least 1, got {self.weight_cap}.")
+        if self.difficulty not in ("dice", "spread"):
+            refuse(self, {"weight_cap": f"difficulty={self.difficulty} caps nothing"})
+        if self.remine_every is not None:
+            if self.remine_every < 1:
+                raise ValueError(f"remine_every must be at least 1, got {self.remine_every}.")
+            if self.max_steps <= 0 and self.remine_every >= self.num_train_epochs:
+                raise ValueError(_never(self.remine_every, self.num_train_epochs))
+        if self.easy_margin < 0:
+            raise ValueError(f"easy_margin must not be negative, got {self.easy_margin}.")
+        if self.easy_regression == "ignore":
+            refuse(self, {"easy_margin": "easy_regression=ignore watches nothing"})
+        if self.easy_regression == "stop" and (self.eval_strategy == "no" or self.prediction_loss_only):
+            raise ValueError(
+                "easy_regression=stop needs an evaluation to watch: set eval_strategy, and leave "
+                "prediction_loss_only=False."
+            )
+
+
+def _never(every, epochs) -> str:
+    return f"remine_every={every} never comes in {epochs:g} epochs: lower it, or train for longer."
+
+
+class _EpochSampler(Sampler):
+    """
+    Rows as a function of the epoch says. The trainer sets `epoch`: accelerate's `set_epoch` does not reach a sampler
+    behind both its skipping of batches and its sharding, which is where a resumed run on several processes has it.
+    """
+
+    def __init__(self, length: int, plan):
+        self.length, self.plan, self.epoch = length, plan, 0
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        return iter(self.plan(self.epoch))
+
+
+@dataclass
+class _WithRowNumbers:
+    """Batches of `collator` with the rows' numbers in the training set."""
+
+    collator: object
+
+    def __call__(self, rows: list[dict]) -> dict:
+        return {**self.collator(rows), "row_numbers": torch.tensor([row["row_index"] for row in rows])}
+
+
+class _Progress(TrainerCallback, ExportableState):
+    """
+    What a resumed run needs to go on alike; it becomes a part of `trainer_state.json`.
+
+    Args:
+        digest (`str`): of the training rows' identifiers.
+        columns (`dict[str, list]`): the present scores.
+        mined_at (`int`): epoch of the present scores.
+        hard, ordinary (`list[int]`): row numbers.
+        length (`int`): rows of an epoch.
+        start (`dict[str, list]`): Dice of the evaluation rows at the start, by prefix.
+    """
+
+    NAMES = ("digest", "columns", "mined_at", "hard", "ordinary", "length", "start")
+
+    def __init__(self):
+        self.digest, self.columns, self.mined_at, self.length, self.start = None, None, 0, None, {}
+        self.hard, self.ordinary = [], []
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in self.NAMES}}
+
+
+class _Guide(TrainerCallback):
+    def __init__(self, trainer: "HardSampleTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.remine_every is not None and args.remine_every >= state.num_train_epochs:
+            raise ValueError(_never(args.remine_every, state.num_train_epochs))
+        self.trainer.evaluate_start()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # The epoch is a float that has just reached the next whole number.
+        self.trainer.begin_epoch(int((state.epoch or 0) + 1e-6))
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if self.trainer.easy_has_regressed(metrics or {}) and args.easy_regression == "stop":
+            control.should_training_stop = True
+
+
+class HardSampleTrainer(SegSFTTrainer):
+    """
+    Supervised fine-tuning on hard samples, with a share of ordinary ones in every epoch.
+
+    Every row of the training set has a Dice, of the model that training starts from. Those below `args.threshold` (or
+    the worst share) are hard. An epoch holds them once and as many ordinary rows as `args.easy_share` asks for,
+    rounded up to whole updates, and keeps that length when `args.remine_every` scores the rows again. Its order is a
+    pure function of scores, options, seed and epoch: processes, resumed and repeated runs all see the same rows.
+
+    Logged: the losses of [`SegSFTTrainer`], `masks/dice_hard` and `masks/dice_easy` (Dice of the drawn masks on the
+    grid of the loss), and from every evaluation `eval_dice_hard` and `eval_dice_easy`, where evaluation rows are told
+    apart, once, by the Dice that the starting model reaches on them.
+
+    Args:
+        model (`str`, `Sa2VAForConditionalGeneration` or `PeftModel`): what to train.
+        args (`HardSampleConfig`): options.
+        scores (`pandas.DataFrame` or path, *optional*):
+            One row a training row with masks: `sample_id`, `dice` and, where an option needs them, `spread`,
+            `cluster`, `thickness` and `review`. Without them the trainer scores the rows itself before it starts.
+        train_dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`]; those without masks are left
+            out.
+        data_collator, eval_dataset, processing_class, compute_metrics, callbacks, optimizers,
+        optimizer_cls_and_kwargs, quantization_config, peft_config: as in [`SegSFTTrainer`].
+
+    Raises:
+        `DatasetError`: bad rows, all at once, splits that share something, or scores of other rows.
+        `ValueError`: options that contradict each other, lack a column of the scores, or select nothing or everything.
+    """
+
+    _tag_names = [*SegSFTTrainer._tag_names[:-1], "hard-samples"]
+    _name = "HardSample"
+    _stage = "training on hard samples"
+    _trainable = "head"
+
+    def __init__(
+        self,
+        model,
+        args: HardSampleConfig | None = None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        scores: pd.DataFrame | str | os.PathLike | None = None,
+        **kwargs,
+    ):
+        if args is None:
+            args = HardSampleConfig("sa2va-hard-sample")
+        if not isinstance(args, HardSampleConfig):
+            raise TypeError(f"args must be a HardSampleConfig, got {type(args).__name__}.")
+        if not isinstance(train_dataset, Dataset):
+            raise TypeError(
+                f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}: hard samples are "
+                "drawn by number, which a stream has not."
+            )
+        self._given_scores, self._scores = scores, None
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if args.eval_strategy != "no" and args.easy_regression == "stop" and eval_dataset is None:
+            raise ValueError("easy_regression=stop needs an eval_dataset to watch.")
+        self.data_collator = _WithRowNumbers(self.data_collator)
+        self.add_callback(_Progress())
+        self.add_callback(_Guide(self))
+        self._sampler = self._loader = None
+        if self._given_scores is not None:
+            self._adopt(self._given_scores, epoch=0)
+
+    # Scores
+
+    @property
+    def progress(self) -> _Progress:
+        # Looked up each time: Trainer may put a restored callback in the place of the first.
+        return next(entry for entry in self.callback_handler.callbacks if isinstance(entry, _Progress))
+
+    def prepare_run(self, model, args, data_collator, train_dataset, *rest) -> dict:
+        prepared = super().prepare_run(model, args, data_collator, train_dataset, *rest)
+        if self._given_scores is not None:
+            scores = self._given_scores
+            if not isinstance(scores, pd.DataFrame):
+                prints = mining.fingerprint_of(prepared["model"], prepared["processing_class"], train_dataset)
+                scores = mining.read_scores(scores, prints)
+            self._given_scores = match_scores(scores, prepared["train_dataset"])
+            check_columns(self._given_scores, args)
+        return prepared
+
+    def score(self) -> pd.DataFrame:
+        """
+        Score the training rows with the present model, see [`~mining.score_dataset`], and mark runs of hard frames and
+        rows for review. All processes call it together.
+
+        Raises:
+            `ValueError`: DeepSpeed holds the weights and training has not begun.
+            `MiningError`: no row, or every row, is hard.
+        """
+        if self.is_deepspeed_enabled and not self.is_in_train:
+            raise ValueError("With DeepSpeed, give the trainer scores: recipes/mine_hard_samples.py makes them.")
+        # Under mixed precision the model computes as it does in training only once Trainer has wrapped it.
+        if self.features is not None and not self._features_ready and self._feature_dtypes == (None, None):
+            self.build_features()
+        ready = self.features is not None and self._features_ready
+        # Not Trainer's evaluation: a model that was evaluated before it trained is not wrapped for DDP any more, and
+        # trains without its gradients being averaged.
+        with self.compute_loss_context_manager():
+            scores = mining.score_dataset(
+                self.model_wrapped,
+                self.processing_class,
+                self.train_dataset,
+                batch_size=self.args.per_device_eval_batch_size,
+                features=(self.features, self.train_dataset[KEY]) if ready else None,
+                threshold=self.model.config.mask_threshold,
+                progress=not self.args.disable_tqdm,
+            )
+        return mining.mine(scores, **self._hard_options())
+
+    def _hard_options(self) -> dict:
+        args = self.args
+        return {"threshold": None if args.worst is not None else args.threshold, "worst": args.worst}
+
+    def _score_again(self) -> pd.DataFrame:
+        """The present scores, with what the present model changes of them."""
+        scores, difficulty = pd.DataFrame(self.progress.columns), self.args.difficulty
+        if difficulty == "spread":
+            return scores.assign(**match_scores(self.score(), self.train_dataset)[["dice", "spread"]])
+        # The model's own masks are all that is needed, which evaluation draws.
+        values = self.predict(self.train_dataset, metric_key_prefix="mining").predictions
+        self._metrics["eval"].clear()
+        scores["dice"] = np.asarray(values, dtype=float)[:, 0]
+        if difficulty == "cluster":
+            names = ("sample_id", "video_id", "frame_index")
+            rows = self.train_dataset.select_columns([name for name in names if name in self.train_dataset.features])
+            rows = rows.to_pandas().assign(dice=scores["dice"])
+            scores["cluster"] = cluster_numbers(
+                rows.assign(cluster=mining.mark_clusters(rows, mining.hard_threshold(rows, **self._hard_options())))
+            )
+        return scores
+
+    def _adopt(self, scores: pd.DataFrame, epoch: int) -> None:
+        """Take scores for the plans from `epoch` on."""
+        args, progress = self.args, self.progress
+        hard, ordinary = select_rows(scores, args.threshold, args.worst, args.include_review)
+        row_weights(scores[hard], args.difficulty, args.weight_cap)  # raises before anything is taken over
+        progress.digest = _digest(self.train_dataset)
+        progress.columns = {
+            name: scores[name].astype(object).where(scores[name].notna(), None).tolist() for name in scores
+        }
+        progress.hard, progress.ordinary = np.flatnonzero(hard).tolist(), np.flatnonzero(ordinary).tolist()
+        progress.mined_at = epoch
+        if progress.length is None:
+            update = self.get_total_train_batch_size(args)
+            progress.length = update * math.ceil(len(progress.hard) / (1 - args.easy_share) / update)
+        easy = round(args.easy_share * progress.length)
+        self._tell(
+            f"Hard samples: {len(progress.hard)} of {len(scores)} rows are hard, {len(progress.ordinary)} ordinary. "
+            f"An epoch: {progress.length} rows, {progress.length - easy} hard and {easy} ordinary."
+        )
+
+    def _plan(self, epoch: int) -> list[int]:
+        args, progress = self.args, self.progress
+        scores = pd.DataFrame(progress.columns)
+        masks = np.zeros((2, len(scores)), dtype=bool)
+        for mask, numbers in zip(masks, (progress.hard, progress.ordinary), strict=True):
+            mask[numbers] = True
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        options = {name: getattr(args, name) for name in ("difficulty", "weight_cap", "easy_share", "curriculum")}
+        return plan_epoch(scores, *masks, progress.length, epoch, seed, **options)
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            self._restore(resume_from_checkpoint)
+        elif self.progress.columns is None:
+            self._tell("Hard samples: no scores were given; the training rows are scored first.")
+            scores = match_scores(self.score(), self.train_dataset)
+            check_columns(scores, self.args)
+            self._adopt(scores, epoch=0)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _restore(self, checkpoint: str) -> None:
+        state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+        if _Progress.__name__ not in state.stateful_callbacks:
+            raise ValueError(f"resume_from_checkpoint={checkpoint!r} is no checkpoint of training on hard samples.")
+        for name, value in state.stateful_callbacks[_Progress.__name__]["attributes"].items():
+            setattr(self.progress, name, value)
+        if self.progress.digest != _digest(self.train_dataset):
+            raise DatasetError(f"{checkpoint} was trained on other rows, or in another order, than train_dataset.")
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Score the rows again where it is time to, and set the sampler to an epoch."""
+        every, progress = self.args.remine_every, self.progress
+        if every is not None and epoch and epoch % every == 0 and progress.mined_at != epoch:
+            try:
+                self._adopt(self._score_again(), epoch)
+            except mining.MiningError as error:
+                progress.mined_at = epoch
+                self._tell(f"Hard samples: those of before stay. {error}")
+        self._sampler.epoch = epoch
+
+    def _get_train_sampler(self, train_dataset=None):
+        self._sampler = _EpochSampler(self.progress.length, self._plan)
+        return self._sampler
+
+    def get_train_dataloader(self):
+        self._loader = super().get_train_dataloader()
+        return self._loader
+
+    def num_examples(self, dataloader):
+        return len(self._sampler) if dataloader is self._loader else super().num_examples(dataloader)
+
+    # Hard and easy apart
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        numbers = inputs.pop("row_numbers", None)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if numbers is not None:
+            self._record_rows(outputs, inputs["masks"], numbers)
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _record_rows(self, outputs, masks, numbers) -> None:
+        logits = outputs.mask_logits
+        if logits.shape[-2:] != masks.shape[-2:]:
+            logits = F.interpolate(logits[:, None], masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        drawn = logits.sigmoid() > self.accelerator.unwrap_model(self.model).config.mask_threshold
+        dice = losses.soft_dice(drawn.float(), masks)
+        rows = outputs.row_index
+        sums = dice.new_zeros(len(numbers)).index_add(0, rows, dice)
+        dice = sums / torch.bincount(rows, minlength=len(numbers)).clamp(min=1)
+        is_hard = torch.isin(numbers, torch.tensor(self.progress.hard, device=numbers.device))
+        # Row by row, so that the logged mean is over rows, whatever the batches.
+        for value, flag in self.accelerator.gather(torch.stack([dice, is_hard.float()], 1)).tolist():
+            self._metrics["train"]["masks/dice_hard" if flag else "masks/dice_easy"].append(value)
+
+    def evaluate_start(self) -> None:
+        """Evaluate the model that training starts from, unless that has been done or is to be done by Trainer."""
+        args = self.args
+        if args.eval_strategy == "no" or args.eval_on_start or self.eval_dataset is None or self.progress.start:
+            return
+        if self.state.global_step == 0:
+            self.evaluate()
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        # Points that losses are computed on are drawn at random, and a resumed run does not evaluate or mine again.
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+            )
+        if not (self.is_in_train and metric_key_prefix.startswith("eval")) or output.predictions is None:
+            return output
+        dice = np.asarray(output.predictions, dtype=float)[:, 0]
+        progress = self.progress
+        if metric_key_prefix not in progress.start:
+            progress.start[metric_key_prefix] = [None if np.isnan(value) else value for value in dice.tolist()]
+        for name, rows in self._eval_parts(metric_key_prefix).items():
+            if rows.any():
+                output.metrics[f"{metric_key_prefix}_dice_{name}"] = float(dice[rows].mean())
+        return output
+
+    def _eval_parts(self, prefix: str) -> dict[str, np.ndarray]:
+        start = np.array(self.progress.start[prefix], dtype=float)
+        known = ~np.isnan(start)
+        args = self.args
+        limit = args.threshold
+        if args.worst is not None and known.any():
+            limit = np.quantile(start[known], args.worst)
+        return {"hard": known & (start < limit), "easy": known & ~(start < limit)}
+
+    def easy_has_regressed(self, metrics: dict) -> bool:
+        """Compare the easy evaluation rows with what they were at the start, and say so where they got worse."""
+        if self.args.easy_regression == "ignore":
+            return False
+        worse = False
+        for prefix, start in self.progress.start.items():
+            now = metrics.get(f"{prefix}_dice_easy")
+            if now is None:
+                continue
+            before = float(np.array(start, dtype=float)[self._eval_parts(prefix)["easy"]].mean())
+            if before - now > self.args.easy_margin:
+                worse = True
+                self._tell(
+                    f"WARNING: {prefix}_dice_easy fell from {before:.4f} at the start to {now:.4f}, by more than "
+                    f"easy_margin={self.args.easy_margin}: training on hard samples costs ordinary ones. Raise "
+                    "easy_share or lower learning_rate."
+                    + (" Training stops." if self.args.easy_regression == "stop" else "")
+                )
+        return worse
+
+
+def _digest(dataset: Dataset) -> str:
+    return hashlib.sha256("\n".join(map(str, dataset["sample_id"])).encode()).hexdigest()[:32]

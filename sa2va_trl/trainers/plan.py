@@ -1,0 +1,229 @@
+"""The rows of an epoch of hard-sample training: which, how often and in which order. Pure functions."""
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from ..data.columns import DatasetError
+from ..data.features import row_sizes
+from ..mining import MiningError, select_hard
+
+
+DIFFICULTIES = ("threshold", "dice", "spread", "cluster")
+CURRICULA = ("none", "difficulty", "thickness")
+# What a plan may need of a score table.
+COLUMNS = ("dice", "spread", "cluster", "thickness", "review")
+
+
+def select_rows(scores: pd.DataFrame, threshold: float = 0.75, worst: float | None = None, include_review=False):
+    """
+    Tell hard rows from ordinary ones.
+
+    Args:
+        scores (`pandas.DataFrame`): one row a dataset row, with `dice` (NaN: no mask) and, if known, `review`.
+        threshold (`float`, *optional*, defaults to 0.75): rows with a Dice below it are hard.
+        worst (`float`, *optional*): in place of `threshold`, this share of the rows is hard.
+        include_review (`bool`, *optional*, defaults to `False`): keep rows that are flagged for review.
+
+    Returns:
+        Two `np.ndarray` of bool: rows that are hard, and rows that are ordinary. Rows without a mask and rows flagged
+        for review are neither.
+
+    Raises:
+        `MiningError`: all rows are hard, or none is (the message says what would select some), or none can be used.
+    """
+    dice = scores["dice"].to_numpy(dtype=float)
+    usable = ~np.isnan(dice)
+    if "review" in scores and not include_review:
+        usable &= ~scores["review"].to_numpy(dtype=bool)
+    if not usable.any():
+        raise MiningError(
+            f"None of {len(dice)} rows can be trained on: all are flagged for review or have no mask. Look at them, "
+            "or train on them with include_review=True."
+        )
+    hard = np.zeros(len(dice), dtype=bool)
+    hard[usable] = select_hard(scores[usable], None if worst is not None else threshold, worst)
+    return hard, usable & ~hard
+
+
+def row_weights(scores: pd.DataFrame, difficulty: str = "threshold", weight_cap: float = 3.0) -> np.ndarray:
+    """
+    How often hard rows are drawn, relative to each other.
+
+    Args:
+        scores (`pandas.DataFrame`): hard rows, with the columns that `difficulty` needs.
+        difficulty (`str`, *optional*, defaults to `"threshold"`): see [`~trainers.hard_sample.HardSampleConfig`].
+        weight_cap (`float`, *optional*, defaults to 3.0): see [`~trainers.hard_sample.HardSampleConfig`].
+
+    Returns:
+        `np.ndarray` of shape `(rows,)`, not negative, with a mean of 1 before the cap.
+
+    Raises:
+        `MiningError`: no row has a positive weight.
+    """
+    if difficulty == "threshold":
+        return np.ones(len(scores))
+    if difficulty == "cluster":
+        clusters = scores["cluster"].to_numpy()
+        # A hard row outside of all clusters is one of its own.
+        clusters = np.where(clusters < 0, -1 - np.arange(len(scores)), clusters)
+        _, inverse, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+        weights = 1 / sizes[inverse]
+        return weights / weights.mean()
+    weights = 1 - scores["dice"].to_numpy(dtype=float)
+    if difficulty == "spread":
+        weights = weights * scores["spread"].to_numpy(dtype=float)
+    if not weights.sum() > 0:
+        raise MiningError(
+            f"difficulty={difficulty} gives no hard row a weight: the candidate masks of each are all the same. Use "
+            "difficulty=threshold, dice or cluster."
+        )
+    return np.minimum(weights / weights.mean(), weight_cap)
+
+
+def draw(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """
+    Systematic sampling: `count` draws in proportion to the weights, in which every entry comes as often as expected,
+    rounded up or down.
+
+    Args:
+        weights (`np.ndarray` of shape `(entries,)`): not negative, not all zero.
+        count (`int`): number of draws.
+        rng (`np.random.Generator`): source of every random number.
+
+    Returns:
+        `np.ndarray` of shape `(count,)`: positions, in random order.
+    """
+    order = rng.permutation(len(weights))
+    start = rng.uniform(0.01, 0.99)  # off the edges, where rounding would decide
+    ends = np.cumsum(weights[order]) / np.sum(weights) * count
+    ends[-1] = count
+    return rng.permutation(order[np.searchsorted(ends, start + np.arange(count), side="right")])
+
+
+def plan_epoch(
+    scores: pd.DataFrame,
+    hard: np.ndarray,
+    ordinary: np.ndarray,
+    length: int,
+    epoch: int,
+    seed: int = 0,
+    difficulty: str = "threshold",
+    weight_cap: float = 3.0,
+    easy_share: float = 0.5,
+    curriculum: str = "none",
+) -> list[int]:
+    """
+    The rows of an epoch in their order: the same on every process and in every run.
+
+    Args:
+        scores (`pandas.DataFrame`): one row a dataset row, with the columns that the options need.
+        hard, ordinary (`np.ndarray` of bool): from [`select_rows`].
+        length (`int`): rows of an epoch.
+        epoch (`int`): from 0.
+        seed (`int`, *optional*, defaults to 0): of all epochs.
+        difficulty, weight_cap, easy_share, curriculum: see [`~trainers.hard_sample.HardSampleConfig`].
+
+    Returns:
+        `list[int]` of `length` row numbers. Every stretch of it holds ordinary rows in their share.
+    """
+    rng = np.random.default_rng([seed % 2**32, epoch])
+    easy_count = round(easy_share * length)
+    numbers = np.flatnonzero(hard)
+    drawn = numbers[draw(row_weights(scores.iloc[numbers], difficulty, weight_cap), length - easy_count, rng)]
+    if curriculum != "none":
+        values = scores["dice" if curriculum == "difficulty" else "thickness"].to_numpy(dtype=float)[drawn]
+        bands = np.array_split(np.argsort(-values, kind="stable"), 3)
+        drawn = np.concatenate([drawn[rng.permutation(band)] for band in bands])
+    numbers = np.flatnonzero(ordinary)
+    easy = numbers[draw(np.ones(len(numbers)), easy_count, rng)]
+    hard_before = np.arange(length + 1) * len(drawn) // length
+    is_hard = np.diff(hard_before).astype(bool)
+    plan = np.empty(length, dtype=int)
+    plan[is_hard], plan[~is_hard] = drawn, easy
+    return plan.tolist()
+
+
+def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
+    """
+    Bring a score table into the order of a dataset.
+
+    Args:
+        scores (`pandas.DataFrame`): with `sample_id` and `dice`.
+        dataset (`datasets.Dataset`): the rows that it is about.
+
+    Returns:
+        `pandas.DataFrame` with those of `COLUMNS` that it has, one row a dataset row; `dice` is NaN where a row has no
+        mask, and `cluster` an integer that is the same within a cluster only, -1 outside.
+
+    Raises:
+        `DatasetError`: columns are missing, identifiers are missing, unknown or used twice, or a Dice is none.
+    """
+    missing = [name for name in ("sample_id", "dice") if name not in scores]
+    if missing:
+        raise DatasetError(f"The scores have no column {' and '.join(missing)}: mine them first.")
+    ids = scores["sample_id"]
+    twice = ids[ids.duplicated()].tolist()
+    if twice:
+        raise DatasetError(f"The scores hold {len(twice)} sample_id more than once, such as {twice[0]!r}.")
+    own = list(dataset["sample_id"])
+    unknown = sorted(set(ids) - set(own))
+    if unknown:
+        raise DatasetError(
+            f"The scores hold {len(unknown)} of {len(ids)} sample_id that train_dataset lacks, such as "
+            f"{unknown[0]!r}: they are of another dataset or split."
+        )
+    lacking = np.flatnonzero(~pd.Series(own).isin(ids))
+    if len(lacking):
+        sizes = row_sizes(dataset.select(lacking))
+        lacking = [own[row] for row, (_, segs) in zip(lacking, sizes, strict=True) if segs]
+    if len(lacking):
+        raise DatasetError(
+            f"The scores lack {len(lacking)} of {len(own)} rows of train_dataset, such as {lacking[0]!r}: score them, "
+            "or leave them out."
+        )
+    dice = scores["dice"].to_numpy(dtype=float)
+    if not ((dice >= 0) & (dice <= 1)).all():
+        bad = ids[~((dice >= 0) & (dice <= 1))].tolist()
+        raise DatasetError(f"{len(bad)} scores have a dice outside of [0, 1], such as that of {bad[0]!r}.")
+    scores = scores.copy()
+    if "cluster" in scores:
+        scores["cluster"] = cluster_numbers(scores)
+    found = scores.set_index("sample_id").reindex(own).reset_index(drop=True)
+    found = found[[name for name in COLUMNS if name in found]]
+    fill = {"review": False, "cluster": -1}
+    return found.assign(**{name: found[name].fillna(fill[name]) for name in fill if name in found})
+
+
+def check_columns(scores: pd.DataFrame, args) -> None:
+    """
+    Raises:
+        `ValueError`: an option needs a column of the scores that is missing or has gaps, or has no effect without it.
+    """
+    needed = {
+        f"difficulty={args.difficulty}": args.difficulty if args.difficulty in ("spread", "cluster") else "dice",
+        f"curriculum={args.curriculum}": "thickness" if args.curriculum == "thickness" else "dice",
+        f"include_review={args.include_review}": "review" if args.include_review else "dice",
+    }
+    for option, column in needed.items():
+        if column not in scores:
+            raise ValueError(f"{option} needs a column {column!r}, which the scores lack; they have {list(scores)}.")
+        gaps = int((scores[column].isna() & scores["dice"].notna()).sum())
+        if gaps:
+            raise ValueError(f"{option} needs a {column!r} for every row; {gaps} of {len(scores)} have none.")
+
+
+def cluster_numbers(scores: pd.DataFrame) -> pd.Series:
+    """
+    Clusters as integers.
+
+    Args:
+        scores (`pandas.DataFrame`): with `cluster` of any kind (nothing or -1 outside of clusters) and, where clusters
+            are counted video by video, `video_id`.
+
+    Returns:
+        `pandas.Series` of int: the same within a cluster only, -1 outside.
+    """
+    known = scores["cluster"].notna() & (scores["cluster"] != -1)
+    groups = ["video_id", "cluster"] if "video_id" in scores else ["cluster"]
+    return scores.groupby(groups, dropna=False).ngroup().where(known, -1)

@@ -1,0 +1,114 @@
+"""Runs of `recipes/hard_sample.py` that must be one and the same: one process, DDP, ZeRO-3; resumed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import DatasetDict, load_from_disk
+
+from sa2va_trl import mining, tiny_sa2va
+from sa2va_trl.data import synthetic_dataset
+
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+OPTIONS = {
+    "model_name_or_path": "tiny",
+    "grounding_image_size": 128,
+    "learning_rate": 2.0e-4,
+    "lr_scheduler_type": "constant",
+    "num_train_epochs": 2,
+    "gradient_accumulation_steps": 2,
+    "num_points": 0,
+    "logging_steps": 1,
+    "worst": 0.3,
+    "include_review": True,  # no candidate of the tiny model explains any mask
+    "curriculum": "difficulty",
+    "difficulty": "dice",
+    "augmentation": {"flip": 0.5, "rotation": 10.0, "motion_blur": 0.05},
+    "remine_every": 1,
+    "eval_strategy": "epoch",
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+}
+ONE = [sys.executable]
+DDP = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29551"]
+ZERO3 = [
+    *[sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "29552"],
+    *["--config_file", str(ROOT / "accelerate_configs" / "zero3_cpu.yaml")],
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Nine rows, which fill no whole number of updates, and an evaluation set."""
+    folder = tmp_path_factory.mktemp("data") / "data"
+    train = synthetic_dataset(num_videos=1, frames_per_video=9, size=64)
+    DatasetDict(
+        train=train, validation=synthetic_dataset(num_videos=1, frames_per_video=3, size=64, first_video=2)
+    ).save_to_disk(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def scores(data, tmp_path_factory):
+    """What a run without scores finds out itself, which it cannot where DeepSpeed holds the weights."""
+    path = tmp_path_factory.mktemp("scores") / "scores.parquet"
+    rows = load_from_disk(data)["train"]
+    model, processor = tiny_sa2va(image_size=OPTIONS["grounding_image_size"])
+    found = mining.mine(mining.score_dataset(model, processor, rows, progress=False), worst=OPTIONS["worst"])
+    mining.save_scores(found, path, mining.fingerprint_of(model, processor, rows))
+    return str(path)
+
+
+def command(launcher, folder, dataset, **options):
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**OPTIONS, "dataset_name": dataset, **options}))
+    script = str(ROOT / "recipes" / "hard_sample.py")
+    return [*launcher, script, "--config", str(recipe), "--output_dir", str(folder / "out")]
+
+
+def run(launcher, folder, dataset, **options):
+    finished = subprocess.run(
+        command(launcher, folder, dataset, **options), env=ENVIRONMENT, cwd=folder, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr[-20000:]
+    return json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
+
+
+NAMES = ("loss", "grad_norm", "mask_loss", "dice_loss", "masks/dice_hard", "masks/dice_easy")
+NAMES += ("eval_loss", "eval_dice", "eval_dice_hard", "eval_dice_easy")
+
+
+def assert_same(expected, found):
+    assert len(expected) == len(found)
+    compared = 0
+    for one, other in zip(expected, found, strict=True):
+        assert one["step"] == other["step"] and (set(NAMES) & set(one)) == (set(NAMES) & set(other))
+        for name in NAMES:
+            if name in one:
+                assert one[name] == pytest.approx(other[name], rel=2e-4, abs=1e-6), (one["step"], name)
+                compared += 1
+    assert compared > 20
+
+
+@pytest.mark.slow
+def test_one_process_equals_ddp_equals_zero3_equals_resumed(tmp_path, data, scores):
+    one = run(ONE, tmp_path / "one", data, per_device_train_batch_size=2, per_device_eval_batch_size=2)
+    sizes = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+    two = run(DDP, tmp_path / "ddp", data, save_strategy="steps", save_steps=1, **sizes)
+    assert_same(one, two)
+    assert_same(one, run(ZERO3, tmp_path / "zero3", data, scores=scores, **sizes))
+    # In the middle of the second epoch, whose rows have been scored anew.
+    steps = one[-1]["step"]
+    assert steps % 2 == 0 and steps > 2
+    checkpoint = str(tmp_path / "ddp" / "out" / f"checkpoint-{steps // 2 + 1}")
+    assert_same(one, run(DDP, tmp_path / "resumed", data, resume_from_checkpoint=checkpoint, **sizes))

@@ -1,0 +1,190 @@
+"""Which rows an epoch of hard-sample training holds, how often, and in which order."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sa2va_trl.data import DatasetError, synthetic_dataset
+from sa2va_trl.trainers.plan import draw, match_scores, plan_epoch, row_weights, select_rows
+
+
+def table(dice, **columns):
+    return pd.DataFrame({"dice": np.asarray(dice, dtype=float), **columns})
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+# Hard and ordinary rows
+
+
+def test_hard_rows_lie_below_the_threshold_and_no_row_is_both():
+    hard, ordinary = select_rows(table([0.2, 0.75, 0.7499, np.nan, 0.9]))
+    assert hard.tolist() == [True, False, True, False, False]
+    assert ordinary.tolist() == [False, True, False, False, True]
+
+
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=30, unique=True), st.floats(0.2, 0.8))
+def test_the_worst_share_is_the_lowest_dice(dice, worst):
+    hard, ordinary = select_rows(table([*dice, np.nan]), worst=worst)
+    assert hard.sum() == round(worst * len(dice)) and ordinary.sum() == len(dice) - hard.sum()
+    assert np.asarray(dice)[hard[:-1]].max() < np.asarray(dice)[ordinary[:-1]].min()
+
+
+def test_rows_for_review_are_left_out_unless_asked_for():
+    scores = table([0.1, 0.2, 0.9, 0.95], review=[True, False, False, True])
+    hard, ordinary = select_rows(scores)
+    assert hard.tolist() == [False, True, False, False] and ordinary.tolist() == [False, False, True, False]
+    hard, ordinary = select_rows(scores, include_review=True)
+    assert hard.tolist() == [True, True, False, False] and ordinary.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(("threshold", "what"), [(0.05, "none"), (0.95, "all")])
+def test_a_threshold_that_tells_nothing_apart_says_what_would(threshold, what):
+    dice = np.linspace(0.1, 0.9, 9)
+    with pytest.raises(ValueError, match=rf"threshold={threshold} selects {what} of 9 samples.*0\.2601 selects 2"):
+        select_rows(table(dice), threshold)
+    hard, _ = select_rows(table(dice), 0.2601)
+    assert hard.sum() == 2
+
+
+def test_nothing_left_to_train_on_is_said():
+    with pytest.raises(ValueError, match="flagged for review"):
+        select_rows(table([0.1, 0.9], review=[True, True]))
+
+
+# Weights
+
+
+def test_all_hard_rows_count_alike_by_default():
+    assert row_weights(table([0.1, 0.7])).tolist() == [1, 1]
+
+
+def test_weights_grow_with_the_error_up_to_the_cap():
+    weights = row_weights(table([0.7, 0.5, 0.1]), "dice")
+    assert weights[1] / weights[0] == pytest.approx(0.5 / 0.3) and weights.mean() == pytest.approx(1)
+    capped = row_weights(table([0.9] * 9 + [0.0]), "dice", weight_cap=2.0)
+    assert capped.max() == 2.0 and capped[:9] == pytest.approx(0.1 / 0.19)
+
+
+def test_spread_weighs_rows_that_the_policy_can_change():
+    weights = row_weights(table([0.5, 0.5, 0.1], spread=[0.2, 0.1, 0.0]), "spread", weight_cap=10)
+    assert weights.tolist() == pytest.approx([2, 1, 0])
+    with pytest.raises(ValueError, match="difficulty=spread gives no hard row a weight"):
+        row_weights(table([0.5, 0.5], spread=[0.0, 0.0]), "spread")
+
+
+def test_every_cluster_counts_alike_and_a_row_outside_is_one_of_its_own():
+    weights = row_weights(table([0.1] * 6, cluster=[0, 0, 0, 1, -1, -1]), "cluster")
+    assert weights[:3].sum() == pytest.approx(weights[3])
+    assert weights[3] == weights[4] == weights[5]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=30).filter(lambda w: sum(w) > 1e-3), st.integers(0, 100))
+def test_draws_come_as_often_as_expected(weights, count):
+    weights = np.array(weights)
+    drawn = draw(weights, count, rng())
+    assert len(drawn) == count
+    expected = weights / weights.sum() * count
+    found = np.bincount(drawn, minlength=len(weights))
+    assert (found >= np.floor(expected - 1e-6)).all() and (found <= np.ceil(expected + 1e-6)).all()
+
+
+def test_draws_are_not_biased_by_position():
+    weights = np.array([1.0, 2.0, 3.0, 4.0])
+    found = np.mean([np.bincount(draw(weights, 3, rng(seed)), minlength=4) for seed in range(2000)], axis=0)
+    assert found == pytest.approx(3 * weights / 10, abs=0.05)
+
+
+# Plans
+
+
+def plan(dice, length, epoch=0, **options):
+    scores = dice if isinstance(dice, pd.DataFrame) else table(dice)
+    return plan_epoch(scores, *select_rows(scores), length, epoch, **options)
+
+
+def test_an_epoch_holds_every_hard_row_and_its_share_of_ordinary_ones():
+    dice = [0.1, 0.9, 0.8, 0.2, 0.85, 0.3, 0.95, 0.4]
+    rows = Counter(plan(dice, 8))
+    assert {row: rows[row] for row in (0, 3, 5, 7)} == dict.fromkeys((0, 3, 5, 7), 1)
+    assert sum(rows[row] for row in (1, 2, 4, 6)) == 4
+    assert sorted(plan(dice, 4, easy_share=0.0)) == [0, 3, 5, 7]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.9])
+def test_every_stretch_holds_its_share(share):
+    dice = np.linspace(0, 1, 40)
+    is_easy = np.array(plan(dice, 60, easy_share=share)) >= 30
+    for start in range(0, 60, 10):
+        assert abs(is_easy[start : start + 10].sum() - 10 * share) <= 1
+
+
+def test_a_plan_is_a_function_of_seed_and_epoch():
+    dice = np.linspace(0, 1, 40)
+    assert plan(dice, 60, epoch=3, seed=7) == plan(dice, 60, epoch=3, seed=7)
+    assert len({tuple(plan(dice, 60, epoch=epoch, seed=seed)) for epoch in range(3) for seed in range(3)}) == 9
+
+
+@pytest.mark.parametrize("curriculum", ["difficulty", "thickness"])
+def test_a_curriculum_goes_from_easy_and_thick_to_hard_and_thin(curriculum):
+    scores = table(np.linspace(0, 1, 40), thickness=rng(1).permutation(40))
+    rows = np.array(plan(scores, 60, curriculum=curriculum))
+    hard = rows[rows < 30]
+    values = scores["dice" if curriculum == "difficulty" else "thickness"].to_numpy()[hard]
+    assert len(hard) == 30 and len(set(hard.tolist())) == 30
+    first, second, third = np.split(values, 3)
+    assert first.min() > second.max() > second.min() > third.max()
+    assert not (np.diff(first) < 0).all()  # shuffled within a band
+    assert (rows >= 30).sum() == 30
+
+
+# Scores and rows
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic_dataset(num_videos=2, frames_per_video=3, size=64)
+
+
+def scores_of(data, **columns):
+    return pd.DataFrame({"sample_id": data["sample_id"], "dice": np.linspace(0.5, 0.9, len(data)), **columns})
+
+
+def test_scores_are_matched_by_sample_id(data):
+    scores = scores_of(data, review=[False] * 5 + [True])
+    matched = match_scores(scores.sample(frac=1, random_state=1), data)
+    assert matched["dice"].tolist() == scores["dice"].tolist()
+    assert matched["review"].tolist() == scores["review"].tolist()
+
+
+def test_clusters_of_two_videos_are_two(data):
+    scores = scores_of(data, video_id=data["video_id"], cluster=[0, 0, None, 0, 0, -1])
+    clusters = match_scores(scores, data)["cluster"].tolist()
+    assert clusters[0] == clusters[1] != clusters[3] == clusters[4]
+    assert clusters[2] == clusters[5] == -1 and min(clusters[0], clusters[3]) >= 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda scores: scores.drop(columns="dice"), "no column dice"),
+        (lambda scores: scores.iloc[1:], "lack 1 of 6 rows"),
+        (lambda scores: pd.concat([scores, scores.iloc[:1]]), "1 sample_id more than once"),
+        (
+            lambda scores: scores.assign(sample_id="x" + scores["sample_id"]),
+            "6 of 6 sample_id that train_dataset lacks",
+        ),
+        (lambda scores: scores.assign(dice=[1.5, *scores["dice"][1:]]), r"1 scores have a dice outside of \[0, 1\]"),
+        (lambda scores: scores.assign(dice=[np.nan, *scores["dice"][1:]]), "1 scores have a dice outside"),
+    ],
+)
+def test_scores_of_other_rows_are_refused(data, change, message):
+    with pytest.raises(DatasetError, match=message):
+        match_scores(change(scores_of(data)), data)
