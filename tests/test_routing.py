@@ -48,13 +48,13 @@ def head_adapter(model, folder, seed):
 def stages(tmp_path_factory):
     """Folders of a second stage's adapter on the tiny model, and of a third's on the merged second."""
     root = tmp_path_factory.mktemp("stages")
-    head_adapter(tiny_sa2va(image_size=128)[0], root / "stage2", seed=2)
-    head_adapter(hub.load_adapter(tiny_sa2va(image_size=128)[0], str(root / "stage2"), merge=True), root / "stage3", 3)
+    head_adapter(tiny_sa2va(image_size=64)[0], root / "stage2", seed=2)
+    head_adapter(hub.load_adapter(tiny_sa2va(image_size=64)[0], str(root / "stage2"), merge=True), root / "stage3", 3)
     return root / "stage2", root / "stage3"
 
 
 def first_of(stages):
-    return ModelArguments(grounding_image_size=128, adapter=str(stages[0]))
+    return ModelArguments(grounding_image_size=64, adapter=str(stages[0]))
 
 
 def second_of(stages):
@@ -69,8 +69,8 @@ def models(request, stages):
         alone = hub.load_adapter(load_model(first_of(stages), merge=True)[0], str(stages[1])).eval()
         router = load_router(second_of(stages), first_of(stages), model, processor)
     else:
-        alone, _ = tiny_sa2va(image_size=128, seed=5)
-        router = make_router(model, processor, *tiny_sa2va(image_size=128, seed=5))
+        alone, _ = tiny_sa2va(image_size=64, seed=5)
+        router = make_router(model, processor, *tiny_sa2va(image_size=64, seed=5))
     assert router.shared == (request.param == "shared")
     return model.eval(), processor, alone.eval(), router
 
@@ -86,11 +86,6 @@ def set_to(router, by, threshold):
 
 def maps(predictions):
     return {row["sample_id"]: found for row, found in predictions}
-
-
-def routes(predictions, by):
-    """What `evaluate` says of every sample."""
-    return evaluate(*predictions)[1].set_index("sample_id")[["routed", by]]
 
 
 @pytest.mark.parametrize("by", ROUTE_BY)
@@ -180,11 +175,7 @@ def test_other_features_are_not_taken_for_the_same(stages):
         next(iter(other.get_base_model().vlm.model.parameters())).view(-1)[0] += 1e-3
     assert not make_router(model, processor, other, other_processor).shared
     other, other_processor = load_model(first_of(stages))
-    other_processor.prompt_template = (
-        {**other_processor.prompt_template, "SUFFIX": "!"}
-        if isinstance(other_processor.prompt_template, dict)
-        else f"{other_processor.prompt_template}!"
-    )
+    other_processor.image_seq_length += 1
     assert not make_router(model, processor, other, other_processor).shared
 
 
@@ -248,7 +239,7 @@ rows = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(rows=rows, by=st.sampled_from(ROUTE_BY))
 def test_fitted_router_is_the_best_on_its_rows(rows, by):
     values, first, second = (np.array(column) for column in zip(*rows, strict=True))
@@ -345,8 +336,8 @@ def test_adapter_is_put_on_the_base_that_it_fits(stages, tmp_path):
     model, processor = load_model(first_of(stages))
     merged = hub.load_adapter(load_model(first_of(stages), merge=True)[0], str(stages[1]))
     # A third stage on the second, and a second one beside the second.
-    head_adapter(tiny_sa2va(image_size=128)[0], tmp_path / "beside", seed=7)
-    beside = hub.load_adapter(tiny_sa2va(image_size=128)[0], str(tmp_path / "beside"))
+    head_adapter(tiny_sa2va(image_size=64)[0], tmp_path / "beside", seed=7)
+    beside = hub.load_adapter(tiny_sa2va(image_size=64)[0], str(tmp_path / "beside"))
     for folder, expected in ((stages[1], merged), (tmp_path / "beside", beside)):
         args = RouterArguments(router_adapter=str(folder), route_threshold=0.25)
         router = load_router(args, first_of(stages), model, processor)
@@ -361,7 +352,7 @@ def test_adapter_is_put_on_the_base_that_it_fits(stages, tmp_path):
 
 def test_second_models_that_cannot_be_used_are_refused(stages, tmp_path):
     model, processor = load_model(first_of(stages))
-    other, _ = tiny_sa2va(image_size=128, seed=1)
+    other, _ = tiny_sa2va(image_size=64, seed=1)
     head_adapter(other, tmp_path / "foreign", seed=1)
     with pytest.raises(ValueError, match="load the base that it was trained on"):
         load_router(RouterArguments(router_adapter=str(tmp_path / "foreign")), first_of(stages), model, processor)
