@@ -11,7 +11,9 @@ from peft import get_peft_model
 from sa2va_trl import SegFeatures, hub, tiny_sa2va
 from sa2va_trl.arguments import ModelArguments, RouterArguments, load_model, load_router
 from sa2va_trl.data import synthetic_dataset
+from sa2va_trl.data.features import before_the_cut
 from sa2va_trl.evaluation import evaluate, predict_probabilities, stored_features
+from sa2va_trl.evaluation.evaluator import passes
 from sa2va_trl.metrics import segmentation_metrics
 from sa2va_trl.models.grounding import GroundingEncoder
 from sa2va_trl.routing import (
@@ -156,9 +158,10 @@ def test_models_that_share_features_share_their_memory_and_encode_once(stages, d
     model, processor = load_model(first_of(stages))
     router = load_router(second_of(stages), first_of(stages), model, processor)
     assert router.shared
-    theirs = {parameter.data_ptr(): parameter.numel() for parameter in model.parameters()}
-    own = sum(parameter.numel() for parameter in router.model.parameters() if parameter.data_ptr() not in theirs)
-    assert own < 0.5 * sum(parameter.numel() for parameter in router.model.parameters())
+    theirs = {parameter.data_ptr() for parameter in model.parameters()}
+    own = [name for name, parameter in router.model.named_parameters() if parameter.data_ptr() not in theirs]
+    assert not [name for name, parameter in before_the_cut(router.model) if parameter.data_ptr() not in theirs]
+    assert any("text_hidden_fcs" in name for name in own) and any("sam_mask_decoder" in name for name in own)
     calls = []
     encode = GroundingEncoder.encode
     monkeypatch.setattr(
@@ -195,6 +198,19 @@ def test_pictures_are_segmented_by_the_model_that_they_belong_to(models, image, 
         assert (route[by] is not None) == has_mask
     if has_mask and by == "predicted_iou":
         assert route[by] == pytest.approx(float(model.segment(processor=processor, **request).iou_scores))
+
+
+def test_a_batch_is_decoded_row_by_row(models, dataset):
+    model, processor, _, router = models
+    (_, _, _, features, outputs), *_ = passes(model, processor, dataset, 6, False, None)
+    middle = float(outputs.iou_scores.sort().values[2:4].mean())
+    mask_logits, iou_scores, found = set_to(router, "predicted_iou", middle).decode(model, features)
+    one, other = model.decode_masks(features), router.model.decode_masks(features)
+    assert [found[row]["routed"] for row in range(6)] == (one[1] < middle).tolist()
+    for row in range(6):
+        expected = other if found[row]["routed"] else one
+        assert torch.equal(mask_logits[row], expected[0][row]) and torch.equal(iou_scores[row], expected[1][row])
+    assert not torch.equal(one[0], other[0])
 
 
 def test_a_video_has_no_decoder_to_replace(models, image):
