@@ -175,7 +175,7 @@ def main():
     for split in SPLITS:
         get_split(data, split, "dataset_name")
     check_splits(data, output / "splits.json")
-    dataset = {"dataset_name": data_args.dataset_name}
+    dataset = {"dataset_name": data_args.dataset_name, "synthetic": {}}  # whatever the steps' own files say
     if data_args.dataset_name == "synthetic":  # made once, and not by every step
         dataset["dataset_name"] = str(output / "data")
         if not (output / "data").exists():
@@ -207,16 +207,15 @@ def main():
     after_first = {"seed": args.seed, **loading, **dataset, **stored}
 
     # Stage 2
-    pairs = run(
-        "preferences", "build_preferences.py", {**args.preferences, "model_name_or_path": first, **after_first}
-    )
+    options = {"model_name_or_path": first, **after_first}
+    pairs = run("preferences", "build_preferences.py", {**args.preferences, **options})
     for split in ("validation", "test"):
         check_no_leakage(load_dataset_dict(pairs)["train"], data[split], names=("preferences", split))
     run("stage2", "dpo.py", {**args.stage2, **options, "preferences": pairs}, train=True)
     second = whole("stage2", first)
 
     # Stage 3
-    options = {"model_name_or_path": second, "dataset_split": "train", **after_first}
+    options = {"model_name_or_path": second, "dataset_split": "train", **loading, **dataset, **stored}
     mined = run("mining", "mine_hard_samples.py", {**args.mining, **options})
     names = [name for name in ("sample_id", "video_id", "patient_id") if name in data["train"].column_names]
     scores = Dataset.from_pandas(pd.read_parquet(mined / "scores.parquet")[names])
