@@ -1,6 +1,7 @@
 """
-What frozen features save: an epoch of `trainable: head` from the cache and without it, and the mask head's forward and
-backward passes alone, in turn, on the tiny model; then what the features of a large model take, from its sizes.
+What frozen features save: an epoch of `trainable: head` from the cache and without it, of training on all rows and on
+hard samples, and the mask head's forward and backward passes alone, in turn, on the tiny model; then what the features
+of a large model take, from its sizes.
 
     python recipes/benchmarks/features.py --output_dir outputs/features
 """
@@ -11,11 +12,20 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config, TrainerCallback
 
-from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration, SegSFTConfig, SegSFTTrainer, tiny_sa2va
+from sa2va_trl import (
+    HardSampleConfig,
+    HardSampleTrainer,
+    Sa2VAConfig,
+    Sa2VAForConditionalGeneration,
+    SegSFTConfig,
+    SegSFTTrainer,
+    tiny_sa2va,
+)
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.data.features import feature_bytes
 from sa2va_trl.evaluation.evaluator import write_json
@@ -37,13 +47,23 @@ class Epochs(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
-def epoch(mode: str, data, size: int, tiles: int, batch_size: int, workers: int, folder: Path) -> float:
-    """Seconds of the second epoch of a run. (The first warms up; features are computed before it.)"""
+def epoch(
+    mode: str, data, size: int, tiles: int, batch_size: int, workers: int, folder: Path, hard: bool = False
+) -> float:
+    """
+    Seconds of the second epoch of a run. (The first warms up; features are computed before it.) On hard samples, every
+    other row is hard, so that an epoch has as many rows as the data set.
+    """
     model, processor = tiny_sa2va(image_size=size, max_patches=tiles)
     clock = Epochs()
-    SegSFTTrainer(
+    trainer, config, given = SegSFTTrainer, SegSFTConfig, {}
+    if hard:
+        trainer, config = HardSampleTrainer, HardSampleConfig
+        dice = [0.9 if row % 2 else 0.5 for row in range(len(data))]
+        given = {"scores": pd.DataFrame({"sample_id": data["sample_id"], "dice": dice})}
+    trainer(
         model=model,
-        args=SegSFTConfig(
+        args=config(
             str(folder / mode),
             trainable="head",
             lm_weight=0.0,
@@ -64,6 +84,7 @@ def epoch(mode: str, data, size: int, tiles: int, batch_size: int, workers: int,
         train_dataset=data,
         processing_class=processor,
         callbacks=[clock],
+        **given,
     ).train()
     return clock.seconds[-1]
 
@@ -170,21 +191,33 @@ def main():
     args = parser.parse_args()
 
     data = synthetic_dataset(num_videos=16, frames_per_video=4, size=args.data_size)
-    seconds = {"without": [], "cache": [], "head alone": []}
+    runs = {
+        "without": ("off", False),
+        "cache": ("on", False),
+        "hard samples, without": ("off", True),
+        "hard samples, cache": ("on", True),
+    }
+    seconds = {name: [] for name in (*runs, "head alone")}
     with tempfile.TemporaryDirectory() as folder:
         # In turn, so that a busy machine is busy for all of them.
         for _ in range(args.repeats):
-            for name, mode in (("without", "off"), ("cache", "on")):
+            for name, (mode, hard) in runs.items():
                 sizes = (args.image_size, args.max_patches, args.batch_size, args.workers)
-                seconds[name].append(epoch(mode, data, *sizes, Path(folder)))
+                seconds[name].append(epoch(mode, data, *sizes, Path(folder), hard))
             seconds["head alone"].append(head_alone(len(data), args.image_size, args.batch_size))
     median = {name: statistics.median(values) for name, values in seconds.items()}
     ratios = [without / cache for without, cache in zip(seconds["without"], seconds["cache"], strict=True)]
     overheads = [cache / alone for cache, alone in zip(seconds["cache"], seconds["head alone"], strict=True)]
-    result = {"seconds": median, "speed_up": statistics.median(ratios), "overhead": statistics.median(overheads)}
+    rates = {name: len(data) / value for name, value in median.items()}
+    result = {
+        "seconds": median,
+        "rows_per_second": rates,
+        "speed_up": statistics.median(ratios),
+        "overhead": statistics.median(overheads),
+    }
     print(f"\nAn epoch of {len(data)} rows, tiny model at {args.image_size} pixels, median of {args.repeats}:")
     for name, value in median.items():
-        print(f"  {name:<12}{value:8.3f} s")
+        print(f"  {name:<22}{value:8.3f} s{rates[name]:10.1f} rows a second")
     print(f"  without / cache: {result['speed_up']:.2f}   (from {min(ratios):.2f} to {max(ratios):.2f})")
     print(f"  cache / head alone: {result['overhead']:.2f}   (from {min(overheads):.2f} to {max(overheads):.2f})")
 

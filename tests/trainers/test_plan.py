@@ -102,6 +102,11 @@ def test_draws_are_not_biased_by_position():
     assert found == pytest.approx(3 * weights / 10, abs=0.05)
 
 
+def test_draws_of_one_row_do_not_stand_together():
+    drawn = draw(np.ones(4), 400, rng())
+    assert np.mean(drawn[1:] == drawn[:-1]) == pytest.approx(0.25, abs=0.1)
+
+
 # Plans
 
 
