@@ -6,11 +6,13 @@ import pytest
 import torch
 from datasets import Features, List, Value
 from datasets import Image as ImageFeature
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from PIL import Image
+from rows import every_kind
 
 from sa2va_trl import SegDPOConfig, SegDPOTrainer, tiny_sa2va
 from sa2va_trl.data import DatasetError, synthetic_dataset
+from sa2va_trl.trainers.trainable import get_peft_config
 
 
 def with_pairs(dataset):
@@ -122,6 +124,13 @@ def test_a_given_adapter_is_its_own_reference(tmp_path, data):
     assert not (tmp_path / "saved" / "ref").exists()
 
 
+def test_an_adapter_by_another_name_is_refused(tmp_path, data):
+    tiny, processor = tiny_sa2va(image_size=128)
+    model = get_peft_model(tiny, get_peft_config("head", processor.seg_token_id), adapter_name="mine")
+    with pytest.raises(ValueError, match="adapter is called mine.*`default`"):
+        make(tmp_path, data, model=model)
+
+
 def test_full_training_needs_a_reference_and_takes_one(tmp_path, data):
     with pytest.raises(ValueError, match="give ref_model"):
         make(tmp_path, data, trainable="full")
@@ -158,6 +167,50 @@ def test_cached_features_give_the_same_run(tmp_path, data):
     for one, two in zip(*logs, strict=True):
         for name in ("loss", "grad_norm", "rewards/margins", "masks/greedy_dice", "masks/dice_chosen"):
             assert one[name] == pytest.approx(two[name], abs=1e-5), name
+
+
+def test_a_given_reference_sees_its_own_features(tmp_path, data):
+    """A reference with another backbone, which the policy's features are not of."""
+    margins = []
+    for mode in ("off", "auto"):
+        other, _ = tiny_sa2va(image_size=128, seed=5)
+        cache_dir = None if mode == "off" else str(tmp_path / "f")
+        trainer = make(tmp_path, data, ref_model=other, score="dice", cache_features=mode, cache_dir=cache_dir)
+        assert trainer.features is None
+        trainer.train()
+        margins.append(first_log(trainer, "rewards/margins"))
+    assert margins[0] != 0 and margins[0] == pytest.approx(margins[1], rel=1e-4)
+    with pytest.raises(ValueError, match="(?s)cache_features=on is not possible.*ref_model"):
+        make(tmp_path, data, ref_model=other, cache_features="on")
+
+
+def test_online_pairs_do_not_come_from_columns(tmp_path, data):
+    # No fault of the ground truth is as far from it as the pairs that the columns hold.
+    trainer = make(tmp_path, data, pairs="online", online_rejected="dilated", min_gap=0.95)
+    trainer.train()
+    assert first_log(trainer, "masks/pairs") == 0.0
+
+
+def test_online_rows_count_alike_whatever_they_hold(tmp_path):
+    """Several objects, text alone, an image without an object; masks on a grid of their own."""
+    rows, logs = every_kind(), []
+    for size, steps in ((len(rows), 1), (1, len(rows))):
+        trainer = make(
+            tmp_path,
+            rows,
+            pairs="online",
+            online_rejected="greedy",
+            score="dice",
+            use_reference=False,
+            mask_size=48,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            train_sampling_strategy="sequential",
+            max_steps=1,
+        )
+        trainer.train()
+        logs.append([first_log(trainer, name) for name in ("loss", "grad_norm")])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-3)
 
 
 def test_online_pairs_need_no_columns(tmp_path, held_out):
@@ -220,11 +273,17 @@ def test_rows_without_pairs_are_refused(tmp_path):
         ({"label_smoothing": 0.1}, "no effect with loss_type"),
         ({"beta": 0.0}, "beta. must be positive"),
         ({"min_gap": 0.3}, "only pairs=online"),
+        ({"pairs": "online", "online_chosen": "good"}, "chosen: unknown good"),
+        ({"pairs": "online", "online_rejected": "bad"}, "rejected: unknown bad"),
+        ({"pairs": "online", "min_gap": -1.0}, "min_gap must be 0 or more"),
+        ({"lora_r": 8}, "lora_r=8.*has no LoRA"),
+        ({"trainable": "stage1", "lora_dropout": 0.1}, "disable_dropout=True"),
+        ({"trainable": "full", "use_reference": False}, "use_reference=False is not available"),
         ({"max_length": 512}, "max_length"),
         ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs"),
         ({"train_embeddings": "full", "trainable": "stage1"}, "no loss reaches the words"),
     ],
 )
 def test_options_without_a_meaning_raise(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
         config(tmp_path, **options)
