@@ -130,9 +130,9 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
 
     Logged: TRL's `rewards/chosen`, `rewards/rejected`, `rewards/margins` and `rewards/accuracies`; `masks/dice_chosen`
     and `masks/dice_rejected` (Dice of the drawn mask with each), `masks/greedy_dice` (with the ground truth), and
-    `masks/pairs`, the share of masks that had a pair. Evaluation reports `eval_dice` and `eval_iou` as
-    [`SegSFTTrainer`] does, and the best checkpoint is chosen by Dice; rows without a pair have the supervised losses
-    as their `eval_loss`.
+    `masks/pairs`, the share of masks that had a pair whose masks differ on the grid (see `mask_size`). Evaluation
+    reports `eval_dice` and `eval_iou` as [`SegSFTTrainer`] does, and the best checkpoint is chosen by Dice; rows
+    without a pair have the supervised losses as their `eval_loss`.
 
     Args:
         model (`str`, `Sa2VAForConditionalGeneration` or `PeftModel`): what to train.
@@ -328,7 +328,7 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
                 "masks/dice_chosen": mean(losses.soft_dice(drawn[index], chosen) if len(chosen) else none),
                 "masks/dice_rejected": mean(losses.soft_dice(drawn[index], rejected) if len(chosen) else none),
                 "masks/greedy_dice": mean(losses.soft_dice(drawn, masks) if len(drawn) else none),
-                "masks/pairs": torch.tensor(len(chosen) / max(1, len(masks)), device=logits.device),
+                "masks/pairs": (chosen != rejected).flatten(1).any(1).sum() / max(1, len(masks)),
             }
         )
 

@@ -1,6 +1,7 @@
 """Preference optimisation over masks: what trains, against which reference, and what is logged."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ from datasets import Image as ImageFeature
 from peft import PeftModel, get_peft_model
 from PIL import Image
 from rows import every_kind
+from transformers import TrainerCallback, TrainingArguments
+from trl import DPOConfig
 
 from sa2va_trl import SegDPOConfig, SegDPOTrainer, tiny_sa2va
 from sa2va_trl.data import DatasetError, synthetic_dataset
+from sa2va_trl.trainers.dpo import REFUSED
 from sa2va_trl.trainers.trainable import get_peft_config
 
 
@@ -158,6 +162,64 @@ def test_accumulation_does_not_change_the_run(tmp_path, data, options):
     assert runs[0] == pytest.approx(runs[1], rel=1e-3)
 
 
+def test_checkpointing_does_not_change_the_run(tmp_path, data):
+    runs = []
+    for on in (False, True):
+        trainer = make(tmp_path, data, trainable="stage1", score="dice", gradient_checkpointing=on)
+        trainer.train()
+        runs.append([entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry])
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("reference", ["adapter off", "adapter ref", "given"])
+def test_resumed_equals_uninterrupted(tmp_path, data, reference):
+    """The reference is what the first run started from, not the checkpoint."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop |= state.global_step == 2
+            return control
+
+    if reference == "adapter ref":
+        first = make(tmp_path, data, score="dice")
+        first.train()
+        first.save_model(str(tmp_path / "first"))
+
+    def run(name, resume=None, stop=False):
+        options = {"score": "region", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+        model = ref_model = None
+        if reference == "adapter ref":
+            model = PeftModel.from_pretrained(
+                tiny_sa2va(image_size=128)[0], str(tmp_path / "first"), is_trainable=True
+            )
+        elif reference == "given":
+            ref_model, options["trainable"] = tiny_sa2va(image_size=128)[0], "full"
+        trainer = make(tmp_path / name, data, model=model, ref_model=ref_model, **options)
+        if stop:
+            trainer.add_callback(Stop())
+        trainer.train(resume_from_checkpoint=resume)
+        names = ("loss", "grad_norm", "rewards/margins", "masks/greedy_dice")
+        return [entry[name] for entry in trainer.state.log_history for name in names if name in entry]
+
+    whole = run("whole")
+    run("killed", stop=True)
+    resumed = run("killed", resume=str(tmp_path / "killed" / "out" / "checkpoint-2"))
+    assert len(whole) == 16 and whole == pytest.approx(resumed, rel=1e-4, abs=1e-6)
+
+
+def test_pairs_that_the_grid_cannot_tell_apart_are_not_counted(tmp_path, data):
+    def dot(row, side):
+        mask = row["mask"].copy()
+        mask.putpixel((side, side), 255 - mask.getpixel((side, side)))
+        return {"rejected_mask": mask, "chosen_mask": row["mask"]}
+
+    # Nearest pixels of 64 on a grid of 16 are those at 2, 6, 10, ...
+    for side, share in ((0, 0.0), (2, 1.0)):
+        trainer = make(tmp_path, data.map(dot, fn_kwargs={"side": side}), mask_size=16, max_steps=1)
+        trainer.train()
+        assert first_log(trainer, "masks/pairs") == share
+
+
 def test_cached_features_give_the_same_run(tmp_path, data):
     logs = []
     for mode in ("off", "on"):
@@ -287,3 +349,10 @@ def test_rows_without_pairs_are_refused(tmp_path):
 def test_options_without_a_meaning_raise(tmp_path, options, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         config(tmp_path, **options)
+
+
+def test_every_option_that_dpo_adds_is_refused_or_works():
+    works = {"beta", "loss_type", "label_smoothing", "disable_dropout"}
+    works |= {"learning_rate", "model_init_kwargs", "dataset_num_proc", "activation_offloading"}
+    inherited = {entry.name for entry in fields(DPOConfig)} - {entry.name for entry in fields(TrainingArguments)}
+    assert inherited - set(REFUSED) == works & inherited
