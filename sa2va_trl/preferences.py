@@ -466,6 +466,17 @@ def mine_pairs(
     return MinedPairs(*(value.to(masks.device) for value in (*planes, index, *rewards)))
 
 
+def check_online(chosen: str, rejected: str, min_gap: float) -> None:
+    """
+    Check options of [`mine_pairs`] before there is a model.
+
+    Raises:
+        `ValueError`: an unknown kind of mask, or a gap below 0.
+    """
+    _sampler((chosen,), (rejected,), None)
+    _check_gap(min_gap)
+
+
 def _check_gap(min_gap: float) -> None:
     if not 0 <= min_gap < math.inf:
         raise ValueError(f"min_gap must be 0 or more, got {min_gap}.")

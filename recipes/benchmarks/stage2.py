@@ -106,6 +106,17 @@ def run(name: str, args, data, pairs, seed: int, learning_rate: float) -> pd.Dat
     return table
 
 
+def check_options(args) -> None:
+    """Runs on the disk are of the options that they were made with, and of no others."""
+    names = ("model_name_or_path", "dataset_name", "synthetic", "steps", "batch_size", "min_gap")
+    options, file = {name: getattr(args, name) for name in names}, args.output_dir / "options.json"
+    options["model_name_or_path"] = str(args.model_name_or_path)
+    if not file.exists():
+        write_json(file, options)
+    elif changed := [name for name, value in json.loads(file.read_text()).items() if options[name] != value]:
+        raise SystemExit(f"{args.output_dir} holds runs with another {', '.join(changed)}: give another output_dir.")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True, type=Path)
@@ -121,6 +132,7 @@ def main():
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[5e-5, 5e-4])
     parser.add_argument("--min_gap", type=float, default=0.15, help="of a preference pair, in Dice")
     args = parser.parse_args()
+    check_options(args)
 
     made = {} if args.dataset_name != "synthetic" else args.synthetic
     if args.model_name_or_path is None:

@@ -538,6 +538,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_grid_thw: torch.LongTensor | None = None,
         features: SegFeatures | None = None,
         encode_only: bool = False,
+        draw: Callable | None = None,
         **kwargs,
     ) -> Sa2VAOutput:
         """
@@ -556,6 +557,9 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             encode_only (`bool`, *optional*, defaults to `False`):
                 Stop after `encode`, for whoever keeps its features. (Through `forward`, because that is what DDP,
                 ZeRO-3 and mixed precision wrap.)
+            draw (`Callable`, *optional*):
+                With `features`: called with the model and them, and its result is returned. For whoever draws masks
+                in another way, from within `forward` for the same reason.
             kwargs: what else the collator makes (masks at several sizes, row numbers), which is the trainers'.
 
         Returns:
@@ -567,6 +571,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if features is not None:
             if labels is not None or input_ids is not None:
                 raise ValueError("`features` stand in for `input_ids`, and there are no language logits for `labels`.")
+            if draw is not None:
+                return draw(self, features)
             count = len(features.seg_index)
             # (Cut off is what `decode_masks` drew for form's sake. It stays in the graph.)
             mask_logits, iou_scores = (drawn[:count] for drawn in self.decode_masks(features))

@@ -583,10 +583,15 @@ class SegTrainerMixin:
             union = (predicted | target).sum(1)
             achieved = torch.where(union > 0, (predicted & target).sum(1) / union.clamp(min=1), 1.0)
             values["iou_loss"] = (outputs.iou_scores - achieved) ** 2
-        batch = len(inputs["original_masks"])
-        counts = torch.bincount(rows, minlength=batch).clamp(min=1)
-        share = 1 / (counts[rows] * batch)
+        share = self.mask_shares(rows, inputs)
         return {name: (value * share).sum() for name, value in values.items()}
+
+    @staticmethod
+    def mask_shares(row_index: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """How much each mask counts, shape `(masks,)`: the masks of a row alike, and all rows of the batch alike."""
+        batch = len(inputs["original_masks"])
+        counts = torch.bincount(row_index, minlength=batch).clamp(min=1)
+        return 1 / (counts[row_index] * batch)
 
     def _weighted(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
         return sum(getattr(self.args, name.replace("_loss", "_weight")) * value for name, value in values.items())

@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,10 @@ from .. import losses
 from ..data.collator import SegCollator
 from ..data.columns import DatasetError
 from ..data.features import before_the_cut
-from ..preferences import PAIR_COLUMNS, check_preferences, mine_pairs
+from ..preferences import PAIR_COLUMNS, check_online, check_preferences, mine_pairs
 from .base import TARGETS, SegTrainerMixin, mean_statistics, refuse
 from .options import SegArguments
+from .trainable import LORA
 
 
 _NO_TOKENS = "preferences are over masks; no log-probability of a token is computed"
@@ -102,6 +104,16 @@ class SegDPOConfig(SegArguments, DPOConfig):
             refuse(self, dict.fromkeys(names, "only pairs=online mines pairs"))
         else:
             refuse(self, {"allow_worse": "only pairs=dataset takes pairs as they are"})
+            check_online(self.online_chosen, self.online_rejected, self.min_gap)
+        if self.trainable is None:
+            refuse(self, dict.fromkeys(LORA, "trainable='head', the default, has no LoRA"))
+        if self.disable_dropout and self.lora_dropout:
+            refuse(self, {"lora_dropout": "disable_dropout=True, the default, switches it off again"})
+        if self.trainable == "full" and not self.use_reference:
+            raise ValueError(
+                "use_reference=False is not available with trainable='full': TRL would load a second model all the "
+                "same. Train the head or an adapter, or give a ref_model."
+            )
 
 
 class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
@@ -118,9 +130,9 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
 
     Logged: TRL's `rewards/chosen`, `rewards/rejected`, `rewards/margins` and `rewards/accuracies`; `masks/dice_chosen`
     and `masks/dice_rejected` (Dice of the drawn mask with each), `masks/greedy_dice` (with the ground truth), and
-    `masks/pairs`, the share of masks that had a pair. Evaluation reports `eval_dice` and `eval_iou` as
-    [`SegSFTTrainer`] does, and the best checkpoint is chosen by Dice; rows without a pair have the supervised losses
-    as their `eval_loss`.
+    `masks/pairs`, the share of masks that had a pair whose masks differ on the grid (see `mask_size`). Evaluation
+    reports `eval_dice` and `eval_iou` as [`SegSFTTrainer`] does, and the best checkpoint is chosen by Dice; rows
+    without a pair have the supervised losses as their `eval_loss`.
 
     Args:
         model (`str`, `Sa2VAForConditionalGeneration` or `PeftModel`): what to train.
@@ -173,6 +185,11 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
             raise ValueError(
                 "trainable='full' leaves no adapter that could be switched off for the reference: give ref_model."
             )
+        if isinstance(model, PeftModel) and ref_model is None and "default" not in model.peft_config:
+            raise ValueError(
+                f"The adapter is called {', '.join(model.peft_config)}: load it as `default`, which the reference "
+                "is copied from."
+            )
         super().__init__(
             **prepared,
             ref_model=ref_model,
@@ -186,6 +203,12 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
             parameter.requires_grad for _, parameter in before_the_cut(self.model)
         )
         self.finish_init()
+
+    def reasons_against_features(self) -> list[str]:
+        reasons = super().reasons_against_features()
+        if self.ref_model is not None:
+            reasons.append("ref_model has an encoder of its own, whose features are not those of the model")
+        return reasons
 
     @staticmethod
     def _check_pairs(train_dataset, eval_dataset, args) -> None:
@@ -212,12 +235,15 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
             if name.endswith(".default") and (copied := named.get(name.removesuffix("default") + "ref")) is not None:
                 copied.data.copy_(parameter.data)
 
+    @property
+    def _mines(self) -> bool:
+        return self.args.pairs == "online" and self.model.training
+
     def _draw(self, model, inputs):
         """Masks of the policy, masks of the reference (or `None`) and, where they were needed, the features."""
         given = {name: value for name, value in inputs.items() if name not in TARGETS}
         features = given.get("features")
-        online = self.args.pairs == "online" and self.model.training
-        if features is None and (self._shared_encoding or online):
+        if features is None and (self._shared_encoding or self._mines):
             with torch.no_grad():
                 features = model(**given, encode_only=True).features
         if features is not None and self._shared_encoding:
@@ -236,52 +262,57 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
 
     def _pairs(self, inputs, features, count: int):
         """Preferred and rejected masks, and which of the batch's masks they are about; `None` without any."""
-        if "chosen_masks" in inputs:
+        if "chosen_masks" in inputs and not self._mines:
             if len(inputs["chosen_masks"]) != count:
                 raise DatasetError(
                     f"{len(inputs['chosen_masks'])} pairs for {count} masks: a row of preferences has one object."
                 )
             return inputs["chosen_masks"], inputs["rejected_masks"], slice(None)
-        if self.args.pairs == "dataset" or not self.model.training:
+        if not self._mines:
             return None
         generator = torch.Generator().manual_seed(self.args.seed + self.state.global_step)
-        mined = mine_pairs(
-            self.accelerator.unwrap_model(self.model),
-            features,
-            inputs["masks"],
-            self.args.online_chosen,
-            self.args.online_rejected,
+        mine = partial(
+            mine_pairs,
+            masks=inputs["masks"],
+            chosen=self.args.online_chosen,
+            rejected=self.args.online_rejected,
             min_gap=self.args.min_gap,
-            sampler=None,
             generator=generator,
         )
+        with torch.no_grad():
+            mined = self.model(features=features, draw=mine)
         return mined.chosen, mined.rejected, mined.index
 
     def _compute_loss(self, model, inputs, return_outputs):
         outputs, reference, features = self._draw(model, inputs)
         logits, masks = outputs.mask_logits, inputs["masks"]
-        supervised = self._weighted(self.mask_losses(outputs, inputs))
         pairs = self._pairs(inputs, features, len(logits))
         if pairs is None:
-            loss = supervised
+            loss = self._supervised(outputs, inputs)
         else:
             chosen, rejected, index = pairs
-            logits = _resize(logits, chosen.shape[-2:])
-            base = None if reference is None else _resize(reference, chosen.shape[-2:])[index]
+            logits = _resize(logits, masks)
+            base = None if reference is None else _resize(reference, masks)[index]
             own, other = losses.mask_rewards(logits[index], chosen, rejected, self.args.score, base)
             each = losses.preference_loss(
                 own - other, self.args.loss_type[0], self.args.beta, self.args.label_smoothing
             )
-            # Every mask counts alike, with or without a pair, so that neither micro-batches nor processes matter.
+            # As in `mask_losses`, every row counts alike, with or without a pair, so that neither micro-batches nor
+            # processes matter.
             # (The sum of all logits keeps every rank's backward pass the same where none has a pair.)
-            loss = (each.sum() + 0.0 * logits.sum()) / max(1, len(masks)) + self.args.sft_weight * supervised
+            share = self.mask_shares(outputs.row_index, inputs)[index]
+            loss = (each * share).sum() + 0.0 * logits.sum()
+            if self.args.sft_weight:
+                loss = loss + self.args.sft_weight * self._supervised(outputs, inputs)
             self._record_pairs(logits.detach(), masks, own.detach(), other.detach(), chosen, rejected, index)
         return (loss, outputs) if return_outputs else loss
+
+    def _supervised(self, outputs, inputs) -> torch.Tensor:
+        return self._weighted(self.mask_losses(outputs, inputs))
 
     def _record_pairs(self, logits, masks, own, other, chosen, rejected, index):
         threshold = self.accelerator.unwrap_model(self.model).config.mask_threshold
         drawn = (logits.sigmoid() > threshold).float()
-        truth = masks if masks.shape == drawn.shape else F.interpolate(masks[:, None].float(), drawn.shape[-2:])[:, 0]
         none = logits.new_zeros(1)
 
         def mean(values):
@@ -296,13 +327,16 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
                 "rewards/accuracies": mean((own > other).float()),
                 "masks/dice_chosen": mean(losses.soft_dice(drawn[index], chosen) if len(chosen) else none),
                 "masks/dice_rejected": mean(losses.soft_dice(drawn[index], rejected) if len(chosen) else none),
-                "masks/greedy_dice": mean(losses.soft_dice(drawn, truth) if len(drawn) else none),
-                "masks/pairs": torch.tensor(len(chosen) / max(1, len(masks)), device=logits.device),
+                "masks/greedy_dice": mean(losses.soft_dice(drawn, masks) if len(drawn) else none),
+                "masks/pairs": (chosen != rejected).flatten(1).any(1).sum() / max(1, len(masks)),
             }
         )
 
 
-def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if logits.shape[-2:] == size or not len(logits):
+def _resize(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Logits on the grid of the masks."""
+    if len(logits) == 0:
+        return logits.new_zeros(masks.shape) + logits.sum()  # still a function of the model's output
+    if logits.shape[-2:] == masks.shape[-2:]:
         return logits
-    return F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(logits[:, None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]

@@ -155,7 +155,10 @@ def pairs(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"trainable": "head"}, {"trainable": "stage1", "lora_r": 4, "lora_dropout": 0.0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"trainable": "head"}, {"pairs": "online"}, {"trainable": "stage1", "lora_r": 4, "lora_dropout": 0.0}],
+)
 def test_preferences_on_one_process_equal_ddp_equal_zero3(tmp_path, pairs, options):
     data, preferences = pairs
     options = {"preferences": preferences, "score": "region", "beta": 2.0, "sft_weight": 0.5, **options}

@@ -1,16 +1,22 @@
 """Preference optimisation over masks: what trains, against which reference, and what is logged."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 from datasets import Features, List, Value
 from datasets import Image as ImageFeature
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from PIL import Image
+from rows import every_kind
+from transformers import TrainerCallback, TrainingArguments
+from trl import DPOConfig
 
 from sa2va_trl import SegDPOConfig, SegDPOTrainer, tiny_sa2va
 from sa2va_trl.data import DatasetError, synthetic_dataset
+from sa2va_trl.trainers.dpo import REFUSED
+from sa2va_trl.trainers.trainable import get_peft_config
 
 
 def with_pairs(dataset):
@@ -122,6 +128,13 @@ def test_a_given_adapter_is_its_own_reference(tmp_path, data):
     assert not (tmp_path / "saved" / "ref").exists()
 
 
+def test_an_adapter_by_another_name_is_refused(tmp_path, data):
+    tiny, processor = tiny_sa2va(image_size=128)
+    model = get_peft_model(tiny, get_peft_config("head", processor.seg_token_id), adapter_name="mine")
+    with pytest.raises(ValueError, match="adapter is called mine.*`default`"):
+        make(tmp_path, data, model=model)
+
+
 def test_full_training_needs_a_reference_and_takes_one(tmp_path, data):
     with pytest.raises(ValueError, match="give ref_model"):
         make(tmp_path, data, trainable="full")
@@ -149,6 +162,64 @@ def test_accumulation_does_not_change_the_run(tmp_path, data, options):
     assert runs[0] == pytest.approx(runs[1], rel=1e-3)
 
 
+def test_checkpointing_does_not_change_the_run(tmp_path, data):
+    runs = []
+    for on in (False, True):
+        trainer = make(tmp_path, data, trainable="stage1", score="dice", gradient_checkpointing=on)
+        trainer.train()
+        runs.append([entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry])
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("reference", ["adapter off", "adapter ref", "given"])
+def test_resumed_equals_uninterrupted(tmp_path, data, reference):
+    """The reference is what the first run started from, not the checkpoint."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop |= state.global_step == 2
+            return control
+
+    if reference == "adapter ref":
+        first = make(tmp_path, data, score="dice")
+        first.train()
+        first.save_model(str(tmp_path / "first"))
+
+    def run(name, resume=None, stop=False):
+        options = {"score": "region", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+        model = ref_model = None
+        if reference == "adapter ref":
+            model = PeftModel.from_pretrained(
+                tiny_sa2va(image_size=128)[0], str(tmp_path / "first"), is_trainable=True
+            )
+        elif reference == "given":
+            ref_model, options["trainable"] = tiny_sa2va(image_size=128)[0], "full"
+        trainer = make(tmp_path / name, data, model=model, ref_model=ref_model, **options)
+        if stop:
+            trainer.add_callback(Stop())
+        trainer.train(resume_from_checkpoint=resume)
+        names = ("loss", "grad_norm", "rewards/margins", "masks/greedy_dice")
+        return [entry[name] for entry in trainer.state.log_history for name in names if name in entry]
+
+    whole = run("whole")
+    run("killed", stop=True)
+    resumed = run("killed", resume=str(tmp_path / "killed" / "out" / "checkpoint-2"))
+    assert len(whole) == 16 and whole == pytest.approx(resumed, rel=1e-4, abs=1e-6)
+
+
+def test_pairs_that_the_grid_cannot_tell_apart_are_not_counted(tmp_path, data):
+    def dot(row, side):
+        mask = row["mask"].copy()
+        mask.putpixel((side, side), 255 - mask.getpixel((side, side)))
+        return {"rejected_mask": mask, "chosen_mask": row["mask"]}
+
+    # Nearest pixels of 64 on a grid of 16 are those at 2, 6, 10, ...
+    for side, share in ((0, 0.0), (2, 1.0)):
+        trainer = make(tmp_path, data.map(dot, fn_kwargs={"side": side}), mask_size=16, max_steps=1)
+        trainer.train()
+        assert first_log(trainer, "masks/pairs") == share
+
+
 def test_cached_features_give_the_same_run(tmp_path, data):
     logs = []
     for mode in ("off", "on"):
@@ -158,6 +229,50 @@ def test_cached_features_give_the_same_run(tmp_path, data):
     for one, two in zip(*logs, strict=True):
         for name in ("loss", "grad_norm", "rewards/margins", "masks/greedy_dice", "masks/dice_chosen"):
             assert one[name] == pytest.approx(two[name], abs=1e-5), name
+
+
+def test_a_given_reference_sees_its_own_features(tmp_path, data):
+    """A reference with another backbone, which the policy's features are not of."""
+    margins = []
+    for mode in ("off", "auto"):
+        other, _ = tiny_sa2va(image_size=128, seed=5)
+        cache_dir = None if mode == "off" else str(tmp_path / "f")
+        trainer = make(tmp_path, data, ref_model=other, score="dice", cache_features=mode, cache_dir=cache_dir)
+        assert trainer.features is None
+        trainer.train()
+        margins.append(first_log(trainer, "rewards/margins"))
+    assert margins[0] != 0 and margins[0] == pytest.approx(margins[1], rel=1e-4)
+    with pytest.raises(ValueError, match="(?s)cache_features=on is not possible.*ref_model"):
+        make(tmp_path, data, ref_model=other, cache_features="on")
+
+
+def test_online_pairs_do_not_come_from_columns(tmp_path, data):
+    # No fault of the ground truth is as far from it as the pairs that the columns hold.
+    trainer = make(tmp_path, data, pairs="online", online_rejected="dilated", min_gap=0.95)
+    trainer.train()
+    assert first_log(trainer, "masks/pairs") == 0.0
+
+
+def test_online_rows_count_alike_whatever_they_hold(tmp_path):
+    """Several objects, text alone, an image without an object; masks on a grid of their own."""
+    rows, logs = every_kind(), []
+    for size, steps in ((len(rows), 1), (1, len(rows))):
+        trainer = make(
+            tmp_path,
+            rows,
+            pairs="online",
+            online_rejected="greedy",
+            score="dice",
+            use_reference=False,
+            mask_size=48,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            train_sampling_strategy="sequential",
+            max_steps=1,
+        )
+        trainer.train()
+        logs.append([first_log(trainer, name) for name in ("loss", "grad_norm")])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-3)
 
 
 def test_online_pairs_need_no_columns(tmp_path, held_out):
@@ -220,11 +335,24 @@ def test_rows_without_pairs_are_refused(tmp_path):
         ({"label_smoothing": 0.1}, "no effect with loss_type"),
         ({"beta": 0.0}, "beta. must be positive"),
         ({"min_gap": 0.3}, "only pairs=online"),
+        ({"pairs": "online", "online_chosen": "good"}, "chosen: unknown good"),
+        ({"pairs": "online", "online_rejected": "bad"}, "rejected: unknown bad"),
+        ({"pairs": "online", "min_gap": -1.0}, "min_gap must be 0 or more"),
+        ({"lora_r": 8}, "lora_r=8.*has no LoRA"),
+        ({"trainable": "stage1", "lora_dropout": 0.1}, "disable_dropout=True"),
+        ({"trainable": "full", "use_reference": False}, "use_reference=False is not available"),
         ({"max_length": 512}, "max_length"),
         ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs"),
         ({"train_embeddings": "full", "trainable": "stage1"}, "no loss reaches the words"),
     ],
 )
 def test_options_without_a_meaning_raise(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
         config(tmp_path, **options)
+
+
+def test_every_option_that_dpo_adds_is_refused_or_works():
+    works = {"beta", "loss_type", "label_smoothing", "disable_dropout"}
+    works |= {"learning_rate", "model_init_kwargs", "dataset_num_proc", "activation_offloading"}
+    inherited = {entry.name for entry in fields(DPOConfig)} - {entry.name for entry in fields(TrainingArguments)}
+    assert inherited - set(REFUSED) == works & inherited
