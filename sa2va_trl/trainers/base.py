@@ -606,6 +606,13 @@ class SegTrainerMixin:
         # Trainer computes metrics only where there are labels.
         return loss, statistics, torch.zeros(len(statistics), device=statistics.device)
 
+    def train(self, *args, **kwargs):
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            # An evaluation leaves the bare model marked as prepared. It would then not be wrapped for training, and
+            # every process would train on its own gradients.
+            vars(self.model).pop("_is_accelerate_prepared", None)
+        return super().train(*args, **kwargs)
+
     # Saving and pushing
 
     def prepare_to_save(self) -> None:

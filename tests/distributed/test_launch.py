@@ -198,6 +198,42 @@ def test_features_are_computed_and_used_alike_on_one_process_ddp_and_zero3(tmp_p
     assert stores[0] == stores[1]
 
 
+EVALUATE_FIRST = """
+import json, sys
+from sa2va_trl import SegSFTConfig, SegSFTTrainer, tiny_sa2va
+from sa2va_trl.data import synthetic_dataset
+
+data = [synthetic_dataset(num_videos=1, frames_per_video=4, size=64, first_video=first) for first in (0, 8)]
+options = json.loads(sys.argv[1])
+trainer = SegSFTTrainer(
+    tiny_sa2va(image_size=128)[0], SegSFTConfig(**options), None, *data, tiny_sa2va(image_size=128)[1]
+)
+trainer.evaluate()
+trainer.train()
+trainer.save_state()
+"""
+
+
+@pytest.mark.slow
+def test_gradients_are_averaged_after_an_evaluation(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(EVALUATE_FIRST)
+    names = ("learning_rate", "logging_steps", "report_to", "use_cpu", "disable_tqdm", "save_strategy", "num_points")
+    options = {name: OPTIONS[name] for name in names}
+    options |= {"trainable": "head", "lm_weight": 0.0, "cache_features": "off", "max_steps": 2}
+    logs = []
+    for launcher, size in ((ONE, 2), (DDP, 1)):
+        options |= {"output_dir": str(tmp_path / f"out{size}"), "per_device_train_batch_size": size}
+        line = [*launcher, str(script), json.dumps(options)]
+        finished = subprocess.run(line, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr[-20000:]
+        state = json.loads((tmp_path / f"out{size}" / "trainer_state.json").read_text())
+        logs.append([(entry["loss"], entry["grad_norm"]) for entry in state["log_history"] if "grad_norm" in entry])
+    assert len(logs[0]) == 2
+    for one, other in zip(*logs, strict=True):
+        assert one == pytest.approx(other, rel=2e-4)
+
+
 @pytest.mark.slow
 def test_qwen_on_zero3_equals_one_process(tmp_path, mixed):
     """Whose vision tower also feeds the language model's layers (deepstack), with text only on one of the ranks."""
