@@ -7,9 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test quality clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python recipes/sft.py --config recipes/configs/tiny/sft.yaml --output_dir outputs/demo/sft
-	$(BIN)/python recipes/evaluate.py --model_name_or_path outputs/demo/sft --dataset_name synthetic \
-		--synthetic '{"train_videos": 1, "validation_videos": 1}' --output_dir outputs/demo
+	$(BIN)/python recipes/three_stage.py --config recipes/configs/tiny/three_stage.yaml --output_dir outputs/demo
 
 test: $(VENV)/.installed-test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests

@@ -776,7 +776,7 @@ def _pair_faults(row: dict) -> tuple[str | None, str | None]:
 def save_preferences(dataset: Dataset, folder: str | os.PathLike, split: str = "train") -> None:
     """
     Write pairs so that `datasets.load_dataset(folder)` opens them: a Parquet file that holds every image, and a
-    `README.md` that names it.
+    `README.md`.
 
     Args:
         dataset (`datasets.Dataset`): from [`build_preferences`].
@@ -786,7 +786,6 @@ def save_preferences(dataset: Dataset, folder: str | os.PathLike, split: str = "
     kinds = Counter(dataset["pair_kind"])
     card = DatasetCard(
         "---\n"
-        f"configs:\n- config_name: default\n  data_files:\n  - split: {split}\n    path: {split}.parquet\n"
         "tags:\n- sa2va_trl\n- preference\n"
         "---\n\n# Preference pairs of masks\n\n"
         "Each row has an image, its mask, and a `chosen_mask` that is preferred to a `rejected_mask`, with the reward "
@@ -795,8 +794,12 @@ def save_preferences(dataset: Dataset, folder: str | os.PathLike, split: str = "
         + "".join(f"| `{kind}` | {count} |\n" for kind, count in sorted(kinds.items()))
     )
     with written_beside(folder) as temporary:
+        # A name that says the split. A card that says it instead would have `datasets` cache all folders of one name,
+        # whatever they hold, in one place.
+        (temporary / "data").mkdir()
+        file = temporary / "data" / f"{split}-00000-of-00001.parquet"
         # `Dataset.to_parquet` would keep only the paths of images that are files.
-        with ParquetWriter(temporary / f"{split}.parquet", dataset.features.arrow_schema) as writer:
+        with ParquetWriter(file, dataset.features.arrow_schema) as writer:
             for table in dataset.with_format("arrow").iter(64):
                 writer.write_table(embed_table_storage(table))
         (temporary / "README.md").write_text(str(card), encoding="utf-8")

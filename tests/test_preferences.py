@@ -697,6 +697,18 @@ def test_written_pairs_are_opened_by_datasets(network, rows, tmp_path, split):
             assert np.array_equal(row["rejected_mask"], pair["rejected_mask"])
 
 
+def test_folders_of_one_name_are_not_mixed_up(network, rows, tmp_path):
+    pairs = build(rows, network)
+    for number in range(2):
+        save_preferences(pairs.select([number]), tmp_path / str(number) / "pairs")
+    for number in range(2):
+        folder = tmp_path / str(number) / "pairs"
+        for opened in (load_dataset(str(folder), cache_dir=str(tmp_path / "cache")), load_dataset_dict(folder)):
+            assert opened["train"]["sample_id"] == [rows["sample_id"][number]]
+    save_preferences(pairs.select([2]), tmp_path / "0" / "pairs")
+    assert load_dataset_dict(tmp_path / "0" / "pairs")["train"]["sample_id"] == [rows["sample_id"][2]]
+
+
 def test_nothing_is_left_of_a_dataset_that_could_not_be_written(network, rows, tmp_path, monkeypatch):
     from sa2va_trl import preferences
 

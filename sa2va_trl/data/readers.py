@@ -1,5 +1,6 @@
 """From files on disk to a `datasets.Dataset` with the columns of `sa2va_trl.data.columns`."""
 
+import hashlib
 import io
 import json
 import logging
@@ -441,6 +442,18 @@ def _is_prepared(folder: Path) -> bool:
     )
 
 
+def _cache_of(folder: Path) -> Path:
+    """
+    Where `datasets` keeps what it reads from a folder. By its own choice, folders of one name share one place if their
+    cards list their files, and the first that was read is what comes back for all of them.
+    """
+    found = hashlib.sha256(str(folder.resolve()).encode())
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        state = file.stat()
+        found.update(f"{file.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return Path(datasets.config.HF_DATASETS_CACHE) / f"sa2va_trl-{found.hexdigest()[:16]}"
+
+
 def _split_folders(folder: Path) -> dict[str, Path]:
     """The sub-folders named after a split, by the split's name here."""
     found: dict[str, Path] = {}
@@ -461,7 +474,7 @@ def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
     # An image folder with metadata often holds images/ and masks/ as well: what says more about itself comes first.
     if not (folder / "annotations.json").is_file() and _is_prepared(folder):
         try:
-            return datasets.load_dataset(str(folder))
+            return datasets.load_dataset(str(folder), cache_dir=str(_cache_of(folder)))
         except Exception as error:  # datasets wraps anything in DatasetGenerationError, whose text says nothing
             raise DatasetError(f"{folder}: datasets.load_dataset failed: {error.__cause__ or error}") from error
     if reader := _reader_of(folder):

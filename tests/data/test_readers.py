@@ -589,3 +589,16 @@ class TestRealImages:
         assert len(rows) == 40
         check_dataset(rows)
         assert all(masks[0].any() for masks in arrays(rows))
+
+
+def test_prepared_folders_of_one_name_are_not_mixed_up(tmp_path):
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: rows.parquet\n---\n"
+    for number in (0, 1):
+        folder = tmp_path / str(number) / "data"
+        folder.mkdir(parents=True)
+        synthetic_dataset(num_videos=1, frames_per_video=1, size=64, first_video=number).to_parquet(
+            folder / "rows.parquet"
+        )
+        (folder / "README.md").write_text(card)
+    ids = [load_dataset_dict(tmp_path / str(number) / "data")["train"]["sample_id"][0] for number in (0, 1)]
+    assert ids == ["v0000_f000", "v0001_f000"]
