@@ -356,7 +356,10 @@ class written_beside:
         try:
             if kind is None:
                 self.folder.mkdir(exist_ok=True)
-                for file in self.temporary.iterdir():
-                    shutil.move(file, self.folder / file.name)
+                for file in self.temporary.rglob("*"):
+                    if file.is_file():
+                        place = self.folder / file.relative_to(self.temporary)
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        file.replace(place)
         finally:
             shutil.rmtree(self.temporary, ignore_errors=True)

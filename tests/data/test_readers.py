@@ -19,6 +19,7 @@ from sa2va_trl.data.readers import (
     read_sa2va_json,
 )
 from sa2va_trl.data.splits import check_no_leakage
+from sa2va_trl.data.synthetic import synthetic_dataset
 
 
 SHARED = Path(os.environ.get("SA2VA_TRL_SHARED", Path(__file__).parents[2] / ".." / "shared"))
