@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -209,8 +209,8 @@ def main():
     # Stage 2
     options = {"model_name_or_path": first, **after_first}
     pairs = run("preferences", "build_preferences.py", {**args.preferences, **options})
-    for split in ("validation", "test"):
-        check_no_leakage(load_dataset_dict(pairs)["train"], data[split], names=("preferences", split))
+    for split, own in product(("validation", "test"), load_dataset_dict(pairs).values()):
+        check_no_leakage(own, data[split], names=("preferences", split))
     run("stage2", "dpo.py", {**args.stage2, **options, "preferences": pairs}, train=True)
     second = whole("stage2", first)
 
