@@ -1,6 +1,6 @@
 """
-The three stages with several seeds: what each reaches on the test split, averaged over seeds frame by frame, beside the
-control. Options that are not known here go to recipes/three_stage.py.
+The three stages with several seeds: what each reaches on the test split, averaged over seeds frame by frame, beside
+the control. Options that are not known here go to recipes/three_stage.py.
 
     python recipes/benchmarks/three_stage.py --config recipes/configs/tiny/three_stage.yaml --output_dir outputs/seeds
     python recipes/benchmarks/three_stage.py --config recipes/configs/arcade_tiny/three_stage.yaml \\
