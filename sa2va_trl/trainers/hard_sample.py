@@ -136,11 +136,11 @@ class HardSampleConfig(SegSFTConfig):
             raise ValueError(f"easy_margin must not be negative, got {self.easy_margin}.")
         if self.easy_regression == "ignore":
             refuse(self, {"easy_margin": "easy_regression=ignore watches nothing"})
-        if self.easy_regression == "stop" and (self.eval_strategy == "no" or self.prediction_loss_only):
-            raise ValueError(
-                "easy_regression=stop needs an evaluation to watch: set eval_strategy, and leave "
-                "prediction_loss_only=False."
-            )
+        if self.eval_strategy == "no" or self.prediction_loss_only:
+            need = "needs an evaluation to watch: set eval_strategy, and leave prediction_loss_only=False"
+            refuse(self, {"easy_margin": need})
+            if self.easy_regression == "stop":
+                raise ValueError(f"easy_regression=stop {need}.")
 
 
 def _never(every, epochs) -> str:
@@ -268,7 +268,8 @@ class HardSampleTrainer(SegSFTTrainer):
                 f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}: hard samples are "
                 "drawn by number, which a stream has not."
             )
-        self._given_scores, self._scores = scores, None
+        self._given_scores = scores
+        self._evaluates_training = scores is None or args.remine_every is not None
         super().__init__(
             model,
             args,
