@@ -26,6 +26,7 @@ from sa2va_trl.evaluation import film_strip, predict_probabilities, stored_featu
 from sa2va_trl.evaluation.evaluator import write_json
 from sa2va_trl.evaluation.overlays import file_name
 from sa2va_trl.mining import (
+    check_options,
     fingerprint_of,
     hard_threshold,
     mine,
@@ -34,10 +35,10 @@ from sa2va_trl.mining import (
     score_dataset,
     score_unlabelled,
     summary,
-    temporal_clusters,
 )
 from sa2va_trl.models.checkpoints import written_beside
 from sa2va_trl.preferences import MaskSampler
+from sa2va_trl.trainers.base import refuse
 
 
 @dataclass
@@ -65,13 +66,14 @@ class MiningArguments:
         if self.sampler is not None:
             options = json.loads(self.sampler) if isinstance(self.sampler, str) else self.sampler
             self.sampler = MaskSampler(**options)
-        temporal_clusters([], 0.5, self.max_gap, self.min_length, self.smoothing)  # refuses what cannot be
-        if self.threshold is not None and self.worst is not None:
-            raise ValueError("threshold and worst both say what is hard: give one of them.")
+        check_options(self.threshold, self.worst, self.max_gap, self.min_length, self.smoothing, self.tau_low)
+        if self.num_sheets < 0:
+            raise ValueError(f"num_sheets must not be negative, got {self.num_sheets}.")
         if self.labels and self.method is not None:
             raise ValueError("method has no effect with labels.")
-        if not self.labels and (self.sampler, self.cache_features, self.cache_dir) != (None, "auto", None):
-            raise ValueError("sampler, cache_features and cache_dir have no effect with labels=false.")
+        if not self.labels:
+            names = ("sampler", "cache_features", "cache_dir", "tau_low")
+            refuse(self, dict.fromkeys(names, "labels=false has no use for it"))
 
 
 def score(args: MiningArguments, model, processor, dataset, prints: dict):

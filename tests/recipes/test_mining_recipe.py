@@ -72,7 +72,12 @@ def test_without_labels(monkeypatch, tmp_path):
         (["--threshold", 0.7, "--worst", 0.2], "give one"),
         (["--smoothing", 2], "odd"),
         (["--method", "tracking"], "method has no effect"),
-        (["--labels", "false", "--cache_features", "on"], "no effect with labels=false"),
+        (["--labels", "false", "--cache_features", "on"], "cache_features='on': labels=false has no use"),
+        (["--labels", "false", "--tau_low", 0.1], "tau_low=0.1: labels=false has no use"),
+        (["--worst", 1.5], "worst is the share"),
+        (["--threshold", "nan"], "nan"),
+        (["--tau_low", 3], "tau_low"),
+        (["--num_sheets", -1], "num_sheets"),
         (["--sampler", '{"field": -1}'], "field"),
     ],
 )
