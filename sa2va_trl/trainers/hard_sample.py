@@ -22,7 +22,6 @@ from .plan import (
     CURRICULA,
     DIFFICULTIES,
     check_columns,
-    cluster_numbers,
     match_scores,
     plan_epoch,
     row_weights,
@@ -352,9 +351,7 @@ class HardSampleTrainer(SegSFTTrainer):
             names = ("sample_id", "video_id", "frame_index")
             rows = self.train_dataset.select_columns([name for name in names if name in self.train_dataset.features])
             rows = rows.to_pandas().assign(dice=scores["dice"])
-            scores["cluster"] = cluster_numbers(
-                rows.assign(cluster=mining.mark_clusters(rows, mining.hard_threshold(rows, **self._hard_options())))
-            )
+            scores["cluster"] = mining.mark_clusters(rows, mining.hard_threshold(rows, **self._hard_options()))
         return scores
 
     def _adopt(self, scores: pd.DataFrame, epoch: int) -> None:
