@@ -18,6 +18,7 @@ from torch import nn
 from .data.features import FeatureStore, fingerprint
 from .evaluation.evaluator import ROUTE, passes, predict_probabilities, probabilities_of, score
 from .measurements import spread
+from .mining import default_sampler
 from .models.modeling import SegFeatures
 from .preferences import MaskSampler
 
@@ -47,9 +48,7 @@ class Router:
             [`~measurements.spread`]) on the decoder's own grid, which takes two more passes of its mask decoder.
         threshold (`float`, *optional*, defaults to 0.5):
             Frames with a predicted IoU below it, or a spread above it, go to the second model.
-        sampler (`MaskSampler`, *optional*):
-            Of the candidates. Not SAM 2's own other two masks by default: training on masks may never have asked for
-            them.
+        sampler (`MaskSampler`, *optional*): of the candidates; see [`~mining.default_sampler`].
 
     Raises:
         `ValueError`: an unknown `by`, or a threshold that is no finite number.
@@ -60,7 +59,7 @@ class Router:
     shared: bool
     by: str = "predicted_iou"
     threshold: float = 0.5
-    sampler: MaskSampler = field(default_factory=lambda: MaskSampler(tokens=False))
+    sampler: MaskSampler = field(default_factory=default_sampler)
 
     def __post_init__(self):
         check_route(self.by, self.threshold)

@@ -123,7 +123,8 @@ def plan_epoch(
         difficulty, weight_cap, easy_share, curriculum: see [`~trainers.hard_sample.HardSampleConfig`].
 
     Returns:
-        `list[int]` of `length` row numbers. Every stretch of it holds ordinary rows in their share.
+        `list[int]` of `length` row numbers. Every stretch of it holds ordinary rows in their share. In the order of
+        thickness, rows without one (their masks are empty) are in the last band.
     """
     rng = np.random.default_rng([seed % 2**32, epoch])
     easy_count = round(easy_share * length)
@@ -159,7 +160,7 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     """
     missing = [name for name in ("sample_id", "dice") if name not in scores]
     if missing:
-        raise DatasetError(f"The scores have no column {' and '.join(missing)}: mine them first.")
+        raise DatasetError(f"The scores have no column {' and '.join(missing)}: mine them first, with labels.")
     ids = scores["sample_id"]
     twice = ids[ids.duplicated()].tolist()
     if twice:
@@ -204,6 +205,7 @@ def check_columns(scores: pd.DataFrame, args) -> None:
     for column, option in needed.items():
         if column not in scores:
             raise ValueError(f"{option} needs a column {column!r}, which the scores lack; they have {list(scores)}.")
-        gaps = int((scores[column].isna() & scores["dice"].notna()).sum())
-        if gaps and column != "cluster":  # most rows are in none
-            raise ValueError(f"{option} needs a {column!r} for every row; {gaps} of {len(scores)} have none.")
+        gaps = scores[column].isna()[scores["dice"].notna()]
+        # Most rows are in no run, and empty masks have no thickness.
+        if {"cluster": False, "thickness": gaps.all()}.get(column, gaps.any()):
+            raise ValueError(f"{option} needs a {column!r} of each row; {gaps.sum()} of {len(gaps)} have none.")
