@@ -210,15 +210,14 @@ def test_a_row_goes_as_a_whole_by_its_mean(models):
     assert values == pytest.approx({0: 0.4, 2: 0.9})
 
 
-def test_spread_is_of_the_masks_at_the_threshold(models):
+def test_spread_is_of_the_masks_at_the_threshold():
     class Sampler:
         def __call__(self, model, features):
             return SimpleNamespace(mask_logits=torch.tensor([0.1, -0.1]).reshape(1, 2, 1, 1))
 
-    _, _, _, router = models
     index = torch.tensor([0])
     features = SegFeatures(torch.zeros(1, 4), index, index, index, ())
-    router = Router(router.model, router.processor, router.shared, "spread", sampler=Sampler())
+    router = Router(None, None, True, "spread", sampler=Sampler())
     for threshold, expected in ((0.5, 1.0), (0.4, 0.0), (0.6, 0.0)):
         first = SimpleNamespace(config=SimpleNamespace(mask_threshold=threshold))
         assert router.values(first, features, None) == {0: expected}

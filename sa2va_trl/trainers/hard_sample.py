@@ -31,6 +31,8 @@ from .sft import REFUSED, SegSFTConfig, SegSFTTrainer
 
 
 REGRESSIONS = ("warn", "stop", "ignore")
+# What a resumed run cannot change: its rows have been chosen, and it is in the middle of a plan.
+FIXED = ("threshold", "worst", "include_review", "difficulty", "weight_cap", "easy_share", "curriculum")
 
 
 @dataclass
@@ -178,6 +180,7 @@ class _Progress(TrainerCallback, ExportableState):
 
     Args:
         digest (`str`): of the training rows' identifiers.
+        options (`dict`): those of `FIXED`.
         columns (`dict[str, list]`): the present scores.
         mined_at (`int`): epoch of the present scores.
         hard, ordinary (`list[int]`): row numbers.
@@ -185,11 +188,11 @@ class _Progress(TrainerCallback, ExportableState):
         start (`dict[str, list]`): Dice of the evaluation rows at the start, by prefix.
     """
 
-    NAMES = ("digest", "columns", "mined_at", "hard", "ordinary", "length", "start")
+    NAMES = ("digest", "options", "columns", "mined_at", "hard", "ordinary", "length", "start")
 
     def __init__(self):
-        self.digest, self.columns, self.mined_at, self.length, self.start = None, None, 0, None, {}
-        self.hard, self.ordinary = [], []
+        self.digest, self.options, self.columns, self.mined_at = None, None, None, 0
+        self.hard, self.ordinary, self.length, self.start = [], [], None, {}
 
     def state(self) -> dict:
         return {"args": {}, "attributes": {name: getattr(self, name) for name in self.NAMES}}
@@ -360,6 +363,7 @@ class HardSampleTrainer(SegSFTTrainer):
         hard, ordinary = select_rows(scores, args.threshold, args.worst, args.include_review)
         row_weights(scores[hard], args.difficulty, args.weight_cap)  # raises before anything is taken over
         progress.digest = _digest(self.train_dataset)
+        progress.options = {name: getattr(args, name) for name in FIXED}
         progress.columns = {
             name: scores[name].astype(object).where(scores[name].notna(), None).tolist() for name in scores
         }
@@ -404,6 +408,10 @@ class HardSampleTrainer(SegSFTTrainer):
             setattr(self.progress, name, value)
         if self.progress.digest != _digest(self.train_dataset):
             raise DatasetError(f"{checkpoint} was trained on other rows, or in another order, than train_dataset.")
+        began = self.progress.options
+        changed = [f"{name}={began[name]}" for name in FIXED if began[name] != getattr(self.args, name)]
+        if changed:
+            raise ValueError(f"{checkpoint} was begun with {', '.join(changed)}: resume it with the same options.")
 
     def begin_epoch(self, epoch: int) -> None:
         """Score the rows again where it is time to, and set the sampler to an epoch."""

@@ -319,12 +319,15 @@ def test_a_resumed_run_goes_on_alike(tmp_path, data, held_out, cached, steps):
             assert torch.equal(one, other)
 
 
-def test_a_checkpoint_of_other_rows_is_refused(tmp_path, data, scores):
+def test_a_checkpoint_of_other_rows_or_options_is_refused(tmp_path, data, scores):
     make(tmp_path, data, scores, max_steps=1, save_strategy="steps", save_steps=1).train()
     checkpoint = str(tmp_path / "out" / "checkpoint-1")
     other = synthetic_dataset(num_videos=2, frames_per_video=6, size=64, first_video=2)
     with pytest.raises(DatasetError, match="other rows"):
-        make(tmp_path, other, None, worst=0.5).train(resume_from_checkpoint=checkpoint)
+        make(tmp_path, other, None).train(resume_from_checkpoint=checkpoint)
+    changed = make(tmp_path, data, scores, threshold=0.6, easy_share=0.0)
+    with pytest.raises(ValueError, match="begun with threshold=0.75, easy_share=0.5: resume it with the same"):
+        changed.train(resume_from_checkpoint=checkpoint)
 
 
 # Cached features
