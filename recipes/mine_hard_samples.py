@@ -87,18 +87,26 @@ def score(args: MiningArguments, model, processor, dataset, prints: dict):
 
 
 def draw(args: MiningArguments, model, processor, rows, frames, by: str) -> Image.Image:
-    """A contact sheet of consecutive frames; those of the run have a star."""
+    """A contact sheet of consecutive frames, of clips their first frames; those of the run have a star."""
+    images = [normalize_row(row)["images"] for row in rows]
+
+    def first(masks, clip) -> np.ndarray:  # all objects of it, from one mask an object and frame
+        return np.any(np.stack(masks)[:: len(clip)], axis=0)
+
     if args.labels:
         drawn = predict_probabilities(model, processor, rows, args.batch_size, progress=False)
-        predictions = [(probabilities > args.mask_threshold).any(0) for _, probabilities in drawn]
-        targets = [np.any([np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]], axis=0) for row in rows]
+        predictions = [first(maps > args.mask_threshold, clip) for (_, maps), clip in zip(drawn, images, strict=True)]
+        targets = [
+            first([np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]], clip)
+            for row, clip in zip(rows, images, strict=True)
+        ]
     else:
         predictions = [mask.any(0) for mask in predict_unlabelled(model, processor, rows, args.mask_threshold)]
         targets = None
     stars = np.where(frames["cluster"].notna(), "*", " ")
     titles = zip(stars, frames["frame_index"], frames[by], strict=True)
     titles = [f"{star} frame {int(index)}: {value:.3f}" for star, index, value in titles]
-    return film_strip([row["image"] for row in rows], predictions, targets, titles)
+    return film_strip([clip[0] for clip in images], predictions, targets, titles)
 
 
 def main():
