@@ -26,6 +26,7 @@ from sa2va_trl.evaluation import film_strip, predict_probabilities, stored_featu
 from sa2va_trl.evaluation.evaluator import write_json
 from sa2va_trl.evaluation.overlays import file_name
 from sa2va_trl.mining import (
+    check_options,
     fingerprint_of,
     hard_threshold,
     mine,
@@ -34,10 +35,10 @@ from sa2va_trl.mining import (
     score_dataset,
     score_unlabelled,
     summary,
-    temporal_clusters,
 )
 from sa2va_trl.models.checkpoints import written_beside
 from sa2va_trl.preferences import MaskSampler
+from sa2va_trl.trainers.base import refuse
 
 
 @dataclass
@@ -65,13 +66,14 @@ class MiningArguments:
         if self.sampler is not None:
             options = json.loads(self.sampler) if isinstance(self.sampler, str) else self.sampler
             self.sampler = MaskSampler(**options)
-        temporal_clusters([], 0.5, self.max_gap, self.min_length, self.smoothing)  # refuses what cannot be
-        if self.threshold is not None and self.worst is not None:
-            raise ValueError("threshold and worst both say what is hard: give one of them.")
+        check_options(self.threshold, self.worst, self.max_gap, self.min_length, self.smoothing, self.tau_low)
+        if self.num_sheets < 0:
+            raise ValueError(f"num_sheets must not be negative, got {self.num_sheets}.")
         if self.labels and self.method is not None:
             raise ValueError("method has no effect with labels.")
-        if not self.labels and (self.sampler, self.cache_features, self.cache_dir) != (None, "auto", None):
-            raise ValueError("sampler, cache_features and cache_dir have no effect with labels=false.")
+        if not self.labels:
+            names = ("sampler", "cache_features", "cache_dir", "tau_low")
+            refuse(self, dict.fromkeys(names, "labels=false has no use for it"))
 
 
 def score(args: MiningArguments, model, processor, dataset, prints: dict):
@@ -85,18 +87,26 @@ def score(args: MiningArguments, model, processor, dataset, prints: dict):
 
 
 def draw(args: MiningArguments, model, processor, rows, frames, by: str) -> Image.Image:
-    """A contact sheet of consecutive frames; those of the run have a star."""
+    """A contact sheet of consecutive frames, of clips their first frames; those of the run have a star."""
+    images = [normalize_row(row)["images"] for row in rows]
+
+    def first(masks, clip) -> np.ndarray:  # all objects of it, from one mask an object and frame
+        return np.any(np.stack(masks)[:: len(clip)], axis=0)
+
     if args.labels:
         drawn = predict_probabilities(model, processor, rows, args.batch_size, progress=False)
-        predictions = [(probabilities > args.mask_threshold).any(0) for _, probabilities in drawn]
-        targets = [np.any([np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]], axis=0) for row in rows]
+        predictions = [first(maps > args.mask_threshold, clip) for (_, maps), clip in zip(drawn, images, strict=True)]
+        targets = [
+            first([np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]], clip)
+            for row, clip in zip(rows, images, strict=True)
+        ]
     else:
         predictions = [mask.any(0) for mask in predict_unlabelled(model, processor, rows, args.mask_threshold)]
         targets = None
     stars = np.where(frames["cluster"].notna(), "*", " ")
     titles = zip(stars, frames["frame_index"], frames[by], strict=True)
     titles = [f"{star} frame {int(index)}: {value:.3f}" for star, index, value in titles]
-    return film_strip([row["image"] for row in rows], predictions, targets, titles)
+    return film_strip([clip[0] for clip in images], predictions, targets, titles)
 
 
 def main():

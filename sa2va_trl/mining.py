@@ -25,7 +25,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .data.collator import ANSWERS, QUESTIONS, SegCollator
-from .data.columns import BadRow, check_dataset, iter_undecoded, normalize_row
+from .data.columns import IDENTIFIERS, BadRow, check_dataset, iter_undecoded, normalize_row
 from .data.features import KEY, FeatureCollator, FeatureStore, everywhere, fingerprint, row_keys
 from .measurements import NearMask, agreement, dices, measure, motion, spread
 from .metrics import cldice, segmentation_metrics
@@ -35,9 +35,7 @@ from .preferences import MaskSampler
 
 #: Dice below which a sample is hard. (A frame at the threshold is not.)
 THRESHOLD = 0.75
-IDENTIFIERS = ("sample_id", "patient_id", "video_id", "frame_index")
 METRICS = ("dice", "iou", "precision", "recall", "cldice")
-MEASUREMENTS = ("contrast", "area", "sharpness", "motion", "thickness", "border_distance")
 
 # Of the scores' file and of what the columns mean: raise it when either changes.
 FORMAT = 1
@@ -84,7 +82,7 @@ def temporal_clusters(
     dice = np.asarray(dice, dtype=np.float64)
     if dice.ndim != 1:
         raise ValueError(f"dice must be the sequence of one video, got shape {dice.shape}.")
-    _check_run_options(threshold, max_gap, min_length, smoothing)
+    check_options(threshold, None, max_gap, min_length, smoothing)
     reach = smoothing // 2
     if reach:
         reaches = np.minimum(reach, np.minimum(np.arange(len(dice)), np.arange(len(dice))[::-1]))
@@ -100,14 +98,33 @@ def temporal_clusters(
     return [(first, last) for first, last, hard in runs if hard >= min_length]
 
 
-def _check_run_options(threshold, max_gap, min_length, smoothing) -> None:
-    if math.isnan(threshold):
+def check_options(
+    threshold: float | None = None,
+    worst: float | None = None,
+    max_gap: int = 0,
+    min_length: int = 2,
+    smoothing: int = 1,
+    tau_low: float = 0.3,
+) -> None:
+    """
+    Check the options of [`mine`], before anything is scored.
+
+    Raises:
+        `ValueError`: an option out of its range, or both `threshold` and `worst`.
+    """
+    if threshold is not None and worst is not None:
+        raise ValueError("threshold and worst both say what is hard: give one of them.")
+    if threshold is not None and math.isnan(threshold):
         raise ValueError("threshold must be a number, got nan.")
+    if worst is not None and not 0 < worst < 1:
+        raise ValueError(f"worst is the share of hard samples, between 0 and 1; got {worst}.")
     for name, value, least in (("max_gap", max_gap, 0), ("min_length", min_length, 1), ("smoothing", smoothing, 1)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
     if smoothing % 2 == 0:
         raise ValueError(f"smoothing must be odd, so that its window has a middle; got {smoothing}.")
+    if not 0 <= tau_low <= 1:
+        raise ValueError(f"tau_low must lie in [0, 1], got {tau_low}.")
 
 
 def check_frames(table: pd.DataFrame) -> None:
@@ -775,6 +792,8 @@ CAUSES = {
     "border_distance": ("near the border", -1),
 }
 UNCLEAR = "unclear"
+#: With its neighbours, from which on a mask agrees with them.
+AGREEMENT = 0.8
 
 
 def hard_threshold(
@@ -798,10 +817,7 @@ def hard_threshold(
         `MiningError`: no sample, or every sample, would be hard; the message says which thresholds select what.
         `ValueError`: both options, or one out of its range.
     """
-    if threshold is not None and worst is not None:
-        raise ValueError("threshold and worst both say what is hard: give one of them.")
-    if worst is not None and not 0 < worst < 1:
-        raise ValueError(f"worst is the share of hard samples, between 0 and 1; got {worst}.")
+    check_options(threshold, worst)
     if by not in scores:
         raise ValueError(f"by={by!r}: the scores have no such column, only {', '.join(scores)}.")
     values = np.sort(scores[by].dropna().to_numpy(dtype=np.float64))
@@ -816,8 +832,6 @@ def hard_threshold(
         threshold, option = float(np.nextafter(values[count - 1], np.inf)), f"worst={worst:g}"
     else:
         threshold = THRESHOLD if threshold is None else threshold
-        if math.isnan(threshold):
-            raise ValueError("threshold must be a number, got nan.")
         option = f"threshold={threshold:g}"
     hard = int(np.count_nonzero(values < threshold))
     if 0 < hard < len(values):
@@ -915,7 +929,7 @@ def mark_clusters(
         `MiningError`: see [`check_frames`].
         `ValueError`: see [`temporal_clusters`].
     """
-    _check_run_options(threshold, max_gap, min_length, smoothing)
+    check_options(threshold, None, max_gap, min_length, smoothing)
     marks = _none_of(scores, "cluster")
     for video, rows in videos(scores):
         # A gap that is too long for a run and for the window needs no more room than that.
@@ -968,24 +982,20 @@ def describe_clusters(scores: pd.DataFrame, by: str = "dice") -> pd.DataFrame:
     return pd.DataFrame(found, columns=[*columns, "cause", "cause_ratio"]).sort_values("mean", ignore_index=True)
 
 
-def likely_cause(
-    own: pd.DataFrame, others: pd.DataFrame, least_change: float = 1.2, least_effect: float = 2.0
-) -> tuple[str, float]:
+def likely_cause(own: pd.DataFrame, others: pd.DataFrame) -> tuple[str, float]:
     """
     What a run of hard frames differs in most from the other frames of its video.
 
-    A measurement counts if its median in the run is worse than that of the others by the factor `least_change`, and by
-    `least_effect` robust standard deviations (1.4826 x the median absolute deviation, of logarithms, and at least
-    0.05) of the others. Of those that count, the one with the most standard deviations is named; but blur only where
-    the contrast does not count, as over a structured background faint vessels alone lower the sharpness.
+    A measurement counts if its median in the run is worse than that of the others by a factor of 1.2, and by two
+    robust standard deviations (1.4826 x the median absolute deviation, of logarithms, and at least 0.05) of the
+    others. Of those that count, the one with the most standard deviations is named; but blur only where the contrast
+    does not count, as over a structured background faint vessels alone lower the sharpness.
 
     It is a hint, not a finding: what differs need not be what the model fails at.
 
     Args:
-        own (`pandas.DataFrame`): rows of the run, with `MEASUREMENTS`.
+        own (`pandas.DataFrame`): rows of the run, with the measurements that `CAUSES` names.
         others (`pandas.DataFrame`): rows of the same video in no run.
-        least_change (`float`, *optional*, defaults to 1.2): above 1.
-        least_effect (`float`, *optional*, defaults to 2.0): positive.
 
     Returns:
         `str` from `CAUSES`, and the ratio of the two medians; `"unclear"` and NaN where nothing counts, or fewer than
@@ -1001,7 +1011,7 @@ def likely_cause(
         change = float(np.median(near) - np.median(far))
         deviation = 1.4826 * float(np.median(np.abs(far - np.median(far))))
         effect = sign * change / max(deviation, 0.05)
-        if sign * change > math.log(least_change) and effect > least_effect:
+        if sign * change > math.log(1.2) and effect > 2:
             found[name] = (effect, math.exp(change))
     if "contrast" in found:
         found.pop("sharpness", None)
@@ -1011,35 +1021,29 @@ def likely_cause(
     return CAUSES[name][0], found[name][1]
 
 
-def review_reasons(
-    scores: pd.DataFrame, tau_low: float = 0.3, least_agreement: float = 0.8, margin: float = 0.1
-) -> pd.Series:
+def review_reasons(scores: pd.DataFrame, tau_low: float = 0.3) -> pd.Series:
     """
     Rows whose label may be wrong, and why. They are for a person to look at, and not to be trained on until then.
 
     - No candidate explains the mask: `best_dice < tau_low`. (A model that fails everywhere lists everything here.)
-    - The mask disagrees with both neighbours' (`mask_agreement < agreement`) while the model's mask agrees with them
-      (`prediction_agreement >= agreement`), and better by `margin`. A vessel that moves by less than the tolerance of
+    - The mask disagrees with both neighbours' (`mask_agreement` below 0.8) while the model's mask agrees with them
+      (`prediction_agreement` of 0.8 or more), and better by 0.1. A vessel that moves by less than the tolerance of
       [`score_dataset`] still agrees.
 
     Args:
         scores (`pandas.DataFrame`): from [`score_dataset`].
         tau_low (`float`, *optional*, defaults to 0.3): in [0, 1]; 0 turns the first rule off.
-        least_agreement (`float`, *optional*, defaults to 0.8): in [0, 1]; 0 turns the second rule off.
-        margin (`float`, *optional*, defaults to 0.1): in [0, 1].
 
     Returns:
         `pandas.Series` of str, like `scores`; `None` for rows that nothing speaks against.
 
     Raises:
-        `ValueError`: an option out of its range.
+        `ValueError`: `tau_low` is out of its range.
     """
-    for name, value in (("tau_low", tau_low), ("least_agreement", least_agreement), ("margin", margin)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {value}.")
+    check_options(tau_low=tau_low)
     unexplained = scores["best_dice"] < tau_low
     own, model = scores["mask_agreement"], scores["prediction_agreement"]
-    alone = (own < least_agreement) & (model >= least_agreement) & (model - own >= margin)
+    alone = (own < AGREEMENT) & (model >= AGREEMENT) & (model - own >= 0.1)
     reasons = _none_of(scores, "review_reason")
     reasons[alone] = "the mask disagrees with both neighbours', the model's mask agrees with them"
     reasons[unexplained] = f"no candidate has a Dice of {tau_low:g}"

@@ -17,6 +17,8 @@ from torch import nn
 
 from .data.features import FeatureStore, fingerprint
 from .evaluation.evaluator import ROUTE, passes, predict_probabilities, probabilities_of, score
+from .measurements import spread
+from .mining import default_sampler
 from .models.modeling import SegFeatures
 from .preferences import MaskSampler
 
@@ -25,27 +27,6 @@ ROUTE_BY = ("predicted_iou", "spread")
 # Thresholds that no value reaches, and that every value does. (Both kinds of values lie in [0, 1].)
 NOTHING = {"predicted_iou": -1.0, "spread": 2.0}
 EVERYTHING = {"predicted_iou": 2.0, "spread": -1.0}
-
-
-def candidate_spread(mask_logits: torch.Tensor, threshold: float = 0.5) -> float:
-    """
-    How much candidate masks of one object differ.
-
-    Args:
-        mask_logits (`torch.Tensor` of shape `(K, h, w)`): of the candidates.
-        threshold (`float`, *optional*, defaults to 0.5): probability above which a pixel is foreground.
-
-    Returns:
-        `float` in [0, 1]: 1 - mean Dice of all pairs (two empty masks agree); 0 of fewer than two.
-    """
-    masks = (mask_logits > math.log(threshold) - math.log1p(-threshold)).flatten(1).double()
-    if len(masks) < 2:
-        return 0.0
-    both, sizes = masks @ masks.T, masks.sum(1)
-    total = sizes[:, None] + sizes
-    dice = torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
-    one, other = torch.triu_indices(len(masks), len(masks), offset=1, device=masks.device)
-    return float(1 - dice[one, other].mean())
 
 
 @dataclass
@@ -63,13 +44,11 @@ class Router:
             Whether both make the same features, see [`make_router`]. The second then needs a pass of its mask decoder
             only, otherwise it runs as a whole on the frames that it gets.
         by (`str`, *optional*, defaults to `"predicted_iou"`):
-            `"predicted_iou"` of the first model's mask; `"spread"` of its candidate masks (see [`candidate_spread`]),
-            which takes two more passes of its mask decoder.
+            `"predicted_iou"` of the first model's mask; `"spread"` of its candidate masks (see
+            [`~measurements.spread`]) on the decoder's own grid, which takes two more passes of its mask decoder.
         threshold (`float`, *optional*, defaults to 0.5):
             Frames with a predicted IoU below it, or a spread above it, go to the second model.
-        sampler (`MaskSampler`, *optional*):
-            Of the candidates. Not SAM 2's own other two masks by default: training on masks may never have asked for
-            them.
+        sampler (`MaskSampler`, *optional*): of the candidates; see [`~mining.default_sampler`].
 
     Raises:
         `ValueError`: an unknown `by`, or a threshold that is no finite number.
@@ -80,7 +59,7 @@ class Router:
     shared: bool
     by: str = "predicted_iou"
     threshold: float = 0.5
-    sampler: MaskSampler = field(default_factory=lambda: MaskSampler(tokens=False))
+    sampler: MaskSampler = field(default_factory=default_sampler)
 
     def __post_init__(self):
         check_route(self.by, self.threshold)
@@ -117,36 +96,9 @@ class Router:
             )
             # The sampler starts anew for every row, so that its noise does not depend on the rows before.
             candidates = self.sampler(first, own).mask_logits
-            level = first.config.mask_threshold
-            found[row] = float(np.mean([candidate_spread(logits, level) for logits in candidates]))
+            drawn = (candidates.sigmoid() > first.config.mask_threshold).cpu().numpy()
+            found[row] = float(np.mean([spread(masks) for masks in drawn]))
         return found
-
-    @torch.no_grad()
-    def decode(
-        self, first: nn.Module, features: SegFeatures
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, dict[str, float | bool]]]:
-        """
-        `decode_masks` of the first model, and of the second one for difficult rows. With features that are `shared`
-        only.
-
-        Args:
-            first (`nn.Module`): the first model.
-            features (`SegFeatures`): from its `encode`.
-
-        Returns:
-            `mask_logits` and `iou_scores` as `decode_masks`, and for every row with masks whether it was `"routed"`,
-            and its predicted IoU or spread.
-        """
-        mask_logits, iou_scores = first.decode_masks(features)
-        values = self.values(first, features, iou_scores)
-        routes = {row: self.route(value) for row, value in values.items()}
-        hard = [row for row, route in routes.items() if route["routed"]]
-        if hard:
-            theirs = torch.isin(features.row_index, torch.tensor(hard, device=features.row_index.device))
-            others, scores = self.model.decode_masks(features)
-            mask_logits = torch.where(theirs[:, None, None], others, mask_logits)
-            iou_scores = torch.where(theirs, scores, iou_scores)
-        return mask_logits, iou_scores, routes
 
     def route(self, value: float) -> dict[str, float | bool]:
         """What is said of a frame: whether it was `"routed"`, and by what."""
@@ -165,23 +117,15 @@ class Router:
             `Segmentation`, and what is said of the route. An answer without a mask is never routed.
         """
         route = {"routed": False, self.by: None}
-        if self.shared:
 
-            def decode(features: SegFeatures) -> tuple[torch.Tensor, torch.Tensor]:
-                mask_logits, iou_scores, routes = self.decode(first, features)
-                route.update(routes.get(0, {}))
-                return mask_logits, iou_scores
-
-            return first.segment(processor=processor, decode=decode, **request), route
-
-        def decode_and_judge(features: SegFeatures) -> tuple[torch.Tensor, torch.Tensor]:
-            mask_logits, iou_scores = first.decode_masks(features)
-            for value in self.values(first, features, iou_scores).values():
+        def decode(features: SegFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+            drawn = first.decode_masks(features)
+            for value in self.values(first, features, drawn[1]).values():
                 route.update(self.route(value))
-            return mask_logits, iou_scores
+            return self.model.decode_masks(features) if route["routed"] and self.shared else drawn
 
-        result = first.segment(processor=processor, decode=decode_and_judge, **request)
-        if route["routed"]:
+        result = first.segment(processor=processor, decode=decode, **request)
+        if route["routed"] and not self.shared:
             result = self.model.segment(processor=self.processor, **request)
         return result, route
 

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from sa2va_trl.measurements import measure, motion, spread, tolerant_dice
+from sa2va_trl.metrics import segmentation_metrics
 
 
 def disc(radius, centre=(32, 32), size=64):
@@ -59,8 +62,8 @@ def test_tolerance_forgives_a_shift_and_no_more():
     assert tolerant_dice(mask, np.zeros_like(mask), 2) == 0
 
 
-def test_spread_is_the_mean_of_all_pairs():
-    a, b = np.zeros((2, 1, 4), dtype=bool)
-    a[0, :2], b[0, 1:3] = True, True
-    assert spread(np.stack([a, a, b])) == pytest.approx(1 - (1 + 0.5 + 0.5) / 3)
-    assert spread(np.stack([a])) == 0 and spread(np.zeros((3, 2, 2), dtype=bool)) == 0
+@given(seed=st.integers(0, 1000), count=st.integers(0, 5), share=st.sampled_from([0.0, 0.1, 0.6]))
+def test_spread_is_one_less_the_mean_dice_of_pairs(seed, count, share):
+    masks = np.random.default_rng(seed).random((count, 6, 7)) < share
+    pairs = [segmentation_metrics(one, other)["dice"] for one, other in combinations(masks, 2)]
+    assert spread(masks) == pytest.approx(1 - np.mean(pairs) if pairs else 0.0)

@@ -493,7 +493,7 @@ def test_reasons_for_review():
     reasons = review_reasons(frame)
     assert reasons.notna().tolist() == [True, False, True, False, False, False]
     assert "candidate" in reasons[0] and "neighbours" in reasons[2]
-    assert review_reasons(frame, tau_low=0, least_agreement=0).isna().all()
+    assert review_reasons(frame, tau_low=0).notna().tolist() == [False, False, True, False, False, False]
     with pytest.raises(ValueError, match="tau_low"):
         review_reasons(frame, tau_low=2)
 

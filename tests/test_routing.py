@@ -1,5 +1,5 @@
 import math
-from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,15 +13,12 @@ from sa2va_trl.arguments import ModelArguments, RouterArguments, load_model, loa
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.data.features import before_the_cut
 from sa2va_trl.evaluation import evaluate, predict_probabilities, stored_features
-from sa2va_trl.evaluation.evaluator import passes
-from sa2va_trl.metrics import segmentation_metrics
 from sa2va_trl.models.grounding import GroundingEncoder
 from sa2va_trl.routing import (
     EVERYTHING,
     NOTHING,
     ROUTE_BY,
     Router,
-    candidate_spread,
     fit_router,
     fit_threshold,
     is_hard,
@@ -91,10 +88,9 @@ def maps(predictions):
 
 
 @pytest.mark.parametrize("by", ROUTE_BY)
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_none_and_all_routed_are_the_models_themselves(models, dataset, by, batch_size):
+def test_none_and_all_routed_are_the_models_themselves(models, dataset, by):
     model, processor, alone, router = models
-    options = {"batch_size": batch_size, "progress": False}
+    options = {"batch_size": 4, "progress": False}
     for threshold, own in ((NOTHING[by], model), (EVERYTHING[by], alone)):
         found = maps(predict_routed(model, processor, set_to(router, by, threshold), dataset, **options))
         expected = maps(predict_probabilities(own, processor, dataset, **options))
@@ -200,19 +196,6 @@ def test_pictures_are_segmented_by_the_model_that_they_belong_to(models, image, 
         assert route[by] == pytest.approx(float(model.segment(processor=processor, **request).iou_scores))
 
 
-def test_a_batch_is_decoded_row_by_row(models, dataset):
-    model, processor, _, router = models
-    (_, _, _, features, outputs), *_ = passes(model, processor, dataset, 6, False, None)
-    middle = float(outputs.iou_scores.sort().values[2:4].mean())
-    mask_logits, iou_scores, found = set_to(router, "predicted_iou", middle).decode(model, features)
-    one, other = model.decode_masks(features), router.model.decode_masks(features)
-    assert [found[row]["routed"] for row in range(6)] == (one[1] < middle).tolist()
-    for row in range(6):
-        expected = other if found[row]["routed"] else one
-        assert torch.equal(mask_logits[row], expected[0][row]) and torch.equal(iou_scores[row], expected[1][row])
-    assert not torch.equal(one[0], other[0])
-
-
 def test_a_video_has_no_decoder_to_replace(models, image):
     model, processor, _, _ = models
     with pytest.raises(ValueError, match="decode"):
@@ -227,22 +210,17 @@ def test_a_row_goes_as_a_whole_by_its_mean(models):
     assert values == pytest.approx({0: 0.4, 2: 0.9})
 
 
-# candidate_spread
-
-
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 1000), count=st.integers(1, 5), share=st.sampled_from([0.0, 0.1, 0.6]))
-def test_spread_is_one_less_the_mean_dice_of_pairs(seed, count, share):
-    masks = np.random.default_rng(seed).random((count, 6, 7)) < share
-    logits = torch.where(torch.from_numpy(masks), 1.0, -1.0)
-    dices = [segmentation_metrics(one, other)["dice"] for one, other in combinations(masks, 2)]
-    assert candidate_spread(logits) == pytest.approx(1 - np.mean(dices) if dices else 0.0)
-
-
 def test_spread_is_of_the_masks_at_the_threshold():
-    logits = torch.tensor([0.1, -0.1]).reshape(2, 1, 1)
-    assert candidate_spread(logits) == 1.0
-    assert candidate_spread(logits, threshold=0.4) == candidate_spread(logits, threshold=0.6) == 0.0
+    class Sampler:
+        def __call__(self, model, features):
+            return SimpleNamespace(mask_logits=torch.tensor([0.1, -0.1]).reshape(1, 2, 1, 1))
+
+    index = torch.tensor([0])
+    features = SegFeatures(torch.zeros(1, 4), index, index, index, ())
+    router = Router(None, None, True, "spread", sampler=Sampler())
+    for threshold, expected in ((0.5, 1.0), (0.4, 0.0), (0.6, 0.0)):
+        first = SimpleNamespace(config=SimpleNamespace(mask_threshold=threshold))
+        assert router.values(first, features, None) == {0: expected}
 
 
 # fit_threshold

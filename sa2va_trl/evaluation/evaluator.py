@@ -10,7 +10,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..data.collator import SegCollator
-from ..data.columns import DatasetError, check_dataset, decode_mask, normalize_row
+from ..data.columns import IDENTIFIERS, DatasetError, check_dataset, decode_mask, normalize_row
 from ..data.features import (
     KEY,
     MODES,
@@ -31,7 +31,6 @@ from .statistics import sample_clusters, summarize
 
 
 METRICS = ("dice", "iou", "precision", "recall", "specificity", "accuracy")
-IDENTIFIERS = ("sample_id", "patient_id", "video_id", "frame_index")
 # Where a row says which way a router has sent it: columns for [`score`].
 ROUTE = "__route__"
 

@@ -346,6 +346,8 @@ class SegTrainerMixin:
 
     features: FeatureStore | None = None
     _features_ready = False
+    # Whether the training rows are evaluated, too: then they have features as they are, beside their augmented views.
+    _evaluates_training = False
 
     def reasons_against_features(self) -> list[str]:
         """Why features cannot stand in for the pixels of this run; a trainer adds its own reasons."""
@@ -454,7 +456,8 @@ class SegTrainerMixin:
 
     def _add_views(self, keys: dict[str, list[str]]) -> None:
         """Views of the training rows, in place of the rows, are what training reads."""
-        evaluated = {key for name, own in keys.items() if name != "train_dataset" for key in own}
+        names = [name for name in keys if name != "train_dataset" or self._evaluates_training]
+        evaluated = {key for name in names for key in keys[name]}
         rows = list(zip(keys["train_dataset"], self.train_dataset["row_index"], strict=True))
         sizes = {key: self._feature_sizes[key] for key, _ in rows}
         for key in sizes.keys() - evaluated:

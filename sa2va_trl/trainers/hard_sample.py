@@ -22,7 +22,6 @@ from .plan import (
     CURRICULA,
     DIFFICULTIES,
     check_columns,
-    cluster_numbers,
     match_scores,
     plan_epoch,
     row_weights,
@@ -32,6 +31,8 @@ from .sft import REFUSED, SegSFTConfig, SegSFTTrainer
 
 
 REGRESSIONS = ("warn", "stop", "ignore")
+# What a resumed run cannot change: its rows have been chosen, and it is in the middle of a plan.
+FIXED = ("threshold", "worst", "include_review", "difficulty", "weight_cap", "easy_share", "curriculum")
 
 
 @dataclass
@@ -136,11 +137,11 @@ class HardSampleConfig(SegSFTConfig):
             raise ValueError(f"easy_margin must not be negative, got {self.easy_margin}.")
         if self.easy_regression == "ignore":
             refuse(self, {"easy_margin": "easy_regression=ignore watches nothing"})
-        if self.easy_regression == "stop" and (self.eval_strategy == "no" or self.prediction_loss_only):
-            raise ValueError(
-                "easy_regression=stop needs an evaluation to watch: set eval_strategy, and leave "
-                "prediction_loss_only=False."
-            )
+        if self.eval_strategy == "no" or self.prediction_loss_only:
+            need = "needs an evaluation to watch: set eval_strategy, and leave prediction_loss_only=False"
+            refuse(self, {"easy_margin": need})
+            if self.easy_regression == "stop":
+                raise ValueError(f"easy_regression=stop {need}.")
 
 
 def _never(every, epochs) -> str:
@@ -179,6 +180,7 @@ class _Progress(TrainerCallback, ExportableState):
 
     Args:
         digest (`str`): of the training rows' identifiers.
+        options (`dict`): those of `FIXED`.
         columns (`dict[str, list]`): the present scores.
         mined_at (`int`): epoch of the present scores.
         hard, ordinary (`list[int]`): row numbers.
@@ -186,11 +188,11 @@ class _Progress(TrainerCallback, ExportableState):
         start (`dict[str, list]`): Dice of the evaluation rows at the start, by prefix.
     """
 
-    NAMES = ("digest", "columns", "mined_at", "hard", "ordinary", "length", "start")
+    NAMES = ("digest", "options", "columns", "mined_at", "hard", "ordinary", "length", "start")
 
     def __init__(self):
-        self.digest, self.columns, self.mined_at, self.length, self.start = None, None, 0, None, {}
-        self.hard, self.ordinary = [], []
+        self.digest, self.options, self.columns, self.mined_at = None, None, None, 0
+        self.hard, self.ordinary, self.length, self.start = [], [], None, {}
 
     def state(self) -> dict:
         return {"args": {}, "attributes": {name: getattr(self, name) for name in self.NAMES}}
@@ -268,7 +270,8 @@ class HardSampleTrainer(SegSFTTrainer):
                 f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}: hard samples are "
                 "drawn by number, which a stream has not."
             )
-        self._given_scores, self._scores = scores, None
+        self._given_scores = scores
+        self._evaluates_training = scores is None or args.remine_every is not None
         super().__init__(
             model,
             args,
@@ -351,9 +354,7 @@ class HardSampleTrainer(SegSFTTrainer):
             names = ("sample_id", "video_id", "frame_index")
             rows = self.train_dataset.select_columns([name for name in names if name in self.train_dataset.features])
             rows = rows.to_pandas().assign(dice=scores["dice"])
-            scores["cluster"] = cluster_numbers(
-                rows.assign(cluster=mining.mark_clusters(rows, mining.hard_threshold(rows, **self._hard_options())))
-            )
+            scores["cluster"] = mining.mark_clusters(rows, mining.hard_threshold(rows, **self._hard_options()))
         return scores
 
     def _adopt(self, scores: pd.DataFrame, epoch: int) -> None:
@@ -362,6 +363,7 @@ class HardSampleTrainer(SegSFTTrainer):
         hard, ordinary = select_rows(scores, args.threshold, args.worst, args.include_review)
         row_weights(scores[hard], args.difficulty, args.weight_cap)  # raises before anything is taken over
         progress.digest = _digest(self.train_dataset)
+        progress.options = {name: getattr(args, name) for name in FIXED}
         progress.columns = {
             name: scores[name].astype(object).where(scores[name].notna(), None).tolist() for name in scores
         }
@@ -406,6 +408,10 @@ class HardSampleTrainer(SegSFTTrainer):
             setattr(self.progress, name, value)
         if self.progress.digest != _digest(self.train_dataset):
             raise DatasetError(f"{checkpoint} was trained on other rows, or in another order, than train_dataset.")
+        began = self.progress.options
+        changed = [f"{name}={began[name]}" for name in FIXED if began[name] != getattr(self.args, name)]
+        if changed:
+            raise ValueError(f"{checkpoint} was begun with {', '.join(changed)}: resume it with the same options.")
 
     def begin_epoch(self, epoch: int) -> None:
         """Score the rows again where it is time to, and set the sampler to an epoch."""

@@ -64,11 +64,9 @@ def row_weights(scores: pd.DataFrame, difficulty: str = "threshold", weight_cap:
     if difficulty == "threshold":
         return np.ones(len(scores))
     if difficulty == "cluster":
-        clusters = scores["cluster"].to_numpy()
+        sizes = scores["cluster"].map(scores["cluster"].value_counts())
         # A hard row outside of all clusters is one of its own.
-        clusters = np.where(clusters < 0, -1 - np.arange(len(scores)), clusters)
-        _, inverse, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
-        weights = 1 / sizes[inverse]
+        weights = 1 / sizes.to_numpy(dtype=float, na_value=1)
         return weights / weights.mean()
     weights = 1 - scores["dice"].to_numpy(dtype=float)
     if difficulty == "spread":
@@ -125,7 +123,8 @@ def plan_epoch(
         difficulty, weight_cap, easy_share, curriculum: see [`~trainers.hard_sample.HardSampleConfig`].
 
     Returns:
-        `list[int]` of `length` row numbers. Every stretch of it holds ordinary rows in their share.
+        `list[int]` of `length` row numbers. Every stretch of it holds ordinary rows in their share. In the order of
+        thickness, rows without one (their masks are empty) are in the last band.
     """
     rng = np.random.default_rng([seed % 2**32, epoch])
     easy_count = round(easy_share * length)
@@ -154,14 +153,14 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
 
     Returns:
         `pandas.DataFrame` with those of `COLUMNS` that it has, one row a dataset row; `dice` is NaN where a row has no
-        mask, and `cluster` an integer that is the same within a cluster only, -1 outside.
+        mask.
 
     Raises:
         `DatasetError`: columns are missing, identifiers are missing, unknown or used twice, or a Dice is none.
     """
     missing = [name for name in ("sample_id", "dice") if name not in scores]
     if missing:
-        raise DatasetError(f"The scores have no column {' and '.join(missing)}: mine them first.")
+        raise DatasetError(f"The scores have no column {' and '.join(missing)}: mine them first, with labels.")
     ids = scores["sample_id"]
     twice = ids[ids.duplicated()].tolist()
     if twice:
@@ -186,13 +185,9 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     if not ((dice >= 0) & (dice <= 1)).all():
         bad = ids[~((dice >= 0) & (dice <= 1))].tolist()
         raise DatasetError(f"{len(bad)} scores have a dice outside of [0, 1], such as that of {bad[0]!r}.")
-    scores = scores.copy()
-    if "cluster" in scores:
-        scores["cluster"] = cluster_numbers(scores)
     found = scores.set_index("sample_id").reindex(own).reset_index(drop=True)
     found = found[[name for name in COLUMNS if name in found]]
-    fill = {"review": False, "cluster": -1}
-    return found.assign(**{name: found[name].fillna(fill[name]) for name in fill if name in found})
+    return found.assign(review=found["review"].fillna(False)) if "review" in found else found
 
 
 def check_columns(scores: pd.DataFrame, args) -> None:
@@ -200,30 +195,17 @@ def check_columns(scores: pd.DataFrame, args) -> None:
     Raises:
         `ValueError`: an option needs a column of the scores that is missing or has gaps, or has no effect without it.
     """
-    needed = {
-        f"difficulty={args.difficulty}": args.difficulty if args.difficulty in ("spread", "cluster") else "dice",
-        f"curriculum={args.curriculum}": "thickness" if args.curriculum == "thickness" else "dice",
-        f"include_review={args.include_review}": "review" if args.include_review else "dice",
-    }
-    for option, column in needed.items():
+    needed = {}
+    if args.difficulty in ("spread", "cluster"):
+        needed[args.difficulty] = f"difficulty={args.difficulty}"
+    if args.curriculum == "thickness":
+        needed["thickness"] = "curriculum=thickness"
+    if args.include_review:
+        needed["review"] = "include_review=True"
+    for column, option in needed.items():
         if column not in scores:
             raise ValueError(f"{option} needs a column {column!r}, which the scores lack; they have {list(scores)}.")
-        gaps = int((scores[column].isna() & scores["dice"].notna()).sum())
-        if gaps:
-            raise ValueError(f"{option} needs a {column!r} for every row; {gaps} of {len(scores)} have none.")
-
-
-def cluster_numbers(scores: pd.DataFrame) -> pd.Series:
-    """
-    Clusters as integers.
-
-    Args:
-        scores (`pandas.DataFrame`): with `cluster` of any kind (nothing or -1 outside of clusters) and, where clusters
-            are counted video by video, `video_id`.
-
-    Returns:
-        `pandas.Series` of int: the same within a cluster only, -1 outside.
-    """
-    known = scores["cluster"].notna() & (scores["cluster"] != -1)
-    groups = ["video_id", "cluster"] if "video_id" in scores else ["cluster"]
-    return scores.groupby(groups, dropna=False).ngroup().where(known, -1)
+        gaps = scores[column].isna()[scores["dice"].notna()]
+        # Most rows are in no run, and empty masks have no thickness.
+        if {"cluster": False, "thickness": gaps.all()}.get(column, gaps.any()):
+            raise ValueError(f"{option} needs a {column!r} of each row; {gaps.sum()} of {len(gaps)} have none.")

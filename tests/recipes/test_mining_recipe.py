@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 
+from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.mining import MiningError, read_scores
 
 
@@ -66,13 +69,39 @@ def test_without_labels(monkeypatch, tmp_path):
     assert len(list((tmp_path / "clusters").iterdir())) == len(found["clusters"]) > 0
 
 
+def test_clips_are_drawn_by_their_first_frames(monkeypatch, tmp_path):
+    frames = [dict(row) for row in synthetic_dataset(1, 6, 64)]
+    kinds = {"images": List(ImageFeature()), "masks": List(ImageFeature(mode="L")), "phrases": List(Value("string"))}
+    names = {"sample_id": Value("string"), "video_id": Value("string"), "frame_index": Value("int64")}
+    clips = [
+        {
+            "images": [row["image"] for row in frames[start : start + 2]],
+            "masks": [row["mask"] for row in frames[start : start + 2]],
+            **{"phrases": ["vessel"], "sample_id": f"clip{start}", "video_id": "a", "frame_index": start},
+        }
+        for start in (0, 2, 4)
+    ]
+    DatasetDict(test=Dataset.from_list(clips, Features(kinds | names))).save_to_disk(tmp_path / "data")
+    options = ["--grounding_image_size", 64, "--dataset_split", "test", "--dataset_name", tmp_path / "data"]
+    options += ["--output_dir", tmp_path / "hard", "--worst", 0.4, "--min_length", 1]
+    monkeypatch.setattr(sys, "argv", ["mine_hard_samples", *map(str, options)])
+    runpy.run_path(str(ROOT / "recipes" / "mine_hard_samples.py"), run_name="__main__")
+    (sheet,) = (tmp_path / "hard" / "clusters").iterdir()
+    assert Image.open(sheet).size in [(2 * 192, 20 + 2 * 192), (3 * 192, 20 + 2 * 192)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--threshold", 0.7, "--worst", 0.2], "give one"),
         (["--smoothing", 2], "odd"),
         (["--method", "tracking"], "method has no effect"),
-        (["--labels", "false", "--cache_features", "on"], "no effect with labels=false"),
+        (["--labels", "false", "--cache_features", "on"], "cache_features='on': labels=false has no use"),
+        (["--labels", "false", "--tau_low", 0.1], "tau_low=0.1: labels=false has no use"),
+        (["--worst", 1.5], "worst is the share"),
+        (["--threshold", "nan"], "nan"),
+        (["--tau_low", 3], "tau_low"),
+        (["--num_sheets", -1], "num_sheets"),
         (["--sampler", '{"field": -1}'], "field"),
     ],
 )

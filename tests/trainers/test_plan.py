@@ -1,6 +1,7 @@
 """Which rows an epoch of hard-sample training holds, how often, and in which order."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa2va_trl.data import DatasetError, synthetic_dataset
-from sa2va_trl.trainers.plan import draw, match_scores, plan_epoch, row_weights, select_rows
+from sa2va_trl.trainers.plan import check_columns, draw, match_scores, plan_epoch, row_weights, select_rows
 
 
 def table(dice, **columns):
@@ -80,9 +81,10 @@ def test_spread_weighs_rows_that_the_policy_can_change():
 
 
 def test_every_cluster_counts_alike_and_a_row_outside_is_one_of_its_own():
-    weights = row_weights(table([0.1] * 6, cluster=[0, 0, 0, 1, -1, -1]), "cluster")
+    weights = row_weights(table([0.1] * 6, cluster=["a/0", "a/0", "a/0", "b/0", None, None]), "cluster")
     assert weights[:3].sum() == pytest.approx(weights[3])
     assert weights[3] == weights[4] == weights[5]
+    assert row_weights(table([0.1] * 2, cluster=[None, None]), "cluster").tolist() == [1, 1]
 
 
 @settings(deadline=None)
@@ -150,6 +152,27 @@ def test_a_curriculum_goes_from_easy_and_thick_to_hard_and_thin(curriculum):
     assert (rows >= 30).sum() == 30
 
 
+def test_empty_masks_which_have_no_thickness_come_last():
+    scores = table(np.linspace(0, 0.7, 9), thickness=[np.nan, 1, 2, np.nan, 3, 4, 5, 6, 7])
+    scores = pd.concat([scores, table([0.9], thickness=[np.nan])], ignore_index=True)
+    check_columns(scores, SimpleNamespace(difficulty="threshold", curriculum="thickness", include_review=False))
+    rows = plan(scores, 9, curriculum="thickness", easy_share=0.0)
+    assert set(rows[:3]) == {6, 7, 8} and set(rows[3:6]) == {2, 4, 5} and set(rows[6:]) == {0, 1, 3}
+
+
+def test_columns_with_gaps_are_refused():
+    scores = table([0.1, 0.2, np.nan], spread=[0.1, np.nan, np.nan], thickness=[np.nan] * 3, cluster=[None] * 3)
+    args = {"difficulty": "threshold", "curriculum": "none", "include_review": False}
+    check_columns(scores, SimpleNamespace(**{**args, "difficulty": "cluster"}))
+    for options, message in (
+        ({"difficulty": "spread"}, "difficulty=spread needs a 'spread' of each row; 1 of 2 have none"),
+        ({"curriculum": "thickness"}, "curriculum=thickness needs a 'thickness' of each row; 2 of 2 have none"),
+        ({"include_review": True}, "include_review=True needs a column 'review'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_columns(scores, SimpleNamespace(**{**args, **options}))
+
+
 # Scores and rows
 
 
@@ -167,13 +190,6 @@ def test_scores_are_matched_by_sample_id(data):
     matched = match_scores(scores.sample(frac=1, random_state=1), data)
     assert matched["dice"].tolist() == scores["dice"].tolist()
     assert matched["review"].tolist() == scores["review"].tolist()
-
-
-def test_clusters_of_two_videos_are_two(data):
-    scores = scores_of(data, video_id=data["video_id"], cluster=[0, 0, None, 0, 0, -1])
-    clusters = match_scores(scores, data)["cluster"].tolist()
-    assert clusters[0] == clusters[1] != clusters[3] == clusters[4]
-    assert clusters[2] == clusters[5] == -1 and min(clusters[0], clusters[3]) >= 0
 
 
 @pytest.mark.parametrize(
