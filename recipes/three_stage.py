@@ -44,6 +44,20 @@ from sa2va_trl.evaluation.overlays import file_name, save_overlays
 
 RECIPES = Path(__file__).parent
 SPLITS = ("train", "validation", "test")
+STEPS = ("stage1", "preferences", "stage2", "mining", "stage3", "control", "router", "merging")
+# What steps learn from, and what they share.
+DECIDED = (
+    "model_name_or_path",
+    "adapter",
+    "dataset_name",
+    "synthetic",
+    "phrase",
+    "dataset_split",
+    "output_dir",
+    "seed",
+)
+DECIDED += ("dataset_train_split", "dataset_eval_split", "preferences", "scores", "cache_features", "cache_dir")
+DECIDED += ("dtype", "attn_implementation")
 
 
 @dataclass
@@ -70,6 +84,11 @@ class ThreeStageArguments:
             raise ValueError(f"first_stage must be 1 or 2, got {self.first_stage}.")
         if self.cache_features not in ("on", "off"):
             raise ValueError(f"cache_features must be on or off, got {self.cache_features!r}.")
+        for step in STEPS:
+            if given := [name for name in DECIDED if name in getattr(self, step)]:
+                raise ValueError(f"{step}: {', '.join(given)} cannot be set there, three_stage.py decides it.")
+        if "max_steps" in self.control:
+            raise ValueError("control: max_steps cannot be set there, it is that of stages 2 and 3 together.")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError("Start three_stage.py with python; its option `launcher` starts the training steps.")
 
@@ -128,8 +147,8 @@ def flags(options: dict) -> list[str]:
     return line
 
 
-def check_splits(data, record: Path) -> None:
-    """Held-out patients stay held out: the splits share nothing, and are those that earlier steps have seen."""
+def check_splits(data, data_args: DataArguments, record: Path) -> None:
+    """Held-out patients stay held out: the splits share nothing, and earlier steps have seen the same ones."""
     for one, other in combinations(SPLITS, 2):
         check_no_leakage(data[one], data[other], names=(one, other))
     names = ("sample_id", "video_id", "patient_id")
@@ -137,10 +156,11 @@ def check_splits(data, record: Path) -> None:
         split: {name: sorted(set(map(str, data[split][name]))) for name in names if name in data[split].column_names}
         for split in SPLITS
     }
+    own["synthetic"] = data_args.synthetic
     if record.exists() and json.loads(record.read_text()) != own:
         raise ValueError(
-            f"{record.parent} was begun with other splits ({record.name}): a patient held out now may have been "
-            "trained on. Give another output_dir."
+            f"{record.parent} was begun with other data or splits ({record.name}): a patient held out now may have "
+            "been trained on. Give another output_dir."
         )
     write_json(record, own)
 
@@ -159,9 +179,10 @@ def pictures(models: list[str], args: dict, test: Dataset, before: pd.DataFrame,
         for row, probabilities in predict_probabilities(model, processor, rows, progress=False):
             masks = row["masks"] if row.get("mask") is None else [row["mask"]]
             target = np.any([np.asarray(mask) > 0 for mask in masks], axis=0)
-            drawn = np.asarray(overlay(row["image"], (probabilities > 0.5).any(0), target))
-            own = strips.setdefault(row["sample_id"], [drawn[:, : row["image"].width]])
-            own.append(drawn[:, row["image"].width :])
+            image = row["image"] if row.get("image") is not None else row["images"][0]
+            drawn = np.asarray(overlay(image, (probabilities > 0.5).any(0), target))
+            own = strips.setdefault(row["sample_id"], [drawn[:, : image.width]])
+            own.append(drawn[:, image.width :])
     for title, name in chosen.items():
         label = f"{title}_{before[name]:.3f}_{after[name]:.3f}_{file_name(name)}"
         yield label, Image.fromarray(np.concatenate(strips[name], axis=1))
@@ -174,7 +195,7 @@ def main():
     data = load_data(data_args)
     for split in SPLITS:
         get_split(data, split, "dataset_name")
-    check_splits(data, output / "splits.json")
+    check_splits(data, data_args, output / "splits.json")
     dataset = {"dataset_name": data_args.dataset_name, "synthetic": {}}  # whatever the steps' own files say
     if data_args.dataset_name == "synthetic":  # made once, and not by every step
         dataset["dataset_name"] = str(output / "data")
@@ -187,6 +208,7 @@ def main():
     stored = {"cache_features": args.cache_features}
     if args.cache_features == "on":
         stored["cache_dir"] = str(output / "features")
+    trained_on = {"dataset_train_split": "train", "dataset_eval_split": "validation"}
     run = Steps(output, args.launcher)
 
     def whole(name: str, base: str) -> str:
@@ -199,7 +221,7 @@ def main():
     # Stage 1
     first = model_args.model_name_or_path
     if args.first_stage == 1:
-        options = {"model_name_or_path": first, "seed": args.seed, **loading, **dataset}
+        options = {"model_name_or_path": first, "seed": args.seed, **trained_on, **loading, **dataset}
         if model_args.grounding_image_size is not None:
             options["grounding_image_size"] = model_args.grounding_image_size
         run("stage1", "sft.py", {**args.stage1, **options}, train=True)
@@ -208,10 +230,10 @@ def main():
 
     # Stage 2
     options = {"model_name_or_path": first, **after_first}
-    pairs = run("preferences", "build_preferences.py", {**args.preferences, **options})
+    pairs = run("preferences", "build_preferences.py", {**args.preferences, **options, "dataset_split": "train"})
     for split, own in product(("validation", "test"), load_dataset_dict(pairs).values()):
         check_no_leakage(own, data[split], names=("preferences", split))
-    run("stage2", "dpo.py", {**args.stage2, **options, "preferences": pairs}, train=True)
+    run("stage2", "dpo.py", {**args.stage2, **options, **trained_on, "preferences": pairs}, train=True)
     second = whole("stage2", first)
 
     # Stage 3
@@ -222,13 +244,13 @@ def main():
     for split in ("validation", "test"):
         check_no_leakage(scores, data[split], names=("mined samples", split))
     options = {"model_name_or_path": second, "scores": mined / "scores.parquet", **after_first}
-    run("stage3", "hard_sample.py", {**args.stage3, **options}, train=True)
+    run("stage3", "hard_sample.py", {**args.stage3, **options, **trained_on}, train=True)
     third = whole("stage3", second)
 
     # The control: as many steps of what stage 1 does
     states = [json.loads((output / name / "trainer_state.json").read_text()) for name in ("stage2", "stage3")]
     options = {"model_name_or_path": first, "max_steps": sum(state["global_step"] for state in states)}
-    run("control", "sft.py", {**args.control, **options, **after_first}, train=True)
+    run("control", "sft.py", {**args.control, **options, **after_first, **trained_on}, train=True)
     control = whole("control", first)
 
     # Evaluation

@@ -616,6 +616,15 @@ class SegTrainerMixin:
             vars(self.model).pop("_is_accelerate_prepared", None)
         return super().train(*args, **kwargs)
 
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=skip_scheduler)
+        # With `eval_on_start` (which skips the scheduler), what training starts from can turn out to be the best.
+        if skip_scheduler and self.args.load_best_model_at_end and self.state.global_step == 0:
+            self._determine_best_metric(metrics, trial)
+            self._save_checkpoint(self.model, trial)
+            self.state.best_model_checkpoint = str(Path(self._get_output_dir(trial)) / "checkpoint-0")
+        return metrics
+
     # Saving and pushing
 
     def prepare_to_save(self) -> None:

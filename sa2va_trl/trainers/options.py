@@ -49,6 +49,9 @@ class SegArguments:
             How often the training rows are seen in one epoch.
         early_stopping_patience (`int`, *optional*):
             Evaluations without a better metric before training stops.
+        eval_on_start (`bool`, *optional*, defaults to `False`):
+            With `load_best_model_at_end`, the model that training starts from counts too: it is what is left where
+            nothing later is better.
         cache_features (`str`, *optional*, defaults to `"auto"`):
             `"on"` computes what comes before the mask head once and reads it from disk from then on, `"off"` does so
             in every step. `"auto"` is `"on"` where that changes nothing: with `trainable="head"`, `lm_weight=0`, no

@@ -37,7 +37,7 @@ OPTIONS = {
     "stage2": {**HEAD, "score": "region", "sft_weight": 1.0},
     "mining": {"worst": 0.5, "tau_low": 0.0},
     "stage3": {**HEAD, "worst": 0.5, "easy_share": 0.5, "gradient_accumulation_steps": 1, "include_review": True},
-    "control": {**HEAD, "lm_weight": 0.0},
+    "control": {**{name: value for name, value in HEAD.items() if name != "max_steps"}, "lm_weight": 0.0},
     "router": {"route_by": "spread"},
 }
 
@@ -134,8 +134,9 @@ def test_three_stages_from_the_start_and_again(monkeypatch, tmp_path, steps, cap
     assert "stage3 - control" in capsys.readouterr().out
     with pytest.raises(ValueError, match="stage2 was made with other options"):
         three_stage(monkeypatch, tmp_path, stage1=stage1, stage2={**OPTIONS["stage2"], "score": "dice"})
-    with pytest.raises(ValueError, match="begun with other splits"):
-        three_stage(monkeypatch, tmp_path, stage1=stage1, synthetic={**OPTIONS["synthetic"], "test_videos": 1})
+    for change in ({"test_videos": 1}, {"size": 96}):
+        with pytest.raises(ValueError, match="begun with other data or splits"):
+            three_stage(monkeypatch, tmp_path, stage1=stage1, synthetic={**OPTIONS["synthetic"], **change})
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,13 @@ def test_what_cannot_work_is_said_before_anything_runs(monkeypatch, tmp_path, st
         three_stage(monkeypatch, tmp_path, first_stage=3)
     with pytest.raises(ValueError, match="cache_features must be on or off"):
         three_stage(monkeypatch, tmp_path, cache_features="auto")
+    for step, option in (
+        ("stage1", "dataset_train_split"),
+        ("preferences", "dataset_split"),
+        ("control", "max_steps"),
+    ):
+        with pytest.raises(ValueError, match=f"{step}: {option} cannot be set there"):
+            three_stage(monkeypatch, tmp_path, **{step: {option: "test"}})
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         with pytest.raises(ValueError, match="launcher"):

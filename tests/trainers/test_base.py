@@ -275,3 +275,16 @@ def test_rows_that_are_alike_share_their_features(tmp_path, data):
     seen = count_encodings(run)
     run.train()
     assert sum(seen) == len(data[0]) + len(data[1])
+
+
+@pytest.mark.parametrize(("learning_rate", "best"), [(10.0, 0), (1e-3, 4)], ids=["worse", "better"])
+def test_the_start_is_kept_where_nothing_is_better(tmp_path, data, learning_rate, best):
+    options = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4, "max_steps": 4}
+    # (The loss, as two steps of an untrained model need not show in its Dice.)
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}
+    run = trainer(tmp_path, data, learning_rate=learning_rate, eval_on_start=True, save_total_limit=1, **options)
+    before = {name: value.clone() for name, value in run.model.named_parameters()}
+    run.train()
+    assert run.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+    same = [torch.equal(before[name], value) for name, value in run.model.named_parameters()]
+    assert all(same) == (best == 0)
