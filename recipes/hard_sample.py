@@ -23,6 +23,7 @@ from sa2va_trl.arguments import (
     get_split,
     load_data,
     load_model,
+    train_and_save,
 )
 
 
@@ -61,14 +62,7 @@ def main():
         processing_class=processor,
         scores=score_args.scores,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-
-    # Save
-    trainer.save_model(training_args.output_dir)
-    trainer.save_state()
-    trainer.create_model_card(dataset_name=data_args.dataset_name)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+    train_and_save(trainer, checkpoint, data_args.dataset_name)
 
 
 if __name__ == "__main__":

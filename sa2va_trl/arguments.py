@@ -290,6 +290,24 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     return str(numbered[max(numbered)])
 
 
+def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
+    """
+    What every training recipe does with its trainer: adapter or model, processor, card and `trainer_state.json` are in
+    its `output_dir` afterwards, and on the Hub if `push_to_hub` is set.
+
+    Args:
+        trainer (`Trainer`): ready to train.
+        checkpoint (`str`, *optional*): from [`checkpoint_to_resume`].
+        dataset_name (`str`): what it trains on, for the card.
+    """
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(trainer.args.output_dir)
+    trainer.save_state()
+    trainer.create_model_card(dataset_name=dataset_name)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=dataset_name)
+
+
 def _is_complete(folder: Path) -> bool:
     # Trainer writes this file last.
     try:

@@ -185,7 +185,7 @@ def fingerprint(
         "processor": _json_digest(settings),
         "dtype": str(dtype or next(before_the_cut(model))[1].dtype),
         "autocast": autocast,
-        **{name: version(name) for name in ("torch", "transformers", "pillow")},
+        **{name: version(name) for name in ("torch", "transformers", "sam2", "pillow")},
     }
 
 
