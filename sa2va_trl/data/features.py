@@ -684,7 +684,9 @@ def encoder(model: nn.Module, collator: SegCollator, prepare: Callable[[dict], d
 
     @torch.no_grad()
     def encode(rows: list[dict]) -> tuple[SegFeatures, list[int], list[int]]:
-        batch = collator(rows)
+        # Rows of preferences and others may meet here, and never in training.
+        pairs = ("chosen_mask", "rejected_mask")
+        batch = collator([{name: value for name, value in row.items() if name not in pairs} for row in rows])
         segs = (batch["input_ids"] == collator.processor.seg_token_id).sum(1).tolist()
         images = batch["image_counts"].tolist()
         unused = ("labels", "masks", "original_masks", "skeletons")

@@ -283,6 +283,13 @@ def test_online_pairs_need_no_columns(tmp_path, held_out):
     assert first_log(trainer, "eval_dice") >= 0
 
 
+def test_features_of_rows_with_and_without_pairs_are_computed_together(tmp_path, data, held_out):
+    options = {"cache_features": "on", "cache_dir": str(tmp_path / "cache"), "per_device_eval_batch_size": 3}
+    trainer = make(tmp_path, data, held_out, eval_strategy="steps", eval_steps=1, max_steps=1, **options)
+    trainer.train()
+    assert first_log(trainer, "eval_dice") >= 0
+
+
 def test_evaluation_without_pairs_reports_dice(tmp_path, data, held_out):
     trainer = make(tmp_path, data, eval_dataset=held_out)
     metrics = trainer.evaluate()
