@@ -71,7 +71,6 @@ def epoch(
             num_train_epochs=2,
             per_device_train_batch_size=batch_size,
             gradient_checkpointing=False,
-            # As long as the mask head computes on one core, another can read the next batch.
             dataloader_num_workers=workers,
             dataloader_persistent_workers=workers > 0,
             logging_strategy="no",
@@ -185,7 +184,7 @@ def main():
     parser.add_argument("--data_size", type=int, default=512, help="side of the generated images, in pixels")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument(
-        "--workers", type=int, default=1, help="processes that read batches, with and without features"
+        "--workers", type=int, default=0, help="processes that read batches, with and without features"
     )
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
