@@ -8,11 +8,12 @@ Every step is a run of another recipe, printed before it starts. One that was en
 and one that is done is not run again. To train on several processes, set `launcher`, which starts the training steps:
 
     python recipes/three_stage.py --config recipes/configs/sa2va_internvl3_8b/three_stage.yaml --dataset_name DIR \\
-        --launcher accelerate launch --config_file accelerate_configs/zero3.yaml
+        --launcher "accelerate launch --config_file accelerate_configs/zero3.yaml"
 """
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,17 +48,9 @@ SPLITS = ("train", "validation", "test")
 STEPS = ("stage1", "preferences", "stage2", "mining", "stage3", "control", "router", "merging")
 # What steps learn from, and what they share.
 DECIDED = (
-    "model_name_or_path",
-    "adapter",
-    "dataset_name",
-    "synthetic",
-    "phrase",
-    "dataset_split",
-    "output_dir",
-    "seed",
-)
-DECIDED += ("dataset_train_split", "dataset_eval_split", "preferences", "scores", "cache_features", "cache_dir")
-DECIDED += ("dtype", "attn_implementation")
+    "model_name_or_path adapter dataset_name synthetic phrase dataset_split dataset_train_split dataset_eval_split "
+    "preferences scores output_dir seed cache_features cache_dir dtype attn_implementation"
+).split()
 
 
 @dataclass
@@ -66,7 +59,7 @@ class ThreeStageArguments:
     first_stage: int = field(
         default=1, metadata={"help": "2 where model_name_or_path is fine-tuned already: stage 1 is left out."}
     )
-    launcher: list[str] = field(default_factory=list, metadata={"help": "What starts training: accelerate launch …"})
+    launcher: str = field(default="", metadata={"help": 'What starts training: "accelerate launch --config_file …".'})
     seed: int = field(default=0, metadata={"help": "Of all steps."})
     cache_features: str = field(default="on", metadata={"help": "Frozen features after stage 1: on or off."})
     stage1: dict = field(default_factory=dict, metadata={"help": "Options of recipes/sft.py."})
@@ -96,8 +89,8 @@ class ThreeStageArguments:
 class Steps:
     """Runs recipes, each once, and remembers which are done."""
 
-    def __init__(self, output: Path, launcher: list[str]):
-        self.output, self.launcher = output, launcher
+    def __init__(self, output: Path, launcher: str):
+        self.output, self.launcher = output, shlex.split(launcher)
 
     def __call__(self, name: str, recipe: str, options: dict, train: bool = False) -> Path:
         """
@@ -112,11 +105,14 @@ class Steps:
         """
         folder, record = self.output / name, self.output / "steps" / f"{name.replace('/', '-')}.json"
         line = [recipe, *flags({**options, "output_dir": folder})]
-        found = json.loads(record.read_text()) if record.exists() else {"line": line, "done": False}
-        if found["line"] != line:
+        config = (RECIPES / options["config"]).read_text() if "config" in options else ""
+        found = {"line": line, "config": config, "done": False}
+        if record.exists():
+            found = json.loads(record.read_text())
+        if (found["line"], found["config"]) != (line, config):
             raise ValueError(
                 f"{folder} was made with other options:\n  {' '.join(found['line'])}\nthan now:\n  {' '.join(line)}\n"
-                "Give another output_dir, or delete what was made from here on."
+                "(or its YAML has changed). Give another output_dir, or delete what was made from here on."
             )
         if found["done"]:
             print(f"== {name}: done before")

@@ -174,6 +174,24 @@ def test_what_cannot_work_is_said_before_anything_runs(monkeypatch, tmp_path, st
     assert steps.lines == [] and not (tmp_path / "out").exists()
 
 
+def test_training_steps_are_started_by_the_launcher(monkeypatch, tmp_path, stage1):
+    lines = []
+
+    def run(line, check):
+        lines.append(line)
+        raise subprocess.CalledProcessError(1, line)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    options = {"stage1": {**TRAINING, "trainable": "full"}, "launcher": "accelerate launch --config_file 'a b.yaml'"}
+    with pytest.raises(subprocess.CalledProcessError):
+        three_stage(monkeypatch, tmp_path, **options)
+    assert lines[0][:4] == ["accelerate", "launch", "--config_file", "a b.yaml"] and lines[0][4].endswith("sft.py")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(subprocess.CalledProcessError):  # nothing trains in the first step
+        three_stage(monkeypatch, tmp_path / "other", **stage1, launcher="accelerate launch")
+    assert lines[1][0] == sys.executable and lines[1][1].endswith("build_preferences.py")
+
+
 @pytest.mark.parametrize(
     "file", sorted((ROOT / "recipes" / "configs").glob("*/three_stage.yaml")), ids=lambda file: file.parent.name
 )
