@@ -167,7 +167,10 @@ def test_preferences_on_one_process_equal_ddp_equal_zero3(tmp_path, pairs, optio
     margins = [entry["rewards/margins"] for entry in one if "rewards/margins" in entry]
     assert margins[0] == pytest.approx(0, abs=1e-6) and margins[-1] != pytest.approx(0, abs=1e-4)
     sizes = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
-    for name, launcher, from_yaml in (("ddp", DDP, False), ("zero3", ZERO3, True)):
+    launches = [("zero3", ZERO3, True)]
+    if options.get("trainable") == "head":  # of the others, what DDP does is a part of what ZeRO-3 does
+        launches.append(("ddp", DDP, False))
+    for name, launcher, from_yaml in launches:
         two = run(launcher, tmp_path / name, data, "dpo", from_yaml, **sizes, **options)
         assert_same(one, two, (*NAMES, *DPO_NAMES))
 
@@ -182,7 +185,7 @@ def test_features_are_computed_and_used_alike_on_one_process_ddp_and_zero3(tmp_p
     for name, launcher in (("ddp", DDP), ("zero3", ZERO3)):
         cache = tmp_path / f"cache-{name}"
         # The second time from what the first has left.
-        for turn in ("first", "second"):
+        for turn in ("first",) if launcher is DDP else ("first", "second"):
             found = run(
                 *(launcher, tmp_path / name / turn, mixed),
                 **{"cache_features": "on", "cache_dir": str(cache), **sizes, **options},
