@@ -24,9 +24,9 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data.collator import ANSWERS, QUESTIONS, SegCollator
+from .data.collator import ANSWERS, QUESTIONS
 from .data.columns import IDENTIFIERS, BadRow, check_dataset, iter_undecoded, normalize_row
-from .data.features import KEY, FeatureCollator, FeatureStore, everywhere, fingerprint, row_keys
+from .data.features import FeatureStore, RowEncoder, everywhere, fingerprint, row_keys
 from .measurements import NearMask, agreement, dices, measure, motion, spread
 from .metrics import cldice, segmentation_metrics
 from .models.grounding import upsample_mask_logits
@@ -412,34 +412,16 @@ class _Scorer:
     """Rows to values."""
 
     def __init__(self, model, processor, dataset, features, sampler, threshold, tolerance):
-        self.model, self.bare = model, extract_model_from_parallel(model)
-        self.dataset, self.sampler = dataset, sampler
-        self.threshold, self.tolerance = threshold, tolerance
-        self.collator, self.keys = SegCollator(processor), None
-        if features is not None:
-            store, self.keys = features
-            self.collator = FeatureCollator(self.collator, store)
+        self.encode, self.bare = RowEncoder(model, processor, dataset, features), extract_model_from_parallel(model)
+        self.sampler, self.threshold, self.tolerance = sampler, threshold, tolerance
 
     @torch.no_grad()
     def __call__(self, piece: pd.DataFrame, generator: torch.Generator) -> list[_Frame]:
-        rows = [self.dataset[int(number)] for number in piece["row"]]
-        device, dtype = self.bare.device, self.bare.dtype
-        if self.keys is None:
-            batch = self.collator(rows)
-            inputs = {
-                name: value.to(device, dtype if value.is_floating_point() else None)
-                for name, value in batch.items()
-                if name not in ("original_masks", "masks", "labels")
-            }
-            features = self.model(**inputs, encode_only=True).features
-        else:
-            keyed = zip(rows, piece["row"], strict=True)
-            batch = self.collator([{**row, KEY: self.keys[int(number)]} for row, number in keyed])
-            features = batch["features"].to(device)
+        rows, targets, features = self.encode(piece["row"])
         candidates = self.sampler(self.bare, features, generator)
         size = self.bare.config.grounding_config.image_size
         frames = []
-        for position, (row, target) in enumerate(zip(rows, batch["original_masks"], strict=True)):
+        for position, (row, target) in enumerate(zip(rows, targets, strict=True)):
             chosen = features.row_index == position
             drawn = [
                 (upsample_mask_logits(logits, size, target.shape[-2:]).sigmoid() > self.threshold).cpu().numpy()

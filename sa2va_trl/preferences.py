@@ -20,7 +20,6 @@ from scipy import ndimage
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data.collator import SegCollator
 from .data.columns import (
     BadRow,
     DatasetError,
@@ -31,7 +30,7 @@ from .data.columns import (
     quiet_pillow,
 )
 from .data.corruptions import CORRUPTIONS
-from .data.features import KEY, FeatureCollator, FeatureStore
+from .data.features import FeatureStore, RowEncoder
 from .models.checkpoints import written_beside
 from .models.grounding import upsample_mask_logits
 from .models.modeling import SegFeatures, _at_least_one
@@ -664,23 +663,10 @@ def _draw_candidates(model, processor, dataset, sampler, batch_size, seed, progr
     """For each row its mask of shape `(H, W)` and its candidates of shape `(K, H, W)`, both uint8 {0, 1}."""
     model.eval()
     generator = torch.Generator().manual_seed(seed)
-    collator = SegCollator(processor)
-    if features is not None:
-        collator, keys = FeatureCollator(collator, features[0]), features[1]
+    encode = RowEncoder(model, processor, dataset, features)
     size, threshold = model.config.grounding_config.image_size, model.config.mask_threshold
     for start in tqdm(range(0, len(dataset), batch_size), desc="draw candidates", disable=not progress):
-        chosen = range(start, min(start + batch_size, len(dataset)))
-        batch = collator([dataset[index] | ({} if features is None else {KEY: keys[index]}) for index in chosen])
-        targets = batch["original_masks"]
-        if features is not None:
-            encoded = batch["features"].to(model.device)
-        else:
-            inputs = {
-                name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-                for name, value in batch.items()
-                if name not in ("original_masks", "masks", "labels")
-            }
-            encoded = model.encode(**inputs)
+        _, targets, encoded = encode(range(start, min(start + batch_size, len(dataset))))
         mask_logits = sampler(model, encoded, generator).mask_logits
         for own, target in zip(mask_logits, targets, strict=True):
             probabilities = upsample_mask_logits(own, size, target.shape[-2:]).sigmoid()

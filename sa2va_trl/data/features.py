@@ -13,7 +13,7 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from peft import PeftModel
@@ -667,6 +668,57 @@ def _by_row(features: SegFeatures, segs: list[int], images: list[int]) -> Iterat
 
 
 # Use
+
+
+def to_model(model: nn.Module, batch: dict) -> dict:
+    """What a model takes of a collator's batch, on its device and in its type."""
+    return {
+        name: value.to(model.device)
+        if name == "features"
+        else value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in batch.items()
+        if name not in ("original_masks", "masks", "labels")
+    }
+
+
+class RowEncoder:
+    """
+    Rows of a data set with their features, from the pixels or from a store.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration`, or whatever wraps it): in the mode that it is to encode in.
+        processor (`Sa2VAProcessor`): of the model.
+        dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`].
+        features (*optional*): a store and the key of each row, from [`~evaluation.stored_features`].
+    """
+
+    def __init__(
+        self, model: nn.Module, processor, dataset: Dataset, features: tuple[FeatureStore, list[str]] | None = None
+    ):
+        self.model, self.bare, self.dataset = model, extract_model_from_parallel(model), dataset
+        self.collator, self.keys = SegCollator(processor), None
+        if features is not None:
+            store, self.keys = features
+            self.collator = FeatureCollator(self.collator, store)
+
+    @torch.no_grad()
+    def __call__(self, numbers: Iterable[int]) -> tuple[list[dict], list[torch.Tensor], SegFeatures]:
+        """
+        Args:
+            numbers (`Iterable[int]`): of the rows of one batch.
+
+        Returns:
+            The decoded rows, for each its masks of shape `(masks, H, W)`, and their features.
+        """
+        numbers = [int(number) for number in numbers]
+        rows = [self.dataset[number] for number in numbers]
+        if self.keys is None:
+            batch = self.collator(rows)
+            encoded = self.model(**to_model(self.bare, batch), encode_only=True).features
+        else:
+            batch = self.collator([{**row, KEY: self.keys[number]} for row, number in zip(rows, numbers, strict=True)])
+            encoded = batch["features"].to(self.bare.device)
+        return rows, batch["original_masks"], encoded
 
 
 def encoder(model: nn.Module, collator: SegCollator, prepare: Callable[[dict], dict]):

@@ -12,16 +12,16 @@ from tqdm.auto import tqdm
 from ..data.collator import SegCollator
 from ..data.columns import IDENTIFIERS, DatasetError, check_dataset, decode_mask, normalize_row
 from ..data.features import (
-    KEY,
     MODES,
-    FeatureCollator,
     FeatureStore,
+    RowEncoder,
     encoder,
     feature_bytes,
     features_folder,
     fingerprint,
     row_keys,
     row_sizes,
+    to_model,
 )
 from ..metrics import segmentation_metrics
 from ..models.grounding import upsample_mask_logits
@@ -99,18 +99,8 @@ def stored_features(
     size = f"{len(missing)} rows to compute, {need(missing):,} bytes"
     tell(f"cache_features={cache_features}: on, from {store.folder}; {size}.")
     rows = {key: (dataset, index) for index, key in enumerate(keys)}
-    store.build(rows, encoder(model, collator, lambda batch: _to_model(model, batch)), batch_size, need, progress)
+    store.build(rows, encoder(model, collator, lambda batch: to_model(model, batch)), batch_size, need, progress)
     return store, keys
-
-
-def _to_model(model, batch: dict) -> dict:
-    return {
-        name: value.to(model.device)
-        if name == "features"
-        else value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in batch.items()
-        if name not in ("original_masks", "masks", "labels")
-    }
 
 
 @torch.no_grad()
@@ -163,20 +153,10 @@ def passes(
         and what the mask head made of them.
     """
     model.eval()
-    collator = SegCollator(processor)
-    if features is not None:
-        store, keys = features
-        collator = FeatureCollator(collator, store)
+    encode = RowEncoder(model, processor, dataset, features)
     for start in tqdm(range(0, len(dataset), batch_size), desc="predict", disable=not progress):
-        chosen = range(start, min(start + batch_size, len(dataset)))
-        rows = [dataset[index] for index in chosen]
-        if features is None:
-            batch = collator(rows)
-            encoded = model(**_to_model(model, batch), encode_only=True).features
-        else:
-            batch = collator([{**row, KEY: keys[index]} for row, index in zip(rows, chosen, strict=True)])
-            encoded = batch["features"].to(model.device)
-        yield start, rows, batch["original_masks"], encoded, model(features=encoded)
+        rows, targets, encoded = encode(range(start, min(start + batch_size, len(dataset))))
+        yield start, rows, targets, encoded, model(features=encoded)
 
 
 def probabilities_of(model, outputs: Sa2VAOutput, position: int, target: torch.Tensor) -> np.ndarray:
