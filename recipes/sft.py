@@ -14,7 +14,7 @@ from sa2va_trl.arguments import (
     ModelArguments,
     SplitArguments,
     checkpoint_to_resume,
-    get_split,
+    get_training_splits,
     load_data,
     load_model,
     train_and_save,
@@ -29,10 +29,7 @@ def main():
 
     # Data
     data = load_data(data_args)
-    train_dataset = get_split(data, split_args.dataset_train_split, "dataset_train_split")
-    eval_dataset = None
-    if training_args.eval_strategy != "no":
-        eval_dataset = get_split(data, split_args.dataset_eval_split, "dataset_eval_split")
+    train_dataset, eval_dataset = get_training_splits(data, split_args, training_args)
 
     # Model
     model, processor = load_model(model_args, merge=True)

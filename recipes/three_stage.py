@@ -38,6 +38,7 @@ from sa2va_trl.arguments import (
     load_model,
 )
 from sa2va_trl.data import check_no_leakage, load_dataset_dict
+from sa2va_trl.data.columns import GROUP_COLUMNS
 from sa2va_trl.evaluation import compare, comparison_table, overlay, predict_probabilities
 from sa2va_trl.evaluation.evaluator import write_json
 from sa2va_trl.evaluation.overlays import file_name, save_overlays
@@ -147,9 +148,12 @@ def check_splits(data, data_args: DataArguments, record: Path) -> None:
     """Held-out patients stay held out: the splits share nothing, and earlier steps have seen the same ones."""
     for one, other in combinations(SPLITS, 2):
         check_no_leakage(data[one], data[other], names=(one, other))
-    names = ("sample_id", "video_id", "patient_id")
     own = {
-        split: {name: sorted(set(map(str, data[split][name]))) for name in names if name in data[split].column_names}
+        split: {
+            name: sorted(set(map(str, data[split][name])))
+            for name in GROUP_COLUMNS
+            if name in data[split].column_names
+        }
         for split in SPLITS
     }
     own["synthetic"] = data_args.synthetic
@@ -235,7 +239,7 @@ def main():
     # Stage 3
     options = {"model_name_or_path": second, "dataset_split": "train", **loading, **dataset, **stored}
     mined = run("mining", "mine_hard_samples.py", {**args.mining, **options})
-    names = [name for name in ("sample_id", "video_id", "patient_id") if name in data["train"].column_names]
+    names = [name for name in GROUP_COLUMNS if name in data["train"].column_names]
     scores = Dataset.from_pandas(pd.read_parquet(mined / "scores.parquet")[names])
     for split in ("validation", "test"):
         check_no_leakage(scores, data[split], names=("mined samples", split))

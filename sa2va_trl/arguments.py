@@ -169,6 +169,20 @@ def get_split(data: DatasetDict, split: str, option: str):
     return data[split]
 
 
+def get_training_splits(data: DatasetDict, split_args: SplitArguments, training_args: TrainingArguments):
+    """
+    Returns:
+        The rows to learn from, and those to choose by, or `None` where `eval_strategy` is `"no"`.
+
+    Raises:
+        `ValueError`: there is no such split.
+    """
+    train_dataset = get_split(data, split_args.dataset_train_split, "dataset_train_split")
+    if training_args.eval_strategy == "no":
+        return train_dataset, None
+    return train_dataset, get_split(data, split_args.dataset_eval_split, "dataset_eval_split")
+
+
 def load_model(
     args: ModelArguments, merge: bool = False
 ) -> tuple[Sa2VAForConditionalGeneration | PeftModel, Sa2VAProcessor]:

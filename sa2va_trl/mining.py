@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from .data.collator import ANSWERS, QUESTIONS
 from .data.columns import IDENTIFIERS, BadRow, check_dataset, iter_undecoded, normalize_row
-from .data.features import FeatureStore, RowEncoder, everywhere, fingerprint, row_keys
+from .data.features import FeatureStore, RowEncoder, everywhere, fingerprint, raise_first, row_keys
 from .measurements import NearMask, agreement, dices, measure, motion, spread
 from .metrics import cldice, segmentation_metrics
 from .models.grounding import upsample_mask_logits
@@ -395,7 +395,7 @@ def _score_pieces(scorer, shares, pieces, batch_size, seed, partial, progress) -
                     _keep(partial, rows)
         except Exception as error:  # the other processes have to hear of it
             failure = error
-        FeatureStore._raise_first(failure)
+        raise_first(failure)
     return found
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .data.columns import (
+    PAIR_COLUMNS,
     BadRow,
     DatasetError,
     check_dataset,
@@ -592,7 +593,6 @@ def build_preferences(
     return pairs.select_columns([name for name in dataset.column_names if name not in columns] + list(columns))
 
 
-PAIR_COLUMNS = ("chosen_mask", "rejected_mask")
 PREFERENCE_FEATURES = {
     "chosen_mask": Image(mode="L"),
     "rejected_mask": Image(mode="L"),

@@ -8,7 +8,7 @@ from PIL import Image
 from ..losses import tubed_skeleton
 from ..models.processing import Sa2VAProcessor
 from .augment import Augmentation
-from .columns import DatasetError, _binary_mask, normalize_row
+from .columns import PAIR_COLUMNS, DatasetError, _binary_mask, normalize_row
 
 
 QUESTIONS = ("Please segment the {phrase}.",)
@@ -180,7 +180,7 @@ class SegCollator:
 
 def preference_pair(row: dict) -> list[Image.Image]:
     """The preferred and the rejected mask of a row (mode `L`, 0 and 255), or nothing."""
-    pair = [row.get("chosen_mask"), row.get("rejected_mask")]
+    pair = [row.get(name) for name in PAIR_COLUMNS]
     return [] if None in pair else [_binary_mask(mask) for mask in pair]
 
 

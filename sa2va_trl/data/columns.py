@@ -27,6 +27,8 @@ IMAGE_COLUMNS = ("image", "images")
 PHRASE_COLUMNS = ("phrase", "phrases")
 #: Columns that say which rows belong together, from the widest group to the single row.
 GROUP_COLUMNS = ("patient_id", "video_id", "sample_id")
+#: A preferred and a rejected mask of a row's one object.
+PAIR_COLUMNS = ("chosen_mask", "rejected_mask")
 # What tables of scores say a row is.
 IDENTIFIERS = ("sample_id", "patient_id", "video_id", "frame_index")
 #: What every reader of `sa2va_trl.data.readers` returns.

@@ -35,7 +35,7 @@ from ..losses import tubed_skeleton
 from ..models.modeling import SegFeatures, pair_masks
 from ..models.processing import SEG_TOKEN
 from .collator import SegCollator, _stack, conversation, preference_pair, stack_pairs
-from .columns import _binary_mask, _layout, iter_undecoded, normalize_row
+from .columns import PAIR_COLUMNS, _binary_mask, _layout, iter_undecoded, normalize_row
 
 
 # Of the files and of how rows are told apart: raise it when either changes.
@@ -332,6 +332,21 @@ def everywhere(value) -> list:
     return values
 
 
+def raise_first(failure: Exception | None) -> None:
+    """
+    Raise on all processes what went wrong on any. All have to call it together.
+
+    Raises:
+        `Exception`: the process's own failure.
+        `FeatureError`: another process has failed.
+    """
+    failures = [entry for entry in everywhere(None if failure is None else repr(failure)) if entry]
+    if failure is not None:
+        raise failure
+    if failures:
+        raise FeatureError(f"Another process failed: {failures[0]}")
+
+
 def _rank() -> int:
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_rank() if ready else 0
@@ -516,19 +531,19 @@ class FeatureStore:
             failure = None
         except OSError as error:
             failure = FeatureError(f"Features cannot be written to {self.folder}: {error.strerror}. Set cache_dir.")
-        self._raise_first(failure)
+        raise_first(failure)
         with self._locked():
             self.open()
             missing = self.missing(rows)
             if _rank() == 0:
                 self._drop_unsound()
                 failure = self._no_room(need(missing)) if need is not None else None
-            self._raise_first(failure)
+            raise_first(failure)
             if missing:
                 self._write(rows, missing, encode, batch_size, need, progress)
         self.open()
         absent = self.missing(rows)
-        self._raise_first(
+        raise_first(
             FeatureError(f"{self.folder} lacks {len(absent)} rows that were just written. Is it shared by all nodes?")
             if absent
             else None
@@ -558,16 +573,7 @@ class FeatureStore:
                     failure = self._no_room(left, error)
                 except Exception as error:  # the other processes have to hear of it
                     failure = error
-                self._raise_first(failure)
-
-    @staticmethod
-    def _raise_first(failure: Exception | None) -> None:
-        """Raise on all processes what went wrong on any."""
-        failures = [entry for entry in everywhere(None if failure is None else repr(failure)) if entry]
-        if failure is not None:
-            raise failure
-        if failures:
-            raise FeatureError(f"Another process failed: {failures[0]}")
+                raise_first(failure)
 
     def _no_room(self, need: int | None, error: OSError | None = None) -> FeatureError | None:
         free = self.free()
@@ -737,8 +743,7 @@ def encoder(model: nn.Module, collator: SegCollator, prepare: Callable[[dict], d
     @torch.no_grad()
     def encode(rows: list[dict]) -> tuple[SegFeatures, list[int], list[int]]:
         # Rows of preferences and others may meet here, and never in training.
-        pairs = ("chosen_mask", "rejected_mask")
-        batch = collator([{name: value for name, value in row.items() if name not in pairs} for row in rows])
+        batch = collator([{name: value for name, value in row.items() if name not in PAIR_COLUMNS} for row in rows])
         segs = (batch["input_ids"] == collator.processor.seg_token_id).sum(1).tolist()
         images = batch["image_counts"].tolist()
         unused = ("labels", "masks", "original_masks", "skeletons")

@@ -11,9 +11,9 @@ from trl.trainer.utils import use_adapter
 
 from .. import losses
 from ..data.collator import SegCollator
-from ..data.columns import DatasetError
+from ..data.columns import PAIR_COLUMNS, DatasetError
 from ..data.features import before_the_cut
-from ..preferences import PAIR_COLUMNS, check_online, check_preferences, mine_pairs
+from ..preferences import check_online, check_preferences, mine_pairs
 from .base import TARGETS, SegTrainerMixin, mean_statistics, refuse
 from .options import SegArguments
 from .trainable import LORA
@@ -226,7 +226,7 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, "chosen_mask", "rejected_mask"]
+        self._signature_columns = [*self._signature_columns, *PAIR_COLUMNS]
 
     def _copy_trained_tokens(self) -> None:
         # TRL's copy of a given adapter leaves out trained rows of the embeddings, whose names end in the adapter's.
