@@ -20,7 +20,14 @@ from accelerate import PartialState
 from PIL import Image
 from trl import TrlParser
 
-from sa2va_trl.arguments import DataArguments, ModelArguments, get_split, load_data, load_model
+from sa2va_trl.arguments import (
+    DataArguments,
+    ModelArguments,
+    get_split,
+    leave_process_group,
+    load_data,
+    load_model,
+)
 from sa2va_trl.data.columns import normalize_row
 from sa2va_trl.evaluation import film_strip, predict_probabilities, stored_features
 from sa2va_trl.evaluation.evaluator import write_json
@@ -124,6 +131,7 @@ def main():
     options = {"max_gap": args.max_gap, "min_length": args.min_length, "smoothing": args.smoothing, "by": by}
     mined = mine(scores, args.threshold, args.worst, tau_low=args.tau_low, **options)
     threshold = hard_threshold(scores, args.threshold, args.worst, by)
+    leave_process_group()
     if not state.is_main_process:
         return
     result = {"threshold": threshold, **options, **summary(mined, threshold, by), "fingerprint": prints}

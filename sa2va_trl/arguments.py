@@ -1,6 +1,7 @@
 """What the recipes share: which model, which data."""
 
 import json
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -307,7 +308,7 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
 def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
     """
     What every training recipe does with its trainer: adapter or model, processor, card and `trainer_state.json` are in
-    its `output_dir` afterwards, and on the Hub if `push_to_hub` is set.
+    its `output_dir` afterwards, and on the Hub if `push_to_hub` is set. Leaves the process group.
 
     Args:
         trainer (`Trainer`): ready to train.
@@ -320,6 +321,21 @@ def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
     trainer.create_model_card(dataset_name=dataset_name)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
+    leave_process_group()
+
+
+def leave_process_group() -> None:
+    """
+    Leave the group of processes, if there is one; for the end of a script, after the last thing done together.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    gloo = "gloo" in torch.distributed.get_backend()
+    torch.distributed.destroy_process_group()
+    if gloo:
+        # Its threads need the interpreter to drop the tensors of the last call. One that comes too late, as happens on
+        # a busy machine, aborts the process at its exit (https://github.com/pytorch/pytorch/issues/190489).
+        time.sleep(0.5)
 
 
 def _is_complete(folder: Path) -> bool:
