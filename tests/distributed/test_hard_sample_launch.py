@@ -1,21 +1,14 @@
 """Runs of `recipes/hard_sample.py` that must be one and the same: one process, DDP, ZeRO-3; resumed."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import launch
 import pytest
-import yaml
 from datasets import DatasetDict, load_from_disk
+from launch import DDP, ONE, ZERO3
 
 from sa2va_trl import mining, tiny_sa2va
 from sa2va_trl.data import synthetic_dataset
 
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 OPTIONS = {
     "model_name_or_path": "tiny",
     "grounding_image_size": 128,
@@ -38,12 +31,6 @@ OPTIONS = {
     "use_cpu": True,
     "bf16": False,
 }
-ONE = [sys.executable]
-DDP = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29551"]
-ZERO3 = [
-    *[sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "29552"],
-    *["--config_file", str(ROOT / "accelerate_configs" / "zero3_cpu.yaml")],
-]
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +55,9 @@ def scores(data, tmp_path_factory):
     return str(path)
 
 
-def command(launcher, folder, dataset, **options):
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**OPTIONS, "dataset_name": dataset, **options}))
-    script = str(ROOT / "recipes" / "hard_sample.py")
-    return [*launcher, script, "--config", str(recipe), "--output_dir", str(folder / "out")]
-
-
 def run(launcher, folder, dataset, **options):
-    finished = subprocess.run(
-        command(launcher, folder, dataset, **options), env=ENVIRONMENT, cwd=folder, capture_output=True, text=True
-    )
-    assert finished.returncode == 0, finished.stderr[-20000:]
-    return json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
+    line = launch.command(launcher, folder, "hard_sample", {**OPTIONS, "dataset_name": dataset, **options})
+    return launch.log_of(line, folder)
 
 
 NAMES = ("loss", "grad_norm", "mask_loss", "dice_loss", "masks/dice_hard", "masks/dice_easy")

@@ -1,18 +1,16 @@
 """Runs of the training recipes that must be one and the same: one process, DDP, ZeRO-3; killed and resumed."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
+import launch
 import pytest
 import torch
-import yaml
 from datasets import DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
+from launch import DDP, ENVIRONMENT, ONE, ZERO3
 
 from sa2va_trl import build_preferences, tiny_sa2va
 from sa2va_trl.data import synthetic_dataset
@@ -20,8 +18,6 @@ from sa2va_trl.hub import load_adapter
 from sa2va_trl.preferences import save_preferences
 
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 OPTIONS = {
     "model_name_or_path": "tiny",
     "grounding_image_size": 128,
@@ -40,12 +36,6 @@ OPTIONS = {
     "use_cpu": True,
     "bf16": False,
 }
-ONE = [sys.executable]
-DDP = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541"]
-ZERO3 = [
-    *[sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "29542"],
-    *["--config_file", str(ROOT / "accelerate_configs" / "zero3_cpu.yaml")],
-]
 
 
 @pytest.fixture(scope="module")
@@ -82,21 +72,11 @@ def mixed(tmp_path_factory):
 
 
 def command(launcher, folder, dataset, recipe="sft", from_yaml=True, **options):
-    folder.mkdir(parents=True, exist_ok=True)
-    options = {**OPTIONS, "dataset_name": dataset, **options}
-    if from_yaml:
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(options))
-        given = ["--config", str(folder / "recipe.yaml")]
-    else:
-        given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    return [*launcher, str(ROOT / "recipes" / f"{recipe}.py"), *given, "--output_dir", str(folder / "out")]
+    return launch.command(launcher, folder, recipe, {**OPTIONS, "dataset_name": dataset, **options}, from_yaml)
 
 
-def run(launcher, folder, dataset, recipe="sft", from_yaml=True, **options):
-    line = command(launcher, folder, dataset, recipe, from_yaml, **options)
-    finished = subprocess.run(line, env=ENVIRONMENT, cwd=folder, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr[-20000:]
-    return json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
+def run(launcher, folder, *args, **options):
+    return launch.log_of(command(launcher, folder, *args, **options), folder)
 
 
 NAMES = ("loss", "grad_norm", "lm_loss", "mask_loss", "dice_loss", "eval_loss", "eval_dice", "eval_iou")
@@ -204,6 +184,7 @@ def test_features_are_computed_and_used_alike_on_one_process_ddp_and_zero3(tmp_p
 EVALUATE_FIRST = """
 import json, sys
 from sa2va_trl import SegSFTConfig, SegSFTTrainer, tiny_sa2va
+from sa2va_trl.arguments import leave_process_group
 from sa2va_trl.data import synthetic_dataset
 
 data = [synthetic_dataset(num_videos=1, frames_per_video=4, size=64, first_video=first) for first in (0, 8)]
@@ -214,6 +195,7 @@ trainer = SegSFTTrainer(
 trainer.evaluate()
 trainer.train()
 trainer.save_state()
+leave_process_group()
 """
 
 

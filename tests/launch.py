@@ -1,0 +1,37 @@
+"""Runs of training recipes in processes of their own: one, two with DDP, two with ZeRO-3."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+ONE = [sys.executable]
+DDP = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541"]
+ZERO3 = [
+    *[sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "29542"],
+    *["--config_file", str(ROOT / "accelerate_configs" / "zero3_cpu.yaml")],
+]
+
+
+def command(launcher, folder, recipe, options, from_yaml=True):
+    """The command line of a recipe that writes to `folder / "out"`; its options in a YAML, or on the line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if from_yaml:
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(options))
+        given = ["--config", str(folder / "recipe.yaml")]
+    else:
+        given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return [*launcher, str(ROOT / "recipes" / f"{recipe}.py"), *given, "--output_dir", str(folder / "out")]
+
+
+def log_of(line, folder):
+    """Run a command from [`command`]; what it has logged."""
+    finished = subprocess.run(line, env=ENVIRONMENT, cwd=folder, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-20000:]
+    return json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
