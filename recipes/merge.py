@@ -13,6 +13,7 @@ from trl import TrlParser
 
 from sa2va_trl import SegCollator
 from sa2va_trl.arguments import ModelArguments, load_model
+from sa2va_trl.data.collator import TARGETS
 from sa2va_trl.data.media import read_media
 from sa2va_trl.data.synthetic import synthetic_dataset
 from sa2va_trl.hub import merge_adapter, model_card, public_name, write_card
@@ -42,7 +43,7 @@ def logits(model, processor, image: Image.Image) -> dict[str, torch.Tensor]:
     """Language and mask logits of a question and an answer about an image."""
     row = {"image": image, "masks": [Image.new("L", image.size)], "phrases": ["blood vessel"], "sample_id": "sample"}
     batch = SegCollator(processor)([row])
-    inputs = {name: batch[name] for name in batch if name not in ("labels", "masks", "original_masks")}
+    inputs = {name: batch[name] for name in batch if name not in TARGETS}
     outputs = model.eval()(**inputs)
     return {"language": outputs.logits, "mask": outputs.mask_logits}
 

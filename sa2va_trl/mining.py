@@ -412,14 +412,14 @@ class _Scorer:
     """Rows to values."""
 
     def __init__(self, model, processor, dataset, features, sampler, threshold, tolerance):
-        self.encode, self.bare = RowEncoder(model, processor, dataset, features), extract_model_from_parallel(model)
+        self.encode = RowEncoder(model, processor, dataset, features)
         self.sampler, self.threshold, self.tolerance = sampler, threshold, tolerance
 
     @torch.no_grad()
     def __call__(self, piece: pd.DataFrame, generator: torch.Generator) -> list[_Frame]:
         rows, targets, features = self.encode(piece["row"])
-        candidates = self.sampler(self.bare, features, generator)
-        size = self.bare.config.grounding_config.image_size
+        candidates = self.sampler(self.encode.bare, features, generator)
+        size = self.encode.bare.config.grounding_config.image_size
         frames = []
         for position, (row, target) in enumerate(zip(rows, targets, strict=True)):
             chosen = features.row_index == position

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 
@@ -17,6 +18,20 @@ ZERO3 = [
     *[sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "29542"],
     *["--config_file", str(ROOT / "accelerate_configs" / "zero3_cpu.yaml")],
 ]
+# Of every run.
+OPTIONS = {
+    "model_name_or_path": "tiny",
+    "grounding_image_size": 128,
+    "lr_scheduler_type": "constant",
+    "gradient_accumulation_steps": 2,
+    "num_points": 0,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+}
 
 
 def command(launcher, folder, recipe, options, from_yaml=True):
@@ -35,3 +50,16 @@ def log_of(line, folder):
     finished = subprocess.run(line, env=ENVIRONMENT, cwd=folder, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-20000:]
     return json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
+
+
+def assert_same(expected, found, names):
+    """Two logs have the same of these at the same steps, with equal values."""
+    assert len(expected) == len(found)
+    compared = 0
+    for one, other in zip(expected, found, strict=True):
+        assert one["step"] == other["step"] and (set(names) & set(one)) == (set(names) & set(other))
+        for name in names:
+            if name in one:
+                assert one[name] == pytest.approx(other[name], rel=2e-4, abs=1e-6), (one["step"], name)
+                compared += 1
+    assert compared > 20

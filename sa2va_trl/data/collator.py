@@ -11,6 +11,8 @@ from .augment import Augmentation
 from .columns import PAIR_COLUMNS, DatasetError, _binary_mask, normalize_row
 
 
+# What is made for the trainer, not for the model.
+TARGETS = ("labels", "masks", "original_masks", "skeletons", "chosen_masks", "rejected_masks")
 QUESTIONS = ("Please segment the {phrase}.",)
 ANSWERS = ("Sure, [SEG].",)
 

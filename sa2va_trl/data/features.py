@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from ..losses import tubed_skeleton
 from ..models.modeling import SegFeatures, pair_masks
 from ..models.processing import SEG_TOKEN
-from .collator import SegCollator, _stack, conversation, preference_pair, stack_pairs
+from .collator import TARGETS, SegCollator, _stack, conversation, preference_pair, stack_pairs
 from .columns import PAIR_COLUMNS, _binary_mask, _layout, iter_undecoded, normalize_row
 
 
@@ -683,7 +683,7 @@ def to_model(model: nn.Module, batch: dict) -> dict:
         if name == "features"
         else value.to(model.device, model.dtype if value.is_floating_point() else None)
         for name, value in batch.items()
-        if name not in ("original_masks", "masks", "labels")
+        if name not in TARGETS
     }
 
 
@@ -746,8 +746,7 @@ def encoder(model: nn.Module, collator: SegCollator, prepare: Callable[[dict], d
         batch = collator([{name: value for name, value in row.items() if name not in PAIR_COLUMNS} for row in rows])
         segs = (batch["input_ids"] == collator.processor.seg_token_id).sum(1).tolist()
         images = batch["image_counts"].tolist()
-        unused = ("labels", "masks", "original_masks", "skeletons")
-        inputs = prepare({name: value for name, value in batch.items() if name not in unused})
+        inputs = prepare({name: value for name, value in batch.items() if name not in TARGETS})
         mode = {module: module.training for module in model.modules()}
         model.eval()
         try:

@@ -56,8 +56,6 @@ from .trainable import LORA, freeze_all_but_full, get_peft_config, trainable_tab
 
 
 COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "sample_id", "row_index", KEY]
-# What the collator makes for the trainer, not for the model.
-TARGETS = ("labels", "masks", "original_masks", "skeletons", "chosen_masks", "rejected_masks")
 
 
 def refuse(args, reasons: dict[str, str]) -> None:

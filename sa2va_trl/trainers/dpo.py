@@ -10,11 +10,11 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
 from .. import losses
-from ..data.collator import SegCollator
+from ..data.collator import TARGETS, SegCollator
 from ..data.columns import PAIR_COLUMNS, DatasetError
 from ..data.features import before_the_cut
 from ..preferences import check_online, check_preferences, mine_pairs
-from .base import TARGETS, SegTrainerMixin, mean_statistics, refuse
+from .base import SegTrainerMixin, mean_statistics, refuse
 from .options import SegArguments
 from .trainable import LORA
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from trl import SFTConfig, SFTTrainer
 
 from .. import losses
-from ..data.collator import SegCollator
-from .base import TARGETS, SegTrainerMixin, mean_statistics
+from ..data.collator import TARGETS, SegCollator
+from .base import SegTrainerMixin, mean_statistics
 from .options import SegArguments
 
 

@@ -10,14 +10,9 @@ from sa2va_trl.data import synthetic_dataset
 
 
 OPTIONS = {
-    "model_name_or_path": "tiny",
-    "grounding_image_size": 128,
+    **launch.OPTIONS,
     "learning_rate": 2.0e-4,
-    "lr_scheduler_type": "constant",
     "num_train_epochs": 2,
-    "gradient_accumulation_steps": 2,
-    "num_points": 0,
-    "logging_steps": 1,
     "worst": 0.3,
     "include_review": True,  # no candidate of the tiny model explains any mask
     "curriculum": "difficulty",
@@ -25,11 +20,6 @@ OPTIONS = {
     "augmentation": {"flip": 0.5, "rotation": 10.0, "motion_blur": 0.05},
     "remine_every": 1,
     "eval_strategy": "epoch",
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "use_cpu": True,
-    "bf16": False,
 }
 
 
@@ -65,15 +55,7 @@ NAMES += ("eval_loss", "eval_dice", "eval_dice_hard", "eval_dice_easy")
 
 
 def assert_same(expected, found):
-    assert len(expected) == len(found)
-    compared = 0
-    for one, other in zip(expected, found, strict=True):
-        assert one["step"] == other["step"] and (set(NAMES) & set(one)) == (set(NAMES) & set(other))
-        for name in NAMES:
-            if name in one:
-                assert one[name] == pytest.approx(other[name], rel=2e-4, abs=1e-6), (one["step"], name)
-                compared += 1
-    assert compared > 20
+    launch.assert_same(expected, found, NAMES)
 
 
 @pytest.mark.slow

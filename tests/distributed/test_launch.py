@@ -19,22 +19,12 @@ from sa2va_trl.preferences import save_preferences
 
 
 OPTIONS = {
-    "model_name_or_path": "tiny",
-    "grounding_image_size": 128,
+    **launch.OPTIONS,
     "learning_rate": 1.0e-3,
-    "lr_scheduler_type": "constant",
     "weight_decay": 0.01,
     "max_steps": 4,
-    "gradient_accumulation_steps": 2,
-    "num_points": 0,
-    "logging_steps": 1,
     "eval_strategy": "steps",
     "eval_steps": 2,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "use_cpu": True,
-    "bf16": False,
 }
 
 
@@ -84,14 +74,7 @@ DPO_NAMES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "masks/gre
 
 
 def assert_same(expected, found, names=NAMES):
-    assert len(expected) == len(found)
-    compared = 0
-    for one, other in zip(expected, found, strict=True):
-        for name in names:
-            if name in one:
-                assert one[name] == pytest.approx(other[name], rel=2e-4, abs=1e-6), (one["step"], name)
-                compared += 1
-    assert compared > 20
+    launch.assert_same(expected, found, names)
 
 
 @pytest.mark.slow
