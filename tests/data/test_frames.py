@@ -125,7 +125,7 @@ def test_unreadable_files_are_refused(tmp_path, array):
 
 
 def test_a_file_whose_frames_differ_in_size_is_refused(monkeypatch, tmp_path):
-    pictures = [("a", Image.new("RGB", (8, 6))), ("b", Image.new("RGB", (6, 8)))]
+    pictures = [Image.new("RGB", (8, 6)), Image.new("RGB", (6, 8))]
     monkeypatch.setattr("sa2va_trl.data.media._frames", lambda path: iter(pictures))
     (tmp_path / "clip.mp4").touch()
     with pytest.raises(DatasetError, match="frame 1 is 6 x 8, the first 8 x 6"), open_video(tmp_path / "clip.mp4"):
