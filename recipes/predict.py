@@ -3,8 +3,15 @@ Segment an image, a folder of images or a video: masks, probability maps, overla
 
     python recipes/predict.py --model_name_or_path outputs/tiny/sft --input IMAGE --prompt "Please segment the blood
     vessel."
+
+A TIFF of several pages and an animated GIF, PNG or WebP are videos. In a folder every image is segmented on its own,
+and so is every page of such a file. Whatever else the folder holds is named and left out.
+
+The results of an earlier call in `output_dir` are replaced, as soon as all of the new ones are there.
 """
 
+import json
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -16,11 +23,17 @@ from tqdm.auto import tqdm
 from trl import TrlParser
 
 from sa2va_trl.arguments import ModelArguments, RouterArguments, load_model, load_router
-from sa2va_trl.data.media import VIDEO_SUFFIXES, read_media
+from sa2va_trl.data.media import Picture, folder_images, frame_name, is_byproduct, is_clip, open_video, read_pictures
 from sa2va_trl.evaluation import overlay
 from sa2va_trl.evaluation.evaluator import write_json
-from sa2va_trl.evaluation.overlays import file_name
+from sa2va_trl.evaluation.overlays import object_names
+from sa2va_trl.files import replaced_together
 from sa2va_trl.routing import routing_report
+
+
+# What a call leaves in output_dir: a file for every mask in each folder, and the JSON that says which.
+SUFFIXES = {"masks": ".png", "probabilities": ".npy", "overlays": ".png"}
+RESULT = "predictions.json"
 
 
 @dataclass
@@ -44,7 +57,7 @@ class PredictArguments:
 
     @property
     def is_video(self) -> bool:
-        return Path(self.input).suffix.lower() in VIDEO_SUFFIXES
+        return is_clip(self.input)
 
     @property
     def tracking_options(self) -> dict:
@@ -69,8 +82,47 @@ def check_router(args: PredictArguments, router_args: RouterArguments) -> None:
         raise ValueError("A router sends frames, and a video is tracked as a whole: add per_frame.")
 
 
-def segmentations(args, model, processor, pictures, router=None):
-    """The name, the picture, the result and the route of every image or frame."""
+def check_output(output: Path) -> None:
+    """Refuse a folder in which predict would remove what it has not written."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output_dir={str(output)!r} is a file: give a folder.")
+    own, foreign = set(), []
+    if (output / RESULT).exists():
+        try:
+            entries = json.loads((output / RESULT).read_text())["predictions"]
+            own = {Path(found["mask"]).stem for entry in entries for found in entry["objects"]}
+        except (OSError, ValueError, LookupError, TypeError):
+            foreign.append(RESULT)
+    for name, suffix in SUFFIXES.items():
+        folder = output / name
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            foreign.append(name)
+        elif folder.is_dir():
+            foreign += [
+                f"{name}/{file.name}"
+                for file in sorted(folder.iterdir())
+                if not (file.suffix == suffix and file.stem in own) and not is_byproduct(file)
+            ]
+    if foreign:
+        more = f", ... ({len(foreign)} in all)" if len(foreign) > 5 else ""
+        raise ValueError(
+            f"output_dir={str(output)!r} holds what no {RESULT} of this program lists, and would be replaced: "
+            f"{', '.join(foreign[:5])}{more}. Give another output_dir, or move them away."
+        )
+
+
+def open_input(args: PredictArguments, stack: ExitStack):
+    """The clip, where it is segmented as a whole, and the pictures. All is read once before anything is given out."""
+    if args.is_video and not args.per_frame:
+        clip, file = stack.enter_context(open_video(args.input)), Path(args.input)
+        numbers = range(len(clip))
+        return clip, (Picture(frame_name(file.stem, index), file, index, clip[index]) for index in numbers)
+    pictures = read_pictures(args.input)
+    return None, chain([next(pictures)], pictures)
+
+
+def segmentations(args, model, processor, clip, pictures, router=None):
+    """The picture, the result and the route of every image or frame."""
     request = {
         "text": args.prompt,
         "processor": processor,
@@ -79,19 +131,32 @@ def segmentations(args, model, processor, pictures, router=None):
     }
     if args.answer is None:
         request["max_new_tokens"] = args.max_new_tokens or 256
-    if args.is_video and not args.per_frame:
-        result = model.segment(video=args.input, **args.tracking_options, **request)
+    if clip is not None:
+        with named(args.input):
+            result = model.segment(video=clip, **args.tracking_options, **request)
         warn(args.input, result)
-        for index, (name, image) in enumerate(pictures):
-            yield name, image, result.frame(index), {}
+        for picture in pictures:
+            yield picture, result.frame(picture.frame), {}
     else:
-        for name, image in pictures:
-            if router is None:
-                result, route = model.segment(image=image, **request), {}
-            else:
-                result, route = router.segment(model, image=image, **request)
-            warn(name, result)
-            yield name, image, result, route
+        for picture in pictures:
+            with named(picture.file if picture.frame is None else f"{picture.file}, frame {picture.frame}"):
+                if router is None:
+                    result, route = model.segment(image=picture.image, **request), {}
+                else:
+                    result, route = router.segment(model, image=picture.image, **request)
+            warn(picture.name, result)
+            yield picture, result, route
+
+
+@contextmanager
+def named(file):
+    """Errors say which file they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    except RuntimeError as error:
+        raise RuntimeError(f"{file}: {error}") from error
 
 
 def warn(name, result):
@@ -99,35 +164,59 @@ def warn(name, result):
         tqdm.write(f"{name}: the answer holds no [SEG], so there is no mask: {result.text[:100]!r}")
 
 
+def save(folder: Path, picture: Picture, result, route: dict, taken: set[str]) -> dict:
+    """Write the masks, maps and overlays of a picture; what the JSON says of it."""
+    probabilities = result.probabilities.cpu().numpy()
+    objects, names = [], object_names(picture.name, len(result.phrases), taken)
+    scores = result.iou_scores.tolist()
+    for name, phrase, score, values in zip(names, result.phrases, scores, probabilities, strict=True):
+        files = {kind: f"{kind}/{name}{suffix}" for kind, suffix in SUFFIXES.items()}
+        mask = values > result.threshold
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / files["masks"])
+        np.save(folder / files["probabilities"], values)
+        overlay(picture.image, mask).save(folder / files["overlays"])
+        objects.append(
+            {
+                "phrase": phrase,
+                "mask": files["masks"],
+                "probabilities": files["probabilities"],
+                "overlay": files["overlays"],
+                "predicted_iou": score,
+            }
+        )
+    source = {"name": picture.name, "file": picture.file.name}
+    if picture.frame is not None:
+        source["frame"] = picture.frame
+    return {**source, "text": result.text, "objects": objects, **route}
+
+
 def main():
     parser = TrlParser((PredictArguments, ModelArguments, RouterArguments))
     args, model_args, router_args = parser.parse_args_and_config()
     check_router(args, router_args)
-    pictures = read_media(args.input)
-    first = next(pictures)  # a bad input is reported before a model is loaded
-    model, processor = load_model(model_args)
-    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    router = load_router(router_args, model_args, model, processor) if router_args.has_router else None
-
     output = Path(args.output_dir)
-    for name in ("masks", "probabilities", "overlays"):
-        (output / name).mkdir(parents=True, exist_ok=True)
-    predictions = []
-    results = segmentations(args, model, processor, chain([first], pictures), router)
-    for name, image, result, route in tqdm(results, desc="predict"):
-        objects, probabilities = [], result.probabilities.cpu().numpy()
-        masks = probabilities > result.threshold
-        for index, (phrase, score) in enumerate(zip(result.phrases, result.iou_scores.tolist(), strict=True)):
-            stem = file_name(name) if len(result.phrases) == 1 else f"{file_name(name)}.object{index}"
-            Image.fromarray(masks[index].astype(np.uint8) * 255).save(output / "masks" / f"{stem}.png")
-            np.save(output / "probabilities" / f"{stem}.npy", probabilities[index])
-            overlay(image, masks[index]).save(output / "overlays" / f"{stem}.png")
-            objects.append({"phrase": phrase, "mask": f"masks/{stem}.png", "predicted_iou": score})
-        predictions.append({"name": name, "text": result.text, "objects": objects, **route})
-    write_json(output / "predictions.json", {"prompt": args.prompt, "predictions": predictions})
+    check_output(output)
+    with ExitStack() as stack:
+        clip, pictures = open_input(args, stack)  # a bad input is reported before a model is loaded
+        folder = stack.enter_context(replaced_together(output, [*SUFFIXES, RESULT]))
+        model, processor = load_model(model_args)
+        model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        router = load_router(router_args, model_args, model, processor) if router_args.has_router else None
+
+        for name in SUFFIXES:
+            (folder / name).mkdir()
+        predictions, taken = [], set()
+        results = segmentations(args, model, processor, clip, pictures, router)
+        for picture, result, route in tqdm(results, desc="predict"):
+            predictions.append(save(folder, picture, result, route, taken))
+        content = {"prompt": args.prompt, "predictions": predictions}
+        if Path(args.input).is_dir():
+            content["left_out"] = folder_images(Path(args.input))[1]
+        write_json(folder / RESULT, content)
     if router is not None:
         print(routing_report(router, predictions))
-    print(f"{len(predictions)} images; results in {output}")
+    unit = "frames" if args.is_video else "images"
+    print(f"{len(predictions)} {unit}, {len(taken)} masks: {output / RESULT} lists what is in {', '.join(SUFFIXES)}")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 _PAGED_FORMATS = ("TIFF", "GIF", "PNG", "WEBP")
 # A page of a TIFF that is a thumbnail of the one before, or its mask (tag 254, bits 0 and 2).
 _NEW_SUBFILE_TYPE, _NO_PICTURE = 254, 0b101
-# What systems leave in folders, beside hidden files.
-_BYPRODUCTS = ("thumbs.db", "desktop.ini")
+_BYPRODUCTS = (".ds_store", "thumbs.db", "desktop.ini")
 _LISTED = 50
 
 
@@ -89,7 +88,9 @@ def read_pictures(path: str | Path) -> Iterator[Picture]:
         )
     files, others = folder_images(path) if path.is_dir() else ([path], [])
     if others and files:
-        logger.warning("%s: left out, since they are no images: %s", path, _listed(others))
+        logger.warning(
+            "%s: left out, since only images that lie in the folder itself are read: %s", path, _listed(others)
+        )
     if not files:
         holds = f"; it holds {_listed(others)}" if others else ""
         raise DatasetError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){holds}.")
@@ -98,9 +99,8 @@ def read_pictures(path: str | Path) -> Iterator[Picture]:
     counts, faults = [], []
     for file in files:
         try:
-            counts.append(sum(1 for _ in _of_one_size(file, _frames(file))) if is_clip(file) else None)
-            if counts[-1] is None:
-                _image(file)
+            count = sum(1 for _ in _of_one_size(file, _frames(file)))
+            counts.append(None if count == 1 and file.suffix.lower() in IMAGE_SUFFIXES else count)
         except DatasetError as error:
             faults.append(str(error))
     if faults and path.is_dir():
@@ -108,10 +108,10 @@ def read_pictures(path: str | Path) -> Iterator[Picture]:
     if faults:
         raise DatasetError(faults[0])
     for file, count, name in zip(files, counts, picture_names(files, counts), strict=True):
-        if count is None:
-            yield Picture(name, file, None, _image(file))
-        else:
-            for index, image in enumerate(_frames(file, tell=False)):
+        for index, image in enumerate(_frames(file, tell=False)):
+            if count is None:
+                yield Picture(name, file, None, image)
+            else:
                 yield Picture(frame_name(name, index), file, index, image)
 
 
@@ -128,7 +128,7 @@ def folder_images(folder: Path) -> tuple[list[Path], list[str]]:
     """
     files, others = [], []
     for entry in sorted(folder.iterdir()):
-        if is_hidden(entry):
+        if entry.name.startswith(".") or is_byproduct(entry):
             continue
         if entry.is_dir():
             others.append(f"{entry.name}/")
@@ -139,9 +139,9 @@ def folder_images(folder: Path) -> tuple[list[Path], list[str]]:
     return files, others
 
 
-def is_hidden(path: Path) -> bool:
-    """Whether a file is hidden (`._a.png`, `.DS_Store`) or a by-product of a system (`Thumbs.db`)."""
-    return path.name.startswith(".") or path.name.lower() in _BYPRODUCTS
+def is_byproduct(path: Path) -> bool:
+    """Whether a file is one that systems leave in folders: `._a.png`, `.DS_Store`, `Thumbs.db`, `desktop.ini`."""
+    return path.name.startswith("._") or path.name.lower() in _BYPRODUCTS
 
 
 def picture_names(files: Sequence[Path], counts: Sequence[int | None]) -> list[str]:
@@ -178,7 +178,13 @@ def is_clip(path: str | os.PathLike) -> bool:
     path = Path(path)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return True
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and len(_page_numbers(path)) > 1
+    if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
+        return False
+    try:
+        with _open(path) as file:
+            return len(_page_numbers(path, file)) > 1
+    except DatasetError:  # reading it says more
+        return False
 
 
 def _listed(names: list[str]) -> str:
@@ -301,36 +307,35 @@ def _of_one_size(path: Path, frames: Iterator[Image.Image]) -> Iterator[Image.Im
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _image(path: Path) -> Image.Image:
-    try:
-        with quiet_pillow():
-            image = decode_image({"path": str(path), "bytes": None})
-        if fault := too_deep(image):
-            raise DatasetError(fault)
-        return image.convert("RGB")
-    except (DatasetError, OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
-
-
-def _page_numbers(path: Path) -> list[int]:
-    """Which pages of an image file are pictures; `[0]` for a file that is none, of which reading it says more."""
+def _open(path: Path) -> Image.Image:
     with quiet_pillow():
         try:
             file = Image.open(path)
-        except Exception:  # a broken header raises nearly anything
-            return [0]
-        with file:
-            if file.format not in _PAGED_FORMATS:
-                return [0]
+        except Exception as error:
             try:
-                numbers = list(range(getattr(file, "n_frames", 1)))
-                if file.format == "TIFF" and len(numbers) > 1:
-                    numbers = [number for number in numbers if not _page_type(file, number) & _NO_PICTURE]
-            except Exception as error:
-                raise DatasetError(
-                    f"{path} cannot be read: its pages cannot be counted ({type(error).__name__}: {error}); the file "
-                    "is damaged or cut off."
-                ) from error
+                decode_image({"path": str(path), "bytes": None})  # knows words for it
+            except DatasetError as reason:
+                raise DatasetError(f"{path} cannot be read: {reason}") from error
+            raise
+    # Pillow maps an uncompressed TIFF that has a name, and scrambles it where it is to be turned.
+    file.filename = ""
+    return file
+
+
+def _page_numbers(path: Path, file: Image.Image) -> list[int]:
+    """Which pages of an image file are pictures."""
+    if file.format not in _PAGED_FORMATS:
+        return [0]
+    try:
+        with quiet_pillow():
+            numbers = list(range(getattr(file, "n_frames", 1)))
+            if file.format == "TIFF" and len(numbers) > 1:
+                numbers = [number for number in numbers if not _page_type(file, number) & _NO_PICTURE]
+    except Exception as error:  # what is damaged raises nearly anything
+        raise DatasetError(
+            f"{path} cannot be read: its pages cannot be counted ({type(error).__name__}: {error}); it is damaged or "
+            "cut off"
+        ) from error
     return numbers or [0]
 
 
@@ -340,23 +345,19 @@ def _page_type(file: Image.Image, number: int) -> int:
 
 
 def _pages(path: Path) -> Iterator[Image.Image]:
-    """The pictures of an image file of several pages, turned upright as [`decode_image`] turns them."""
-    numbers = _page_numbers(path)
-    if len(numbers) == 1:
-        yield _image(path)
-        return
-    with quiet_pillow():
-        file = Image.open(path)
-    with file:
+    """The pictures of an image file, turned upright as `datasets.Image` turns them."""
+    with _open(path) as file:
+        numbers = _page_numbers(path, file)
         for index, number in enumerate(numbers):
+            where = f"page {index} " if len(numbers) > 1 else ""
             try:
                 with quiet_pillow():  # page by page: it may not be left open while others run
                     page = _page(file, number)
             except DatasetError as error:
-                raise DatasetError(f"{path} cannot be read: page {index} {error}") from error
+                raise DatasetError(f"{path} cannot be read: {where}{error}") from error
             except Exception as error:
                 raise DatasetError(
-                    f"{path} cannot be read: page {index} is unreadable or truncated ({type(error).__name__}: {error})"
+                    f"{path} cannot be read: {where}is unreadable or truncated ({type(error).__name__}: {error})"
                 ) from error
             yield page
 

@@ -83,6 +83,28 @@ def file_name(sample_id: str) -> str:
     return f"{short}-{zlib.crc32(sample_id.encode(errors='surrogatepass')):08x}"
 
 
+def object_names(name: str, objects: int, taken: set[str]) -> list[str]:
+    """
+    File names (without suffix) for the masks of a picture that no other picture's masks have.
+
+    Args:
+        name (`str`): of the picture.
+        objects (`int`): how many masks it has.
+        taken (`set[str]`): the file names given so far; these are added.
+
+    Returns:
+        `list[str]`: [`file_name`] of the one object, or with `.object0`, `.object1` ... behind; where one of them is
+        taken, a checksum comes between.
+    """
+    stem = file_name(name)
+    while True:
+        names = [stem] if objects == 1 else [f"{stem}.object{index}" for index in range(objects)]
+        if taken.isdisjoint(names):
+            taken.update(names)
+            return names
+        stem += f"-{zlib.crc32(name.encode(errors='surrogatepass')):08x}"
+
+
 def save_overlays(rows: list[tuple[str, Image.Image]], folder: Path) -> None:
     """
     Args:

@@ -696,7 +696,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image (`PIL.Image.Image`, *optional*): one image.
             images (`list[PIL.Image.Image]`, *optional*): a batch of images, each with its own text or all with one.
             video (`list[PIL.Image.Image]`, `np.ndarray` or path, *optional*):
-                Frames of one size, a uint8 array of shape `(frames, H, W, 3)`, or a video file, which is never decoded
+                Frames of one size, a uint8 array of shape `(frames, H, W, 3)`, or a file as in
+                [`~data.media.open_video`] (a video, a TIFF of several pages, an animation), which is never decoded
                 into memory as a whole.
             text (`str` or `list[str]`):
                 The request. `<image>` marks the image's place; without it the image comes first, then a newline.
