@@ -38,13 +38,21 @@ RESULT = "predictions.json"
 
 @dataclass
 class PredictArguments:
-    input: str = field(metadata={"help": "An image, a folder of images (each on its own) or a video."})
+    input: str = field(
+        metadata={
+            "help": "An image, a folder of images (each on its own) or a video; a TIFF of several pages and an "
+            "animated GIF, PNG or WebP are videos."
+        }
+    )
     prompt: str = field(default="Please segment the blood vessel.", metadata={"help": "What to segment."})
     answer: str | None = field(
         default=None, metadata={"help": 'Take this answer as given ("Sure, [SEG].") instead of generating one.'}
     )
     threshold: float | None = field(default=None, metadata={"help": "Probability; the model's own by default."})
-    output_dir: str = field(default="outputs/predictions", metadata={"help": "Where the results go."})
+    output_dir: str = field(
+        default="outputs/predictions",
+        metadata={"help": "Where the results go; those of an earlier call are replaced."},
+    )
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest answer; 256 by default."})
     per_frame: bool = field(default=False, metadata={"help": "Take each frame of a video as an image of its own."})
     frame_policy: str | None = field(
