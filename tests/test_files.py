@@ -1,0 +1,81 @@
+import pytest
+
+from sa2va_trl.files import replaced_together
+
+
+NAMES = ["a", "b", "list.json"]
+
+
+def write(folder, content, names=NAMES):
+    for name in names:
+        if name.endswith(".json"):
+            (folder / name).write_text(content)
+        else:
+            (folder / name).mkdir()
+            (folder / name / content).write_text(content)
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def whole(content):
+    return {f"a/{content}": content, f"b/{content}": content, "list.json": content}
+
+
+def test_what_is_written_takes_the_place_of_what_was_there(tmp_path):
+    folder = tmp_path / "deep" / "output"
+    with replaced_together(folder, NAMES) as new:
+        write(new, "first")
+        assert not folder.exists()
+    assert files(folder) == whole("first") and [path.name for path in folder.parent.iterdir()] == ["output"]
+    (folder / "notes.txt").write_text("mine")
+    with replaced_together(folder, NAMES) as new:
+        write(new, "second")
+        assert files(folder).items() > whole("first").items()
+    assert files(folder) == {**whole("second"), "notes.txt": "mine"}
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    assert (folder / "a").stat().st_mode == reference.stat().st_mode  # not that of a temporary folder
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_what_was_there(tmp_path, error):
+    with pytest.raises(error), replaced_together(tmp_path / "new", NAMES) as new:
+        write(new, "half", NAMES[:2])
+        raise error
+    assert list(tmp_path.iterdir()) == []
+    write(tmp_path, "first")
+    with pytest.raises(error), replaced_together(tmp_path, NAMES) as new:
+        write(new, "half", NAMES[:2])
+        raise error
+    assert files(tmp_path) == whole("first")
+    assert sorted(path.name for path in tmp_path.iterdir()) == NAMES
+
+
+@pytest.mark.parametrize("earlier", [NAMES, ["b"], []])
+@pytest.mark.parametrize("step", range(6))
+def test_a_failure_while_places_are_taken_puts_all_back(tmp_path, monkeypatch, step, earlier):
+    folder = tmp_path / "output"
+    folder.mkdir()
+    write(folder, "first", earlier)
+    before, steps, rename = files(folder), [], type(folder).rename
+
+    def interrupted(self, target):
+        steps.append(self.name)
+        if len(steps) == step + 1:
+            if step % 2:  # before, or just after a file has moved
+                rename(self, target)
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(type(folder), "rename", interrupted)
+    if step >= len(NAMES) + len(earlier):
+        with replaced_together(folder, NAMES) as new:
+            write(new, "second")
+        assert files(folder) == whole("second")
+        return
+    with pytest.raises(KeyboardInterrupt), replaced_together(folder, NAMES) as new:
+        write(new, "second")
+    assert files(folder) == before
+    assert sorted(path.name for path in folder.iterdir()) == sorted(earlier)
