@@ -181,7 +181,7 @@ def fingerprint(
     }
     # (Added only where they are not what they always were before: older stores stay good.)
     if processor.is_official:
-        settings["official"] = processor.official_system_turn
+        settings["official"] = processor.official_opening
     state = [] if config.seg_state == "normed" else [config.seg_state]
     parts_of_config = [_sizes(part.to_dict()) for part in (config.vlm_config, config.grounding_config)]
     return {

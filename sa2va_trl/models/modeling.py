@@ -411,11 +411,11 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask = F.pad(attention_mask, (0, count))
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.vlm.parameters())
         # What goes into the final norm. (`output_hidden_states` would keep every layer's, and what its last entry is
-        # has changed between versions.)
-        raw = []
-        hook = nullcontext()
+        # has changed between versions.) It is taken before other hooks, such as ZeRO-3's, make it a part of the norm.
+        raw, hook = [], nullcontext()
         if self.config.seg_state == "raw":
-            hook = self.vlm.model.language_model.norm.register_forward_pre_hook(lambda _, args: raw.append(args[0]))
+            norm = self.vlm.model.language_model.norm
+            hook = norm.register_forward_pre_hook(lambda _, args: raw.append(args[0]), prepend=True)
         with torch.set_grad_enabled(trains), hook:
             outputs = self.vlm.model(
                 input_ids=input_ids,

@@ -143,7 +143,7 @@ def test_seg_states_of_generation_and_teacher_forcing_are_equal(seg_state, any_t
     with torch.no_grad():
         close(model.encode(**encode_arguments(batch)).seg_states, fed)
         close(model(**batch).seg_states, fed)
-    assert (fed - shifted).abs().max() > 0.1
+    assert (fed - shifted).abs().max() > (0.1 if seg_state == "normed" else 0.01)  # a norm makes numbers near 1
 
 
 @pytest.mark.parametrize("template", ["qwen_chat", "phi3_chat"])  # stops on a token, on a string

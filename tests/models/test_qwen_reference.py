@@ -53,7 +53,6 @@ def iou(ours, theirs):
     return ((ours & theirs).sum() / (ours | theirs).sum()).item()
 
 
-@pytest.mark.slow
 def test_with_the_official_ids_and_pixels(official):
     model, processor, wanted = official.model, official.processor, official.wanted
     with Image.open(official.folder / "official_pixels_image.png") as resized:
@@ -77,7 +76,6 @@ def test_with_the_official_ids_and_pixels(official):
     assert iou(masks, wanted["mask0"].bool()) >= 0.9999
 
 
-@pytest.mark.slow
 def test_from_the_picture(official):
     model, processor, wanted = official.model, official.processor, official.wanted
     seen = []
