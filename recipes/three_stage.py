@@ -205,6 +205,8 @@ def main():
     if data_args.phrase is not None:
         dataset["phrase"] = data_args.phrase
     loading = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+    if model_args.prompt_style is not None:
+        loading["prompt_style"] = model_args.prompt_style
     stored = {"cache_features": args.cache_features}
     if args.cache_features == "on":
         stored["cache_dir"] = str(output / "features")

@@ -11,9 +11,10 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, TrainingArguments
 
 from .data.readers import load_dataset_dict
-from .hub import load_adapter
+from .hub import adapter_prompt_style, load_adapter
 from .models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from .models.checkpoints import checkpoint_folder, read_config
+from .models.processing import PROMPT_STYLES
 from .routing import NOTHING, Router, check_route, make_router
 
 
@@ -39,6 +40,9 @@ class ModelArguments:
         quantization (`str`, *optional*):
             `"4bit"` (NF4 with double quantisation) or `"8bit"`: of the language model's layers, with bitsandbytes;
             for QLoRA and for inference on small cards.
+        prompt_style (`str`, *optional*):
+            `"training"` or `"official"`: how Qwen is asked, see [`Sa2VAProcessor`]; in place of the adapter's or else
+            the model's own. It is saved with what is trained.
     """
 
     model_name_or_path: str = field(
@@ -54,10 +58,16 @@ class ModelArguments:
     quantization: str | None = field(
         default=None, metadata={"help": "4bit or 8bit: of the language model, with bitsandbytes."}
     )
+    prompt_style: str | None = field(
+        default=None,
+        metadata={"help": "training or official (Qwen): prompts and pixels; the adapter's or model's own by default."},
+    )
 
     def __post_init__(self):
         if self.quantization not in (None, "4bit", "8bit"):
             raise ValueError(f"quantization must be 4bit or 8bit, got {self.quantization!r}.")
+        if self.prompt_style not in (None, *PROMPT_STYLES):
+            raise ValueError(f"prompt_style must be one of {', '.join(PROMPT_STYLES)}, got {self.prompt_style!r}.")
         if self.model_revision is not None and (
             self.model_name_or_path in TINY or Path(self.model_name_or_path).is_dir()
         ):
@@ -222,9 +232,19 @@ def load_model(
             quantization_config=_quantization_config(args),
             revision=args.model_revision,
         )
+    if args.prompt_style is not None:
+        processor.prompt_style = args.prompt_style
     if args.adapter is not None:
-        model = load_adapter(model, args.adapter, merge=merge)
+        model = _with_adapter(args, model, processor, merge)
     return model, processor
+
+
+def _with_adapter(args: ModelArguments, model, processor, merge: bool = False):
+    """The model with `args.adapter`, asked as that was trained unless `args.prompt_style` says otherwise."""
+    model = load_adapter(model, args.adapter, merge=merge)
+    if args.prompt_style is None:
+        processor.prompt_style = adapter_prompt_style(args.adapter) or processor.prompt_style
+    return model
 
 
 def load_router(args: RouterArguments, model_args: ModelArguments, model, processor) -> Router:
@@ -255,7 +275,7 @@ def load_router(args: RouterArguments, model_args: ModelArguments, model, proces
             if model_args.adapter is None:
                 raise
             second, other = load_model(model_args, merge=True)
-            second = load_adapter(second, args.router_adapter)
+            second = _with_adapter(own, second, other)
     threshold = NOTHING[args.route_by] if args.route_threshold is None else args.route_threshold
     return make_router(model, processor, second, other, by=args.route_by, threshold=threshold)
 

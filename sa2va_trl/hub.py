@@ -28,7 +28,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import PROCESSOR_NAME, logging
 
 from .evaluation.evaluator import METRICS, write_json
 
@@ -155,14 +155,16 @@ def base_record(model: nn.Module) -> dict:
         model (`Sa2VAForConditionalGeneration` or a `PeftModel` around one): not changed.
 
     Returns:
-        `dict`: `base_model_name_or_path` (a Hub id, `None` for a local folder), `revision` (a commit, if it is known)
-        and `fingerprint` (see [`base_fingerprint`]; `None` where PEFT has changed the base to start the adapter).
+        `dict`: `base_model_name_or_path` (a Hub id, `None` for a local folder), `revision` (a commit, if it is known),
+        `seg_state` of its config and `fingerprint` (see [`base_fingerprint`]; `None` where PEFT has changed the base
+        to start the adapter).
     """
     config = (model.get_base_model() if isinstance(model, PeftModel) else model).config
     name = public_name(config._name_or_path)
     return {
         "base_model_name_or_path": name,
         "revision": (getattr(config, "_commit_hash", None) or _commit(name)) if name else None,
+        "seg_state": config.seg_state,
         "fingerprint": base_fingerprint(model),
     }
 
@@ -176,7 +178,7 @@ def _commit(name: str) -> str | None:
 
 def check_base(model: nn.Module, record: dict, folder: str | os.PathLike, adapter: str | None = None) -> None:
     """
-    Refuse an adapter that was trained on other weights.
+    Refuse an adapter that was trained on other weights, or on another state of the `[SEG]` tokens.
 
     Args:
         model (`nn.Module`): the base at hand, for its name.
@@ -185,7 +187,7 @@ def check_base(model: nn.Module, record: dict, folder: str | os.PathLike, adapte
         adapter (`str`, *optional*): what to call the adapter in the message.
 
     Raises:
-        `ValueError`: parts of the bases differ; the message names both bases and the parts.
+        `ValueError`: the bases differ; the message names both bases and in what.
     """
     file = Path(folder) / BASE_RECORD
     if not file.is_file():
@@ -194,25 +196,33 @@ def check_base(model: nn.Module, record: dict, folder: str | os.PathLike, adapte
     try:
         expected = json.loads(file.read_text())
         wanted = expected["fingerprint"]
-        if wanted is None or record["fingerprint"] is None:
-            logger.warning(f"PEFT changes the base of {adapter or folder} at its start: it cannot be checked.")
-            return
-        wanted = {part: digests and dict(digests) for part, digests in wanted.items()}
+        if wanted is not None:
+            wanted = {part: digests and dict(digests) for part, digests in wanted.items()}
+        # (Before the record had it, all states were normed.)
+        seg_state = expected.get("seg_state", "normed")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not a record of a base model: {error!r}.") from error
     found = record["fingerprint"]
-    # A part that is quantised on either side cannot be compared.
-    both = [part for part in sorted(wanted.keys() & found.keys()) if wanted[part] and found[part]]
-    different = [part for part in both if not _same(wanted[part], found[part])]
-    different += sorted(wanted.keys() ^ found.keys())
-    if different or not both:
-        name = expected.get("base_model_name_or_path") or "a local model"
-        revision = f" (revision {expected['revision']})" if expected.get("revision") else ""
-        config = (model.get_base_model() if isinstance(model, PeftModel) else model).config
+    if wanted is None or found is None:
+        logger.warning(f"PEFT changes the base of {adapter or folder} at its start: it cannot be checked.")
+    else:
+        # A part that is quantised on either side cannot be compared.
+        both = [part for part in sorted(wanted.keys() & found.keys()) if wanted[part] and found[part]]
+        different = [part for part in both if not _same(wanted[part], found[part])]
+        different += sorted(wanted.keys() ^ found.keys())
+        if different or not both:
+            name = expected.get("base_model_name_or_path") or "a local model"
+            revision = f" (revision {expected['revision']})" if expected.get("revision") else ""
+            config = (model.get_base_model() if isinstance(model, PeftModel) else model).config
+            raise ValueError(
+                f"{adapter or folder} was trained on {name}{revision}, whose weights differ from those of "
+                f"{config._name_or_path or 'the model at hand'} in {', '.join(different) or 'everything'}: load the "
+                "base that it was trained on."
+            )
+    if seg_state != record["seg_state"]:
         raise ValueError(
-            f"{adapter or folder} was trained on {name}{revision}, whose weights differ from those of "
-            f"{config._name_or_path or 'the model at hand'} in {', '.join(different) or 'everything'}: load the base "
-            "that it was trained on."
+            f"{adapter or folder} was trained on masks from seg_state={seg_state}, but the model at hand draws them "
+            f'from seg_state={record["seg_state"]}: load the base with "seg_state": "{seg_state}" in its config.json.'
         )
 
 
@@ -281,7 +291,7 @@ def _adapter_folder(adapter: str) -> Path:
     if Path(adapter).is_dir():
         folder = Path(adapter)
     elif public_name(adapter):
-        files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD]
+        files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, PROCESSOR_NAME]
         folder = Path(snapshot_download(adapter, allow_patterns=files))
     else:
         raise ValueError(f"There is no folder {adapter}, and it is no Hub id (owner/name) of an adapter.")
@@ -289,6 +299,19 @@ def _adapter_folder(adapter: str) -> Path:
         if not (folder / name).is_file():
             raise ValueError(f"{adapter} is not an adapter: it has no {name}.")
     return folder
+
+
+def adapter_prompt_style(adapter: str) -> str | None:
+    """
+    Args:
+        adapter (`str`): a folder or a Hub id.
+
+    Returns:
+        The `prompt_style` of the processor that was saved with it, `None` where there is none.
+    """
+    file = _adapter_folder(adapter) / PROCESSOR_NAME
+    # (A processor that does not say it was saved when there was one style.)
+    return json.loads(file.read_text()).get("prompt_style", "training") if file.is_file() else None
 
 
 def load_adapter(model: PreTrainedModel, adapter: str, merge: bool = False) -> SegPeftModel | PreTrainedModel:

@@ -211,6 +211,33 @@ def test_another_base_is_refused_with_both_names_and_the_part(tmp_path):
     assert isinstance(load_adapter(base(), str(tmp_path)), SegPeftModel)
 
 
+@pytest.mark.parametrize("init", [True, "pissa"])  # with a record of the weights, and without
+def test_an_adapter_of_another_seg_state_is_refused(tmp_path, init):
+    model = base()
+    model.config.seg_state = "raw"
+    targets = r".*\.language_model\..*\.q_proj"
+    SegPeftModel.adopt(
+        get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=init))
+    ).save_pretrained(tmp_path)
+    record = json.loads((tmp_path / "base_model.json").read_text())
+    assert record["seg_state"] == "raw"
+    with pytest.raises(
+        ValueError, match=r"trained on masks from seg_state=raw, but .* from seg_state=normed: load the"
+    ):
+        load_adapter(base(), str(tmp_path))
+    same = base()
+    same.config.seg_state = "raw"
+    assert load_adapter(same, str(tmp_path), merge=True).config.seg_state == "raw"
+    # An adapter of an earlier version, when all states were normed.
+    del record["seg_state"]
+    (tmp_path / "base_model.json").write_text(json.dumps(record))
+    assert isinstance(load_adapter(base(), str(tmp_path)), SegPeftModel)
+    other = base()
+    other.config.seg_state = "raw"
+    with pytest.raises(ValueError, match=r'load the base with "seg_state": "normed" in its config.json'):
+        load_adapter(other, str(tmp_path))
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"fingerprint": [1]}', '{"fingerprint": {"a": "b"}}'])
 def test_a_damaged_record_is_refused(tmp_path, content):
     perturbed(base(), "head").save_pretrained(tmp_path)

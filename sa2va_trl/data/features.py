@@ -148,8 +148,8 @@ def fingerprint(
     parts: tuple[str, ...] = BEFORE_THE_CUT,
 ) -> dict:
     """
-    Everything but the row that features depend on: weights before the cut, sizes, processor, numbers' format and the
-    packages that compute.
+    Everything but the row that features depend on: weights before the cut, sizes, the state that is taken, processor,
+    numbers' format and the packages that compute.
 
     Args:
         model (`Sa2VAForConditionalGeneration` or a `PeftModel` around one): not changed.
@@ -179,10 +179,15 @@ def fingerprint(
             for name in ("grounding_image_size", "image_seq_length", "prompt_template", "clip_size")
         },
     }
+    # (Added only where they are not what they always were before: older stores stay good.)
+    if processor.is_official:
+        settings["official"] = processor.official_opening
+    state = [] if config.seg_state == "normed" else [config.seg_state]
+    parts_of_config = [_sizes(part.to_dict()) for part in (config.vlm_config, config.grounding_config)]
     return {
         "format": FORMAT,
         "weights": weights_digest(model, dtype, parts),
-        "config": _json_digest([_sizes(part.to_dict()) for part in (config.vlm_config, config.grounding_config)]),
+        "config": _json_digest([*parts_of_config, *state]),
         "processor": _json_digest(settings),
         "dtype": str(dtype or next(before_the_cut(model))[1].dtype),
         "autocast": autocast,

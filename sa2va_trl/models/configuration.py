@@ -1,6 +1,9 @@
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # The VLM families whose prompt, pixels and module names `processing.py` and `modeling.py` know.
 SUPPORTED_VLMS = ("internvl", "qwen2_5_vl", "qwen3_vl")
@@ -9,6 +12,24 @@ PROMPT_TEMPLATES = ("qwen_chat", "internlm2_chat", "phi3_chat")
 
 FRAME_POLICIES = ("uniform", "first")
 TRACKING = ("soft", "mask_prompt")
+
+SEG_STATES = ("normed", "raw")
+
+
+def official_seg_state(vlm: str) -> str:
+    """
+    The `[SEG]` state that the official code of a family takes, and that its published weights were trained with.
+
+    It takes what transformers returns as the last hidden states. In 4.57, the only line of version 4 with Qwen3-VL,
+    these are Qwen3-VL's before its final norm, and all others' after it.
+
+    Args:
+        vlm (`str`): one of `SUPPORTED_VLMS`.
+
+    Returns:
+        `str`: `"normed"` or `"raw"`.
+    """
+    return "raw" if vlm == "qwen3_vl" else "normed"
 
 
 def check_video_options(frame_policy: str, num_frames: int, tracking: str) -> None:
@@ -118,6 +139,10 @@ class Sa2VAConfig(PreTrainedConfig):
             How the prompted frames reach the others. `"soft"` is Sa2VA's own way: their masks enter SAM 2's memory as
             probabilities and no object is ever declared absent. `"mask_prompt"` is Sa2VA-i's (arXiv 2509.19082): their
             thresholded masks are SAM 2's mask prompts, and an object that SAM 2 believes absent gets an empty mask.
+        seg_state (`str`, *optional*, defaults to `"normed"`):
+            Which of a `[SEG]` token's last hidden states its mask is drawn from: `"normed"` is the one after the
+            language model's final norm, `"raw"` the last layer's output before it. It is what the weights were
+            trained with: `"raw"` for Qwen3-VL as published, `"normed"` for all other families.
     """
 
     model_type = "sa2va"
@@ -136,6 +161,7 @@ class Sa2VAConfig(PreTrainedConfig):
     frame_policy: str = "uniform"
     num_frames: int = 5
     tracking: str = "soft"
+    seg_state: str = "normed"
     # PEFT and transformers read it here; `__post_init__` copies the VLM's value, the only one that counts.
     tie_word_embeddings: bool = False
 
@@ -152,6 +178,8 @@ class Sa2VAConfig(PreTrainedConfig):
         if not 0 < self.mask_threshold < 1:
             raise ValueError(f"mask_threshold must lie between 0 and 1, got {self.mask_threshold}.")
         check_video_options(self.frame_policy, self.num_frames, self.tracking)
+        if self.seg_state not in SEG_STATES:
+            raise ValueError(f"seg_state must be one of {', '.join(SEG_STATES)}, got {self.seg_state!r}.")
         self.tie_word_embeddings = self.vlm_config.tie_word_embeddings
 
     @classmethod
@@ -167,6 +195,15 @@ class Sa2VAConfig(PreTrainedConfig):
             raise ValueError(
                 f"A config of model_type {kind!r} is no {cls.model_type!r} config. Of a published Sa2VA take "
                 "`Sa2VAForConditionalGeneration.from_pretrained(...).config`: part of it lies in the tokenizer."
+            )
+        vlm = config_dict.get("vlm_config")
+        vlm = vlm.get("model_type") if isinstance(vlm, dict) else getattr(vlm, "model_type", None)
+        if vlm == "qwen3_vl" and "seg_state" not in config_dict:
+            logger.warning_once(
+                "This Qwen3-VL config is of an earlier version, which drew masks from the [SEG] state after the final "
+                "norm, and is read as that (seg_state=normed). If the weights are unchanged from a published "
+                'checkpoint, which needs the state before it, convert that again or add "seg_state": "raw" to '
+                "config.json."
             )
         return super().from_dict(config_dict, **kwargs)
 

@@ -2,6 +2,7 @@ import copy
 import operator
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from ..data.columns import too_deep
 from ..data.frames import select_frames
@@ -33,11 +34,13 @@ from .checkpoints import (
     stored_dtype,
     weight_times,
 )
-from .configuration import Sa2VAConfig, check_video_options
+from .configuration import Sa2VAConfig, check_video_options, official_seg_state
 from .grounding import GroundingEncoder, upsample_mask_logits, whole_weights
 from .processing import SEG_TOKEN, Sa2VAProcessor
 from .tracking import track
 
+
+logger = logging.get_logger(__name__)
 
 # Modules that quantised loading leaves alone: all but the layers of the language model.
 UNQUANTISED = (
@@ -60,7 +63,8 @@ class SegFeatures:
 
     Args:
         seg_states (`torch.Tensor` of shape `(segs, D)`):
-            The language model's hidden states (after the final norm) at the `[SEG]` tokens, row by row.
+            The language model's last hidden states at the `[SEG]` tokens, row by row: after its final norm or before
+            it, as `config.seg_state` says.
         seg_index (`torch.LongTensor` of shape `(masks,)`): the `[SEG]` of each mask.
         image_index (`torch.LongTensor` of shape `(masks,)`): the image of each mask.
         row_index (`torch.LongTensor` of shape `(masks,)`): the row of the batch that each mask belongs to.
@@ -96,7 +100,7 @@ class Sa2VAOutput(ModelOutput):
         logits (`torch.Tensor` of shape `(batch, tokens, vocabulary)`): of the kept positions; `None` from features.
         mask_logits (`torch.Tensor` of shape `(masks, S/4, S/4)`): float32; of the best of the three candidates.
         iou_scores (`torch.Tensor` of shape `(masks,)`): predicted IoU in [0, 1] of that candidate.
-        seg_states (`torch.Tensor` of shape `(segs, D)`): hidden states at the `[SEG]` tokens.
+        seg_states (`torch.Tensor` of shape `(segs, D)`): of [`SegFeatures`].
         row_index (`torch.LongTensor` of shape `(masks,)`): the row of the batch that each mask belongs to.
         features (`SegFeatures`, *optional*, returned with `encode_only`): what `encode` made of the batch.
     """
@@ -320,7 +324,9 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             save_directory (`str` or `Path`): where to.
             layout (`str`, *optional*, defaults to `"native"`):
-                `"published"` writes config and tensor names as the official Sa2VA checkpoints have them.
+                `"published"` writes config and tensor names as the official Sa2VA checkpoints have them. Where
+                `config.seg_state` is not what the official code takes, only this package draws the same masks from
+                them, and a warning says so.
             kwargs: of transformers; with `"published"` only `max_shard_size`.
 
         Raises:
@@ -335,6 +341,13 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if unknown := sorted(kwargs.keys() - {"max_shard_size"}):
                 raise ValueError(f"save_pretrained(layout='published') does not take {', '.join(unknown)}.")
             save_published(self, save_directory, **kwargs)
+            official = official_seg_state(self.config.vlm_config.model_type)
+            if self.config.seg_state != official:
+                logger.warning(
+                    f"This model draws masks from seg_state={self.config.seg_state}, the official code from "
+                    f"{official} states: it would draw others from {save_directory}. Use these weights with this "
+                    "package, which reads seg_state in config.json."
+                )
         else:
             raise ValueError(f"layout must be 'native' or 'published', got {layout!r}.")
 
@@ -375,6 +388,16 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             `torch.Tensor` of shape `(batch, tokens, D)`.
         """
+        return self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)[0]
+
+    def _last_states(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        image_grid_thw: torch.LongTensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`hidden_states`, which language logits are made of, and those that `[SEG]` tokens are read from."""
         length = input_ids.shape[1]
         if pixel_values is None and self._must_run_everything:
             # An empty image behind the padding of the first row, where nothing sees it. Running the vision tower by
@@ -387,7 +410,13 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids = torch.cat([input_ids, tail], dim=1)
             attention_mask = F.pad(attention_mask, (0, count))
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.vlm.parameters())
-        with torch.set_grad_enabled(trains):
+        # What goes into the final norm. (`output_hidden_states` would keep every layer's, and what its last entry is
+        # has changed between versions.) It is taken before other hooks, such as ZeRO-3's, make it a part of the norm.
+        raw, hook = [], nullcontext()
+        if self.config.seg_state == "raw":
+            norm = self.vlm.model.language_model.norm
+            hook = norm.register_forward_pre_hook(lambda _, args: raw.append(args[0]), prepend=True)
+        with torch.set_grad_enabled(trains), hook:
             outputs = self.vlm.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -395,7 +424,11 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 use_cache=False,
                 **self._grid_inputs(input_ids, image_grid_thw),
             )
-        return outputs.last_hidden_state[:, :length]
+        states = outputs.last_hidden_state[:, :length]
+        if self.config.seg_state == "normed":
+            return states, states
+        (raw,) = raw
+        return states, raw[:, :length]
 
     def _grid_inputs(self, input_ids: torch.LongTensor, image_grid_thw: torch.LongTensor | None) -> dict:
         # Qwen places image tokens on a grid only if it is told which tokens they are; otherwise Qwen2.5-VL counts them
@@ -463,7 +496,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_grid_thw: torch.LongTensor | None = None,
     ) -> SegFeatures:
         """
-        The costly half: hidden states at the `[SEG]` tokens (each token's own position) and SAM 2's image pyramid.
+        The costly half: hidden states at the `[SEG]` tokens (each token's own position, `config.seg_state`) and SAM
+        2's image pyramid.
 
         An image goes through SAM 2's encoder once, however many `[SEG]` its row has.
 
@@ -479,7 +513,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             `ValueError`: images and rows do not pair up and `image_counts` was not given.
         """
-        states = self.hidden_states(input_ids, attention_mask, pixel_values, image_grid_thw)
+        _, states = self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)
         return self._seg_features(states, input_ids, grounding_pixel_values, image_counts)
 
     def _prompts(self, seg_states: torch.Tensor) -> torch.Tensor:
@@ -584,8 +618,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         if input_ids is None:
             raise ValueError("The model needs `input_ids`, or the `features` of an earlier `encode`.")
-        states = self.hidden_states(input_ids, attention_mask, pixel_values, image_grid_thw)
-        features = self._seg_features(states, input_ids, grounding_pixel_values, image_counts)
+        states, seg_states = self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)
+        features = self._seg_features(seg_states, input_ids, grounding_pixel_values, image_counts)
         if encode_only:
             return Sa2VAOutput(seg_states=features.seg_states, row_index=features.row_index, features=features)
         mask_logits, iou_scores = self.decode_masks(features)

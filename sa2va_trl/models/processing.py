@@ -1,8 +1,12 @@
+import copy
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import (
     BatchFeature,
@@ -19,13 +23,16 @@ from transformers.image_utils import (
     IMAGENET_STANDARD_STD,
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
+    SizeDict,
 )
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .checkpoints import HUB_OPTIONS, checkpoint_folder, read_json
 from .published import is_published, native_config
 from .tokenization import load_tokenizer
 
+
+logger = logging.get_logger(__name__)
 
 SEG_TOKEN = "[SEG]"
 IMAGE_PLACEHOLDER = "<image>"
@@ -55,25 +62,43 @@ TEMPLATES = {
 # Qwen2.5-VL's unit of 28 pixels for Qwen3-VL too, whose unit is 32.
 QWEN_IMAGE_SIZE = {"shortest_edge": 512 * 28 * 28, "longest_edge": 2048 * 28 * 28}
 # A frame of a clip has a quarter. That is what Sa2VA was trained with; its own inference gives a frame the budget of a
-# still image, which we do not follow: training and inference see the same pixels.
+# still image (`prompt_style="official"`).
 QWEN_CLIP_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 512 * 28 * 28}
+
+# What a conversation is asked in: as Sa2VA was trained, or as its own inference does.
+PROMPT_STYLES = ("training", "official")
+# What Qwen2.5-VL's own chat template begins with. (Qwen3-VL's begins with the user's turn.)
+QWEN2_5_OPENING = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 _PHRASE = re.compile(r"<p>\s*(.*?)\s*</p>", re.DOTALL)
 
 
-def _jinja(template: dict) -> str:
+# A message's content as text, in Jinja. In training an image stands where its part is, with a newline after it.
+_TRAINING_CONTENT = (
+    "{%- if content is string -%}{{ content }}{%- else -%}{%- for part in content -%}"
+    "{%- if part['type'] == 'image' -%}{{ '<image>\n' }}{%- else -%}{{ part['text'] }}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
+)
+_OFFICIAL_CONTENT = (
+    "{%- if content is string -%}{{ '<image>' * content.count('<image>') + content.replace('<image>', '') }}"
+    "{%- else -%}{%- for part in content if part['type'] == 'image' -%}{{ '<image>' }}{%- endfor -%}"
+    "{%- for part in content if part['type'] != 'image' -%}{{ part['text'].replace('<image>', '') }}{%- endfor -%}"
+    "{%- endif -%}"
+)
+
+
+def _jinja(template: dict, content: str = _TRAINING_CONTENT, opening: str = "") -> str:
     """The same wrapping as a chat template, for tools that call `apply_chat_template` (TRL's own trainers)."""
     user, assistant = template["user"].split("{content}")
     user_end, assistant_start = assistant.split("\n", 1)
     system_start, system_end = template["system"].split("{content}")
+    if opening:
+        opening = "{%- if loop.first and message['role'] != 'system' -%}{{ " + repr(opening) + " }}{%- endif -%}"
     return (
-        "{%- macro text(content) -%}{%- if content is string -%}{{ content }}{%- else -%}{%- for part in content -%}"
-        "{%- if part['type'] == 'image' -%}{{ '"
-        + IMAGE_PLACEHOLDER
-        + "\n' }}{%- else -%}{{ part['text'] }}{%- endif -%}"
-        "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+        "{%- macro text(content) -%}" + content + "{%- endmacro -%}"
         "{%- for message in messages -%}"
-        "{%- if message['role'] == 'system' -%}{{ "
+        + opening
+        + "{%- if message['role'] == 'system' -%}{{ "
         + repr(system_start)
         + " + text(message['content']) + "
         + repr(system_end)
@@ -91,6 +116,55 @@ def _jinja(template: dict) -> str:
         "{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ " + repr(assistant_start) + " }}{%- endif -%}"
     )
+
+
+def _size_of_first_step(width: int, height: int) -> tuple[int, int]:
+    """
+    Width and height that official Qwen inference first resizes an image to (`smart_resize` of qwen-vl-utils 0.0.14
+    with its own limits; Sa2VA's budget comes with the second step).
+
+    Raises:
+        `ValueError`: one side is more than 200 times the other.
+    """
+    if max(width, height) > 200 * min(width, height):
+        raise ValueError(f"Qwen takes no image whose sides differ more than 200 times: {width} x {height} pixels.")
+    # 28 pixels for Qwen3-VL too: the official code calls it without a size of patches.
+    unit, least, most = 28, 4 * 28 * 28, 16384 * 28 * 28
+    sides = [max(unit, round(side / unit) * unit) for side in (width, height)]
+    if sides[0] * sides[1] > most:
+        shrink = math.sqrt(width * height / most)
+        sides = [math.floor(side / shrink / unit) * unit for side in (width, height)]
+    elif sides[0] * sides[1] < least:
+        grow = math.sqrt(least / (width * height))
+        sides = [math.ceil(side * grow / unit) * unit for side in (width, height)]
+    return sides[0], sides[1]
+
+
+def _is_ours(chat_template: str | dict | None) -> bool:
+    """Whether a tokenizer has no chat template, or has taken over that of a processor here."""
+    return chat_template is None or repr(IMAGE_PLACEHOLDER)[:-1] in chat_template
+
+
+def _opening(folder: Path, tokenizer) -> str | None:
+    """What the chat template of a published checkpoint begins with; `None` where it has none of its own."""
+    template = tokenizer.chat_template
+    # (transformers' processors, which official inference asks, prefer the older of their files to the tokenizer's.)
+    if (folder / "chat_template.json").is_file() and not (folder / "chat_template.jinja").is_file():
+        template = read_json(folder / "chat_template.json").get("chat_template")
+    if _is_ours(template):
+        return None
+    chat = [{"role": "user", "content": [{"type": "text", "text": "Where?"}]}]
+    try:
+        text = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+    except TemplateError as error:
+        text = f"{error!r}"
+    opening, turn, _ = text.partition(CHATML["user"].split("{content}")[0])
+    if not turn:
+        logger.warning(
+            f"{folder}: its chat template writes no user turn ({text[:200]!r}). With prompt_style=official there will "
+            "be no system turn, unless the processor's `official_opening` is set."
+        )
+    return opening if turn else ""
 
 
 class Sa2VAProcessor(ProcessorMixin):
@@ -114,8 +188,19 @@ class Sa2VAProcessor(ProcessorMixin):
         chat_template (`str`, *optional*):
             Jinja form of the template; made from `prompt_template` when not given.
         clip_size (`dict`, *optional*, defaults to `QWEN_CLIP_SIZE` for Qwen):
-            Pixel budget of a clip's frame, `{"shortest_edge": least pixels, "longest_edge": most pixels}`. A frame is
-            one tile for InternVL.
+            Pixel budget of a clip's frame, `{"shortest_edge": least pixels, "longest_edge": most pixels}`; the
+            `size` of an image processor does as well. Without effect on official prompts. A frame is one tile for
+            InternVL.
+        prompt_style (`str`, *optional*, defaults to `"training"`):
+            Qwen's official inference differs from its official training in four things. `"training"` asks as Sa2VA was
+            trained. `"official"` asks as its inference does, which its published scores were made with: it begins with
+            `official_opening`, puts images in front (`<image>` is left out of the text, a newline after it stays) with
+            nothing between frames, resizes an image to multiples of 28 pixels before the image processor does, and
+            gives a clip's frame the pixel budget of a still image. For InternVL both styles are the same, since its
+            official inference asks as its training does.
+        official_opening (`str`, *optional*, defaults to Qwen2.5-VL's system turn with its patches, else to none):
+            What stands in front of a conversation without a system turn in official prompts: what the chat template of
+            a published checkpoint puts there. Qwen's only.
 
     Raises:
         `ValueError`: an image processor or template of no known kind, a tokenizer without `[SEG]` or the image
@@ -131,6 +216,8 @@ class Sa2VAProcessor(ProcessorMixin):
         prompt_template: str = "qwen_chat",
         chat_template: str | None = None,
         clip_size: dict[str, int] | None = None,
+        prompt_style: str = "training",
+        official_opening: str | None = None,
     ):
         if prompt_template not in TEMPLATES:
             raise ValueError(f"prompt_template must be one of {', '.join(TEMPLATES)}, got {prompt_template!r}.")
@@ -141,26 +228,30 @@ class Sa2VAProcessor(ProcessorMixin):
         elif isinstance(image_processor, Qwen2VLImageProcessor):
             image_processor = Qwen2VLImageProcessorPil(**image_processor.to_dict())
         if isinstance(image_processor, GotOcr2ImageProcessorPil):
-            if clip_size is not None:
-                raise ValueError("clip_size is Qwen's; a frame of a clip is one tile for InternVL.")
+            if official_opening is not None:
+                raise ValueError("official_opening is Qwen's; InternVL's official prompts are those of its training.")
             image_seq_length = 256 if image_seq_length is None else image_seq_length
             image_tokens = ("<img>", "<IMG_CONTEXT>", "</img>")
         elif isinstance(image_processor, Qwen2VLImageProcessorPil):
             if image_seq_length is not None:
                 raise ValueError("image_seq_length is InternVL's; Qwen's image tokens follow from the image's size.")
-            clip_size = dict(QWEN_CLIP_SIZE if clip_size is None else clip_size)
+            clip_size = QWEN_CLIP_SIZE if clip_size is None else clip_size
+            if official_opening is None:
+                official_opening = QWEN2_5_OPENING if image_processor.patch_size == 14 else ""
             image_tokens = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
         else:
             raise ValueError(
                 "image_processor must be a GotOcr2ImageProcessorPil (InternVL) or a Qwen2VLImageProcessorPil (Qwen), "
                 f"got {type(image_processor).__name__}."
             )
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or _jinja(template))
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.image_seq_length = image_seq_length
         self.grounding_image_size = grounding_image_size
         self.prompt_template = prompt_template
         self.clip_size = clip_size
+        self.official_opening = official_opening
         self._template = template
+        self.prompt_style = prompt_style
         self._image_start, self.image_token, self._image_end = image_tokens
         for token in (SEG_TOKEN, *image_tokens):
             if len(self.tokenizer(token, add_special_tokens=False).input_ids) != 1:
@@ -168,14 +259,53 @@ class Sa2VAProcessor(ProcessorMixin):
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
         self.seg_token_id = self.tokenizer.convert_tokens_to_ids(SEG_TOKEN)
 
+    # (Under their own names in `__dict__`, which is what transformers saves.)
+    @property
+    def clip_size(self) -> dict[str, int] | None:
+        """Pixel budget of a clip's frame, Qwen's only; takes an image processor's `size` too."""
+        return self.__dict__["clip_size"]
+
+    @clip_size.setter
+    def clip_size(self, value):
+        qwen = isinstance(self.image_processor, Qwen2VLImageProcessorPil)
+        if not qwen and value is not None:
+            raise ValueError("clip_size is Qwen's; a frame of a clip is one tile for InternVL.")
+        if qwen:
+            if not isinstance(value, (Mapping, SizeDict)) or set(value := dict(value)) != set(QWEN_CLIP_SIZE):
+                raise ValueError(
+                    'clip_size must be {"shortest_edge": least pixels, "longest_edge": most pixels} of a frame, got '
+                    f"{value!r}."
+                )
+        self.__dict__["clip_size"] = value
+
+    @property
+    def prompt_style(self) -> str:
+        """`"training"` or `"official"`; setting it changes the chat template too, unless that is somebody's own."""
+        return self.__dict__["prompt_style"]
+
+    @prompt_style.setter
+    def prompt_style(self, value: str):
+        if value not in PROMPT_STYLES:
+            raise ValueError(f"prompt_style must be one of {', '.join(PROMPT_STYLES)}, got {value!r}.")
+        self.__dict__["prompt_style"] = value
+        own = [_jinja(self._template), _jinja(self._template, _OFFICIAL_CONTENT, self.official_opening or "")]
+        if self.chat_template is None or self.chat_template in own:
+            self.chat_template = own[self.is_official]
+
+    @property
+    def is_official(self) -> bool:
+        """Whether prompts and pixels are official inference's where those differ from training's, as Qwen's do."""
+        return self.prompt_style == "official" and isinstance(self.image_processor, Qwen2VLImageProcessorPil)
+
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str = "", **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str = "", prompt_style=None, **kwargs):
         """
         Load a saved processor, or make the one that a published Sa2VA checkpoint needs.
 
         Args:
             pretrained_model_name_or_path (`str` or `Path`): a folder or a Hub id.
             subfolder (`str`, *optional*): below it.
+            prompt_style (`str`, *optional*): in place of the saved one.
             kwargs: as in transformers; a published checkpoint takes those of the Hub.
 
         Returns:
@@ -195,9 +325,13 @@ class Sa2VAProcessor(ProcessorMixin):
         )
         # An adapter has a processor and no config.
         if config is None or not is_published(content := read_json(Path(config))):
-            return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        folder, _ = checkpoint_folder(pretrained_model_name_or_path, weights=False, subfolder=subfolder, **hub_options)
-        return cls._of_published(content, folder)
+            processor = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        else:
+            options = {"weights": False, "subfolder": subfolder, **hub_options}
+            processor = cls._of_published(content, checkpoint_folder(pretrained_model_name_or_path, **options)[0])
+        if prompt_style is not None:
+            processor.prompt_style = prompt_style
+        return processor
 
     def save_pretrained(self, save_directory, layout: str = "native", **kwargs):
         """
@@ -210,11 +344,23 @@ class Sa2VAProcessor(ProcessorMixin):
             return super().save_pretrained(save_directory, **kwargs)
         if layout != "published":
             raise ValueError(f"layout must be 'native' or 'published', got {layout!r}.")
-        files = self.tokenizer.save_pretrained(save_directory, **kwargs)
-        if isinstance(self.image_processor, Qwen2VLImageProcessorPil):
-            # (InternVL's official code knows its tiles by itself.)
-            files = [*files, *self.image_processor.save_pretrained(save_directory, **kwargs)]
-        return files
+        tokenizer, image_processor = self.tokenizer, self.image_processor
+        if not isinstance(image_processor, Qwen2VLImageProcessorPil):
+            # (InternVL's official code knows its prompts and tiles by itself.)
+            return tokenizer.save_pretrained(save_directory, **kwargs)
+        if _is_ours(tokenizer.chat_template):
+            # As a checkpoint's own has it: with the image's tokens, where ours has a placeholder for them.
+            tokenizer = copy.deepcopy(tokenizer)
+            block = repr(self._image_start + self.image_token + self._image_end)
+            official = _jinja(self._template, _OFFICIAL_CONTENT, self.official_opening)
+            tokenizer.chat_template = official.replace(repr(IMAGE_PLACEHOLDER), block)
+        if self.prompt_style != "training":
+            image_processor = copy.copy(image_processor)
+            image_processor.prompt_style = self.prompt_style
+        return [
+            *tokenizer.save_pretrained(save_directory, **kwargs),
+            *image_processor.save_pretrained(save_directory, **kwargs),
+        ]
 
     @classmethod
     def _of_published(cls, config: dict, folder: Path) -> "Sa2VAProcessor":
@@ -225,6 +371,7 @@ class Sa2VAProcessor(ProcessorMixin):
             "grounding_image_size": native.grounding_config.image_size,
             "prompt_template": native.prompt_template,
         }
+        tokenizer = load_tokenizer(folder)
         # The official code has its own limits of tiles and pixels, whatever the files say.
         if native.vlm_config.model_type == "internvl":
             height, width = vision.image_size
@@ -248,7 +395,11 @@ class Sa2VAProcessor(ProcessorMixin):
                 image_mean=OPENAI_CLIP_MEAN if is_first else IMAGENET_STANDARD_MEAN,
                 image_std=OPENAI_CLIP_STD if is_first else IMAGENET_STANDARD_STD,
             )
-        return cls(image_processor, load_tokenizer(folder), **options)
+            options["official_opening"] = _opening(folder, tokenizer)
+            saved = folder / "preprocessor_config.json"
+            if saved.is_file() and (style := read_json(saved).get("prompt_style")):
+                options["prompt_style"] = style
+        return cls(image_processor, tokenizer, **options)
 
     @property
     def model_input_names(self):
@@ -278,7 +429,8 @@ class Sa2VAProcessor(ProcessorMixin):
         Args:
             images (`list[PIL.Image.Image]`): any size and mode.
             clip (`bool`, *optional*, defaults to `False`):
-                Frames of a clip get fewer pixels than still images, as Sa2VA does: one tile each, or `clip_size`.
+                Frames of a clip get fewer pixels than still images, as Sa2VA does: one tile each, or `clip_size`
+                (but in official prompts, see `prompt_style`).
 
         Returns:
             Keyword arguments of the VLM, none without images, and a string for each image. InternVL takes
@@ -289,10 +441,12 @@ class Sa2VAProcessor(ProcessorMixin):
         if not images:
             return {}, []
         qwen = isinstance(self.image_processor, Qwen2VLImageProcessorPil)
+        images = [image.convert("RGB") for image in images]
+        if self.is_official:
+            images = [image.resize(_size_of_first_step(*image.size), Image.Resampling.BICUBIC) for image in images]
+            clip = False
         options = {"size": self.clip_size} if qwen else {"crop_to_patches": False}
-        outputs = self.image_processor(
-            images=[image.convert("RGB") for image in images], return_tensors="pt", **(options if clip else {})
-        )
+        outputs = self.image_processor(images=images, return_tensors="pt", **(options if clip else {}))
         pixels = {"pixel_values": outputs["pixel_values"]}
         if qwen:
             pixels["image_grid_thw"] = outputs["image_grid_thw"]
@@ -331,9 +485,10 @@ class Sa2VAProcessor(ProcessorMixin):
             messages (`list[dict]`):
                 `{"role", "content"}` with a string as content, or a list of `{"type": "image"}` and
                 `{"type": "text", "text"}` parts. `<image>` in the first user turn marks the place of the image;
-                without it the image comes first, then a newline (the training convention).
+                without it the image comes first, then a newline (the training convention). In official prompts the
+                image comes first in any case, and no newline is added.
             image_blocks (`list[str]`):
-                From `tiles`: all images stand in the first user turn, joined by newlines.
+                From `tiles`: all images stand in the first user turn, joined by newlines (official: by nothing).
 
         Returns:
             `input_ids` and `labels` (lists of `int` of one length); labels are -100 except on answers and their end.
@@ -345,8 +500,15 @@ class Sa2VAProcessor(ProcessorMixin):
         # has.
         input_ids = list(self.tokenizer("").input_ids)
         labels = [-100] * len(input_ids)
-        block = "\n".join(image_blocks)
+        official = self.is_official
+        # What stands between two images, and between the last one and a text that does not say where it is.
+        newline = "" if official else "\n"
+        block = newline.join(image_blocks)
         first_user = True
+        if official and (not messages or messages[0]["role"] != "system"):
+            opening = self._ids(self.official_opening)
+            input_ids += opening
+            labels += [-100] * len(opening)
         for position, message in enumerate(messages):
             content = message["content"]
             if message["role"] not in ("system", "user", "assistant"):
@@ -355,7 +517,9 @@ class Sa2VAProcessor(ProcessorMixin):
                 # All images of a conversation stand together, so their first part places them all.
                 first = next((index for index, part in enumerate(content) if part["type"] == "image"), None)
                 content = "".join(
-                    (IMAGE_PLACEHOLDER + "\n" if index == first else "") if part["type"] == "image" else part["text"]
+                    (IMAGE_PLACEHOLDER + newline if index == first else "")
+                    if part["type"] == "image"
+                    else part["text"]
                     for index, part in enumerate(content)
                 )
             if message["role"] == "assistant":
@@ -374,7 +538,9 @@ class Sa2VAProcessor(ProcessorMixin):
                         f"got {content!r}."
                     )
                 if first_user and block:
-                    if IMAGE_PLACEHOLDER not in content:
+                    if official:
+                        content = IMAGE_PLACEHOLDER + content.replace(IMAGE_PLACEHOLDER, "")
+                    elif IMAGE_PLACEHOLDER not in content:
                         content = f"{IMAGE_PLACEHOLDER}\n{content}"
                     content = content.replace(IMAGE_PLACEHOLDER, block)
                 first_user = False

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3VLConfig,
 )
 
-from .configuration import Sa2VAConfig, Sa2VAGroundingConfig
+from .configuration import Sa2VAConfig, Sa2VAGroundingConfig, official_seg_state
 
 
 # `llm_config.architectures[0]` of the InternVL family. InternLM2 is Llama with fused query, key and value rows.
@@ -222,6 +222,7 @@ def native_config(
         seg_token_id=seg_token_id,
         prompt_template=published["template"],
         dtype=published.get("torch_dtype") or published.get("dtype"),
+        seg_state=published.get("seg_state", official_seg_state(vlm.model_type)),
         **({"tracking": "mask_prompt"} if separate_tracking_decoder else {}),
     )
 
@@ -296,7 +297,7 @@ def _internvl_config(published: dict, image_token_id: int) -> InternVLConfig:
 def _qwen_vl_config(published: dict, image_token_id: int) -> PreTrainedConfig:
     family = QWEN_VL[published["text_config"]["model_type"]]
     config = _network(published)
-    for name in ("model_type", "template", "grounding_config"):
+    for name in ("model_type", "template", "grounding_config", "seg_state"):
         config.pop(name, None)
     config["text_config"] = {**_network(config["text_config"]), "tie_word_embeddings": False}
     config["vision_config"] = _network(config["vision_config"])
@@ -320,6 +321,8 @@ def published_config(config: Sa2VAConfig, dtype: torch.dtype) -> dict:
     sizes = {key: value for key, value in sizes.items() if value != _sam2_sizes(Sa2VAGroundingConfig())[key]}
     # Only where they are not those that the official code takes for granted.
     extra = {"grounding_config": sizes} if sizes else {}
+    if config.seg_state != official_seg_state(vlm.model_type):
+        extra["seg_state"] = config.seg_state
     if vlm.model_type != "internvl":
         result = _network(vlm.to_dict())
         result["text_config"] = _published_text(text)

@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .configuration import SUPPORTED_VLMS, Sa2VAConfig, Sa2VAGroundingConfig
+from .configuration import SUPPORTED_VLMS, Sa2VAConfig, Sa2VAGroundingConfig, official_seg_state
 from .grounding import whole_weights
 from .modeling import Sa2VAForConditionalGeneration
 from .processing import Sa2VAProcessor
@@ -151,6 +151,7 @@ def tiny_sa2va(
             memory_mlp_dim=128,
         ),
         seg_token_id=tokenizer.convert_tokens_to_ids("[SEG]"),
+        seg_state=official_seg_state(family),
     )
     with whole_weights(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -26,8 +26,9 @@ from sa2va_trl.data.features import (
     row_sizes,
     weights_digest,
 )
-from sa2va_trl.models.configuration import SUPPORTED_VLMS
+from sa2va_trl.models.configuration import SEG_STATES, SUPPORTED_VLMS
 from sa2va_trl.models.modeling import SegFeatures, pair_masks
+from sa2va_trl.models.processing import PROMPT_STYLES
 
 
 QUESTION, ANSWER = "Please segment the {phrase}.", "Sure, [SEG]."
@@ -45,9 +46,11 @@ def built(folder, model, processor, dataset, batch_size=2):
 # What is read is what `encode` makes
 
 
+@pytest.mark.parametrize("seg_state", SEG_STATES)
 @pytest.mark.parametrize("family", SUPPORTED_VLMS)
-def test_losses_and_gradients_from_the_store_are_those_of_the_pixels(tmp_path, family):
+def test_losses_and_gradients_from_the_store_are_those_of_the_pixels(tmp_path, family, seg_state):
     model, processor = tiny_sa2va(image_size=128, family=family)
+    model.config.seg_state = seg_state
     model.requires_grad_(False)
     head = [model.text_hidden_fcs, model.grounding_encoder.mask_decoder]
     for part in head:
@@ -226,6 +229,27 @@ def test_the_fingerprint_follows_the_processor_and_the_type(tiny):
     processor.grounding_image_size *= 2
     processor.image_processor.image_mean = [0.5] * 3
     assert fingerprint(model, processor) != plain
+
+
+def test_the_fingerprint_follows_the_state_and_the_prompts(tmp_path, any_tiny):
+    model, processor = any_tiny
+    dataset = every_kind().select([0, 1])
+    prints, states = [], {}
+    for seg_state in SEG_STATES:
+        model.config.seg_state = seg_state
+        for style in PROMPT_STYLES:
+            processor.prompt_style = style
+            store, keys, count = built(tmp_path, model, processor, dataset)
+            if store.prints in prints:
+                # InternVL's official prompts are those of its training.
+                assert model.config.vlm_config.model_type == "internvl" and style == "official" and count == 0
+                continue
+            assert count == 2
+            prints.append(store.prints)
+            states[seg_state, style] = store.read(keys)[0].seg_states
+    assert len(prints) == (2 if model.config.vlm_config.model_type == "internvl" else 4)
+    different = list(states.values())
+    assert not any(torch.equal(one, other) for i, one in enumerate(different) for other in different[:i])
 
 
 def test_other_weights_have_other_files(tmp_path, tiny):

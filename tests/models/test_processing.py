@@ -17,7 +17,7 @@ from transformers import (
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sa2va_trl import Sa2VAProcessor
-from sa2va_trl.models.processing import QWEN_IMAGE_SIZE
+from sa2va_trl.models.processing import QWEN2_5_OPENING, QWEN_CLIP_SIZE, QWEN_IMAGE_SIZE
 from sa2va_trl.models.tiny import QWEN_SPECIAL_TOKENS, tiny_tokenizer
 
 
@@ -272,8 +272,10 @@ QWEN_SMALL = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16 * 28 * 28}
     [
         *[make_processor(tile=32, prompt_template=name) for name in ("qwen_chat", "internlm2_chat", "phi3_chat")],
         make_qwen_processor(size=QWEN_SMALL),
+        make_qwen_processor(size=QWEN_SMALL, prompt_style="official"),
+        make_qwen_processor(patch=16, size=QWEN_SMALL, prompt_style="official"),
     ],
-    ids=["qwen_chat", "internlm2_chat", "phi3_chat", "qwen_vl"],
+    ids=["qwen_chat", "internlm2_chat", "phi3_chat", "qwen_vl", "qwen2_5_vl-official", "qwen3_vl-official"],
 )
 def test_the_chat_template_gives_the_same_ids(processor):
     images = [noise(64, 32), noise(32, 32)]
@@ -300,6 +302,148 @@ def test_the_chat_template_of_a_whole_conversation(processor):
     )
     masked = [token for token, mask in zip(output["input_ids"], output["assistant_masks"], strict=True) if mask]
     assert processor.tokenizer.decode(masked) == "Here [SEG].<|im_end|>[SEG]<|im_end|>"
+
+
+# Official prompts
+
+
+VISION = "<|vision_start|><|image_pad|><|vision_end|>"
+SYSTEM = "<|im_start|>system\nBe brief.<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("messages", "blocks", "expected"),
+    [
+        ([user("Where?")], [VISION], f"{QWEN2_5_OPENING}{OPEN}{VISION}Where?{TURN}"),
+        ([user("<image>Where?")], [VISION], f"{QWEN2_5_OPENING}{OPEN}{VISION}Where?{TURN}"),
+        ([user("<image>\nWhere?")], [VISION], f"{QWEN2_5_OPENING}{OPEN}{VISION}\nWhere?{TURN}"),
+        ([user("In <image>, where?")], [VISION], f"{QWEN2_5_OPENING}{OPEN}{VISION}In , where?{TURN}"),
+        ([user(PARTS)], [VISION], f"{QWEN2_5_OPENING}{OPEN}{VISION}Where?{TURN}"),
+        ([user(PARTS[::-1])], [VISION], f"{QWEN2_5_OPENING}{OPEN}{VISION}Where?{TURN}"),
+        ([user("Where?")], [VISION] * 3, f"{QWEN2_5_OPENING}{OPEN}{VISION}{VISION}{VISION}Where?{TURN}"),
+        ([user("Hello.")], [], f"{QWEN2_5_OPENING}{OPEN}Hello.{TURN}"),
+        (
+            TWO_TURNS,
+            [VISION],
+            f"{QWEN2_5_OPENING}{OPEN}{VISION}Where?{TURN}Here [SEG].{CLOSE}\n{OPEN}And there?{TURN}[SEG]{CLOSE}",
+        ),
+        (
+            [{"role": "system", "content": "Be brief."}, user("Where?")],
+            [VISION],
+            f"{SYSTEM}{OPEN}{VISION}Where?{TURN}",
+        ),
+    ],
+)
+def test_official_prompts(messages, blocks, expected):
+    first, second = (make_qwen_processor(patch, prompt_style="official") for patch in (14, 16))
+    for processor in (first, second):
+        input_ids, labels = processor.encode_chat(messages, blocks)
+        # Qwen3-VL's own template has no system turn of its own.
+        opening = "" if processor is first else QWEN2_5_OPENING
+        assert processor.tokenizer.decode(input_ids) == expected.removeprefix(opening)
+        assert len(labels) == len(input_ids)
+        learned = [token for token in labels if token != -100]
+        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        assert processor.tokenizer.decode(learned) == "".join(answer + CLOSE for answer in answers)
+    with pytest.raises(ValueError, match="<image> may stand once"):
+        first.encode_chat([user("<image> and <image>")], [VISION])
+
+
+def test_the_official_chat_template_of_a_whole_conversation():
+    processor = make_qwen_processor(prompt_style="official")
+    for messages in (TWO_TURNS, [{"role": "system", "content": "Be brief."}, *TWO_TURNS]):
+        text = processor.apply_chat_template(messages)
+        assert text == processor.tokenizer.decode(processor.encode_chat(messages, [])[0]) + "\n"
+    placed = processor.apply_chat_template([user("In <image>, where?")], add_generation_prompt=True)
+    assert placed == f"{QWEN2_5_OPENING}{OPEN}<image>In , where?{TURN}"
+
+
+# Sizes (width, height) after the first step, and after the second with units of 28 and of 32 pixels. The budgets of
+# the first step are qwen-vl-utils' own; those of the second are Sa2VA's.
+TWO_STEPS = {
+    (500, 375): [(504, 364), (756, 560), (768, 544)],  # as recorded of the official code
+    (1920, 1080): [(1932, 1092), (1680, 952), (1664, 928)],
+    (640, 480): [(644, 476), (756, 560), (768, 576)],
+    (640, 427): [(644, 420), (812, 532), (800, 512)],
+    (1280, 720): [(1288, 728), (1288, 728), (1280, 736)],
+    (9, 20): [(56, 84), (532, 784), (544, 800)],  # too small: to as many pixels as 4 units have, rounded up
+    (20, 1600): [(28, 1596), (84, 4788), (96, 4800)],
+    (6000, 4000): [(4368, 2912), (1540, 1008), (1536, 1024)],  # too large, even for the first step
+}
+
+
+@pytest.mark.parametrize("size", TWO_STEPS)
+def test_official_pixels_are_resized_twice(size):
+    image = noise(*size)
+    first, *second = TWO_STEPS[size]
+    for patch, (width, height) in zip((14, 16), second, strict=True):
+        processor = make_qwen_processor(patch, prompt_style="official")
+        pixels, (block,) = processor.tiles([image])
+        assert pixels["image_grid_thw"].tolist() == [[1, height // patch, width // patch]]
+        assert block.count("<|image_pad|>") == height * width // (4 * patch * patch)
+        expected = processor.image_processor(images=[image.resize(first)], return_tensors="pt")
+        assert torch.equal(pixels["pixel_values"], expected["pixel_values"])
+        # A clip's frame is a picture like any other.
+        clip, blocks = processor.tiles([image, image], clip=True)
+        assert blocks == [block, block]
+        assert torch.equal(clip["pixel_values"], torch.cat([pixels["pixel_values"]] * 2))
+        # ... which it is not in training, and with another budget at that.
+        processor.prompt_style = "training"
+        assert processor.tiles([image], clip=True)[1][0].count("<|image_pad|>") < block.count("<|image_pad|>")
+
+
+def test_an_image_as_thin_as_a_thread_is_refused():
+    with pytest.raises(ValueError, match="no image whose sides differ more than 200 times: 201 x 1 pixels"):
+        make_qwen_processor(prompt_style="official").tiles([Image.new("RGB", (201, 1))])
+
+
+def test_both_styles_are_one_for_internvl():
+    processor, images = make_processor(tile=32), [noise(64, 32), noise(32, 32)]
+    one = [processor.tiles(images, clip=clip) for clip in (False, True)]
+    prompt = processor.encode_chat([user("In <image>, where?")], one[0][1])
+    template = processor.chat_template
+    processor.prompt_style = "official"
+    assert processor.chat_template == template and not processor.is_official
+    for clip, (pixels, blocks) in zip((False, True), one, strict=True):
+        again, same = processor.tiles(images, clip=clip)
+        assert torch.equal(again["pixel_values"], pixels["pixel_values"]) and same == blocks
+    assert processor.encode_chat([user("In <image>, where?")], one[0][1]) == prompt
+
+
+@pytest.mark.parametrize("kind", [make_processor, make_qwen_processor])
+@pytest.mark.parametrize("style", ["training", "official"])
+def test_the_style_is_saved(kind, style, tmp_path):
+    processor = kind(prompt_style=style, **({"official_opening": "Hi."} if kind is make_qwen_processor else {}))
+    processor.save_pretrained(tmp_path)
+    loaded = Sa2VAProcessor.from_pretrained(tmp_path)
+    for name in ("prompt_style", "official_opening", "clip_size", "chat_template"):
+        assert getattr(loaded, name) == getattr(processor, name), name
+    other = {"training": "official", "official": "training"}[style]
+    changed = Sa2VAProcessor.from_pretrained(tmp_path, prompt_style=other)
+    assert changed.prompt_style == other
+    assert (changed.chat_template == processor.chat_template) == (kind is make_processor)
+    changed.prompt_style = style
+    assert changed.chat_template == processor.chat_template
+    # Somebody's own chat template stays.
+    own = kind(chat_template="{{ messages }}")
+    own.prompt_style = "official"
+    assert own.chat_template == "{{ messages }}"
+
+
+def test_a_clips_budget_can_be_that_of_a_still_image(tmp_path):
+    processor = make_qwen_processor()
+    image = noise(640, 480)
+    assert processor.clip_size == QWEN_CLIP_SIZE
+    processor.clip_size = processor.image_processor.size
+    assert processor.clip_size == QWEN_IMAGE_SIZE
+    processor.save_pretrained(tmp_path)
+    for each in (processor, Sa2VAProcessor.from_pretrained(tmp_path)):
+        assert torch.equal(each.tiles([image], clip=True)[0]["pixel_values"], each.tiles([image])[0]["pixel_values"])
+    for value in (None, 5, {"height": 5, "width": 5}, {"longest_edge": 5}):
+        with pytest.raises(ValueError, match="clip_size must be"):
+            processor.clip_size = value
+    with pytest.raises(ValueError, match="clip_size is Qwen's"):
+        make_processor().clip_size = QWEN_IMAGE_SIZE
 
 
 @given(
@@ -371,6 +515,10 @@ def test_bad_processors_raise():
         make_qwen_processor(image_seq_length=256)
     with pytest.raises(ValueError, match="clip_size is Qwen's"):
         make_processor(clip_size=QWEN_IMAGE_SIZE)
+    with pytest.raises(ValueError, match="official_opening is Qwen's"):
+        make_processor(official_opening="")
+    with pytest.raises(ValueError, match="prompt_style must be one of training, official, got 'demo'"):
+        make_qwen_processor(prompt_style="demo")
     with pytest.raises(ValueError, match=r"must be a GotOcr2ImageProcessorPil .* got CLIPImageProcessorPil"):
         Sa2VAProcessor(CLIPImageProcessorPil(), tiny_tokenizer())
     with pytest.raises(ValueError, match="needs `text`"):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sa2va_trl.data import DatasetError, synthetic_dataset
 from sa2va_trl.evaluation.evaluator import METRICS
+from sa2va_trl.models import processing
 
 
 ROOT = Path(__file__).parents[2]
@@ -325,6 +326,57 @@ def test_a_tiny_model_of_each_family(family):
     assert model.config.vlm_config.model_type == family and model.dtype == torch.bfloat16
     assert model.vlm.model.language_model.config._attn_implementation == "eager"
     assert processor.grounding_image_size == model.config.grounding_config.image_size == 64
+
+
+def test_the_style_of_prompts_is_the_options_the_adapters_or_the_models(tmp_path):
+    from peft import get_peft_model
+
+    from sa2va_trl.arguments import ModelArguments, load_model
+    from sa2va_trl.hub import SegPeftModel
+    from sa2va_trl.trainers.trainable import get_peft_config
+
+    def style(**options):
+        model, processor = load_model(ModelArguments(**{**given, **options}))
+        assert processor.is_official == (processor.prompt_style == "official")
+        return processor.prompt_style
+
+    given = {"model_name_or_path": "tiny-qwen2_5_vl", "grounding_image_size": 64}
+    assert style() == "training" and style(prompt_style="official") == "official"
+    model, processor = load_model(ModelArguments(**given, prompt_style="official"))
+    for layout in ("native", "published"):
+        model.save_pretrained(tmp_path / layout, layout=layout)
+        processor.save_pretrained(tmp_path / layout, layout=layout)
+        given["model_name_or_path"] = str(tmp_path / layout)
+        assert style() == "official" and style(prompt_style="training") == "training"
+    adapter = tmp_path / "adapter"
+    SegPeftModel.adopt(get_peft_model(model, get_peft_config("head", model.config.seg_token_id))).save_pretrained(
+        adapter
+    )
+    # Without a processor beside the adapter, the base's.
+    assert style(adapter=str(adapter)) == "official"
+    processor.prompt_style = "training"
+    processor.save_pretrained(adapter)
+    assert style(adapter=str(adapter)) == "training"
+    assert style(adapter=str(adapter), prompt_style="official") == "official"
+    # A processor of an earlier version has one style.
+    content = json.loads((adapter / "processor_config.json").read_text())
+    del content["prompt_style"]
+    (adapter / "processor_config.json").write_text(json.dumps(content))
+    assert style(adapter=str(adapter)) == "training"
+    with pytest.raises(ValueError, match="prompt_style must be one of training, official, got 'demo'"):
+        style(prompt_style="demo")
+
+
+@pytest.mark.parametrize("style", ["training", "official"])
+def test_predict_asks_in_the_style_that_is_given(monkeypatch, tmp_path, style):
+    picture = tmp_path / "one.png"
+    Image.effect_noise((100, 60), 80).convert("RGB").save(picture)
+    seen = []
+    original = processing._size_of_first_step
+    monkeypatch.setattr(processing, "_size_of_first_step", lambda *size: seen.append(size) or original(*size))
+    common = ["--input", picture, "--output_dir", tmp_path / "out", "--model_name_or_path", "tiny-qwen3_vl"]
+    recipe(monkeypatch, "predict", *common, "--prompt_style", style, "--answer", "Sure, [SEG].")
+    assert bool(seen) == (style == "official")
 
 
 @pytest.mark.parametrize(
