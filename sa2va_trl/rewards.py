@@ -23,9 +23,9 @@ def dice_reward(pred_masks: list, mask: list | None = None, masks: list | None =
 
     Args:
         pred_masks (`list`):
-            For each sample a mask of shape `(H, W)`, or `(objects, H, W)`: arrays, tensors or PIL images. Of arrays and
-            tensors anything but 0 is foreground (threshold probabilities first), PIL images are judged as masks of a
-            dataset are ([`~data.masks.binary_mask`]).
+            For each sample a mask of shape `(H, W)`, or `(objects, H, W)`: arrays, tensors or PIL images. In arrays
+            and tensors anything but 0 is foreground (threshold probabilities first); PIL images are judged like a
+            dataset's masks ([`~data.masks.binary_mask`]).
         mask (`list`, *optional*):
             For each sample its target of the same size, or `None` where the row has `masks`.
         masks (`list`, *optional*):

@@ -125,7 +125,10 @@ def resolve_inside(root: str | os.PathLike, relative: str | os.PathLike) -> Path
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL character
         raise DatasetError(f"path {str(relative)!r} cannot be resolved ({error})") from error
     if not path.is_relative_to(root):
-        raise DatasetError(f"path {str(relative)!r} leaves the dataset folder {root}")
+        by_link = (
+            "" if ".." in Path(relative).parts else f": it is a link to {path}; copy the file, or link its folder"
+        )
+        raise DatasetError(f"path {str(relative)!r} leaves the dataset folder {root}{by_link}")
     return path
 
 
