@@ -82,9 +82,16 @@ def _shown(values: list) -> str:
     return ", ".join(map(str, values[:_SHOWN])) + more
 
 
+def _mapped(mask: PIL.Image.Image, table: list[int]) -> PIL.Image.Image:
+    """Mode `L` by a table of 256 values, without what the palette's transparency was."""
+    mapped = mask.point(table, "L")
+    mapped.info.clear()
+    return mapped
+
+
 def _as_object(mask: PIL.Image.Image, objects: set[int]) -> PIL.Image.Image:
     """Mode `L` with 255 where an 8-bit mask has one of the values."""
-    return mask.point([255 if value in objects else 0 for value in range(256)], "L")
+    return _mapped(mask, [255 if value in objects else 0 for value in range(256)])
 
 
 def _of_grey(mask: PIL.Image.Image, what: str = "values") -> PIL.Image.Image:
@@ -162,7 +169,7 @@ def _split_alpha(mask: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Imag
             table[: len(transparency)] = transparency[:256]
         else:
             table[transparency] = 0
-        return mask, mask.point(table, "L")
+        return mask, _mapped(mask, table)
     # Where a grey or colour is declared transparent (PNG's tRNS), alpha says nothing that the colour does not.
     return mask, None
 
