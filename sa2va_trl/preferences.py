@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset, Image, Value
+from datasets import Dataset, Features, Image, Value
 from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCard
 from pyarrow.parquet import ParquetWriter
@@ -28,6 +28,7 @@ from .data.columns import (
     decode_image,
     decode_mask,
     iter_undecoded,
+    mask_mode,
     quiet_pillow,
 )
 from .data.corruptions import CORRUPTIONS
@@ -715,7 +716,7 @@ def check_preferences(dataset: Dataset, name: str = "train_dataset", allow_worse
     with quiet_pillow():
         for table in dataset.with_format("arrow").iter(64):
             for row in table.to_pylist():
-                reason, wrong = _pair_faults(row)
+                reason, wrong = _pair_faults(row, dataset.features)
                 for problems, fault in ((bad, reason), (worse, wrong)):
                     if fault is not None:
                         problems.append(BadRow(position, row["sample_id"], None, fault))
@@ -732,7 +733,7 @@ def check_preferences(dataset: Dataset, name: str = "train_dataset", allow_worse
         logger.warning("%s: %d of %d chosen masks are worse than the rejected ones.", name, len(worse), len(dataset))
 
 
-def _pair_faults(row: dict) -> tuple[str | None, str | None]:
+def _pair_faults(row: dict, features: Features) -> tuple[str | None, str | None]:
     """What makes an undecoded row no pair, and how it is the wrong way round."""
     images = [row["image"]] if row.get("image") is not None else row.get("images") or []
     if len(images) != 1:
@@ -742,7 +743,8 @@ def _pair_faults(row: dict) -> tuple[str | None, str | None]:
         if row[column] is None:
             return f"{column} is missing (None)", None
         try:
-            planes.append(np.asarray(decode_mask(row[column], decode_image(images[0]).size)) > 0)
+            size = decode_image(images[0]).size
+            planes.append(np.asarray(decode_mask(row[column], size, mode=mask_mode(features, column))) > 0)
         except DatasetError as error:
             return f"{column} {error}", None
     if np.array_equal(*planes):

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
+from .data.masks import binary_mask
 from .metrics import betti0_score, cldice, confusion_counts, dice
 
 
@@ -21,8 +23,9 @@ def dice_reward(pred_masks: list, mask: list | None = None, masks: list | None =
 
     Args:
         pred_masks (`list`):
-            For each sample a mask of shape `(H, W)`, or `(objects, H, W)`: arrays, tensors or PIL images. Anything but
-            0 is foreground; threshold probabilities first.
+            For each sample a mask of shape `(H, W)`, or `(objects, H, W)`: arrays, tensors or PIL images. In arrays
+            and tensors anything but 0 is foreground (threshold probabilities first); PIL images are judged like a
+            dataset's masks ([`~data.masks.binary_mask`]).
         mask (`list`, *optional*):
             For each sample its target of the same size, or `None` where the row has `masks`.
         masks (`list`, *optional*):
@@ -135,5 +138,7 @@ def _planes(masks: Any) -> np.ndarray:
     """One mask, or the masks of several objects, as `bool` of shape `(objects, H, W)`."""
     if isinstance(masks, list | tuple):
         return np.concatenate([_planes(mask) for mask in masks])
+    if isinstance(masks, Image):
+        masks = np.asarray(binary_mask(masks))
     array = (masks.detach().cpu().numpy() if isinstance(masks, torch.Tensor) else np.asarray(masks)) != 0
     return array[None] if array.ndim == 2 else array

@@ -17,6 +17,8 @@ import PIL.ImageOps
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from datasets.features import LargeList
 
+from .masks import binary_mask, mask_values  # noqa: F401  (`mask_values` was defined here)
+
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +125,10 @@ def resolve_inside(root: str | os.PathLike, relative: str | os.PathLike) -> Path
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL character
         raise DatasetError(f"path {str(relative)!r} cannot be resolved ({error})") from error
     if not path.is_relative_to(root):
-        raise DatasetError(f"path {str(relative)!r} leaves the dataset folder {root}")
+        by_link = (
+            "" if ".." in Path(relative).parts else f": it is a link to {path}; copy the file, or link its folder"
+        )
+        raise DatasetError(f"path {str(relative)!r} leaves the dataset folder {root}{by_link}")
     return path
 
 
@@ -145,7 +150,24 @@ def quiet_pillow() -> Iterator[None]:
         PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
-def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
+def page_count(image: PIL.Image.Image) -> int:
+    """
+    Pictures in an opened image file: the pages of a TIFF, the frames of an animation. An MPO counts as one, the photo,
+    which previews or the other eye's view follow.
+    """
+    if getattr(image, "format", None) == "MPO" or not getattr(image, "is_animated", False):
+        return 1
+    return image.n_frames
+
+
+def _several_pages(image: PIL.Image.Image) -> str | None:
+    count = page_count(image)
+    if count == 1:
+        return None
+    return f"holds {count} pictures: split it into files, one a row, or make them a clip's `images` and `masks`"
+
+
+def open_image(source: Any, max_pixels: int = MAX_PIXELS, several: bool = False) -> PIL.Image.Image:
     """
     Open an image far enough to know its size: the header is read, no pixel is decoded. Use inside `quiet_pillow`.
 
@@ -154,6 +176,9 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
             A decoded image, an undecoded `datasets.Image` value (`{"bytes", "path"}`), or the path of a file.
         max_pixels (`int`, *optional*, defaults to `100_000_000`):
             The largest width x height accepted.
+        several (`bool`, *optional*, defaults to `False`):
+            Accept a file of several pages, for a caller that reads them all (`seek`). Anyone else would lose all but
+            the first.
 
     Raises:
         `DatasetError`: With the reason alone; the caller knows the row.
@@ -179,18 +204,31 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
         except Exception as error:  # a broken header raises nearly anything: struct.error, SyntaxError, ValueError ...
             raise DatasetError(f"is unreadable ({type(error).__name__}: {error})") from error
     width, height = image.size
+    fault = None
     if width * height > max_pixels:
+        fault = f"is too large: {width} x {height} pixels, the limit is {max_pixels:,}; scale it down"
+    elif not several:
+        try:
+            fault = _several_pages(image)
+        except Exception as error:
+            fault = f"is unreadable or truncated ({type(error).__name__}: {error})"
+    if fault is not None:
         if image is not source:
             image.close()
-        raise DatasetError(f"is too large: {width} x {height} pixels, the limit is {max_pixels:,}; scale it down")
+        raise DatasetError(fault)
     return image
 
 
 def too_deep(image: PIL.Image.Image) -> str | None:
-    """What is wrong with an image of more than 8 bits a channel, which a conversion to RGB would clip; else `None`."""
+    """
+    What is wrong with an image that a conversion to RGB would clip (more than 8 bits a channel) or cannot convert;
+    else `None`.
+    """
     if image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
         return None
-    return f"has more than 8 bits a channel (mode {image.mode}), which would be clipped: window it to 8 bits first"
+    if image.mode.startswith(("I", "F")):
+        return f"has more than 8 bits a channel (mode {image.mode}), which would be clipped: window it to 8 bits first"
+    return f"has mode {image.mode}, which is not read: convert it to RGB first"
 
 
 def decode_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
@@ -205,25 +243,45 @@ def decode_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
         raise DatasetError(f"is unreadable or truncated ({type(error).__name__}: {error})") from error
 
 
-def mask_values(mask: PIL.Image.Image) -> list[int]:
-    """The grey values that occur in a mask, after conversion to mode `L`, in rising order."""
-    return [value for value, count in enumerate(mask.convert("L").histogram()) if count]
-
-
-def _not_binary(values: list[int]) -> str | None:
-    if set(values) <= {0, 1} or set(values) <= {0, 255}:
-        return None
-    shown = ", ".join(map(str, values[:8])) + (f", ... ({len(values)} values)" if len(values) > 8 else "")
-    return f"is not binary: values {shown}; expected 0 and 255 (or 0 and 1)"
-
-
 def _binary_mask(mask: PIL.Image.Image) -> PIL.Image.Image:
-    """A mask as mode `L` with 0 and 255, whichever of the two legal scales it came in."""
-    mask = mask.convert("L")
-    return mask.point(lambda value: 255 if value else 0) if mask.getextrema()[1] == 1 else mask
+    """`binary_mask` (mode `L`, 0 and 255) of a decoded picture, with this module's error."""
+    if fault := _several_pages(mask):
+        raise DatasetError(fault)
+    try:
+        return binary_mask(mask)
+    except ValueError as error:
+        raise DatasetError(str(error)) from error
 
 
-def decode_mask(source: Any, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
+def _loses_depth(image: PIL.Image.Image) -> bool:
+    """Whether Pillow decodes an opened file of 16 bits a channel to the upper 8 alone, an id of 1 to 0."""
+    if image.mode.startswith(("I", "F")):
+        return False
+    for codec, _, _, args in getattr(image, "tile", ()):
+        args = args if isinstance(args, tuple) else (args,)
+        if any(isinstance(arg, str) and ";16" in arg for arg in args) or (codec.startswith("ppm") and args[-1] > 255):
+            return True
+    return False
+
+
+def _read_otherwise(decoded: PIL.Image.Image, mask: PIL.Image.Image, mode: str | None) -> str | None:
+    """What is wrong where `datasets.Image(mode=...)` makes another mask of a picture than its raw pixels say."""
+    if mode is None or mode == decoded.mode or (mode == "L" and decoded.mode == "1"):
+        return None
+    try:
+        if binary_mask(decoded.convert(mode)).tobytes() == mask.tobytes():
+            return None
+    except ValueError:
+        pass
+    return (
+        f"would be read wrongly: its column is Image(mode={mode!r}), which converts it (mode {decoded.mode}) unseen; "
+        "cast the column: `mask` to datasets.Image(), `masks` to datasets.List(datasets.Image())"
+    )
+
+
+def decode_mask(
+    source: Any, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS, mode: str | None = None
+) -> PIL.Image.Image:
     """
     Decode a mask and check it.
 
@@ -234,23 +292,39 @@ def decode_mask(source: Any, size: tuple[int, int] | None = None, max_pixels: in
             (width, height) of the image that the mask belongs to.
         max_pixels (`int`, *optional*, defaults to `100_000_000`):
             The largest width x height accepted.
+        mode (`str`, *optional*):
+            Of the dataset's `datasets.Image` feature, which converts to it when a row is read.
 
     Returns:
         `PIL.Image.Image`: Mode `L`, values 0 and 255.
 
     Raises:
-        `DatasetError`: If it is unreadable, of another size than the image, or holds other values than {0, 255} or
-            {0, 1}. All reasons that apply are in the one message.
+        `DatasetError`: If it is unreadable, holds several pictures, is of another size than the image, is no mask by
+            [`~data.masks.binary_mask`], or becomes another one by the conversion to `mode`. All reasons that apply are
+            in the one message.
     """
-    mask = decode_image(source, max_pixels)
-    reasons = []
-    if size is not None and mask.size != size:
-        reasons.append(f"is {mask.width} x {mask.height}, its image {size[0]} x {size[1]} (width x height)")
-    if reason := _not_binary(mask_values(mask)):
-        reasons.append(reason)
+    image = open_image(source, max_pixels)
+    shallow = _loses_depth(image)  # a decoded image no longer says so
+    decoded = decode_image(image, max_pixels)
+    reasons, mask = [], None
+    if size is not None and decoded.size != size:
+        reasons.append(f"is {decoded.width} x {decoded.height}, its image {size[0]} x {size[1]} (width x height)")
+    if shallow:
+        reasons.append(
+            "has 16 bits in each of several channels, of which only the upper 8 can be read: save it as 8-bit grey, 0 "
+            "and 255"
+        )
+    else:
+        try:
+            mask = _binary_mask(decoded)
+        except DatasetError as error:
+            reasons.append(str(error))
+        else:
+            if reason := _read_otherwise(decoded, mask, mode):
+                reasons.append(reason)
     if reasons:
         raise DatasetError(" and ".join(reasons))
-    return _binary_mask(mask)
+    return mask
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -389,14 +463,22 @@ def normalize_row(row: dict[str, Any]) -> dict[str, Any]:
             - `sample_id` (`str` or `None`).
 
     Raises:
-        `DatasetError`: If the row's values do not fit together. Pixel values and sizes are `check_dataset`'s business.
+        `DatasetError`: If the row's values do not fit together, or a mask is none ([`~data.masks.binary_mask`]). Sizes
+            and images are `check_dataset`'s business.
     """
     layout = _layout(row)
     if layout.problems:
         raise DatasetError(f"row with sample_id {row.get('sample_id')!r} cannot be used: {'; '.join(layout.problems)}")
+    masks = []
+    for number, mask in enumerate(layout.masks):
+        try:
+            masks.append(_binary_mask(mask))
+        except DatasetError as error:
+            name = row.get("sample_id")
+            raise DatasetError(f"row with sample_id {name!r} cannot be used: mask {number} {error}") from error
     return {
         "images": layout.images,
-        "masks": [_binary_mask(mask) for mask in layout.masks],
+        "masks": masks,
         "phrases": layout.phrases,
         "messages": layout.messages,
         "sample_id": row.get("sample_id"),
@@ -407,9 +489,16 @@ def _file_of(value: Any) -> str | None:
     return value.get("path") if isinstance(value, dict) else None
 
 
-def _check_row(row: dict[str, Any], max_pixels: int) -> list[str]:
-    """Every fault of one undecoded row."""
+def mask_mode(features: Features | None, column: str) -> str | None:
+    """The mode that a column of masks (or one mask) is converted to when a row is read, where its feature has one."""
+    feature = None if features is None else features.get(column)
+    return getattr(feature.feature if is_image_list(feature) else feature, "mode", None)
+
+
+def _check_row(row: dict[str, Any], max_pixels: int, features: Features | None = None) -> list[str]:
+    """Every fault of one undecoded row of a dataset with these features."""
     layout = _layout(row)
+    mode = mask_mode(features, "masks" if row.get("mask") is None else "mask")
     problems = list(layout.problems)
     sizes = []
     for number, image in enumerate(layout.images):
@@ -432,7 +521,7 @@ def _check_row(row: dict[str, Any], max_pixels: int) -> list[str]:
         if mask is None:
             continue
         try:
-            decode_mask(mask, size, max_pixels)
+            decode_mask(mask, size, max_pixels, mode)
         except DatasetError as error:
             where = f" ({_file_of(mask)})" if _file_of(mask) else ""
             problems.append(f"mask {number}{where} {error}")
@@ -459,9 +548,11 @@ def _check_features(features: Features, name: str) -> None:
     if "messages" not in names and not names & set(IMAGE_COLUMNS):
         missing.append("`image` (or `images`)")
     if missing:
+        one = names & {"mask", "masks"} and not names & {*PHRASE_COLUMNS, "messages"}
+        hint = ' One phrase for all rows: --phrase "blood vessel", or load_dataset_dict(..., phrase="blood vessel").'
         raise DatasetError(
             f"{name} has no usable columns: missing {', '.join(missing)}. It has: {', '.join(features) or 'none'}. "
-            f"Accepted: {ACCEPTED_COLUMNS}."
+            f"Accepted: {ACCEPTED_COLUMNS}.{hint if one else ''}"
         )
     for column in ("image", "mask"):
         if column in features and not isinstance(features[column], Image):
@@ -520,10 +611,10 @@ def check_dataset(
 
     Raises:
         `DatasetError`: If the dataset is empty, lacks columns, or has rows that cannot be trained on: a missing,
-            truncated or too large image; a mask of another size than its image, or with other values than {0, 255} or
-            {0, 1}; a number of masks other than that of the phrases or of the [SEG]s (times the frames); an empty
-            phrase; malformed `messages`; a `sample_id` that is empty or used twice. An all-zero mask is legal.
-            `problems` holds every bad row.
+            truncated or too large image, or one of several pages; a mask of another size than its image, or whose raw
+            pixels are none ([`~data.masks.binary_mask`]); a number of masks other than that of the phrases or of the
+            [SEG]s (times the frames); an empty phrase; malformed `messages`; a `sample_id` that is empty or used
+            twice. An all-zero mask is legal. `problems` holds every bad row.
         `TypeError`: If it is no `datasets.Dataset`.
     """
     if isinstance(dataset, IterableDataset):
@@ -541,7 +632,7 @@ def check_dataset(
     bad, start = [], 0
 
     def check(row: dict[str, Any]) -> list[str]:
-        return _check_row(row, max_pixels)
+        return _check_row(row, max_pixels, dataset.features)
 
     with quiet_pillow(), ThreadPoolExecutor(num_proc or 1) as pool:
         for rows in iter_undecoded(dataset):

@@ -18,10 +18,10 @@ from .columns import MAX_PIXELS, DatasetError, decode_image, quiet_pillow, too_d
 
 logger = logging.getLogger(__name__)
 
-#: What Pillow reads and people have.
+#: What readers of datasets and `read_media` take for an image.
 IMAGE_SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff"),
-    *(".webp", ".gif", ".pgm", ".ppm", ".pbm"),
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
+    *(".pbm", ".pgm", ".ppm", ".pnm"),
 }
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 # Pages of other formats are no pictures of a sequence: of an MPO file, the photo and another beside it.

@@ -1,5 +1,6 @@
 """From files on disk to a `datasets.Dataset` with the columns of `sa2va_trl.data.columns`."""
 
+import csv
 import hashlib
 import io
 import json
@@ -10,12 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import PIL.Image
-from datasets import Dataset, DatasetDict, Image, List
+import pyarrow
+import pyarrow.parquet
+from datasets import Dataset, DatasetDict, Features, Image, List
 from skimage.draw import polygon2mask
 
 from .columns import (
@@ -26,21 +29,24 @@ from .columns import (
     BadRow,
     DatasetError,
     decode_mask,
-    is_image_list,
     iter_undecoded,
     open_image,
     quiet_pillow,
     resolve_inside,
 )
+from .media import IMAGE_SUFFIXES
 
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 #: Names of a split's sub-folder (or of a split on the Hub), and the name it gets here.
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 _EXIF_ORIENTATION = 0x0112
 _TOLERANCE = 1.0  # pixels that a polygon may reach over the image's edge: annotation tools round
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_FEW_PIXELS = 4  # up to this side an object may well lie in the first pixel
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+_SHOWN = 50
 
 
 def normalize_phrase(text: str) -> str:
@@ -101,6 +107,55 @@ def _displayed_size(path: Path, max_pixels: int) -> tuple[int, int]:
         except Exception as error:
             raise DatasetError(f"is unreadable ({type(error).__name__}: {error})") from error
         return image.size[::-1] if turned else image.size
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+    """
+    All files below a folder, links followed, and the links that are not, since they lead back to a folder above them.
+    Hidden files are passed over, and what operating systems leave behind.
+    """
+    files, loops = [], []
+
+    def visit(place: Path, above: frozenset[Path]) -> None:
+        for path in sorted(place.iterdir()):
+            if path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES:
+                continue
+            if not path.is_dir():
+                files.append(path)
+            elif (real := path.resolve()) in above:
+                loops.append(path)
+            else:
+                visit(path, above | {real})
+
+    root = folder.resolve()
+    visit(folder, frozenset({root, *root.parents}))
+    return files, loops
+
+
+def _listed(paths: list[Path], folder: Path) -> str:
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > _SHOWN else "")
+
+
+def _named_path(root: Path, name: str) -> Path:
+    """
+    `resolve_inside` for a path that an annotation file names. Beyond that, a link may lead into the store that the
+    folder itself is a view of: a Hub snapshot is links into blobs/, a DVC checkout may be links into .dvc/cache.
+
+    Raises:
+        `DatasetError`: As `resolve_inside`.
+    """
+    try:
+        return resolve_inside(root, name)
+    except DatasetError:
+        place = root.resolve()
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            raise
+        for above in (place, *place.parents):
+            store = above / "blobs" if (above / "snapshots") in place.parents else above / ".dvc" / "cache"
+            if (place / name).resolve().is_relative_to(store):
+                return place / name
+        raise
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -187,6 +242,17 @@ def _read_objects(masks: Any, size: tuple[int, int] | None) -> tuple[list[list],
     return objects, bare, problems
 
 
+def _in_shares(objects: list[list], size: tuple[int, int]) -> str | None:
+    """What is wrong with faultless polygons that say shares of the image where pixels are expected, or None."""
+    values = [value for polygons in objects for polygon in polygons for value in polygon]
+    if not values or max(size) <= _FEW_PIXELS or min(values) < 0 or max(values) > 1:
+        return None
+    return (
+        f"all coordinates lie in [0, 1], the image is {size[0]} x {size[1]} (width x height): shares of the image? "
+        "multiply x by the width and y by the height"
+    )
+
+
 def _read_phrases(text: Any, default: str | None, masks: int) -> tuple[list[str], list[str]]:
     """The phrases of one entry, normalised, and all faults."""
     if text is None:
@@ -253,8 +319,8 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
         `FileNotFoundError`: If `annotations.json` or `images/` is missing.
         `DatasetError`: If the JSON cannot be read, or with every bad entry: a missing, unreadable or too large image;
             a path out of `images/`; a polygon with an odd number of coordinates, fewer than 3 points, something else
-            than finite numbers, or more than 1 px out of the image; more or fewer masks than phrases; an empty phrase.
-            No entry is left out silently.
+            than finite numbers, or more than 1 px out of the image; an entry whose polygons are shares of the image;
+            more or fewer masks than phrases; an empty phrase. No entry is left out silently.
     """
     folder = Path(folder)
     file, image_folder = folder / "annotations.json", folder / "images"
@@ -263,7 +329,11 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
             raise FileNotFoundError(f"{path} is missing: this layout is annotations.json beside images/")
     default = None if phrase is None else normalize_phrase(phrase)
 
+    if unread := [path for path in _metadata_files(folder) + _metadata_files(image_folder) if path.is_file()]:
+        logger.warning("%s: not read, since annotations.json is: %s.", folder, _listed(unread, folder))
+
     names, columns, bad, bare_rows, blank = [], {"image": [], "masks": [], "phrases": []}, [], [], []
+    per_cent = []  # of every entry with polygons, whether they might be per cent of the image
     entries = _load_json(file)
     with quiet_pillow():
         for number, entry in enumerate(entries):
@@ -275,7 +345,12 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
                 problems.append(f"`image` must be a file name, not {name!r:.40}")
             else:
                 try:
-                    path = resolve_inside(image_folder, name)
+                    path = _named_path(image_folder, name)
+                    if not path.exists():
+                        inner = name.removeprefix(f"{image_folder.name}/")
+                        found = inner != name and (image_folder / inner).exists()
+                        hint = f"; names count from {image_folder.name}/: write {inner!r}" if found else ""
+                        raise DatasetError(f"file is missing: tried {path}{hint}")
                     size = _displayed_size(path, max_pixels)
                 except DatasetError as error:
                     problems.append(f"image {error}")
@@ -284,6 +359,11 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
             else:
                 objects, bare, faults = [], 0, ["`mask` is missing (an image without any object has an empty list)"]
             problems += faults
+            if size is not None and not faults and any(objects):
+                if fault := _in_shares(objects, size):
+                    problems.append(fault)
+                largest = max(value for polygons in objects for polygon in polygons for value in polygon)
+                per_cent.append(largest <= 100 < max(size))
             phrases, faults = _read_phrases(entry.get("text"), default, len(objects))
             problems += faults
             if phrases and not faults and objects and len(objects) != len(phrases):
@@ -306,6 +386,12 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
             columns["phrases"].append(phrases)
     if bad:
         raise DatasetError(f"{file}: {len(bad)} of {len(entries)} entries cannot be used (rows count from 0):", bad)
+    if per_cent and all(per_cent):
+        logger.warning(
+            "%s: no coordinate of any polygon is above 100, and all images are larger. If they are per cent of the "
+            "image, multiply x by width / 100 and y by height / 100.",
+            file,
+        )
     for rows, what in (
         (bare_rows, "have an object that is one polygon without a list around it; read as that polygon"),
         (blank, "have an object whose polygons hold no pixel's centre; its mask is empty"),
@@ -322,31 +408,53 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
 
 
 def _find_pair(folder: Path) -> tuple[Path, Path] | None:
-    for image, mask in (("image", "mask"), ("images", "masks")):
-        if (folder / image).is_dir() and (folder / mask).is_dir():
-            return folder / image, folder / mask
-    return None
+    pairs = [(folder / image, folder / mask) for image, mask in (("image", "mask"), ("images", "masks"))]
+    pairs = [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
+    if len(pairs) > 1:
+        raise DatasetError(f"{folder} holds both image/ with mask/ and images/ with masks/: keep one pair")
+    return pairs[0] if pairs else None
 
 
-def _image_files(folder: Path) -> dict[str, list[Path]]:
-    """The image files below a folder by relative path without suffix, hidden files left out."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in relative.parts):
-            found.setdefault(relative.with_suffix("").as_posix(), []).append(path)
+class _Files(NamedTuple):
+    images: dict[str, list[Path]]  # by relative path without suffix
+    unread: dict[str, list[Path]]  # of another kind, likewise
+
+
+def _image_files(folder: Path) -> _Files:
+    """What lies below a folder, links followed. A link that leads back to a folder above it is named in the log."""
+    found = _Files({}, {})
+    files, loops = _walk(folder)
+    metadata = _metadata_files(folder)
+    for path in files:
+        if path not in metadata:
+            into = found.images if path.suffix.lower() in IMAGE_SUFFIXES else found.unread
+            into.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    if loops:
+        logger.warning("%s: links to a folder that they lie in, not followed: %s.", folder, _listed(loops, folder))
     return found
+
+
+def _warn_unread(folder: Path, found: _Files, used: set[str]) -> None:
+    """Name the files of a folder that are not read."""
+    if left := [path for stem, paths in found.unread.items() if stem not in used for path in paths]:
+        logger.warning("%s: left out, not of a kind that is read: %s.", folder, _listed(left, folder))
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 def read_mask_folder(
     folder: str | os.PathLike, phrase: str | None = DEFAULT_PHRASE, max_pixels: int = MAX_PIXELS
 ) -> Dataset:
     """
-    Read images and masks that pair by file name: `image/NAME.*` with `mask/NAME.*`, or `images/` with `masks/`.
+    Read images and masks that pair by file name: `image/NAME.*` with `mask/NAME.*`, or `images/` with `masks/`. Where
+    the folder of images holds a metadata file, it says what there is: see `read_image_metadata`.
 
     Args:
         folder (`str` or `os.PathLike`):
-            Holds the two folders (PNG, JPEG, TIFF or BMP; the suffixes of a pair may differ).
+            Holds the two folders (`IMAGE_SUFFIXES` are read; those of a pair may differ). Files and folders in them
+            may be links to elsewhere.
         phrase (`str`, *optional*, defaults to `"blood vessel"`):
             Names the one object of every image.
         max_pixels (`int`, *optional*, defaults to `100_000_000`):
@@ -354,40 +462,54 @@ def read_mask_folder(
 
     Returns:
         `datasets.Dataset` with `image` (the file, not copied), `masks` (one; PNG, mode `L`, 0 and 255), `phrases` and
-        `sample_id` (the stem).
+        `sample_id` (the stem). Files of a kind that is not read are named in the log.
 
     Raises:
         `FileNotFoundError`: If the folder has no such pair of folders.
-        `DatasetError`: With every bad file: an image without a mask or a mask without an image; two files of one name;
-            a missing, unreadable or too large file; a mask of another size than its image, or not binary ({0, 255} or
-            {0, 1} as mode `L`).
+        `DatasetError`: If there are both image/ with mask/ and images/ with masks/; or with every bad file: an image
+            without a mask or a mask without an image; half a pair, or a whole one, of a kind that is not read; two
+            files of one name; a missing, unreadable or too large file, or one of several pages; a mask of another size
+            than its image, or that is none ([`~data.masks.binary_mask`]).
     """
     folder = Path(folder)
+    if _metadata_of(folder):
+        return read_image_metadata(folder, phrase)
     pair = _find_pair(folder)
     if pair is None:
         raise FileNotFoundError(f"{folder} has neither image/ and mask/ nor images/ and masks/")
     phrase = normalize_phrase(DEFAULT_PHRASE if phrase is None else phrase)
     roots = {"image": pair[0], "mask": pair[1]}
     files = {kind: _image_files(root) for kind, root in roots.items()}
-    if not files["image"] and not files["mask"]:
-        raise DatasetError(f"{pair[0]} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    stems = {stem for found in files.values() for stem in found.images}
+    stems |= files["image"].unread.keys() & files["mask"].unread.keys()  # a pair that nobody can read
+    if not stems:
+        unread = [path.name for found in files.values() for paths in found.unread.values() for path in paths]
+        there = f"; it and {pair[1].name}/ hold: {', '.join(unread[:_SHOWN])}" if unread else ""
+        raise DatasetError(f"{pair[0]} holds no image ({_suffixes()}){there}")
+    for kind, root in roots.items():
+        other = files["mask" if kind == "image" else "image"]
+        halves = {stem for stem in stems if stem not in files[kind].images} & (
+            other.images.keys() | other.unread.keys()
+        )
+        _warn_unread(root, files[kind], halves)
 
     paths, masks, bad = [], [], []
-    stems = sorted(files["image"].keys() | files["mask"].keys())
+    stems = sorted(stems)
     with quiet_pillow():
         for stem in stems:
             problems, opened = [], {}
             for kind, root in roots.items():
-                found = files[kind].get(stem, [])
-                if not found:
-                    problems.append(f"has no {kind}: expected {root.name}/{stem}.png (or another image suffix)")
-                elif len(found) > 1:
+                found = files[kind].images.get(stem, [])
+                unread = [path.relative_to(root).as_posix() for path in files[kind].unread.get(stem, [])]
+                if len(found) == 1:
+                    opened[kind] = found[0].absolute()
+                elif found:
                     problems.append(f"has several {kind}s: {', '.join(path.name for path in found)}")
+                elif unread:
+                    names = ", ".join(f"{root.name}/{name}" for name in unread)
+                    problems.append(f"{names} is of a kind that is not read (read are {_suffixes()}): convert it")
                 else:
-                    try:
-                        opened[kind] = resolve_inside(root, found[0].relative_to(root))
-                    except DatasetError as error:
-                        problems.append(f"{kind} {error}")
+                    problems.append(f"has no {kind}: expected {root.name}/{stem}.png (or another image suffix)")
             size = mask = None
             if "image" in opened:
                 try:
@@ -398,11 +520,12 @@ def read_mask_folder(
                 try:
                     mask = decode_mask(opened["mask"], size, max_pixels)
                 except DatasetError as error:
-                    problems.append(f"mask {files['mask'][stem][0].name} {error}")
+                    problems.append(f"mask {opened['mask'].name} {error}")
             if problems:
-                kind = "image" if stem in files["image"] else "mask"
-                file = f"{roots[kind].name}/{files[kind][stem][0].relative_to(roots[kind]).as_posix()}"
-                bad.append(BadRow(None, None, file, "; ".join(problems)))
+                places = [(root, files[kind].images) for kind, root in roots.items()]
+                places += [(root, files[kind].unread) for kind, root in roots.items()]
+                root, path = next((root, found[stem][0]) for root, found in places if stem in found)
+                bad.append(BadRow(None, None, f"{root.name}/{path.relative_to(root).as_posix()}", "; ".join(problems)))
             else:
                 paths.append(opened["image"])
                 masks.append([_png(mask)])
@@ -420,6 +543,165 @@ def read_mask_folder(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# A folder of images with a metadata file in it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _metadata_files(folder: Path) -> list[Path]:
+    return [folder / name for name in _METADATA]
+
+
+def _metadata_of(folder: Path) -> list[Path]:
+    """The metadata files inside a folder's `image/` or `images/`."""
+    return [file for name in ("image", "images") for file in _metadata_files(folder / name) if file.is_file()]
+
+
+def _load_metadata(file: Path) -> list[dict[str, Any]]:
+    if file.suffix == ".parquet":
+        return pyarrow.parquet.read_table(file).to_pylist()
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{file}: not UTF-8 text ({error})") from error
+    if file.suffix == ".csv":
+        return [{key: value or None for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise DatasetError(f"{file}: invalid JSON at line {number}: {error.msg}") from error
+            if not isinstance(rows[-1], dict):
+                raise DatasetError(f"{file}: line {number} is not an object but {line:.40}")
+    return rows
+
+
+def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_PHRASE) -> Dataset:
+    """
+    Read a folder of images with a metadata file in it: `images/metadata.jsonl` (or `image/`, `.csv`, `.parquet`).
+
+    As in the `imagefolder` of `datasets`, a row's `file_name` is its image, `NAME_file_name` the picture of the column
+    NAME (`mask_file_name`), `NAME_file_names` a list of them (`masks_file_names`), and every other key a column of its
+    own. Paths count from the metadata file, and here may lead out of its folder as long as they stay in `folder`
+    (`../masks/a.png`). A row that names no mask has that of the same name in `mask/` (`masks/`).
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            Holds the folder of images, and one of masks where the metadata names none.
+        phrase (`str`, *optional*, defaults to `"blood vessel"`):
+            Names every mask where the metadata has neither `phrase`, `phrases` nor `messages`.
+
+    Returns:
+        `datasets.Dataset` with the metadata's columns (`mask` and `phrase` as `masks` and `phrases`) and `sample_id`.
+        Files are not opened, `check_dataset` does. Images that the metadata does not name, and files of a kind that is
+        not read, are named in the log.
+
+    Raises:
+        `DatasetError`: If there are several metadata files, one cannot be read, or with every row that names no image,
+            no mask, or a file outside of `folder`.
+    """
+    folder = Path(folder)
+    found = _metadata_of(folder)
+    if len(found) != 1:
+        raise DatasetError(f"{folder}: expected one metadata file, found {_listed(found, folder) or 'none'}; keep one")
+    file, pair = found[0], _find_pair(folder)
+    files = {root: _image_files(root) for root in dict.fromkeys((file.parent, *(pair or ())))}
+    entries, rows, bad, pictures = _load_metadata(file), [], [], {"image": Image()}
+    for number, entry in enumerate(entries):
+        row, problems = _metadata_row(folder, file, entry, pictures)
+        if not (problems or row.get("image") or row.get("images") or row.get("messages")):
+            problems.append("names no image: expected `file_name`")
+        if row.get("image") and not (problems or row.get("masks") or row.get("messages")):
+            stem = PurePosixPath(entry.get("file_name") or entry["image_file_name"]).with_suffix("").as_posix()
+            own = files[pair[1]].images.get(stem, []) if pair else []
+            if len(own) == 1:
+                row["masks"], pictures["masks"] = [str(own[0].absolute())], List(Image())
+            else:
+                where = f"{pair[1].name}/ holds {len(own)} of its name" if pair else "there is no mask/ or masks/"
+                problems.append(f"names no mask (`mask_file_name` or `masks_file_names`), and {where}")
+        if problems:
+            name = entry.get("file_name") or entry.get("image_file_name") or None
+            bad.append(BadRow(number, row.get("sample_id"), name, "; ".join(problems)))
+        rows.append(row)
+    if bad:
+        raise DatasetError(f"{file}: {len(bad)} of {len(entries)} rows cannot be used (rows count from 0):", bad)
+    if not rows:
+        raise DatasetError(f"{file} holds no rows")
+
+    phrase = normalize_phrase(DEFAULT_PHRASE if phrase is None else phrase)
+    if not any(row.get("phrases") or row.get("messages") for row in rows):
+        for row in rows:
+            row["phrases"] = [phrase] * len(row["masks"])
+    if not any(row.get("sample_id") for row in rows):
+        names = [
+            entry.get("file_name") or entry.get("image_file_name") or f"row{n}" for n, entry in enumerate(entries)
+        ]
+        for row, name in zip(rows, _sample_ids(names), strict=True):
+            row["sample_id"] = name
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}
+    pictures = {name: feature for name, feature in pictures.items() if name in columns}
+
+    used = {os.path.realpath(path) for name in pictures for value in columns[name] for path in _flat(value)}
+    for root, own in files.items():
+        _warn_unread(root, own, set())
+        unused = [path for paths in own.images.values() for path in paths if os.path.realpath(path) not in used]
+        if unused:
+            logger.warning("%s: left out, not named in %s: %s.", root, file.name, _listed(unused, root))
+    try:
+        plain = Dataset.from_dict({name: values for name, values in columns.items() if name not in pictures})
+    except pyarrow.ArrowException as error:
+        raise DatasetError(f"{file}: the values of a column are of several types ({error})") from error
+    return Dataset.from_dict(columns, features=Features({**plain.features, **pictures}))
+
+
+def _flat(value: str | list[str] | None) -> list[str]:
+    return [path for path in (value if isinstance(value, list) else [value]) if path]
+
+
+def _metadata_row(
+    folder: Path, file: Path, entry: dict[str, Any], pictures: dict[str, Image | List]
+) -> tuple[dict[str, Any], list[str]]:
+    """One row of a metadata file, paths resolved, and all faults. Columns of pictures are noted in `pictures`."""
+    row, problems = {}, []
+
+    def named(value: Any) -> str:
+        if not isinstance(value, str):
+            raise DatasetError(f"path {value!r:.40} is not a string")
+        return str(_named_path(folder, str(PurePosixPath(file.parent.name, value))))
+
+    for key, value in entry.items():
+        several = key.endswith("file_names")
+        if key not in ("file_name", "file_names") and not key.endswith(("_file_name", "_file_names")):
+            row[key] = value
+        elif value:
+            column = key.removesuffix("file_names" if several else "file_name").removesuffix("_")
+            column = column or ("images" if several else "image")
+            try:
+                if several and not isinstance(value, list):
+                    raise DatasetError(f"`{key}` must be a list of paths, not {value!r:.40}")
+                row[column] = [named(one) for one in value] if several else named(value)
+            except DatasetError as error:
+                problems.append(str(error))
+            if column != "mask":
+                pictures[column] = List(Image()) if several else Image()
+    for single, several in (("mask", "masks"), ("phrase", "phrases")):
+        value = row.pop(single, None)
+        if value is not None and row.get(several):
+            problems.append(f"mixes `{single}` and `{several}`: keep one")
+        elif value is not None:
+            row[several] = [value]
+    if row.get("masks"):
+        pictures["masks"] = List(Image())
+    phrases = row.get("phrases") or []
+    if not isinstance(phrases, list) or not all(isinstance(value, str) for value in phrases):
+        problems.append(f"phrases must be a list of text, not {phrases!r:.40}")
+    if row.get("sample_id") is not None:
+        row["sample_id"] = str(row["sample_id"])
+    return row, problems
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Any dataset by name
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -428,6 +710,8 @@ def _reader_of(folder: Path) -> Callable[..., Dataset] | None:
     """The reader whose layout a folder has."""
     if (folder / "annotations.json").is_file():
         return read_sa2va_json
+    if _metadata_of(folder):
+        return read_image_metadata
     return read_mask_folder if _find_pair(folder) else None
 
 
@@ -448,7 +732,7 @@ def _cache_of(folder: Path) -> Path:
     cards list their files, and the first that was read is what comes back for all of them.
     """
     found = hashlib.sha256(str(folder.resolve()).encode())
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in filter(Path.is_file, _walk(folder)[0]):
         state = file.stat()
         found.update(f"{file.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
     return Path(datasets.config.HF_DATASETS_CACHE) / f"sa2va_trl-{found.hexdigest()[:16]}"
@@ -467,6 +751,17 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _warn_unused(folder: Path, used: set[str]) -> None:
+    """Name the sub-folders in a reader's layout that are not read."""
+    unused = [
+        path for path in sorted(folder.iterdir()) if path.is_dir() and path.name not in used and _reader_of(path)
+    ]
+    if unused:
+        logger.warning(
+            "%s: left out, each a dataset that can be named by itself: %s.", folder, _listed(unused, folder)
+        )
+
+
 def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():  # written by save_to_disk
         loaded = datasets.load_from_disk(str(folder))
@@ -478,6 +773,7 @@ def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
         except Exception as error:  # datasets wraps anything in DatasetGenerationError, whose text says nothing
             raise DatasetError(f"{folder}: datasets.load_dataset failed: {error.__cause__ or error}") from error
     if reader := _reader_of(folder):
+        _warn_unused(folder, set())
         return DatasetDict({"train": reader(folder, phrase=phrase)})
 
     readers = {split: (path, _reader_of(path)) for split, path in _split_folders(folder).items()}
@@ -485,6 +781,7 @@ def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
         unknown = [path.name for path, reader in readers.values() if reader is None]
         if unknown:
             raise DatasetError(f"{folder}: {', '.join(unknown)} holds no known format, the other splits do")
+        _warn_unused(folder, {path.name for path, _ in readers.values()})
         splits, bad = {}, []
         for split, (path, reader) in readers.items():
             try:
@@ -502,7 +799,8 @@ def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
     raise DatasetError(
         f"{folder} holds no dataset in a known format. Looked for, in it and in its train/, val/ (or valid/, "
         "validation/) and test/: annotations.json with images/ (Sa2VA polygons); image/ with mask/, or images/ with "
-        "masks/; Parquet files or metadata.jsonl (what datasets.load_dataset opens); dataset_dict.json or state.json "
+        "masks/, or either image folder with a metadata.jsonl in it; Parquet files or metadata.jsonl (what "
+        "datasets.load_dataset opens); dataset_dict.json or state.json "
         "(what save_to_disk writes). "
         f"Found: {', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'nothing'}."
     )
@@ -529,13 +827,12 @@ def _with_column(dataset: Dataset, name: str, values: list) -> Dataset:
 
 
 def _to_columns(dataset: Dataset, split: str, phrase: str | None) -> Dataset:
-    """Masks as mode `L`; a phrase and a sample_id where a prepared dataset has none."""
+    """Masks in their own mode; a phrase and a sample_id where a prepared dataset has none."""
     features = dataset.features
-    if isinstance(features.get("mask"), Image):
-        dataset = dataset.cast_column("mask", Image(mode="L"))
-    # unlike the cast above, this one rewrites the data
-    if is_image_list(features.get("masks")) and features["masks"].feature.mode != "L":
-        dataset = dataset.cast_column("masks", List(Image(mode="L")))
+    # A conversion would drop alpha and ids before they are looked at. Of `masks`, the cast would rewrite the data:
+    # `check_dataset` refuses what such a column converts wrongly.
+    if isinstance(features.get("mask"), Image) and features["mask"].mode is not None:
+        dataset = dataset.cast_column("mask", Image())
     if phrase is not None and not features.keys() & {*PHRASE_COLUMNS, "messages"}:
         phrase = normalize_phrase(phrase)
         if "masks" in features:

@@ -171,32 +171,44 @@ def read_predictions(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tu
     Masks that another tool has written, as [`predict_probabilities`] would yield them.
 
     Args:
-        folder (`str` or `os.PathLike`): with one mask `SAMPLE_ID.png` a row, 0 and 255.
+        folder (`str` or `os.PathLike`):
+            With one mask `SAMPLE_ID.png` a row, 0 and 255. Where the identifier is not fit for a file name, the file
+            has it to the letter, or the name that [`~evaluation.overlays.file_name`] makes of it.
         dataset (`datasets.Dataset`): rows with one object each.
 
     Yields:
         The decoded row and an array of shape `(1, H, W)` with 0 and 1.
 
     Raises:
-        `DatasetError`: masks are missing, of another size than their image, or not binary.
+        `DatasetError`: masks are missing, there twice, of another size than their image, or not binary.
     """
     folder = Path(folder)
-    missing = [name for name in dataset["sample_id"] if not (folder / f"{file_name(name)}.png").is_file()]
-    if missing:
+    found = {name: _prediction_files(folder, name) for name in dataset["sample_id"]}
+    if missing := [name for name, files in found.items() if not files]:
         raise DatasetError(
             f"{folder} lacks {len(missing)} of {len(dataset)} masks, named SAMPLE_ID.png; the first is "
             f"{file_name(missing[0])}.png."
         )
+    if twice := [files for files in found.values() if len(files) > 1]:
+        names = "; ".join(" and ".join(file.name for file in files) for files in twice[:10])
+        raise DatasetError(f"{folder} holds two masks for {len(twice)} samples ({names}): keep one of each.")
     for row in dataset:
         masks = normalize_row(row)["masks"]
         if len(masks) != 1:
             raise DatasetError(f"sample_id {row['sample_id']!r} has {len(masks)} masks; a folder holds one a sample.")
-        file = folder / f"{file_name(row['sample_id'])}.png"
+        (file,) = found[row["sample_id"]]
         try:
             mask = decode_mask({"path": str(file), "bytes": None}, masks[0].size)
         except (DatasetError, OSError, ValueError) as error:
             raise DatasetError(f"{file}, the mask of sample_id {row['sample_id']!r}: {error}") from error
         yield row, (np.asarray(mask) > 0).astype(np.float32)[None]
+
+
+def _prediction_files(folder: Path, sample_id: str) -> list[Path]:
+    names = {f"{file_name(sample_id)}.png"}
+    if Path(f"{sample_id}.png").name == f"{sample_id}.png":  # no path to elsewhere
+        names.add(f"{sample_id}.png")
+    return [folder / name for name in sorted(names) if os.path.isfile(folder / name)]
 
 
 def score(row: dict, probabilities: np.ndarray, threshold: float) -> dict:

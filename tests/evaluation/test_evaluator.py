@@ -383,6 +383,26 @@ def test_missing_masks_are_counted_and_the_first_is_named(tmp_path):
         next(read_predictions(tmp_path / "nowhere", dataset))
 
 
+@pytest.mark.parametrize("name", ["left (2)", "film [a]", "a b.c", "Ärztin.7"])
+def test_a_file_is_found_by_its_identifier_to_the_letter(tmp_path, name):
+    dataset = stored([sample(name, TARGET)])
+    as_image(TARGET).save(tmp_path / f"{name}.png")
+    ((row, values),) = read_predictions(tmp_path, dataset)
+    assert row["sample_id"] == name and np.array_equal(values[0], TARGET)
+    if file_name(name) != name:
+        write(tmp_path, name, ~TARGET)
+        with pytest.raises(DatasetError, match="two masks for 1 samples") as caught:
+            next(read_predictions(tmp_path, dataset))
+        assert f"{name}.png" in str(caught.value) and f"{file_name(name)}.png" in str(caught.value)
+
+
+def test_an_identifier_leads_to_no_other_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    as_image(TARGET).save(tmp_path / "out.png")
+    with pytest.raises(DatasetError, match="lacks 1 of 1 masks"):
+        next(read_predictions(tmp_path / "in", stored([sample("../out", TARGET)])))
+
+
 BAD_FILES = [
     pytest.param(lambda path: as_image(TARGET.T).save(path), "is 12 x 20, its image 20 x 12", id="size"),
     pytest.param(lambda path: Image.new("L", (20, 12), 7).save(path), "is not binary: values 7", id="grey"),
