@@ -15,6 +15,7 @@ from .hub import load_adapter
 from .models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from .models.checkpoints import checkpoint_folder, read_config
 from .routing import NOTHING, Router, check_route, make_router
+from .trainers.resuming import resolve_checkpoint
 
 
 # Names of models that are made instead of loaded, and their families.
@@ -275,9 +276,7 @@ def _quantization_config(args: ModelArguments) -> BitsAndBytesConfig | None:
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """
-    The checkpoint that `--resume_from_checkpoint` means.
-
-    A run that was killed may leave a checkpoint without its last file; such a one is passed over.
+    The checkpoint that `--resume_from_checkpoint` means, see [`~trainers.resuming.resolve_checkpoint`].
 
     Args:
         args (`TrainingArguments`): with `resume_from_checkpoint` a folder, or `"latest"` for the newest in
@@ -289,20 +288,7 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     Raises:
         `ValueError`: the folder is no complete checkpoint, or `"latest"` finds none.
     """
-    wanted = args.resume_from_checkpoint
-    if wanted is None:
-        return None
-    if wanted != "latest":
-        if not _is_complete(Path(wanted)):
-            raise ValueError(f"resume_from_checkpoint={wanted!r} is not a complete checkpoint folder.")
-        return wanted
-    numbered = {}
-    for folder in Path(args.output_dir).glob("checkpoint-*"):
-        if (number := folder.name.removeprefix("checkpoint-")).isdigit() and _is_complete(folder):
-            numbered[int(number)] = folder
-    if not numbered:
-        raise ValueError(f"resume_from_checkpoint=latest: {args.output_dir} holds no complete checkpoint.")
-    return str(numbered[max(numbered)])
+    return resolve_checkpoint(args.resume_from_checkpoint, args.output_dir)
 
 
 def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
@@ -314,14 +300,32 @@ def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
         trainer (`Trainer`): ready to train.
         checkpoint (`str`, *optional*): from [`checkpoint_to_resume`].
         dataset_name (`str`): what it trains on, for the card.
+
+    Raises:
+        `ValueError`: as the trainer's `train`, or a finished run under DeepSpeed or FSDP left no model.
     """
+    args = trainer.args
+    finished = checkpoint is not None and trainer.finished(checkpoint) is not None
+    there = finished and _left_by_step(args.output_dir) == _left_by_step(checkpoint)
+    if finished and (args.push_to_hub or not there) and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        raise ValueError(
+            f"{checkpoint}: the run is finished, but its model was not {'pushed' if there else 'saved'} before it was "
+            "ended: start the same command once more with python, on one process, which does that."
+        )
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(trainer.args.output_dir)
-    trainer.save_state()
-    trainer.create_model_card(dataset_name=dataset_name)
-    if trainer.args.push_to_hub:
+    if not there:
+        trainer.save_model(args.output_dir)
+        trainer.save_state()
+        trainer.create_model_card(dataset_name=dataset_name)
+    if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
     leave_process_group()
+
+
+def _left_by_step(folder: str) -> int | None:
+    """The step that a run or a checkpoint in this folder ended with."""
+    file = Path(folder) / "trainer_state.json"
+    return json.loads(file.read_text())["global_step"] if file.is_file() else None
 
 
 def leave_process_group() -> None:
@@ -336,12 +340,3 @@ def leave_process_group() -> None:
         # Its threads need the interpreter to drop the tensors of the last call. One that comes too late, as happens on
         # a busy machine, aborts the process at its exit (https://github.com/pytorch/pytorch/issues/190489).
         time.sleep(0.5)
-
-
-def _is_complete(folder: Path) -> bool:
-    # Trainer writes this file last.
-    try:
-        json.loads((folder / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return True

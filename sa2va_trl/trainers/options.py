@@ -49,6 +49,8 @@ class SegArguments:
             How often the training rows are seen in one epoch.
         early_stopping_patience (`int`, *optional*):
             Evaluations without a better metric before training stops.
+        allow_new_optimizer (`bool`, *optional*, defaults to `False`):
+            Go on from a checkpoint without the state of its optimizer (`save_only_model`) with a new one.
         eval_on_start (`bool`, *optional*, defaults to `False`):
             With `load_best_model_at_end`, the model that training starts from counts too: it is what is left where
             nothing later is better.
@@ -96,6 +98,9 @@ class SegArguments:
     dataset_repeats: int = field(default=1, metadata={"help": "How often an epoch sees each training row."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without improvement before training stops."}
+    )
+    allow_new_optimizer: bool = field(
+        default=False, metadata={"help": "Resume with a new optimizer where the checkpoint has no state of its own."}
     )
     cache_features: str = field(
         default="auto", metadata={"help": "Features of what is frozen, computed once: auto, on or off."}
