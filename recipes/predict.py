@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from trl import TrlParser
 
-from sa2va_trl.arguments import ModelArguments, RouterArguments, load_model, load_router
+from sa2va_trl.arguments import ModelArguments, RecipeParser, RouterArguments, load_model, load_router
 from sa2va_trl.data.media import VIDEO_SUFFIXES, read_media
 from sa2va_trl.evaluation import overlay
 from sa2va_trl.evaluation.evaluator import write_json
@@ -100,7 +99,7 @@ def warn(name, result):
 
 
 def main():
-    parser = TrlParser((PredictArguments, ModelArguments, RouterArguments))
+    parser = RecipeParser((PredictArguments, ModelArguments, RouterArguments))
     args, model_args, router_args = parser.parse_args_and_config()
     check_router(args, router_args)
     pictures = read_media(args.input)

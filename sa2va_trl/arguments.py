@@ -1,14 +1,19 @@
 """What the recipes share: which model, which data."""
 
 import json
+import os
+import sys
 import time
+from argparse import SUPPRESS
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import yaml
 from datasets import DatasetDict
 from peft import PeftModel
 from transformers import BitsAndBytesConfig, TrainingArguments
+from trl import TrlParser
 
 from .data.readers import load_dataset_dict
 from .hub import load_adapter
@@ -20,6 +25,69 @@ from .trainers.resuming import resolve_checkpoint
 
 # Names of models that are made instead of loaded, and their families.
 TINY = {"tiny": "internvl", "tiny-qwen2_5_vl": "qwen2_5_vl", "tiny-qwen3_vl": "qwen3_vl"}
+# Options that name what another recipe may have made.
+INPUTS = ("model_name_or_path", "preferences", "dataset_name")
+# Options that belong to the data that a YAML names, and to no others, and what they are there.
+OF_THE_DATA = {"synthetic": (dict, str), "preferences": str}
+
+
+class RecipeParser(TrlParser):
+    """
+    `TrlParser` for recipes: what the command line says of the data also sets aside what the YAML says of generated
+    ones, and where the YAML asks for what another YAML beside it makes, the command for that is all that is printed.
+    """
+
+    def parse_args_and_config(self, args=None, **kwargs):
+        line = list(sys.argv[1:] if args is None else args)
+        self._given = self._on_the_line(line)
+        return super().parse_args_and_config(line, **kwargs)
+
+    def _on_the_line(self, line: list[str]) -> dict:
+        """The options of a command line, without any default."""
+        other = TrlParser(self.dataclass_types)
+        other.add_argument("--config")
+        for action in other._actions:
+            action.default, action.required = SUPPRESS, False
+        return vars(other.parse_known_args(line)[0])
+
+    def set_defaults_with_config(self, **config):
+        name = self._given.get("dataset_name", "synthetic")
+        if name != "synthetic":
+            own = [entry for entry, kind in OF_THE_DATA.items() if isinstance(config.get(entry), kind)]
+            aside = [entry for entry in own if entry not in self._given]
+            config = {entry: value for entry, value in config.items() if entry not in aside}
+            if aside:
+                _say(f"dataset_name={name} is given: {' and '.join(aside)} of the YAML, of other data, is set aside.")
+        self._point_to_sibling(Path(self._given["config"]), {**config, **self._given})
+        return super().set_defaults_with_config(**config)
+
+    @staticmethod
+    def _point_to_sibling(config: Path, options: dict) -> None:
+        paths = {name: options[name] for name in INPUTS if isinstance(options.get(name), str)}
+        missing = {name: path for name, path in paths.items() if not Path(path).exists()}
+        recipes = Path(sys.argv[0]).parent
+        files = [*sorted(config.parent.glob("*.yaml")), *sorted(recipes.glob("configs/*/*.yaml"))]
+        makers = {_output_dir(file): file for file in reversed(files) if (recipes / f"{file.stem}.py").is_file()}
+        for name, path in missing.items():
+            if path in makers:
+                recipe = recipes / f"{makers[path].stem}.py"
+                _say(
+                    f"{name}={path} is not there; make it with: python {recipe} --config {makers[path]}",
+                    file=sys.stderr,
+                )
+                raise SystemExit(1)
+
+
+def _output_dir(file: Path) -> str | None:
+    try:
+        return str(yaml.safe_load(file.read_text()).get("output_dir"))
+    except (OSError, AttributeError, yaml.YAMLError):
+        return None  # whatever it is, it makes no folder
+
+
+def _say(message: str, file=None) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=file, flush=True)
 
 
 @dataclass

@@ -186,8 +186,8 @@ class MaskMetrics:
 
     Args:
         function (`Callable[[np.ndarray, np.ndarray], dict[str, float]]`):
-            Of predicted and true masks of a row, bool of shape `(masks, H, W)`. It is tried once, on a disc and another
-            one, for the names of its metrics: every process has to know them, with or without a row that has masks.
+            Of predicted and true masks of a row, bool of shape `(masks, H, W)`. It is tried once, on two discs, for
+            the names of its metrics: every process has to know them, with or without a row that has masks.
 
     Raises:
         `ValueError`: it does not return numbers by name, or names that are taken.

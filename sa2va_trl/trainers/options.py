@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass, field
 
 import torch
@@ -6,6 +7,36 @@ from ..data.augment import Augmentation
 from ..data.collator import ANSWERS, QUESTIONS, check_templates
 from .base import check_cache_options, refuse
 from .trainable import EMBEDDINGS, LORA, TRAINABLE, get_peft_config
+
+
+def follow_launcher(args) -> None:
+    """
+    Take over what the launcher says of device and precision, where the options say nothing of them. Without `use_cpu`,
+    processes on a machine without GPUs would each train on their own, and DeepSpeed refuses their batch sizes; the
+    launcher of DeepSpeed does not hand it on.
+
+    Args:
+        args (`TrainingArguments`): changed in place, before its own checks.
+
+    Raises:
+        `ValueError`: the launcher asks for half precision, as on GPUs, where there are none.
+    """
+    environment = os.environ
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")  # only accelerate's launcher sets it
+    deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true" or args.deepspeed
+    on_cpu = environment.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    on_cpu = on_cpu or (deepspeed and environment.get("DS_ACCELERATOR") == "cpu")
+    if not (args.use_cpu or on_cpu or torch.accelerator.is_available()):
+        if precision in ("bf16", "fp16"):
+            raise ValueError(
+                f"The launcher's configuration is for GPUs (mixed_precision: {precision}), and this machine has none: "
+                "use --config_file accelerate_configs/cpu.yaml, or accelerate_configs/zero3_cpu.yaml after "
+                "DS_ACCELERATOR=cpu for two processes."
+            )
+        on_cpu = int(environment.get("WORLD_SIZE", 1)) > 1
+    args.use_cpu = args.use_cpu or on_cpu
+    if args.bf16 is None and not args.fp16 and precision in ("bf16", "fp16"):
+        args.bf16, args.fp16 = precision == "bf16", precision == "fp16"
 
 
 @dataclass
@@ -109,6 +140,7 @@ class SegArguments:
     cache_views: int | None = field(default=None, metadata={"help": "Augmented views of each row that are cached."})
 
     def __post_init__(self):
+        follow_launcher(self)
         if self.bf16 is None and not self.fp16:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.load_best_model_at_end and self.metric_for_best_model is None:

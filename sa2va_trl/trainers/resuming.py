@@ -427,7 +427,10 @@ class ResumingMixin:
             },
             "rows": self._rows_digest(),
             "seed": self._data_seed,
-            "options": {name: _plain(getattr(args, name)) for name in (*OPTIMIZER_OPTIONS, *ORDER_OPTIONS)},
+            "options": {
+                name: value.value if isinstance(value, Enum) else value
+                for name, value in ((name, getattr(args, name)) for name in (*OPTIMIZER_OPTIONS, *ORDER_OPTIONS))
+            },
         }
 
     _digest: dict | None = None

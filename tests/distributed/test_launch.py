@@ -186,7 +186,7 @@ leave_process_group()
 def test_gradients_are_averaged_after_an_evaluation(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(EVALUATE_FIRST)
-    names = ("learning_rate", "logging_steps", "report_to", "use_cpu", "disable_tqdm", "save_strategy", "num_points")
+    names = ("learning_rate", "logging_steps", "report_to", "disable_tqdm", "save_strategy", "num_points")
     options = {name: OPTIONS[name] for name in names}
     options |= {"trainable": "head", "lm_weight": 0.0, "cache_features": "off", "max_steps": 2}
     logs = []
