@@ -222,12 +222,16 @@ RATHER = {
 }
 
 
-@pytest.mark.parametrize(("options", "message"), RATHER.values(), ids=RATHER)
-@pytest.mark.parametrize("version", ["with a record", "older"])
-def test_the_option_that_differs_is_named(checkpoint, tmp_path, options, message, version):
-    if version == "older":
-        if not options.keys() & {"trainable"}:
-            pytest.skip("only what trains can be told from an older checkpoint")
+# Of an older checkpoint, without a record, only what trains can be told.
+OLDER = ("trainable", "full")
+
+
+@pytest.mark.parametrize(
+    ("case", "older"), [*((name, False) for name in RATHER), *((name, True) for name in OLDER)], ids=str
+)
+def test_the_option_that_differs_is_named(checkpoint, tmp_path, case, older):
+    options, message = RATHER[case]
+    if older:
         (checkpoint / "resume.json").unlink()
     run = make(tmp_path / "out", **options)
     with pytest.raises(ValueError, match=message):
