@@ -23,7 +23,7 @@ def follow_launcher(args) -> None:
     """
     environment = os.environ
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")  # only accelerate's launcher sets it
-    deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true" or args.deepspeed
+    deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true" or args.deepspeed is not None
     on_cpu = environment.get("ACCELERATE_USE_CPU", "false").lower() == "true"
     on_cpu = on_cpu or (deepspeed and environment.get("DS_ACCELERATOR") == "cpu")
     if not (args.use_cpu or on_cpu or torch.accelerator.is_available()):
