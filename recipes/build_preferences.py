@@ -16,9 +16,8 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from PIL import Image
-from trl import TrlParser
 
-from sa2va_trl.arguments import DataArguments, ModelArguments, get_split, load_data, load_model
+from sa2va_trl.arguments import DataArguments, ModelArguments, RecipeParser, get_split, load_data, load_model
 from sa2va_trl.data.columns import check_dataset, normalize_row
 from sa2va_trl.evaluation import overlay, stored_features
 from sa2va_trl.preferences import (
@@ -82,7 +81,7 @@ def contact_sheet(pairs: Dataset, count: int) -> Image.Image:
 
 def main():
     logging.basicConfig(format="%(message)s")
-    parser = TrlParser((PreferenceArguments, DataArguments, ModelArguments))
+    parser = RecipeParser((PreferenceArguments, DataArguments, ModelArguments))
     args, data_args, model_args = parser.parse_args_and_config()
     dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
     check_dataset(dataset, name=f"{args.dataset_split} split")

@@ -9,12 +9,11 @@ Stage 2: preference optimisation over masks.
 
 from dataclasses import dataclass, field, replace
 
-from trl import TrlParser
-
 from sa2va_trl import SegDPOConfig, SegDPOTrainer
 from sa2va_trl.arguments import (
     DataArguments,
     ModelArguments,
+    RecipeParser,
     SplitArguments,
     checkpoint_to_resume,
     get_split,
@@ -34,7 +33,7 @@ class PreferenceArguments:
 
 def main():
     # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
-    parser = TrlParser((DataArguments, SplitArguments, PreferenceArguments, SegDPOConfig, ModelArguments))
+    parser = RecipeParser((DataArguments, SplitArguments, PreferenceArguments, SegDPOConfig, ModelArguments))
     data_args, split_args, preference_args, training_args, model_args = parser.parse_args_and_config()
     checkpoint = checkpoint_to_resume(training_args)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from trl import TrlParser
 
 from sa2va_trl.arguments import (
     DataArguments,
     ModelArguments,
+    RecipeParser,
     RouterArguments,
     get_split,
     load_data,
@@ -80,7 +80,7 @@ def by_frame(masks: np.ndarray, row: dict) -> np.ndarray:
 
 
 def main():
-    parser = TrlParser((EvaluateArguments, DataArguments, ModelArguments, RouterArguments))
+    parser = RecipeParser((EvaluateArguments, DataArguments, ModelArguments, RouterArguments))
     args, data_args, model_args, router_args = parser.parse_args_and_config()
     check_router(args, router_args)
     data = load_data(data_args)

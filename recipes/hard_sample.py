@@ -12,12 +12,11 @@ Without scores the rows are scored before training starts.
 
 from dataclasses import dataclass, field
 
-from trl import TrlParser
-
 from sa2va_trl import HardSampleConfig, HardSampleTrainer
 from sa2va_trl.arguments import (
     DataArguments,
     ModelArguments,
+    RecipeParser,
     SplitArguments,
     checkpoint_to_resume,
     get_training_splits,
@@ -39,7 +38,7 @@ class ScoreArguments:
 
 def main():
     # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
-    parser = TrlParser((DataArguments, SplitArguments, ScoreArguments, HardSampleConfig, ModelArguments))
+    parser = RecipeParser((DataArguments, SplitArguments, ScoreArguments, HardSampleConfig, ModelArguments))
     data_args, split_args, score_args, training_args, model_args = parser.parse_args_and_config()
     checkpoint = checkpoint_to_resume(training_args)
 

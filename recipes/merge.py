@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from trl import TrlParser
 
 from sa2va_trl import SegCollator
-from sa2va_trl.arguments import ModelArguments, load_model
+from sa2va_trl.arguments import ModelArguments, RecipeParser, load_model
 from sa2va_trl.data.collator import TARGETS
 from sa2va_trl.data.media import read_media
 from sa2va_trl.data.synthetic import synthetic_dataset
@@ -49,7 +48,7 @@ def logits(model, processor, image: Image.Image) -> dict[str, torch.Tensor]:
 
 
 def main():
-    args, model_args = TrlParser((MergeArguments, ModelArguments)).parse_args_and_config()
+    args, model_args = RecipeParser((MergeArguments, ModelArguments)).parse_args_and_config()
     if model_args.adapter is None:
         raise ValueError("Merging needs --adapter.")
     if model_args.dtype != "float32" or model_args.grounding_image_size is not None:

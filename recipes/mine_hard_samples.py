@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
-from trl import TrlParser
 
 from sa2va_trl.arguments import (
     DataArguments,
     ModelArguments,
+    RecipeParser,
     get_split,
     leave_process_group,
     load_data,
@@ -117,7 +117,7 @@ def draw(args: MiningArguments, model, processor, rows, frames, by: str) -> Imag
 
 
 def main():
-    parser = TrlParser((MiningArguments, DataArguments, ModelArguments))
+    parser = RecipeParser((MiningArguments, DataArguments, ModelArguments))
     args, data_args, model_args = parser.parse_args_and_config()
     state = PartialState(cpu=not torch.cuda.is_available())
     dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")

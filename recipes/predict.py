@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from trl import TrlParser
 
-from sa2va_trl.arguments import ModelArguments, RouterArguments, load_model, load_router
+from sa2va_trl.arguments import ModelArguments, RecipeParser, RouterArguments, load_model, load_router
 from sa2va_trl.data.media import Picture, folder_images, frame_name, is_byproduct, is_clip, open_video, read_pictures
 from sa2va_trl.evaluation import overlay
 from sa2va_trl.evaluation.evaluator import write_json
@@ -199,7 +198,7 @@ def save(folder: Path, picture: Picture, result, route: dict, taken: set[str]) -
 
 
 def main():
-    parser = TrlParser((PredictArguments, ModelArguments, RouterArguments))
+    parser = RecipeParser((PredictArguments, ModelArguments, RouterArguments))
     args, model_args, router_args = parser.parse_args_and_config()
     check_router(args, router_args)
     output = Path(args.output_dir)

@@ -6,12 +6,11 @@ Stage 1: supervised fine-tuning of Sa2VA on images with masks.
         --config recipes/configs/sa2va_internvl3_8b/sft.yaml --dataset_name DIR --output_dir OUT
 """
 
-from trl import TrlParser
-
 from sa2va_trl import SegSFTConfig, SegSFTTrainer
 from sa2va_trl.arguments import (
     DataArguments,
     ModelArguments,
+    RecipeParser,
     SplitArguments,
     checkpoint_to_resume,
     get_training_splits,
@@ -23,7 +22,7 @@ from sa2va_trl.arguments import (
 
 def main():
     # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
-    parser = TrlParser((DataArguments, SplitArguments, SegSFTConfig, ModelArguments))
+    parser = RecipeParser((DataArguments, SplitArguments, SegSFTConfig, ModelArguments))
     data_args, split_args, training_args, model_args = parser.parse_args_and_config()
     checkpoint = checkpoint_to_resume(training_args)
 

@@ -21,18 +21,16 @@ import time
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
 from PIL import Image
-from trl import TrlParser
 
 from sa2va_trl.arguments import (
     DataArguments,
     ModelArguments,
-    checkpoint_to_resume,
+    RecipeParser,
     get_split,
     load_data,
     load_model,
@@ -42,6 +40,7 @@ from sa2va_trl.data.columns import GROUP_COLUMNS, normalize_row
 from sa2va_trl.evaluation import compare, comparison_table, overlay, predict_probabilities
 from sa2va_trl.evaluation.evaluator import write_json
 from sa2va_trl.evaluation.overlays import file_name, save_overlays
+from sa2va_trl.trainers.resuming import resolve_checkpoint
 
 
 RECIPES = Path(__file__).parent
@@ -121,7 +120,7 @@ class Steps:
         write_json(record, found)
         if train:
             try:
-                checkpoint_to_resume(SimpleNamespace(resume_from_checkpoint="latest", output_dir=str(folder)))
+                resolve_checkpoint("latest", folder)
                 line = [*line, "--resume_from_checkpoint", "latest"]
             except ValueError:
                 pass  # there is none yet
@@ -188,7 +187,7 @@ def pictures(models: list[str], args: dict, test: Dataset, before: pd.DataFrame,
 
 
 def main():
-    parser = TrlParser((ThreeStageArguments, DataArguments, ModelArguments))
+    parser = RecipeParser((ThreeStageArguments, DataArguments, ModelArguments))
     args, data_args, model_args = parser.parse_args_and_config()
     output = Path(args.output_dir)
     data = load_data(data_args)

@@ -1,14 +1,19 @@
 """What the recipes share: which model, which data."""
 
 import json
+import os
+import sys
 import time
+from argparse import SUPPRESS
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import yaml
 from datasets import DatasetDict
 from peft import PeftModel
 from transformers import BitsAndBytesConfig, TrainingArguments
+from trl import TrlParser
 
 from .data.readers import load_dataset_dict
 from .hub import adapter_prompt_style, load_adapter
@@ -16,10 +21,74 @@ from .models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from .models.checkpoints import checkpoint_folder, read_config
 from .models.processing import PROMPT_STYLES
 from .routing import NOTHING, Router, check_route, make_router
+from .trainers.resuming import resolve_checkpoint
 
 
 # Names of models that are made instead of loaded, and their families.
 TINY = {"tiny": "internvl", "tiny-qwen2_5_vl": "qwen2_5_vl", "tiny-qwen3_vl": "qwen3_vl"}
+# Options that name what another recipe may have made.
+INPUTS = ("model_name_or_path", "preferences", "dataset_name")
+# Options that belong to the data that a YAML names, and to no others, and what they are there.
+OF_THE_DATA = {"synthetic": (dict, str), "preferences": str}
+
+
+class RecipeParser(TrlParser):
+    """
+    `TrlParser` for recipes: what the command line says of the data also sets aside what the YAML says of generated
+    ones, and where the YAML asks for what another YAML beside it makes, the command for that is all that is printed.
+    """
+
+    def parse_args_and_config(self, args=None, **kwargs):
+        line = list(sys.argv[1:] if args is None else args)
+        self._given = self._on_the_line(line)
+        return super().parse_args_and_config(line, **kwargs)
+
+    def _on_the_line(self, line: list[str]) -> dict:
+        """The options of a command line, without any default."""
+        other = TrlParser(self.dataclass_types)
+        other.add_argument("--config")
+        for action in other._actions:
+            action.default, action.required = SUPPRESS, False
+        return vars(other.parse_known_args(line)[0])
+
+    def set_defaults_with_config(self, **config):
+        name = self._given.get("dataset_name", "synthetic")
+        if name != "synthetic":
+            own = [entry for entry, kind in OF_THE_DATA.items() if isinstance(config.get(entry), kind)]
+            aside = [entry for entry in own if entry not in self._given]
+            config = {entry: value for entry, value in config.items() if entry not in aside}
+            if aside:
+                _say(f"dataset_name={name} is given: {' and '.join(aside)} of the YAML, of other data, is set aside.")
+        self._point_to_sibling(Path(self._given["config"]), {**config, **self._given})
+        return super().set_defaults_with_config(**config)
+
+    @staticmethod
+    def _point_to_sibling(config: Path, options: dict) -> None:
+        paths = {name: options[name] for name in INPUTS if isinstance(options.get(name), str)}
+        missing = {name: path for name, path in paths.items() if not Path(path).exists()}
+        recipes = Path(sys.argv[0]).parent
+        files = [*sorted(config.parent.glob("*.yaml")), *sorted(recipes.glob("configs/*/*.yaml"))]
+        makers = {_output_dir(file): file for file in reversed(files) if (recipes / f"{file.stem}.py").is_file()}
+        for name, path in missing.items():
+            if path in makers:
+                recipe = recipes / f"{makers[path].stem}.py"
+                _say(
+                    f"{name}={path} is not there; make it with: python {recipe} --config {makers[path]}",
+                    file=sys.stderr,
+                )
+                raise SystemExit(1)
+
+
+def _output_dir(file: Path) -> str | None:
+    try:
+        return str(yaml.safe_load(file.read_text()).get("output_dir"))
+    except (OSError, AttributeError, yaml.YAMLError):
+        return None  # whatever it is, it makes no folder
+
+
+def _say(message: str, file=None) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=file, flush=True)
 
 
 @dataclass
@@ -295,9 +364,7 @@ def _quantization_config(args: ModelArguments) -> BitsAndBytesConfig | None:
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """
-    The checkpoint that `--resume_from_checkpoint` means.
-
-    A run that was killed may leave a checkpoint without its last file; such a one is passed over.
+    The checkpoint that `--resume_from_checkpoint` means, see [`~trainers.resuming.resolve_checkpoint`].
 
     Args:
         args (`TrainingArguments`): with `resume_from_checkpoint` a folder, or `"latest"` for the newest in
@@ -309,20 +376,7 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     Raises:
         `ValueError`: the folder is no complete checkpoint, or `"latest"` finds none.
     """
-    wanted = args.resume_from_checkpoint
-    if wanted is None:
-        return None
-    if wanted != "latest":
-        if not _is_complete(Path(wanted)):
-            raise ValueError(f"resume_from_checkpoint={wanted!r} is not a complete checkpoint folder.")
-        return wanted
-    numbered = {}
-    for folder in Path(args.output_dir).glob("checkpoint-*"):
-        if (number := folder.name.removeprefix("checkpoint-")).isdigit() and _is_complete(folder):
-            numbered[int(number)] = folder
-    if not numbered:
-        raise ValueError(f"resume_from_checkpoint=latest: {args.output_dir} holds no complete checkpoint.")
-    return str(numbered[max(numbered)])
+    return resolve_checkpoint(args.resume_from_checkpoint, args.output_dir)
 
 
 def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
@@ -334,14 +388,32 @@ def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
         trainer (`Trainer`): ready to train.
         checkpoint (`str`, *optional*): from [`checkpoint_to_resume`].
         dataset_name (`str`): what it trains on, for the card.
+
+    Raises:
+        `ValueError`: as the trainer's `train`, or a finished run under DeepSpeed or FSDP left no model.
     """
+    args = trainer.args
+    finished = checkpoint is not None and trainer.finished(checkpoint) is not None
+    there = finished and _left_by_step(args.output_dir) == _left_by_step(checkpoint)
+    if finished and (args.push_to_hub or not there) and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        raise ValueError(
+            f"{checkpoint}: the run is finished, but its model was not {'pushed' if there else 'saved'} before it was "
+            "ended: start the same command once more with python, on one process, which does that."
+        )
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(trainer.args.output_dir)
-    trainer.save_state()
-    trainer.create_model_card(dataset_name=dataset_name)
-    if trainer.args.push_to_hub:
+    if not there:
+        trainer.save_model(args.output_dir)
+        trainer.save_state()
+        trainer.create_model_card(dataset_name=dataset_name)
+    if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
     leave_process_group()
+
+
+def _left_by_step(folder: str) -> int | None:
+    """The step that a run or a checkpoint in this folder ended with."""
+    file = Path(folder) / "trainer_state.json"
+    return json.loads(file.read_text())["global_step"] if file.is_file() else None
 
 
 def leave_process_group() -> None:
@@ -356,12 +428,3 @@ def leave_process_group() -> None:
         # Its threads need the interpreter to drop the tensors of the last call. One that comes too late, as happens on
         # a busy machine, aborts the process at its exit (https://github.com/pytorch/pytorch/issues/190489).
         time.sleep(0.5)
-
-
-def _is_complete(folder: Path) -> bool:
-    # Trainer writes this file last.
-    try:
-        json.loads((folder / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return True

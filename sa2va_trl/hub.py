@@ -44,7 +44,7 @@ PURE = (True, False, "gaussian", "orthogonal", "eva")
 _WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")
 _ADDED = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)(\.|$)")
 # What a run can be resumed from, other than the weights. A pickle of `TrainingArguments` is not among them.
-_RESUME = re.compile(r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth")
+_RESUME = re.compile(r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|resume\.json")
 
 
 def public_name(name: str | None) -> str | None:

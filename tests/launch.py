@@ -11,13 +11,13 @@ import yaml
 
 
 ROOT = Path(__file__).parents[1]
+# On the CPU, whatever the machine has.
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+ENVIRONMENT |= {"CUDA_VISIBLE_DEVICES": ""}
 ONE = [sys.executable]
-DDP = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541"]
-ZERO3 = [
-    *[sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "29542"],
-    *["--config_file", str(ROOT / "accelerate_configs" / "zero3_cpu.yaml")],
-]
+DDP = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+ZERO3 = [sys.executable, "-m", "accelerate.commands.launch"]
+ZERO3 += ["--config_file", str(ROOT / "accelerate_configs" / "zero3_cpu.yaml")]
 # Of every run.
 OPTIONS = {
     "model_name_or_path": "tiny",
@@ -29,8 +29,6 @@ OPTIONS = {
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": True,
-    "use_cpu": True,
-    "bf16": False,
 }
 
 

@@ -14,7 +14,7 @@ from hub_server import TOKEN, hub
 ROOT = Path(__file__).parents[1]
 PROCESSOR = {"tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "base_model.json", "README.md"} | PROCESSOR
-RESUME = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+RESUME = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "resume.json"}
 METRICS = {
     "dice": {"mean": 0.7, "std": 0.1, "ci95": [0.6, 0.8], "n": 5},
     "iou": {"mean": 0.5, "std": 0.1, "ci95": [None, None], "n": 5, "patient": "smith"},

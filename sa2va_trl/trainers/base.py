@@ -1,7 +1,9 @@
 import copy
 import shutil
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,7 @@ from ..metrics import Counts, dice, iou
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from ..models.checkpoints import HUB_OPTIONS
 from ..models.grounding import upsample_mask_logits
+from .resuming import ResumingMixin
 from .trainable import LORA, freeze_all_but_full, get_peft_config, trainable_table
 
 
@@ -80,13 +83,14 @@ def refuse(args, reasons: dict[str, str]) -> None:
         raise ValueError(f"{type(args).__name__} does not take these options:\n{lines}")
 
 
-class _EpochToCollator(TrainerCallback):
-    def __init__(self, collator: SegCollator):
-        self.collator = collator
+class _Epochs(TrainerCallback):
+    def __init__(self, trainer: "SegTrainerMixin", collator: SegCollator):
+        self.trainer, self.collator = trainer, collator
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         # The epoch is a float that has just reached the next whole number.
         self.collator.epoch = int((state.epoch or 0) + 1e-6)
+        self.trainer.begin_epoch(self.collator.epoch)
 
 
 class _BuildFeatures(TrainerCallback):
@@ -116,10 +120,15 @@ def check_cache_options(args) -> None:
 
 
 def mask_statistics(
-    mask_logits: torch.Tensor, row_index: torch.Tensor, targets: list[torch.Tensor], image_size: int, threshold: float
+    mask_logits: torch.Tensor,
+    row_index: torch.Tensor,
+    targets: list[torch.Tensor],
+    image_size: int,
+    threshold: float,
+    mask_metrics: "MaskMetrics | None" = None,
 ) -> torch.Tensor:
     """
-    Dice and IoU of each row at its image's own size, averaged over the row's masks.
+    Dice and IoU of each row at its image's own size, averaged over the row's masks, and what else is measured of them.
 
     Args:
         mask_logits (`torch.Tensor` of shape `(masks, h, w)`): logits on the decoder's grid.
@@ -127,16 +136,23 @@ def mask_statistics(
         targets (`list[torch.Tensor]`): for each row, uint8 {0, 1} of shape `(masks of the row, H, W)`.
         image_size (`int`): side of SAM 2's square.
         threshold (`float`): probability above which a pixel belongs to the mask.
+        mask_metrics (`MaskMetrics`, *optional*): further metrics.
 
     Returns:
-        `torch.Tensor` of shape `(rows, 2)`, float32: Dice and IoU in [0, 1], NaN for rows without masks.
+        `torch.Tensor` of shape `(rows, 2 + metrics)`, float32: Dice and IoU in [0, 1] and the further metrics, NaN for
+        rows without masks.
     """
-    statistics = mask_logits.new_full((len(targets), 2), float("nan"), dtype=torch.float32)
+    names = [] if mask_metrics is None else mask_metrics.names
+    statistics = mask_logits.new_full((len(targets), 2 + len(names)), float("nan"), dtype=torch.float32)
     for row, target in enumerate(targets):
         if len(target) == 0:
             continue
         logits = upsample_mask_logits(mask_logits[row_index == row], image_size, target.shape[-2:])
-        predicted, target = (logits.sigmoid() > threshold).flatten(1), target.bool().flatten(1)
+        predicted, target = logits.sigmoid() > threshold, target.bool()
+        if names:
+            measured = mask_metrics(predicted.cpu().numpy(), target.cpu().numpy())
+            statistics[row, 2:] = torch.tensor([measured[name] for name in names])
+        predicted, target = predicted.flatten(1), target.flatten(1)
         tp, fp, fn = (
             (a & b).sum(1).cpu().numpy() for a, b in ((predicted, target), (predicted, ~target), (~predicted, target))
         )
@@ -145,16 +161,62 @@ def mask_statistics(
     return statistics
 
 
-def mean_statistics(prediction) -> dict[str, float]:
-    """`compute_metrics` of the mask trainers: mean Dice and IoU over the rows that have masks."""
-    values = np.asarray(prediction.predictions, dtype=np.float64).reshape(-1, 2)
-    values = values[~np.isnan(values[:, 0])]
-    if len(values) == 0:
-        return {}
-    return {"dice": float(values[:, 0].mean()), "iou": float(values[:, 1].mean())}
+def mean_statistics(prediction, names: Sequence[str] = ("dice", "iou")) -> dict[str, float]:
+    """
+    `compute_metrics` of the mask trainers: means over the rows that have masks.
+
+    Args:
+        prediction (`EvalPrediction`): with `predictions` of shape `(rows, metrics)`, from [`mask_statistics`].
+        names (`Sequence[str]`, *optional*, defaults to `("dice", "iou")`): of the metrics.
+
+    Returns:
+        `dict[str, float]`: without those that no row has.
+    """
+    values = np.asarray(prediction.predictions, dtype=np.float64).reshape(-1, len(names))
+    return {
+        name: float(np.nanmean(column))
+        for name, column in zip(names, values.T, strict=True)
+        if not np.isnan(column).all()
+    }
 
 
-class SegTrainerMixin:
+class MaskMetrics:
+    """
+    A user's metrics over masks, see `mask_metrics` of [`SegSFTTrainer`].
+
+    Args:
+        function (`Callable[[np.ndarray, np.ndarray], dict[str, float]]`):
+            Of predicted and true masks of a row, bool of shape `(masks, H, W)`. It is tried once, on two discs, for
+            the names of its metrics: every process has to know them, with or without a row that has masks.
+
+    Raises:
+        `ValueError`: it does not return numbers by name, or names that are taken.
+    """
+
+    def __init__(self, function):
+        self.function, self.names = function, None
+        rows, columns = np.mgrid[:32, :32]
+        discs = [(rows - 15) ** 2 + (columns - center) ** 2 < 81 for center in (14, 17)]
+        self.names = list(self(*(disc[None] for disc in discs)))
+        if taken := sorted({"dice", "iou", "loss"} & set(self.names)):
+            raise ValueError(f"mask_metrics returns {', '.join(taken)}, which evaluation has already: rename it.")
+
+    def __call__(self, predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
+        found = self.function(predicted, target)
+        if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found):
+            raise ValueError(f"mask_metrics must return a dict of numbers by name, got {found!r}.")
+        if self.names is not None and set(found) != set(self.names):
+            raise ValueError(
+                f"mask_metrics must return the same metrics of every row: {', '.join(self.names)}; got "
+                f"{', '.join(found)}. One that a row does not have is NaN."
+            )
+        try:
+            return {name: float(value) for name, value in found.items()}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"mask_metrics must return a dict of numbers by name, got {found!r}.") from error
+
+
+class SegTrainerMixin(ResumingMixin):
     """
     What the mask trainers share: columns that survive, checks before training, mask statistics and the model card.
     """
@@ -296,12 +358,70 @@ class SegTrainerMixin:
             "peft_config": peft_config,
         }
 
+    mask_metrics: MaskMetrics | None = None
+
+    def set_metrics(self, args, eval_dataset, compute_metrics, mask_metrics):
+        """
+        Call before TRL's own constructor.
+
+        Args:
+            args: the config.
+            eval_dataset: one set, or a `dict` of them.
+            compute_metrics, mask_metrics (`Callable`, *optional*): see [`SegSFTTrainer`].
+
+        Returns:
+            `Callable`: what Trainer computes metrics with.
+
+        Raises:
+            `ValueError`: `mask_metrics` cannot be used, or `metric_for_best_model` is none of the metrics.
+        """
+        if mask_metrics is not None:
+            if args.prediction_loss_only:
+                raise ValueError("mask_metrics has no effect with prediction_loss_only=True.")
+            self.mask_metrics = MaskMetrics(mask_metrics)
+        names = ["dice", "iou", *(self.mask_metrics.names if self.mask_metrics else [])]
+        known = ["loss"] if args.prediction_loss_only else ["loss", *names, *self._further_metrics]
+        wanted = (args.metric_for_best_model or "").removeprefix("eval_")
+        if wanted and args.eval_strategy != "no":
+            sets = list(eval_dataset) if isinstance(eval_dataset, dict) else None
+            if sets is not None:
+                known = [f"{name}_{metric}" for name in sets for metric in known]
+            whose = f" of the evaluation sets {' and '.join(map(str, sets))}" if sets else ""
+            # What another compute_metrics returns is known once it has been called.
+            possible = compute_metrics is None or (
+                sets is not None and not any(wanted.startswith(f"{name}_") for name in sets)
+            )
+            if possible and wanted not in known:
+                raise ValueError(
+                    f"metric_for_best_model={args.metric_for_best_model!r} is none of the metrics{whose}: "
+                    f"{', '.join(known)}."
+                )
+        return compute_metrics or partial(mean_statistics, names=names)
+
+    # Metrics that a trainer adds to those of its evaluation.
+    _further_metrics = ()
+
+    def _determine_best_metric(self, metrics, trial):
+        if (wanted := self.args.metric_for_best_model) is not None:
+            if f"eval_{wanted.removeprefix('eval_')}" not in metrics:
+                found = sorted(name.removeprefix("eval_") for name in metrics if name.startswith("eval_"))
+                raise ValueError(
+                    f"metric_for_best_model={wanted!r} is none of the metrics of this evaluation: {', '.join(found)}."
+                )
+        return super()._determine_best_metric(metrics, trial)
+
     def finish_init(self) -> None:
         """Call at the end of a trainer's constructor."""
         args = self.args
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            how = "PeftModel.from_pretrained(model, ADAPTER, is_trainable=True)"
+            raise ValueError(
+                "Nothing of the model trains: "
+                + (f"load its adapter with {how}." if isinstance(self.model, PeftModel) else "unfreeze some of it.")
+            )
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             self._keep_trained_in_float32()
-        self.add_callback(_EpochToCollator(self.data_collator))
+        self.add_callback(_Epochs(self, self.data_collator))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.prepare_to_save()
@@ -531,7 +651,7 @@ class SegTrainerMixin:
             self._metrics[mode][name].append(value)
 
     def statistics(self, outputs, inputs) -> torch.Tensor:
-        """Dice and IoU of each row, shape `(batch, 2)`: all that evaluation gathers, never maps."""
+        """Dice, IoU and `mask_metrics` of each row, shape `(batch, 2 + metrics)`: all that is gathered, never maps."""
         config = self.accelerator.unwrap_model(self.model).config
         return mask_statistics(
             outputs.mask_logits,
@@ -539,6 +659,7 @@ class SegTrainerMixin:
             inputs["original_masks"],
             config.grounding_config.image_size,
             config.mask_threshold,
+            self.mask_metrics,
         )
 
     # Losses
@@ -606,13 +727,6 @@ class SegTrainerMixin:
             statistics = self.statistics(outputs, inputs)
         # Trainer computes metrics only where there are labels.
         return loss, statistics, torch.zeros(len(statistics), device=statistics.device)
-
-    def train(self, *args, **kwargs):
-        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            # An evaluation leaves the bare model marked as prepared. It would then not be wrapped for training, and
-            # every process would train on its own gradients.
-            vars(self.model).pop("_is_accelerate_prepared", None)
-        return super().train(*args, **kwargs)
 
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=skip_scheduler)

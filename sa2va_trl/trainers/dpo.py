@@ -14,7 +14,7 @@ from ..data.collator import TARGETS, SegCollator
 from ..data.columns import PAIR_COLUMNS, DatasetError
 from ..data.features import before_the_cut
 from ..preferences import check_online, check_preferences, mine_pairs
-from .base import SegTrainerMixin, mean_statistics, refuse
+from .base import SegTrainerMixin, refuse
 from .options import SegArguments
 from .trainable import LORA
 
@@ -143,8 +143,9 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         eval_dataset (`datasets.Dataset` or a `dict` of them, *optional*):
             Sharing no sample, video or patient with `train_dataset`; with or without pairs.
         processing_class (`Sa2VAProcessor`, *optional*): loaded from the model's name by default.
-        compute_metrics, callbacks, optimizers, quantization_config: as in `DPOTrainer`.
+        callbacks, optimizers, quantization_config: as in `DPOTrainer`.
         peft_config (`LoraConfig`, *optional*): in place of `args.trainable`.
+        compute_metrics, mask_metrics: as in [`SegSFTTrainer`].
 
     Raises:
         `DatasetError`: bad rows, all at once, rows without pairs, or splits that share something.
@@ -170,6 +171,7 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         optimizers=(None, None),
         quantization_config=None,
         peft_config=None,
+        mask_metrics=None,
     ):
         if args is None:
             args = SegDPOConfig("sa2va-dpo")
@@ -178,6 +180,7 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         self._check_pairs(train_dataset, eval_dataset, args)
         if ref_model is not None and not args.use_reference:
             raise ValueError("ref_model has no effect with use_reference=False.")
+        compute_metrics = self.set_metrics(args, eval_dataset, compute_metrics, mask_metrics)
         prepared = self.prepare_run(
             model, args, data_collator, train_dataset, eval_dataset, processing_class, quantization_config, peft_config
         )
@@ -193,7 +196,7 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         super().__init__(
             **prepared,
             ref_model=ref_model,
-            compute_metrics=compute_metrics or mean_statistics,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
         )

@@ -8,11 +8,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import get_last_checkpoint
 
 from .. import losses, mining
 from ..data.columns import DatasetError
@@ -27,6 +25,7 @@ from .plan import (
     row_weights,
     select_rows,
 )
+from .resuming import EpochSampler, resolve_checkpoint
 from .sft import REFUSED, SegSFTConfig, SegSFTTrainer
 
 
@@ -148,22 +147,6 @@ def _never(every, epochs) -> str:
     return f"remine_every={every} never comes in {epochs:g} epochs: lower it, or train for longer."
 
 
-class _EpochSampler(Sampler):
-    """
-    Rows as a function of the epoch says. The trainer sets `epoch`: accelerate's `set_epoch` does not reach a sampler
-    behind both its skipping of batches and its sharding, which is where a resumed run on several processes has it.
-    """
-
-    def __init__(self, length: int, plan):
-        self.length, self.plan, self.epoch = length, plan, 0
-
-    def __len__(self):
-        return self.length
-
-    def __iter__(self):
-        return iter(self.plan(self.epoch))
-
-
 @dataclass
 class _WithRowNumbers:
     """Batches of `collator` with the rows' numbers in the training set."""
@@ -207,10 +190,6 @@ class _Guide(TrainerCallback):
             raise ValueError(_never(args.remine_every, state.num_train_epochs))
         self.trainer.evaluate_start()
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # The epoch is a float that has just reached the next whole number.
-        self.trainer.begin_epoch(int((state.epoch or 0) + 1e-6))
-
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if self.trainer.easy_has_regressed(metrics or {}) and args.easy_regression == "stop":
             control.should_training_stop = True
@@ -238,7 +217,7 @@ class HardSampleTrainer(SegSFTTrainer):
         train_dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`]; those without masks are left
             out.
         data_collator, eval_dataset, processing_class, compute_metrics, callbacks, optimizers,
-        optimizer_cls_and_kwargs, quantization_config, peft_config: as in [`SegSFTTrainer`].
+        optimizer_cls_and_kwargs, quantization_config, peft_config, mask_metrics: as in [`SegSFTTrainer`].
 
     Raises:
         `DatasetError`: bad rows, all at once, splits that share something, or scores of other rows.
@@ -248,6 +227,7 @@ class HardSampleTrainer(SegSFTTrainer):
     _tag_names = [*SegSFTTrainer._tag_names[:-1], "hard-samples"]
     _name = "HardSample"
     _stage = "training on hard samples"
+    _further_metrics = ("dice_hard", "dice_easy")
     _trainable = "head"
 
     def __init__(
@@ -389,16 +369,17 @@ class HardSampleTrainer(SegSFTTrainer):
         return plan_epoch(scores, *masks, progress.length, epoch, seed, **options)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
-        if resume_from_checkpoint:
-            self._restore(resume_from_checkpoint)
-        elif self.progress.columns is None:
+        resume_from_checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if resume_from_checkpoint is None and self.progress.columns is None:
             self._tell("Hard samples: no scores were given; the training rows are scored first.")
             scores = match_scores(self.score(), self.train_dataset)
             check_columns(scores, self.args)
             self._adopt(scores, epoch=0)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def finished(self, checkpoint: str) -> str | None:
+        self._restore(checkpoint)
+        return super().finished(checkpoint)
 
     def _restore(self, checkpoint: str) -> None:
         state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
@@ -422,10 +403,10 @@ class HardSampleTrainer(SegSFTTrainer):
             except mining.MiningError as error:
                 progress.mined_at = epoch
                 self._tell(f"Hard samples: those of before stay. {error}")
-        self._sampler.epoch = epoch
+        super().begin_epoch(epoch)
 
     def _get_train_sampler(self, train_dataset=None):
-        self._sampler = _EpochSampler(self.progress.length, self._plan)
+        self._sampler = EpochSampler(self.progress.length, self._plan)
         return self._sampler
 
     def get_train_dataloader(self):

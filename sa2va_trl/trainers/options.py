@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass, field
 
 import torch
@@ -6,6 +7,36 @@ from ..data.augment import Augmentation
 from ..data.collator import ANSWERS, QUESTIONS, check_templates
 from .base import check_cache_options, refuse
 from .trainable import EMBEDDINGS, LORA, TRAINABLE, get_peft_config
+
+
+def follow_launcher(args) -> None:
+    """
+    Take over what the launcher says of device and precision, where the options say nothing of them. Without `use_cpu`,
+    processes on a machine without GPUs would each train on their own, and DeepSpeed refuses their batch sizes; the
+    launcher of DeepSpeed does not hand it on.
+
+    Args:
+        args (`TrainingArguments`): changed in place, before its own checks.
+
+    Raises:
+        `ValueError`: the launcher asks for half precision, as on GPUs, where there are none.
+    """
+    environment = os.environ
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")  # only accelerate's launcher sets it
+    deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true" or args.deepspeed is not None
+    on_cpu = environment.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    on_cpu = on_cpu or (deepspeed and environment.get("DS_ACCELERATOR") == "cpu")
+    if not (args.use_cpu or on_cpu or torch.accelerator.is_available()):
+        if precision in ("bf16", "fp16"):
+            raise ValueError(
+                f"The launcher's configuration is for GPUs (mixed_precision: {precision}), and this machine has none: "
+                "use --config_file accelerate_configs/cpu.yaml, or accelerate_configs/zero3_cpu.yaml after "
+                "DS_ACCELERATOR=cpu for two processes."
+            )
+        on_cpu = int(environment.get("WORLD_SIZE", 1)) > 1
+    args.use_cpu = args.use_cpu or on_cpu
+    if args.bf16 is None and not args.fp16 and precision in ("bf16", "fp16"):
+        args.bf16, args.fp16 = precision == "bf16", precision == "fp16"
 
 
 @dataclass
@@ -49,6 +80,8 @@ class SegArguments:
             How often the training rows are seen in one epoch.
         early_stopping_patience (`int`, *optional*):
             Evaluations without a better metric before training stops.
+        allow_new_optimizer (`bool`, *optional*, defaults to `False`):
+            Go on from a checkpoint without the state of its optimizer (`save_only_model`) with a new one.
         eval_on_start (`bool`, *optional*, defaults to `False`):
             With `load_best_model_at_end`, the model that training starts from counts too: it is what is left where
             nothing later is better.
@@ -97,6 +130,9 @@ class SegArguments:
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without improvement before training stops."}
     )
+    allow_new_optimizer: bool = field(
+        default=False, metadata={"help": "Resume with a new optimizer where the checkpoint has no state of its own."}
+    )
     cache_features: str = field(
         default="auto", metadata={"help": "Features of what is frozen, computed once: auto, on or off."}
     )
@@ -104,6 +140,7 @@ class SegArguments:
     cache_views: int | None = field(default=None, metadata={"help": "Augmented views of each row that are cached."})
 
     def __post_init__(self):
+        follow_launcher(self)
         if self.bf16 is None and not self.fp16:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.load_best_model_at_end and self.metric_for_best_model is None:

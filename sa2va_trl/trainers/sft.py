@@ -6,7 +6,7 @@ from trl import SFTConfig, SFTTrainer
 
 from .. import losses
 from ..data.collator import TARGETS, SegCollator
-from .base import SegTrainerMixin, mean_statistics
+from .base import SegTrainerMixin
 from .options import SegArguments
 
 
@@ -84,7 +84,15 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         processing_class (`Sa2VAProcessor`, *optional*): loaded from the model's name by default.
         data_collator (`SegCollator`, *optional*): made from `args` by default.
         peft_config (`LoraConfig`, *optional*): in place of `args.trainable`.
-        callbacks, optimizers, optimizer_cls_and_kwargs, quantization_config, compute_metrics: as in `SFTTrainer`.
+        callbacks, optimizers, optimizer_cls_and_kwargs, quantization_config: as in `SFTTrainer`.
+        compute_metrics (`Callable[[EvalPrediction], dict[str, float]]`, *optional*):
+            In place of the means over rows. Different from `SFTTrainer`'s it gets no logits: `predictions` is an array
+            of shape `(rows, 2 + metrics)` with Dice, IoU and `mask_metrics` of each row, in [0, 1] where they are Dice
+            and IoU, NaN in rows without masks; `label_ids` says nothing.
+        mask_metrics (`Callable[[np.ndarray, np.ndarray], dict[str, float]]`, *optional*):
+            Further metrics, of predicted and true masks of one row: bool of shape `(masks, H, W)` at the image's own
+            size, one an object, or one an object and frame. The same names for every row, NaN where there is none to
+            tell. Evaluation reports their means over rows as `eval_NAME`; `metric_for_best_model` may name them.
 
     Raises:
         `DatasetError`: bad rows, all at once, or splits that share something.
@@ -109,17 +117,19 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         optimizer_cls_and_kwargs=None,
         quantization_config=None,
         peft_config=None,
+        mask_metrics=None,
     ):
         if args is None:
             args = SegSFTConfig("sa2va-sft")
         if not isinstance(args, SegSFTConfig):
             raise TypeError(f"args must be a SegSFTConfig, got {type(args).__name__}.")
+        compute_metrics = self.set_metrics(args, eval_dataset, compute_metrics, mask_metrics)
         prepared = self.prepare_run(
             model, args, data_collator, train_dataset, eval_dataset, processing_class, quantization_config, peft_config
         )
         super().__init__(
             **prepared,
-            compute_metrics=compute_metrics or mean_statistics,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,

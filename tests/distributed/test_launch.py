@@ -186,7 +186,7 @@ leave_process_group()
 def test_gradients_are_averaged_after_an_evaluation(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(EVALUATE_FIRST)
-    names = ("learning_rate", "logging_steps", "report_to", "use_cpu", "disable_tqdm", "save_strategy", "num_points")
+    names = ("learning_rate", "logging_steps", "report_to", "disable_tqdm", "save_strategy", "num_points")
     options = {name: OPTIONS[name] for name in names}
     options |= {"trainable": "head", "lm_weight": 0.0, "cache_features": "off", "max_steps": 2}
     logs = []
@@ -289,3 +289,101 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, mixed):
     (killed / "out" / "checkpoint-99").mkdir()
     resumed = run(ONE, killed, mixed, resume_from_checkpoint="latest", **options)
     assert_same(whole, resumed)
+
+
+GO_ON = """
+import json, sys
+import numpy as np
+from sa2va_trl import SegSFTConfig, SegSFTTrainer, tiny_sa2va
+from sa2va_trl.arguments import leave_process_group
+from sa2va_trl.data import synthetic_dataset
+
+class Recorded(SegSFTTrainer):
+    def training_step(self, model, inputs, *args, **kwargs):
+        entry = {"step": self.state.global_step + 1, "rows": inputs.pop("numbers")}
+        with open(f"{self.args.output_dir}/rows-{self.args.process_index}.jsonl", "a") as file:
+            file.write(json.dumps(entry) + chr(10))
+        return super().training_step(model, inputs, *args, **kwargs)
+
+def areas(predicted, target):
+    return {"target": target.mean(), "bright": predicted.mean() if target.mean() > 0.03 else np.nan}
+
+options, checkpoint = json.loads(sys.argv[1]), sys.argv[2]
+data = [synthetic_dataset(num_videos=1, frames_per_video=n, size=64, first_video=v) for n, v in ((10, 0), (3, 8))]
+model, processor = tiny_sa2va(image_size=128)
+trainer = Recorded(model, SegSFTConfig(**options), None, *data, processor, mask_metrics=areas)
+collate = trainer.data_collator
+trainer.data_collator = lambda rows: {**collate(rows), "numbers": [row["row_index"] for row in rows]}
+trainer.train(resume_from_checkpoint=checkpoint or None)
+trainer.save_state()
+leave_process_group()
+"""
+
+
+def go_on(launcher, folder, size, checkpoint=""):
+    """Log and rows of a run of nine steps; the rows of each step in their order, whoever had them."""
+    folder.mkdir()
+    (folder / "script.py").write_text(GO_ON)
+    names = ("logging_steps", "report_to", "disable_tqdm", "num_points", "lr_scheduler_type")
+    options = {name: OPTIONS[name] for name in names}
+    options |= {"learning_rate": 1e-3, "trainable": "head", "lm_weight": 0.0, "cache_features": "off"}
+    options |= {"max_steps": 9, "save_steps": 1, "eval_strategy": "steps", "eval_steps": 9}
+    options |= {
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": size,
+        "output_dir": str(folder / "out"),
+    }
+    line = [*launcher, str(folder / "script.py"), json.dumps(options), str(checkpoint)]
+    log = launch.log_of(line, folder)
+    parts = [
+        [json.loads(text) for text in file.read_text().splitlines()]
+        for file in sorted((folder / "out").glob("rows-*.jsonl"))
+    ]
+    rows = {}
+    for batch in zip(*parts, strict=True):
+        assert len({entry["step"] for entry in batch}) == 1
+        rows.setdefault(batch[0]["step"], []).extend(sum((entry["rows"] for entry in batch), []))
+    return log, rows
+
+
+@pytest.mark.slow
+def test_two_processes_then_one_then_two_see_the_same_rows_in_the_same_order(tmp_path):
+    """Gone on from the middle of the second epoch and of the third; with an evaluation of three rows on two ranks."""
+    log, rows = go_on(DDP, tmp_path / "whole", 1)
+    assert [len(step) for step in rows.values()] == [4, 4, 2] * 3
+    assert len({tuple(rows[step]) for step in (1, 4, 7)}) == 3
+    one_log, one = go_on(ONE, tmp_path / "one", 2, tmp_path / "whole" / "out" / "checkpoint-4")
+    assert one == {step: numbers for step, numbers in rows.items() if step > 4}
+    two_log, two = go_on(DDP, tmp_path / "two", 1, tmp_path / "one" / "out" / "checkpoint-8")
+    assert two == {9: rows[9]}
+    names = ("loss", "grad_norm", "mask_loss", "dice_loss", "eval_loss", "eval_dice", "eval_target", "eval_bright")
+    for found in (one_log, two_log):
+        assert_same(log[:-1], found[:-1], names)
+    assert {"eval_target", "eval_bright"} <= log[-2].keys()
+
+
+@pytest.mark.slow
+def test_the_documented_launch_of_zero3_trains_and_goes_on_with_as_many_processes(tmp_path):
+    config = str(launch.ROOT / "recipes" / "configs" / "tiny" / "sft.yaml")
+    small = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_per_video": 8, "size": 64}
+    fast = ["--max_steps", "3", "--save_steps", "1", "--eval_steps", "1", "--logging_steps", "1"]
+    fast += ["--save_total_limit", "9", "--synthetic", json.dumps(small)]
+
+    def line(launcher, *options):
+        return [*launcher, str(launch.ROOT / "recipes" / "sft.py"), "--config", config, *fast, *options]
+
+    def log_of(folder, *options):
+        folder.mkdir()
+        return launch.log_of(line(ZERO3, "--output_dir", "out", *options), folder)
+
+    expected = log_of(tmp_path / "whole")
+    checkpoint = str(tmp_path / "whole" / "out" / "checkpoint-1")
+    assert_same(expected[:-1], log_of(tmp_path / "two", "--resume_from_checkpoint", checkpoint)[:-1])
+    finished = subprocess.run(
+        line(ONE, "--output_dir", "out", "--resume_from_checkpoint", checkpoint),
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode and "saved with DeepSpeed, and this run is without" in finished.stderr

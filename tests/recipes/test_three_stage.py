@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import make_dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -205,6 +206,7 @@ def test_published_configs_name_files_that_parse(file, tmp_path):
     configs = {"stage1": SegSFTConfig, "stage2": SegDPOConfig, "stage3": HardSampleConfig, "control": SegSFTConfig}
     for name, config in configs.items():
         own = ROOT / "recipes" / options[name]["config"]
-        parser = TrlParser((DataArguments, SplitArguments, config, ModelArguments))
+        pairs = (make_dataclass("Pairs", [("preferences", str, None)]),) if name == "stage2" else ()
+        parser = TrlParser((DataArguments, SplitArguments, config, ModelArguments, *pairs))
         line = ["--config", str(own), "--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
         assert parser.parse_args_and_config(line)[2].output_dir == str(tmp_path)

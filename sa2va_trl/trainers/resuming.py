@@ -1,0 +1,486 @@
+"""Going on from a checkpoint: what fits is gone on from, what is finished is left alone, what differs is named."""
+
+import hashlib
+import json
+import os
+import warnings
+import zipfile
+from enum import Enum
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from safetensors import SafetensorError, safe_open
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import RandomSampler, Sampler
+from transformers import EarlyStoppingCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
+
+from .trainable import LANGUAGE_MODEL_LINEARS
+
+
+# What a run writes about itself into each checkpoint, beside what Trainer writes.
+RECORD = "resume.json"
+# They are the optimizer's, which is loaded with its own: what the config says of them would have no effect.
+OPTIMIZER_OPTIONS = ("optim", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+# They decide which rows come in which order.
+ORDER_OPTIONS = ("dataset_repeats", "train_sampling_strategy", "dataloader_drop_last")
+# What has to be the same in two adapters for one's weights to be the other's.
+ADAPTER_FIELDS = ("peft_type", "r", "lora_alpha", "target_modules", "modules_to_save", "trainable_token_indices")
+ADAPTER_FIELDS += ("rank_pattern", "alpha_pattern", "bias", "use_dora", "use_rslora")
+
+
+def resolve_checkpoint(wanted: str | bool | None, output_dir: str | os.PathLike) -> str | None:
+    """
+    The checkpoint that `resume_from_checkpoint` means.
+
+    A run that was killed may leave a checkpoint without its last file; such a one is passed over.
+
+    Args:
+        wanted (`str` or `bool`, *optional*): a folder, or `"latest"` or `True` for the newest in `output_dir`.
+        output_dir (`str` or `os.PathLike`): of the run.
+
+    Returns:
+        A folder, or `None` where none was asked for.
+
+    Raises:
+        `ValueError`: the folder is no complete checkpoint, or there is none in `output_dir`.
+    """
+    if wanted is None or wanted is False:
+        return None
+    if wanted is not True and wanted != "latest":
+        if not _is_complete(Path(wanted)):
+            raise ValueError(f"resume_from_checkpoint={str(wanted)!r} is not a complete checkpoint folder.")
+        return str(wanted)
+    numbered = {}
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        if (number := folder.name.removeprefix("checkpoint-")).isdigit() and _is_complete(folder):
+            numbered[int(number)] = folder
+    if not numbered:
+        raise ValueError(f"resume_from_checkpoint={wanted}: {output_dir} holds no complete checkpoint.")
+    return str(numbered[max(numbered)])
+
+
+def _is_complete(folder: Path) -> bool:
+    # Trainer writes this file last.
+    try:
+        json.loads((folder / TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def check_trained(checkpoint: str, model) -> None:
+    """
+    Refuse a checkpoint in which something else trains than in the model.
+
+    Args:
+        checkpoint (`str`): a folder.
+        model (`nn.Module`): a Sa2VA model or a `PeftModel` around one.
+
+    Raises:
+        `ValueError`: naming the options that differ, with both values.
+    """
+    file = Path(checkpoint) / "adapter_config.json"
+    saved = json.loads(file.read_text()) if file.is_file() else None
+    own = None
+    if isinstance(model, PeftModel):
+        name = "default" if "default" in model.peft_config else model.active_adapter
+        own = model.peft_config[name].to_dict()
+    differences = {}
+    if _preset(saved) != _preset(own):
+        differences["trainable"] = (_preset(saved), _preset(own))
+    elif own is not None:
+        for field in ADAPTER_FIELDS:
+            values = (_plain(saved.get(field)), _plain(own.get(field)))
+            if values[0] != values[1]:
+                differences["lora_r" if field == "r" else field] = values
+        if _preset(own) == "stage1" and _embeddings(saved) != _embeddings(own):
+            for field in ("modules_to_save", "trainable_token_indices"):
+                differences.pop(field, None)
+            differences["train_embeddings"] = (_embeddings(saved), _embeddings(own))
+    if differences:
+        there = ", ".join(f"{name}={values[0]!r}" for name, values in differences.items())
+        here = ", ".join(f"{name}={values[1]!r}" for name, values in differences.items())
+        raise ValueError(
+            f"{checkpoint} was trained with {there}, and this run has {here}: resume it with the same options, or "
+            "begin another run."
+        )
+
+
+def _preset(config: dict | None) -> str:
+    if config is None:
+        return "full"
+    modules = _plain(config.get("target_modules"))
+    if modules in (DUMMY_TARGET_MODULES, [DUMMY_TARGET_MODULES]):
+        return "head"
+    return "stage1" if modules == LANGUAGE_MODEL_LINEARS else "an adapter of your own"
+
+
+def _embeddings(config: dict) -> str:
+    if config.get("trainable_token_indices"):
+        return "seg"
+    return "full" if "embed_tokens" in (config.get("modules_to_save") or []) else "none"
+
+
+def _plain(value):
+    """As JSON has it, whatever the order of names."""
+    if isinstance(value, (set, frozenset, list, tuple)):
+        return sorted(value, key=str)
+    return value.value if isinstance(value, Enum) else value or None
+
+
+def check_files(checkpoint: str, kind: str | None, processes: int, index: int, new_optimizer: bool) -> None:
+    """
+    Refuse a checkpoint that lacks something of what a run goes on from, or whose files are damaged.
+
+    Args:
+        checkpoint (`str`): a folder.
+        kind (`str`, *optional*): `"DeepSpeed"` or `"FSDP"` where one of them holds weights and optimizer.
+        processes (`int`): of the run that goes on.
+        index (`int`): which of them this is.
+        new_optimizer (`bool`): begin a new optimizer where there is none.
+
+    Raises:
+        `ValueError`: naming the file and what to do.
+    """
+    folder = Path(checkpoint)
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged ({error}): resume from an earlier checkpoint.") from error
+    shards = sorted(folder.glob("global_step*/*.pt"))
+    if shards:
+        found = "DeepSpeed"
+    elif (folder / "optimizer.bin").exists() or any(folder.glob("optimizer_*/")):
+        found = "FSDP"
+    else:
+        found = None
+    has_optimizer = found is not None or (folder / "optimizer.pt").exists()
+    if not has_optimizer or found != kind:
+        why = "no optimizer state (save_only_model leaves it out)"
+        if has_optimizer:
+            names = {None: "without DeepSpeed and FSDP", "DeepSpeed": "with DeepSpeed", "FSDP": "with FSDP"}
+            why = f"an optimizer state that was saved {names[found]}, and this run is {names[kind]}"
+        if kind is not None:
+            raise ValueError(
+                f"{checkpoint} has {why}, so it cannot be gone on from: begin a new run with its weights (--adapter, "
+                "or model_name_or_path for a whole model)."
+            )
+        if not new_optimizer:
+            raise ValueError(
+                f"{checkpoint} has {why}: resume from another checkpoint, or go on with a new optimizer, which makes "
+                "it another run, with allow_new_optimizer=True (--allow_new_optimizer)."
+            )
+        return
+    if new_optimizer:
+        raise ValueError(
+            f"allow_new_optimizer=True has no effect: {checkpoint} has the state of its optimizer, which is gone on "
+            "with. Leave the option out."
+        )
+    if kind == "DeepSpeed":
+        ranks = len({file.name for file in shards if file.name.endswith("_optim_states.pt")})
+        if ranks and ranks != processes:
+            raise ValueError(
+                f"{checkpoint} was saved by DeepSpeed on {ranks} processes, among which it divided the optimizer's "
+                f"state, and this run has {processes}: resume it on {ranks}."
+            )
+    needed = [folder / "scheduler.pt"]
+    if kind is None:
+        needed.append(folder / "optimizer.pt")
+    saved_on = _record(folder).get("processes") or len(list(folder.glob("rng_state_*.pth"))) or 1
+    if saved_on == processes:
+        needed.append(folder / ("rng_state.pth" if processes == 1 else f"rng_state_{index}.pth"))
+    states = [folder / "scaler.pt"] if (folder / "scaler.pt").exists() else []
+    for file in [*needed, *states, *shards]:
+        if not file.exists():
+            raise ValueError(f"{checkpoint} lacks {file.name}: resume from another checkpoint.")
+        # What torch saves is an archive with its table of contents at the end.
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{file} is damaged or cut off: resume from another checkpoint.")
+
+
+def check_record(checkpoint: str, own: dict, optimizer: bool, order: bool) -> None:
+    """
+    Refuse a checkpoint of a run that learned from other rows, in another order or in other batches, or with an
+    optimizer that this one has other options for. Of older checkpoints, which have no record, nothing is known.
+
+    Args:
+        checkpoint (`str`): a folder.
+        own (`dict`): the record of the run that goes on, see [`ResumingMixin.run_record`].
+        optimizer (`bool`): whether the optimizer is gone on with.
+        order (`bool`): whether rows that were seen are skipped.
+
+    Raises:
+        `ValueError`: naming the options that differ, with both values.
+    """
+    saved = _record(Path(checkpoint))
+    if not saved:
+        return
+    names = [*(OPTIMIZER_OPTIONS if optimizer else ()), *(ORDER_OPTIONS if order else ())]
+    changed = [name for name in names if saved["options"].get(name) != own["options"][name]]
+    if order and saved["seed"] != own["seed"]:
+        changed.append("seed")
+        saved, own = ({**part, "options": {**part["options"], "seed": part["seed"]}} for part in (saved, own))
+    if changed:
+        there = ", ".join(f"{name}={saved['options'].get(name)}" for name in changed)
+        here = ", ".join(f"{name}={own['options'][name]}" for name in changed)
+        raise ValueError(f"{checkpoint} was begun with {there}, and this run has {here}: resume it with the same.")
+    if not order:
+        return
+    if saved["rows"] != own["rows"]:
+        counts = [part["rows"]["count"] for part in (saved, own)]
+        what = "other rows, or in another order," if counts[0] == counts[1] else f"{counts[0]} rows"
+        raise ValueError(
+            f"{checkpoint} was trained on {what} than train_dataset has ({counts[1]}): resume it with the same data, "
+            "or, to go on with others from the beginning of an epoch, with ignore_data_skip=True."
+        )
+    if own["rows"]["count"] is None:
+        same = saved["batch"] == own["batch"]  # a stream is divided in another way
+    else:
+        same = _rows_of(saved) == _rows_of(own)
+    if not same:
+        raise ValueError(
+            f"{checkpoint} was trained with {_batch(saved)}, and this run has {_batch(own)}: resume it with as many, "
+            "so that it learns from the same rows in the same order (gradient_accumulation_steps makes up for "
+            "processes)."
+        )
+
+
+def _rows_of(record: dict) -> tuple:
+    """Rows of a step, and where incomplete batches are dropped, those of a batch of all processes."""
+    batch = record["batch"]
+    rows = batch["per_device_train_batch_size"] * batch["processes"]
+    dropped = rows if record["options"]["dataloader_drop_last"] else None
+    return rows * batch["gradient_accumulation_steps"], dropped
+
+
+def _batch(record: dict) -> str:
+    batch = record["batch"]
+    return (
+        f"{_rows_of(record)[0]} rows a step (per_device_train_batch_size={batch['per_device_train_batch_size']} on "
+        f"{batch['processes']} process{'es' * (batch['processes'] > 1)}, "
+        f"gradient_accumulation_steps={batch['gradient_accumulation_steps']})"
+    )
+
+
+def _record(folder: Path) -> dict:
+    file = folder / RECORD
+    if not file.is_file():
+        return {}
+    try:
+        record = json.loads(file.read_text())
+        return {**record, "processes": record["batch"]["processes"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}): resume from another checkpoint.") from error
+
+
+class EpochSampler(Sampler):
+    """
+    Rows as a function of the epoch says. The trainer sets `epoch`: accelerate's `set_epoch` does not reach a sampler
+    behind both its skipping of batches and its sharding, which is where a resumed run on several processes has it.
+
+    Args:
+        length (`int`): rows of an epoch.
+        plan (`Callable[[int], Iterable[int]]`): the row numbers of an epoch, in their order.
+    """
+
+    def __init__(self, length: int, plan):
+        self.length, self.plan, self.epoch = length, plan, 0
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        return iter(self.plan(self.epoch))
+
+
+def shuffled(length: int, seed: int, epoch: int) -> list[int]:
+    """
+    Args:
+        length (`int`): number of rows.
+        seed (`int`): of all epochs.
+        epoch (`int`): from 0.
+
+    Returns:
+        `list[int]`: the row numbers in the order that accelerate's `SeedableRandomSampler` has.
+    """
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+
+
+class ResumingMixin:
+    """How a mask trainer goes on from a checkpoint."""
+
+    _sampler: EpochSampler | None = None
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
+    def _get_train_sampler(self, train_dataset=None):
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, RandomSampler):
+            length, seed = len(sampler), self._data_seed
+            sampler = self._sampler = EpochSampler(length, lambda epoch: shuffled(length, seed, epoch))
+        return sampler
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before each epoch, counted from 0."""
+        if self._sampler is not None:
+            self._sampler.epoch = epoch
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None):
+        """
+        As in `Trainer`, but a run that is finished is left alone, and a checkpoint that it cannot go on from as if it
+        had never stopped is refused.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint folder; `True` or `"latest"` for the newest in `output_dir`. Other numbers of processes
+                are welcome where a step has as many rows.
+            trial, ignore_keys_for_eval: as in `Trainer`.
+
+        Returns:
+            `TrainOutput`; of a run that is finished its number of steps and no loss (NaN).
+
+        Raises:
+            `ValueError`: no such checkpoint, or one that lacks its optimizer's state (see `allow_new_optimizer`), that
+                is damaged, or that was trained with other options, rows or batches; the message names them.
+        """
+        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is None:
+            if self.args.allow_new_optimizer:
+                raise ValueError("allow_new_optimizer=True has no effect without resume_from_checkpoint.")
+        elif (reason := self.finished(checkpoint)) is not None:
+            return self._leave_alone(checkpoint, reason)
+        else:
+            self._check_checkpoint(checkpoint)
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            # An evaluation leaves the bare model marked as prepared. It would then not be wrapped for training, and
+            # every process would train on its own gradients.
+            vars(self.model).pop("_is_accelerate_prepared", None)
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def finished(self, checkpoint: str) -> str | None:
+        """
+        Args:
+            checkpoint (`str`): a folder.
+
+        Returns:
+            `str`: why there is nothing left to train after it, or `None`.
+        """
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        if state.global_step >= max_steps:
+            return f"{state.global_step} of {max_steps} steps are done"
+        waited, patience = _waited(state), self.args.early_stopping_patience
+        if patience is not None and waited >= patience:
+            return f"{waited} evaluations without a better metric, early_stopping_patience={patience}"
+        return None
+
+    def _leave_alone(self, checkpoint: str, reason: str) -> TrainOutput:
+        self.state = state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        state.is_local_process_zero = self.is_local_process_zero()
+        state.is_world_process_zero = self.is_world_process_zero()
+        left = checkpoint
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            best = Path(checkpoint).with_name(Path(state.best_model_checkpoint).name)
+            if not best.is_dir():
+                raise ValueError(f"{checkpoint}: the run is finished, but its best checkpoint, {best}, is not there.")
+            left = str(best)
+        # The engine that holds the weights is made by training only.
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            check_trained(left, self.model)
+            self._load_from_checkpoint(left)
+        self._tell(f"{checkpoint}: the run is finished ({reason}); nothing is trained, and {left} is its model.")
+        return TrainOutput(state.global_step, float("nan"), {})
+
+    @property
+    def _state_kind(self) -> str | None:
+        return "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
+
+    def _check_checkpoint(self, checkpoint: str) -> None:
+        args = self.args
+        check_trained(checkpoint, self.model)
+        check_files(checkpoint, self._state_kind, args.world_size, args.process_index, args.allow_new_optimizer)
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if args.auto_find_batch_size and state.train_batch_size is not None:
+            self._train_batch_size = state.train_batch_size  # as Trainer does
+        check_record(checkpoint, self.run_record(), not args.allow_new_optimizer, not args.ignore_data_skip)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience_counter = _waited(state)
+
+    def run_record(self) -> dict:
+        """What a run that goes on from a checkpoint of this one has to share with it."""
+        args = self.args
+        return {
+            "batch": {
+                "per_device_train_batch_size": self._train_batch_size,
+                "processes": args.world_size,
+                "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            },
+            "rows": self._rows_digest(),
+            "seed": self._data_seed,
+            "options": {
+                name: value.value if isinstance(value, Enum) else value
+                for name, value in ((name, getattr(args, name)) for name in (*OPTIMIZER_OPTIONS, *ORDER_OPTIONS))
+            },
+        }
+
+    _digest: dict | None = None
+
+    def _rows_digest(self) -> dict:
+        if not isinstance(self.train_dataset, Dataset):
+            return {"count": None, "digest": None}
+        if self._digest is None:
+            digest, rows = None, self.train_dataset.with_format(None)
+            if "sample_id" in rows.column_names:
+                digest = hashlib.sha256("\n".join(map(str, rows["sample_id"])).encode()).hexdigest()[:32]
+            self._digest = {"count": len(rows), "digest": digest}
+        return self._digest
+
+    def _save_checkpoint(self, model, trial):
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RECORD).write_text(json.dumps(self.run_record(), indent=2) + "\n")
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{resume_from_checkpoint} does not fit this model: {error}") from error
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{checkpoint}: its optimizer does not fit what trains here: {error}") from error
+        if checkpoint is None or not self.args.allow_new_optimizer:
+            return
+        step = self.state.global_step
+        again = isinstance(self.lr_scheduler, LambdaLR)
+        if again:
+            with warnings.catch_warnings():  # that no step of the optimizer came before
+                warnings.simplefilter("ignore")
+                self.lr_scheduler.last_epoch = step - 1
+                self.lr_scheduler.step()
+        self._tell(
+            f"allow_new_optimizer: a new optimizer begins at step {step}"
+            + ("; the learning rate is that of this step." if again else ", and with it the learning rate.")
+        )
+
+
+def _waited(state: TrainerState) -> int:
+    """Evaluations without a better metric so far."""
+    saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
+    return saved["attributes"]["early_stopping_patience_counter"] if isinstance(saved, dict) else 0
