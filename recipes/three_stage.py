@@ -38,7 +38,7 @@ from sa2va_trl.arguments import (
     load_model,
 )
 from sa2va_trl.data import check_no_leakage, load_dataset_dict
-from sa2va_trl.data.columns import GROUP_COLUMNS
+from sa2va_trl.data.columns import GROUP_COLUMNS, normalize_row
 from sa2va_trl.evaluation import compare, comparison_table, overlay, predict_probabilities
 from sa2va_trl.evaluation.evaluator import write_json
 from sa2va_trl.evaluation.overlays import file_name, save_overlays
@@ -177,9 +177,9 @@ def pictures(models: list[str], args: dict, test: Dataset, before: pd.DataFrame,
     for model_name in models:
         model, processor = load_model(ModelArguments(model_name_or_path=model_name, **args))
         for row, probabilities in predict_probabilities(model, processor, rows, progress=False):
-            masks = row["masks"] if row.get("mask") is None else [row["mask"]]
-            target = np.any([np.asarray(mask) > 0 for mask in masks], axis=0)
-            image = row["image"] if row.get("image") is not None else row["images"][0]
+            read = normalize_row(row)
+            target = np.any([np.asarray(mask) > 0 for mask in read["masks"]], axis=0)
+            image = read["images"][0]
             drawn = np.asarray(overlay(image, (probabilities > 0.5).any(0), target))
             own = strips.setdefault(row["sample_id"], [drawn[:, : image.width]])
             own.append(drawn[:, image.width :])
