@@ -176,8 +176,9 @@ def pictures(models: list[str], args: dict, test: Dataset, before: pd.DataFrame,
     for model_name in models:
         model, processor = load_model(ModelArguments(model_name_or_path=model_name, **args))
         for row, probabilities in predict_probabilities(model, processor, rows, progress=False):
-            target = np.any([np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]], axis=0)
-            image = row["image"] if row.get("image") is not None else row["images"][0]
+            read = normalize_row(row)
+            target = np.any([np.asarray(mask) > 0 for mask in read["masks"]], axis=0)
+            image = read["images"][0]
             drawn = np.asarray(overlay(image, (probabilities > 0.5).any(0), target))
             own = strips.setdefault(row["sample_id"], [drawn[:, : image.width]])
             own.append(drawn[:, image.width :])

@@ -25,7 +25,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .data.collator import ANSWERS, QUESTIONS
-from .data.columns import IDENTIFIERS, BadRow, check_dataset, iter_undecoded, normalize_row
+from .data.columns import IDENTIFIERS, BadRow, check_dataset, iter_undecoded, normalize_row, plain_rows, read_image
 from .data.features import FeatureStore, RowEncoder, everywhere, fingerprint, raise_first, row_keys
 from .measurements import NearMask, agreement, dices, measure, motion, spread
 from .metrics import cldice, segmentation_metrics
@@ -534,7 +534,8 @@ class _Seen(NamedTuple):
 
 
 def _requests(rows: list[dict]) -> tuple[list[Image.Image], list[str]]:
-    images = [(row.get("image") or row["images"][0]).convert("RGB") for row in rows]
+    values = [row["image"] if row.get("image") is not None else row["images"][0] for row in rows]
+    images = [read_image(value).convert("RGB") for value in values]
     phrases = [row["phrase"] if row.get("phrase") is not None else row["phrases"][0] for row in rows]
     return images, [QUESTIONS[0].replace("{phrase}", phrase) for phrase in phrases]
 
@@ -604,6 +605,7 @@ def score_unlabelled(
     if method not in ("tracking", "neighbours"):
         raise ValueError(f"method must be tracking or neighbours, got {method!r}.")
     _check_score_options(batch_size, threshold, tolerance)
+    dataset = plain_rows(dataset)
     table = _rows_of(dataset)
     bad = table[(table["images"] != 1) | (table["phrases"] != 1)]
     if len(bad):

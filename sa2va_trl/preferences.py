@@ -26,17 +26,18 @@ from .data.columns import (
     DatasetError,
     check_dataset,
     decode_image,
-    decode_mask,
     iter_undecoded,
-    mask_mode,
+    plain_rows,
     quiet_pillow,
+    read_pair,
+    worse_pair,
 )
 from .data.corruptions import CORRUPTIONS
 from .data.features import FeatureStore, RowEncoder
 from .models.checkpoints import written_beside
 from .models.grounding import upsample_mask_logits
 from .models.modeling import SegFeatures, _at_least_one
-from .rewards import dice_reward, get_reward
+from .rewards import get_reward
 
 
 logger = logging.getLogger(__name__)
@@ -545,6 +546,7 @@ def build_preferences(
     sampler = _sampler(chosen, rejected, sampler)
     reward = get_reward(reward)
     _check_gap(min_gap)
+    dataset = plain_rows(dataset)
     check_dataset(dataset, name="dataset")
     dataset = one_object_a_row(dataset)
     if features is not None and len(features[1]) != len(dataset):
@@ -736,29 +738,18 @@ def check_preferences(dataset: Dataset, name: str = "train_dataset", allow_worse
 def _pair_faults(row: dict, features: Features) -> tuple[str | None, str | None]:
     """What makes an undecoded row no pair, and how it is the wrong way round."""
     images = [row["image"]] if row.get("image") is not None else row.get("images") or []
+    masks = [row["mask"]] if row.get("mask") is not None else row.get("masks") or []
     if len(images) != 1:
         return f"has {len(images)} images; pairs are of one", None
-    planes = []
-    for column in PAIR_COLUMNS:
-        if row[column] is None:
-            return f"{column} is missing (None)", None
-        try:
-            size = decode_image(images[0]).size
-            planes.append(np.asarray(decode_mask(row[column], size, mode=mask_mode(features, column))) > 0)
-        except DatasetError as error:
-            return f"{column} {error}", None
-    if np.array_equal(*planes):
-        return "chosen_mask and rejected_mask are equal", None
-    masks = [row["mask"]] if row.get("mask") is not None else row.get("masks") or []
+    try:
+        pair = read_pair(row, decode_image(images[0]).size, features)
+    except DatasetError as error:
+        return str(error), None
+    if not pair:
+        return "chosen_mask is missing (None)", None
     if len(masks) != 1:
         return f"has {len(masks)} masks; pairs are of one object", None
-    rewards = [row.get("chosen_reward"), row.get("rejected_reward")]
-    if None in rewards:
-        target = np.asarray(decode_mask(masks[0])) > 0
-        rewards = dice_reward(pred_masks=planes, mask=[target] * 2)
-    if None not in rewards and rewards[0] < rewards[1]:
-        return None, f"chosen {rewards[0]:.4f}, rejected {rewards[1]:.4f}"
-    return None, None
+    return None, worse_pair(row, pair, masks[0])
 
 
 def save_preferences(dataset: Dataset, folder: str | os.PathLike, split: str = "train") -> None:

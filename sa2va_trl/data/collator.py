@@ -1,14 +1,29 @@
+import json
 import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
+from datasets import Dataset
+from PIL import ExifTags, Image
 
 from ..losses import tubed_skeleton
 from ..models.processing import Sa2VAProcessor
 from .augment import Augmentation
-from .columns import PAIR_COLUMNS, DatasetError, _binary_mask, normalize_row
+from .columns import (
+    IMAGE_COLUMNS,
+    PHRASE_COLUMNS,
+    BadRow,
+    DatasetError,
+    _layout,
+    bad_row,
+    iter_undecoded,
+    normalize_row,
+    open_image,
+    quiet_pillow,
+    read_pair,
+    worse_pair,
+)
 
 
 # What is made for the trainer, not for the model.
@@ -58,7 +73,8 @@ def check_templates(questions: list[str] | tuple[str, ...], answers: list[str] |
 @dataclass
 class SegCollator:
     """
-    Rows to one batch: prompts and teacher-forced answers, tiles for the VLM, pixels for SAM 2 and masks.
+    Rows to one batch: prompts and teacher-forced answers, tiles for the VLM, pixels for SAM 2 and masks. Every row is
+    checked, wherever it comes from.
 
     Args:
         processor (`Sa2VAProcessor`): of the model.
@@ -75,6 +91,11 @@ class SegCollator:
         epoch (`int`, *optional*, defaults to 0):
             Every row is drawn from (seed, epoch, its `row_index`), never from the global random state, so a resumed
             run sees what the interrupted one would have seen.
+        max_length (`int`, *optional*): most tokens of a row, the positions that the model has.
+        with_pairs (`bool`, *optional*):
+            Whether every row has to have a pair of masks, or none is read. By default those that rows have are read.
+        allow_worse (`bool`, *optional*, defaults to `True`):
+            Take pairs whose chosen mask is worse than the rejected one.
 
     Returns:
         `dict` with
@@ -87,6 +108,10 @@ class SegCollator:
             - `skeletons`, like `masks`, if asked for;
             - `chosen_masks` and `rejected_masks` of shape `(batch, mask_size, mask_size)`, where rows hold a pair (see
             [`~preferences.build_preferences`]).
+
+    Raises:
+        `DatasetError`: naming the `sample_id` of a row that [`~data.columns.check_dataset`] would refuse, whose pair
+            [`~preferences.check_preferences`] would refuse, or that does not fit the model.
     """
 
     processor: Sa2VAProcessor
@@ -98,6 +123,9 @@ class SegCollator:
     with_skeletons: bool = False
     seed: int = 0
     epoch: int = field(default=0)
+    max_length: int | None = None
+    with_pairs: bool | None = None
+    allow_worse: bool = True
 
     def __post_init__(self):
         check_templates(self.questions, self.answers)
@@ -138,7 +166,7 @@ class SegCollator:
         chats, images, counts, masks, pairs = [], [], [], [], []
         for position, raw in enumerate(rows):
             row = normalize_row(raw)
-            pair, number = preference_pair(raw), len(row["masks"])
+            pair, number = self.pair(raw, row["masks"], len(row["images"])), len(row["masks"])
             row["images"], changed = self.augment(raw, row["images"], [*row["masks"], *pair], position)
             row["masks"], pair = changed[:number], changed[number:]
             chat = row["messages"]
@@ -154,8 +182,16 @@ class SegCollator:
             masks.append(row["masks"])
             pairs.append(pair)
 
+        for raw, group in zip(rows, images, strict=True):
+            try:
+                image_tokens(self.processor, [image.size for image in group])
+            except DatasetError as error:
+                raise DatasetError(bad_row(raw, [str(error)])) from error
         pixels, blocks = self._tiles(images)
         encoded = [self.processor.encode_chat(chat, block) for chat, block in zip(chats, blocks, strict=True)]
+        for raw, (ids, _) in zip(rows, encoded, strict=True):
+            if fault := too_long(len(ids), self.max_length):
+                raise DatasetError(bad_row(raw, [fault]))
         lengths = torch.tensor([len(ids) for ids, _ in encoded])
         batch = {
             "input_ids": self.processor.pad([ids for ids, _ in encoded]),
@@ -172,6 +208,37 @@ class SegCollator:
             batch["skeletons"] = tubed_skeleton(batch["masks"])
         return batch
 
+    def pair(self, raw: dict, masks: list[Image.Image], frames: int = 1) -> list[Image.Image]:
+        """
+        The preferred and the rejected mask of a row (mode `L`, 0 and 255), or nothing.
+
+        Args:
+            raw (`dict`): the row as it came.
+            masks (`list[PIL.Image.Image]`): its masks, from [`~data.columns.normalize_row`].
+            frames (`int`, *optional*, defaults to 1): its images.
+
+        Raises:
+            `DatasetError`: naming the row.
+        """
+        fault = None
+        if self.with_pairs is False:
+            return []
+        try:
+            pair = read_pair(raw, masks[0].size if masks else None)
+        except DatasetError as error:
+            raise DatasetError(bad_row(raw, [str(error)])) from error
+        if not pair:
+            fault = "chosen_mask and rejected_mask are missing (None)" if self.with_pairs else None
+        elif frames != 1:
+            fault = f"has {frames} images; pairs are of one"
+        elif len(masks) != 1:
+            fault = f"has {len(masks)} masks; pairs are of one object"
+        elif not self.allow_worse and (worse := worse_pair(raw, pair, masks[0])):
+            fault = f"the chosen mask is worse than the rejected one ({worse}); allow_worse takes it"
+        if fault is not None:
+            raise DatasetError(bad_row(raw, [fault]))
+        return pair
+
     def _tiles(self, images: list[list[Image.Image]]) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
         # A clip's frames get fewer pixels than a still image.
         parts = [self.processor.tiles(group, clip=len(group) > 1) for group in images]
@@ -180,10 +247,90 @@ class SegCollator:
         return {name: torch.cat([part[name] for part in pixels]) for name in names}, [blocks for _, blocks in parts]
 
 
-def preference_pair(row: dict) -> list[Image.Image]:
-    """The preferred and the rejected mask of a row (mode `L`, 0 and 255), or nothing."""
-    pair = [row.get(name) for name in PAIR_COLUMNS]
-    return [] if None in pair else [_binary_mask(mask) for mask in pair]
+def image_tokens(processor: Sa2VAProcessor, sizes: list[tuple[int, int]]) -> list[int]:
+    """
+    Tokens of each image of a row, of `(width, height)` in pixels; several are the frames of a clip.
+
+    Raises:
+        `DatasetError`: With the reason alone: the VLM does not take an image of that size.
+    """
+    counts = []
+    for width, height in sizes:
+        try:
+            counts.append(processor.num_image_tokens((width, height), clip=len(sizes) > 1))
+        except ValueError as error:
+            raise DatasetError(
+                f"an image of {width} x {height} pixels (width x height) does not fit the model ({error}): crop or "
+                "pad it"
+            ) from error
+    return counts
+
+
+def too_long(length: int, max_length: int | None) -> str | None:
+    """What is wrong with a row of so many tokens; else `None`."""
+    if max_length is None or length <= max_length:
+        return None
+    return (
+        f"needs {length:,} tokens, the model has {max_length:,} positions: give it fewer or smaller images, or less "
+        "text"
+    )
+
+
+def check_fit(dataset: Dataset, collator: SegCollator, name: str = "train_dataset") -> None:
+    """
+    Check that rows fit the model, all at once: images of a size that the VLM takes, and no more tokens than it has
+    positions. No pixel is decoded, and each text is tokenised once.
+
+    Args:
+        dataset (`datasets.Dataset`): rows that have passed [`~data.columns.check_dataset`].
+        collator (`SegCollator`): with the processor, the templates and `max_length`.
+        name (`str`, *optional*, defaults to `"train_dataset"`): what the message calls the dataset.
+
+    Raises:
+        `DatasetError`: With every row that does not fit.
+    """
+    wanted = [*IMAGE_COLUMNS, *PHRASE_COLUMNS, "messages", "sample_id"]
+    dataset = dataset.select_columns([column for column in wanted if column in dataset.column_names])
+    processor, lengths, bad, position = collator.processor, {}, [], 0
+    one = processor.image_block(1)
+
+    def text_length(layout) -> int:
+        """Of the longest that the templates can make, with one token an image."""
+        frames = len(layout.images)
+        key = (frames, json.dumps(layout.messages or layout.phrases))
+        if key not in lengths:
+            chats = [layout.messages]
+            if layout.messages is None:
+                number = len(layout.phrases)
+                chats = [
+                    conversation(layout.phrases, [question] * number, [answer] * number)
+                    for question in collator.questions
+                    for answer in collator.answers
+                ]
+            lengths[key] = max(len(processor.encode_chat(chat, [one] * frames)[0]) for chat in chats)
+        return lengths[key]
+
+    with quiet_pillow():
+        for rows in iter_undecoded(dataset):
+            for row in rows:
+                layout = _layout(row)
+                try:
+                    counts = image_tokens(processor, [_upright_size(image) for image in layout.images])
+                    fault = too_long(text_length(layout) + sum(counts) - len(counts), collator.max_length)
+                except DatasetError as error:
+                    fault = str(error)
+                if fault is not None:
+                    bad.append(BadRow(position, row["sample_id"], None, fault))
+                position += 1
+    if bad:
+        raise DatasetError(f"{name}: {len(bad)} of {len(dataset)} rows do not fit the model:", bad)
+
+
+def _upright_size(source: dict) -> tuple[int, int]:
+    image = open_image(source)
+    # (Looking for what a PNG's header does not hold would decode it.)
+    turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    return image.size[::-1] if turned else image.size
 
 
 def stack_pairs(pairs: list[list[Image.Image]], size: int) -> dict[str, torch.Tensor]:
@@ -191,7 +338,7 @@ def stack_pairs(pairs: list[list[Image.Image]], size: int) -> dict[str, torch.Te
     The pairs of a batch.
 
     Args:
-        pairs (`list[list[PIL.Image.Image]]`): of each row, from [`preference_pair`].
+        pairs (`list[list[PIL.Image.Image]]`): of each row, from [`SegCollator.pair`].
         size (`int`): side of the square that they are drawn on.
 
     Returns:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
+import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from datasets.features import LargeList
 
+from ..rewards import dice_reward
 from .masks import binary_mask, mask_values  # noqa: F401  (`mask_values` was defined here)
 
 
@@ -400,19 +402,25 @@ def _layout(row: dict[str, Any]) -> _Layout:
     row = {name: value for name, value in row.items() if value is not None}
     problems = []
 
-    frames = row.get("images") or []
-    if "image" in row and frames:
+    lists = {}
+    for name in ("images", "masks", "phrases"):
+        value = row.get(name, ())
+        if isinstance(value, (str, bytes, dict, PIL.Image.Image)) or not hasattr(value, "__len__"):
+            problems.append(f"`{name}` is a {type(value).__name__}, not a list")
+            value = ()
+        lists[name] = list(value)  # a stack of arrays, too
+    if "image" in row and lists["images"]:
         problems.append("mixes `image` and `images`: keep one")
-    images = [row["image"]] if "image" in row else list(frames)
+    images = [row["image"]] if "image" in row else lists["images"]
 
     single = {name for name in ("mask", "phrase") if name in row}
-    several = {name for name in ("masks", "phrases") if row.get(name)}
+    several = {name for name in ("masks", "phrases") if lists[name]}
     if single and several:
         names = ", ".join(f"`{name}`" for name in sorted(single | several))
         problems.append(f"mixes the styles `mask`/`phrase` and `masks`/`phrases` ({names}): keep one")
-    masks = [row["mask"]] if "mask" in row else list(row.get("masks") or [])
-    phrases = [row["phrase"]] if "phrase" in row else list(row.get("phrases") or [])
-    messages = row.get("messages") or None
+    masks = [row["mask"]] if "mask" in row else lists["masks"]
+    phrases = [row["phrase"]] if "phrase" in row else lists["phrases"]
+    messages = None if isinstance(row.get("messages"), list) and not row["messages"] else row.get("messages")
     for name, values in (("image", images), ("mask", masks)):
         problems += [f"{name} {number} is missing (None)" for number, value in enumerate(values) if value is None]
 
@@ -445,12 +453,13 @@ def _layout(row: dict[str, Any]) -> _Layout:
 
 def normalize_row(row: dict[str, Any]) -> dict[str, Any]:
     """
-    Bring any legal row into one form.
+    Check a row and bring it into one form: what every path reads rows through, so that none gets by unchecked.
 
     Args:
         row (`dict`):
-            A decoded row (PIL images) in one of the styles of `ACCEPTED_COLUMNS`. Columns that are None count as
-            absent.
+            A row in one of the styles of `ACCEPTED_COLUMNS`. Images and masks are PIL images, undecoded
+            `datasets.Image` values (`{"bytes", "path"}`), paths, or arrays (nested lists, tensors) of shape `(H, W)`
+            or `(H, W, 3)`, bool or whole numbers in [0, 255]. Columns that are None count as absent.
 
     Returns:
         `dict` with
@@ -463,26 +472,86 @@ def normalize_row(row: dict[str, Any]) -> dict[str, Any]:
             - `sample_id` (`str` or `None`).
 
     Raises:
-        `DatasetError`: If the row's values do not fit together, or a mask is none ([`~data.masks.binary_mask`]). Sizes
-            and images are `check_dataset`'s business.
+        `DatasetError`: With the `sample_id` and everything that [`check_dataset`] refuses in one row.
     """
-    layout = _layout(row)
+    layout = _read_row(row)
     if layout.problems:
-        raise DatasetError(f"row with sample_id {row.get('sample_id')!r} cannot be used: {'; '.join(layout.problems)}")
-    masks = []
-    for number, mask in enumerate(layout.masks):
-        try:
-            masks.append(_binary_mask(mask))
-        except DatasetError as error:
-            name = row.get("sample_id")
-            raise DatasetError(f"row with sample_id {name!r} cannot be used: mask {number} {error}") from error
+        raise DatasetError(bad_row(row, layout.problems))
     return {
         "images": layout.images,
-        "masks": masks,
+        "masks": layout.masks,
         "phrases": layout.phrases,
         "messages": layout.messages,
         "sample_id": row.get("sample_id"),
     }
+
+
+def bad_row(row: dict[str, Any], problems: list[str]) -> str:
+    """The message about one row that cannot be used."""
+    return f"row with sample_id {row.get('sample_id')!r} cannot be used: {'; '.join(problems)}"
+
+
+def read_masks(row: dict[str, Any]) -> list[PIL.Image.Image]:
+    """
+    The masks of a row whose images need not be there, as [`normalize_row`] gives them.
+
+    Raises:
+        `DatasetError`: With the `sample_id`, if a mask is unreadable, not binary, or of another size than the others.
+    """
+    layout = _read_row({name: value for name, value in row.items() if name not in IMAGE_COLUMNS})
+    problems = [problem for problem in layout.problems if problem.startswith("mask ")]
+    if len({mask.size for mask in layout.masks}) > 1:
+        problems.append("masks differ in size")
+    if problems:
+        raise DatasetError(bad_row(row, problems))
+    return layout.masks
+
+
+def read_pair(
+    row: dict[str, Any], size: tuple[int, int] | None, features: Features | None = None
+) -> list[PIL.Image.Image]:
+    """
+    The preferred and the rejected mask of a row.
+
+    Args:
+        row (`dict`): with `PAIR_COLUMNS`, decoded or not.
+        size (`tuple[int, int]` or `None`): (width, height) of the row's image, where it is known.
+        features (`datasets.Features`, *optional*): of the dataset that an undecoded row is of.
+
+    Returns:
+        Two `PIL.Image.Image` of mode `L`, values 0 and 255; or nothing, where the row has neither.
+
+    Raises:
+        `DatasetError`: With the reason alone: one is missing, unreadable, not binary, of another size than the image,
+            or both are equal.
+    """
+    given = [name for name in PAIR_COLUMNS if row.get(name) is not None]
+    if not given:
+        return []
+    pair = []
+    for name in PAIR_COLUMNS:
+        if name not in given:
+            raise DatasetError(f"{name} is missing (None)")
+        try:
+            pair.append(decode_mask(_source(row[name]), size, mode=mask_mode(features, name)))
+        except DatasetError as error:
+            raise DatasetError(f"{name} {error}") from error
+    if pair[0].size != pair[1].size:
+        raise DatasetError("chosen_mask and rejected_mask differ in size")
+    if pair[0].tobytes() == pair[1].tobytes():
+        raise DatasetError("chosen_mask and rejected_mask are equal")
+    return pair
+
+
+def worse_pair(row: dict[str, Any], pair: list[PIL.Image.Image], mask: Any) -> str | None:
+    """
+    How a pair is the wrong way round, or `None`: by the row's `chosen_reward` and `rejected_reward` where it has them,
+    and otherwise by the Dice coefficients with the row's own mask.
+    """
+    rewards = [row.get("chosen_reward"), row.get("rejected_reward")]
+    if None in rewards:
+        rewards = dice_reward(pred_masks=pair, mask=[decode_mask(_source(mask))] * 2)
+    return f"chosen {rewards[0]:.4f}, rejected {rewards[1]:.4f}" if rewards[0] < rewards[1] else None
 
 
 def _file_of(value: Any) -> str | None:
@@ -495,20 +564,67 @@ def mask_mode(features: Features | None, column: str) -> str | None:
     return getattr(feature.feature if is_image_list(feature) else feature, "mode", None)
 
 
-def _check_row(row: dict[str, Any], max_pixels: int, features: Features | None = None) -> list[str]:
-    """Every fault of one undecoded row of a dataset with these features."""
+def _source(value: Any) -> Any:
+    """What `open_image` takes, of an image or mask in any form that a row, a transform or a stream may hold."""
+    if isinstance(value, PIL.Image.Image | dict | str | os.PathLike):
+        return value
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # lists of several lengths, a tensor that is not on the CPU ...
+        raise DatasetError(f"is a {type(value).__name__}, not an image ({error})") from error
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not array.size or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (3, 4)):
+        raise DatasetError(
+            f"is an array of shape {array.shape}; expected (H, W) or (H, W, 3): move the channels to the end"
+        )
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        raise DatasetError(
+            f"is an array of {array.dtype} from {array.min()} to {array.max()}; expected bool or whole numbers in "
+            "[0, 255]"
+        )
+    return PIL.Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
+
+
+def read_image(value: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
+    """An image of a row in any form that it may have, decoded; errors as in `open_image`."""
+    value = _source(value)
+    if not isinstance(value, PIL.Image.Image):
+        return decode_image(value, max_pixels)
+    # Whoever decoded it has turned it the way that its masks lie.
+    open_image(value, max_pixels)
+    try:
+        value.load()
+    except Exception as error:
+        raise DatasetError(f"is unreadable or truncated ({type(error).__name__}: {error})") from error
+    return value
+
+
+def _read_row(
+    row: dict[str, Any], max_pixels: int = MAX_PIXELS, keep: bool = True, features: Features | None = None
+) -> _Layout:
+    """
+    A row, decoded or not, with its images and masks read, and every fault it has. Without `keep` they are only looked
+    at, one after the other: all frames of a clip at once need memory. `features` are those of the dataset that an
+    undecoded row is of.
+    """
     layout = _layout(row)
     mode = mask_mode(features, "masks" if row.get("mask") is None else "mask")
-    problems = list(layout.problems)
-    sizes = []
+    problems, images, masks, sizes = list(layout.problems), [], [], []
     for number, image in enumerate(layout.images):
         if image is None:
             continue
         try:
-            decoded = decode_image(image, max_pixels)
+            decoded = read_image(image, max_pixels)
             sizes.append(decoded.size)
             if fault := too_deep(decoded):
                 problems.append(f"image {number} {fault}")
+            if keep:
+                images.append(decoded)
         except DatasetError as error:
             name = f"image {number}" if len(layout.images) > 1 else "image"
             where = f" {_file_of(image)}" if number and _file_of(image) else ""  # the first is named with the row
@@ -521,11 +637,13 @@ def _check_row(row: dict[str, Any], max_pixels: int, features: Features | None =
         if mask is None:
             continue
         try:
-            decode_mask(mask, size, max_pixels, mode)
+            decoded = decode_mask(_source(mask), size, max_pixels, mode)
+            if keep:
+                masks.append(decoded)
         except DatasetError as error:
             where = f" ({_file_of(mask)})" if _file_of(mask) else ""
             problems.append(f"mask {number}{where} {error}")
-    return problems
+    return layout._replace(images=images, masks=masks, problems=problems)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -538,7 +656,7 @@ def is_image_list(feature: Any) -> bool:
     return isinstance(feature, List | LargeList) and isinstance(feature.feature, Image)
 
 
-def _check_features(features: Features, name: str) -> None:
+def _check_columns(features: Features, name: str) -> None:
     names = set(features)
     missing = [] if "sample_id" in names else ["`sample_id`"]
     if "messages" not in names and not ({"mask", "phrase"} <= names or {"masks", "phrases"} <= names):
@@ -554,6 +672,10 @@ def _check_features(features: Features, name: str) -> None:
             f"{name} has no usable columns: missing {', '.join(missing)}. It has: {', '.join(features) or 'none'}. "
             f"Accepted: {ACCEPTED_COLUMNS}.{hint if one else ''}"
         )
+
+
+def _check_features(features: Features, name: str) -> None:
+    _check_columns(features, name)
     for column in ("image", "mask"):
         if column in features and not isinstance(features[column], Image):
             raise DatasetError(
@@ -566,6 +688,21 @@ def _check_features(features: Features, name: str) -> None:
                 f"{name}: column `{column}` is {features[column]}, not a list of images; "
                 f'cast it: dataset.cast_column("{column}", datasets.List(datasets.Image()))'
             )
+
+
+def plain_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """
+    A dataset whose rows come as they are stored: a format (`torch`, `numpy`, `arrow`, `pandas` ...) would hand out
+    arrays in their place. Nothing is copied or written. A `with_transform` stays, for it is part of the data.
+
+    The rows of a stream come undecoded, where its features are known, so that what is checked is what is stored.
+    """
+    if isinstance(dataset, IterableDataset):
+        dataset = dataset.with_format(None)
+        return dataset.decode(False) if dataset.features else dataset
+    if isinstance(dataset, Dataset) and dataset.format["type"] not in (None, "custom"):
+        return dataset.with_format(None)
+    return dataset
 
 
 def iter_undecoded(dataset: Dataset, batch_size: int = 64) -> Iterator[list[dict[str, Any]]]:
@@ -595,8 +732,9 @@ def check_dataset(
     Check every row of a dataset before training starts, and report all bad rows at once.
 
     Each image is refused from its header where it is too large, and otherwise decoded in full, once: a truncated file
-    shows nowhere else. The rows are checked as stored, not as a `with_transform` makes them. An `IterableDataset` is
-    not checked, since that would consume it: its first bad row fails when training reaches it.
+    shows nowhere else. The rows are checked as stored: what a `with_transform` makes of them, and the rows of an
+    `IterableDataset`, which checking would consume, are checked by the collator (by [`normalize_row`]), batch by batch
+    as they come. Of an `IterableDataset` only the names of the columns are checked here, where they are known.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`):
@@ -618,7 +756,9 @@ def check_dataset(
         `TypeError`: If it is no `datasets.Dataset`.
     """
     if isinstance(dataset, IterableDataset):
-        logger.warning("%s is an IterableDataset: its rows are not checked before training.", name)
+        logger.info("%s is an IterableDataset: its rows are checked as they come, not before training.", name)
+        if dataset.features:
+            _check_columns(dataset.features, name)
         return
     if not isinstance(dataset, Dataset):
         raise TypeError(
@@ -632,7 +772,7 @@ def check_dataset(
     bad, start = [], 0
 
     def check(row: dict[str, Any]) -> list[str]:
-        return _check_row(row, max_pixels, dataset.features)
+        return _read_row(row, max_pixels, keep=False, features=dataset.features).problems
 
     with quiet_pillow(), ThreadPoolExecutor(num_proc or 1) as pool:
         for rows in iter_undecoded(dataset):

@@ -34,8 +34,8 @@ from tqdm.auto import tqdm
 from ..losses import tubed_skeleton
 from ..models.modeling import SegFeatures, pair_masks
 from ..models.processing import SEG_TOKEN
-from .collator import TARGETS, SegCollator, _stack, conversation, preference_pair, stack_pairs
-from .columns import PAIR_COLUMNS, _binary_mask, _layout, iter_undecoded, normalize_row
+from .collator import TARGETS, SegCollator, _stack, check_fit, conversation, stack_pairs
+from .columns import _layout, iter_undecoded, normalize_row, plain_rows, read_masks
 
 
 # Of the files and of how rows are told apart: raise it when either changes.
@@ -238,18 +238,51 @@ def row_keys(dataset: Dataset, question: str, answer: str) -> list[str]:
     return keys
 
 
+class NumberedRows(torch.utils.data.Dataset):
+    """
+    The rows of a data set with their numbers, as the data loader gets them. (As a column of the data set, the numbers
+    would have `datasets` write all rows of a selection anew.)
+
+    Args:
+        rows (`datasets.Dataset`): not changed.
+        keys (`list[str]`, *optional*): from [`row_keys`], one a row, where features stand in for images.
+
+    Returns:
+        `dict`: the row, its `row_index` and, with `keys`, its `KEY`.
+    """
+
+    def __init__(self, rows: Dataset, keys: list[str] | None = None):
+        self.rows, self.keys = rows, keys
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: list[int]) -> list[dict]:
+        rows = [
+            {**row, "row_index": number}
+            for number, row in zip(numbers, self.rows.__getitems__(list(numbers)), strict=True)
+        ]
+        if self.keys is not None:
+            for row in rows:
+                row[KEY] = self.keys[row["row_index"]]
+        return rows
+
+
 @dataclass
 class View:
     """
     One augmented view of a data set: what features of it are computed from.
 
     Args:
-        dataset (`datasets.Dataset`): with `row_index`.
+        dataset (`NumberedRows`): of the data set.
         collator (`SegCollator`): of training, with `views`.
         number (`int`): of the view.
     """
 
-    dataset: Dataset
+    dataset: NumberedRows
     collator: SegCollator
     number: int
 
@@ -692,6 +725,11 @@ def to_model(model: nn.Module, batch: dict) -> dict:
     }
 
 
+def max_positions(model: nn.Module) -> int:
+    """The most tokens of a row that a model, or a `PeftModel` around one, has positions for."""
+    return model.config.text_config.max_position_embeddings
+
+
 class RowEncoder:
     """
     Rows of a data set with their features, from the pixels or from a store.
@@ -706,11 +744,13 @@ class RowEncoder:
     def __init__(
         self, model: nn.Module, processor, dataset: Dataset, features: tuple[FeatureStore, list[str]] | None = None
     ):
-        self.model, self.bare, self.dataset = model, extract_model_from_parallel(model), dataset
-        self.collator, self.keys = SegCollator(processor), None
+        self.model, self.bare, self.dataset = model, extract_model_from_parallel(model), plain_rows(dataset)
+        self.collator, self.keys = SegCollator(processor, max_length=max_positions(self.bare), with_pairs=False), None
         if features is not None:
             store, self.keys = features
             self.collator = FeatureCollator(self.collator, store)
+        elif isinstance(dataset, Dataset):
+            check_fit(self.dataset, self.collator, name="dataset")
 
     @torch.no_grad()
     def __call__(self, numbers: Iterable[int]) -> tuple[list[dict], list[torch.Tensor], SegFeatures]:
@@ -745,10 +785,12 @@ def encoder(model: nn.Module, collator: SegCollator, prepare: Callable[[dict], d
         `Callable`: from rows to features, and each row's `[SEG]`s and images.
     """
 
+    # Rows of preferences and others may meet here, and never in training.
+    collator = replace(collator, with_pairs=False)
+
     @torch.no_grad()
     def encode(rows: list[dict]) -> tuple[SegFeatures, list[int], list[int]]:
-        # Rows of preferences and others may meet here, and never in training.
-        batch = collator([{name: value for name, value in row.items() if name not in PAIR_COLUMNS} for row in rows])
+        batch = collator(rows)
         segs = (batch["input_ids"] == collator.processor.seg_token_id).sum(1).tolist()
         images = batch["image_counts"].tolist()
         inputs = prepare({name: value for name, value in batch.items() if name not in TARGETS})
@@ -787,7 +829,8 @@ class FeatureCollator:
         features, image_counts = self.store.read(keys)
         masks, pairs = [], []
         for row in rows:
-            own, pair = [_binary_mask(mask) for mask in _layout(row).masks], preference_pair(row)
+            own = read_masks(row)
+            pair = self.collator.pair(row, own)
             _, changed = self.collator.augment(row, [], [*own, *pair])
             masks.append(changed[: len(own)])
             pairs.append(changed[len(own) :])

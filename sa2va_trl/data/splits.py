@@ -38,7 +38,9 @@ def check_no_leakage(a: Dataset, b: Dataset, names: tuple[str, str] = ("train", 
         logger.warning("%s and %s share none of %s: leakage between them cannot be checked.", *names, GROUP_COLUMNS)
     found = []
     for column in columns:
-        shared = sorted((set(a.unique(column)) & set(b.unique(column))) - {None, ""}, key=str)
+        # (`Dataset.unique` would write a copy of all rows of a selection.)
+        shared = set(a.with_format(None)[column]) & set(b.with_format(None)[column])
+        shared = sorted(shared - {None, ""}, key=str)
         if shared:
             examples = ", ".join(map(repr, shared[:5])) + (", ..." if len(shared) > 5 else "")
             found.append(f"{len(shared)} {column} ({examples})")

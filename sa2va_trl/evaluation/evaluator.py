@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data.collator import SegCollator
-from ..data.columns import IDENTIFIERS, DatasetError, check_dataset, decode_mask, normalize_row
+from ..data.collator import SegCollator, check_fit
+from ..data.columns import IDENTIFIERS, DatasetError, check_dataset, decode_mask, normalize_row, plain_rows
 from ..data.features import (
     MODES,
     FeatureStore,
@@ -19,6 +19,7 @@ from ..data.features import (
     feature_bytes,
     features_folder,
     fingerprint,
+    max_positions,
     row_keys,
     row_sizes,
     to_model,
@@ -72,19 +73,19 @@ def stored_features(
             raise ValueError("cache_dir has no meaning with cache_features=off.")
         return None
     tell = print if progress else lambda message: None
+    dataset = plain_rows(dataset)
     if dataset.format["type"] is not None:
         if cache_features == "on":
-            raise ValueError(
-                "cache_features=on: the dataset has a format or a transform, which may change the images."
-            )
-        tell("cache_features=auto: off, the dataset has a format or a transform.")
+            raise ValueError("cache_features=on: the dataset has a transform, which may change the images.")
+        tell("cache_features=auto: off, the dataset has a transform.")
         return None
     root = Path(cache_dir or features_folder(dataset))
     if cache_features == "auto" and not root.is_dir():
         tell(f"cache_features=auto: off, there are no features in {root}.")
         return None
     check_dataset(dataset, name="dataset")
-    collator = SegCollator(processor)
+    collator = SegCollator(processor, max_length=max_positions(model))
+    check_fit(dataset, collator, name="dataset")
     keys = row_keys(dataset, collator.questions[0], collator.answers[0])
     store = FeatureStore(root, fingerprint(model, processor)).open()
     missing = store.missing(keys)
@@ -182,7 +183,7 @@ def read_predictions(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tu
     Raises:
         `DatasetError`: masks are missing, there twice, of another size than their image, or not binary.
     """
-    folder = Path(folder)
+    folder, dataset = Path(folder), plain_rows(dataset)
     found = {name: _prediction_files(folder, name) for name in dataset["sample_id"]}
     if missing := [name for name, files in found.items() if not files]:
         raise DatasetError(

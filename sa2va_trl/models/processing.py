@@ -453,7 +453,34 @@ class Sa2VAProcessor(ProcessorMixin):
             counts = (outputs["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist()
         else:
             counts = [self.image_seq_length * int(tiles) for tiles in outputs["num_patches"]]
-        return pixels, [f"{self._image_start}{self.image_token * count}{self._image_end}" for count in counts]
+        return pixels, [self.image_block(count) for count in counts]
+
+    def image_block(self, count: int) -> str:
+        """The text block of an image of `count` tokens."""
+        return f"{self._image_start}{self.image_token * count}{self._image_end}"
+
+    def num_image_tokens(self, size: tuple[int, int], clip: bool = False) -> int:
+        """
+        How many tokens `tiles` would give an image, from its size alone.
+
+        Args:
+            size (`tuple[int, int]`): (width, height) in pixels.
+            clip (`bool`, *optional*, defaults to `False`): as in `tiles`.
+
+        Returns:
+            `int`: image tokens, without the two around them.
+
+        Raises:
+            `ValueError`: a size that the family does not take: Qwen refuses sides that differ by more than 200 times.
+        """
+        width, height = size
+        if isinstance(self.image_processor, Qwen2VLImageProcessorPil):
+            budget = self.clip_size if clip else self.image_processor.size
+            options = {"min_pixels": budget["shortest_edge"], "max_pixels": budget["longest_edge"]}
+            patches = self.image_processor.get_number_of_image_patches(height, width, options)
+            return patches // self.image_processor.merge_size**2
+        options = {"crop_to_patches": False} if clip else {}
+        return self.image_seq_length * self.image_processor.get_number_of_image_patches(height, width, options)
 
     def grounding_inputs(self, images: list[Image.Image]) -> torch.Tensor:
         """

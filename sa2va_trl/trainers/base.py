@@ -19,14 +19,14 @@ from trl.trainer.utils import create_model_from_path
 
 from .. import losses
 from ..data.augment import Augmentation
-from ..data.collator import ANSWERS, QUESTIONS, SegCollator
-from ..data.columns import IMAGE_COLUMNS, DatasetError, check_dataset
+from ..data.collator import ANSWERS, QUESTIONS, SegCollator, check_fit
+from ..data.columns import IMAGE_COLUMNS, DatasetError, check_dataset, plain_rows
 from ..data.features import (
-    KEY,
     MODES,
     FeatureCollator,
     FeatureError,
     FeatureStore,
+    NumberedRows,
     View,
     before_the_cut,
     encoder,
@@ -34,6 +34,7 @@ from ..data.features import (
     feature_bytes,
     features_folder,
     fingerprint,
+    max_positions,
     random_before_the_cut,
     row_keys,
     row_sizes,
@@ -58,7 +59,7 @@ from .resuming import ResumingMixin
 from .trainable import LORA, freeze_all_but_full, get_peft_config, trainable_table
 
 
-COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "sample_id", "row_index", KEY]
+COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "sample_id"]
 
 
 def refuse(args, reasons: dict[str, str]) -> None:
@@ -225,22 +226,83 @@ class SegTrainerMixin(ResumingMixin):
     _stage: str
     eval_collator: SegCollator
 
-    @staticmethod
-    def prepare_dataset(dataset, name: str, num_proc: int | None):
-        """Check every row, before anything else happens."""
+    # Fingerprints of the sets that have been checked: evaluating them again costs nothing.
+    _checked: frozenset[str] = frozenset()
+    _fitting: frozenset[str] = frozenset()
+
+    def prepare_dataset(self, dataset, name: str, args):
+        """
+        Check every row of a set, or of each of a `dict`, before anything else happens; nothing is copied or written.
+
+        Returns:
+            The set as it is read: without a format, see [`~data.columns.plain_rows`].
+        """
         if dataset is None:
             return None
         if isinstance(dataset, dict):
-            parts = dataset.items()
-            return {key: SegTrainerMixin.prepare_dataset(part, f"{name}[{key}]", num_proc) for key, part in parts}
-        check_dataset(dataset, name=name, num_proc=num_proc)
+            return {key: self.prepare_dataset(part, f"{name}[{key}]", args) for key, part in dataset.items()}
+        dataset = plain_rows(dataset)
+        if isinstance(dataset, Dataset) and dataset._fingerprint in self._checked:
+            return dataset
+        self.check_rows(dataset, name, args)
+        if isinstance(dataset, Dataset):
+            self._checked |= {dataset._fingerprint}
+        return dataset
+
+    def check_rows(self, dataset, name: str, args) -> None:
+        """
+        Check the rows of one set.
+
+        Raises:
+            `DatasetError`: rows that cannot be used, all of them at once.
+        """
+        check_dataset(dataset, name=name, num_proc=args.dataset_num_proc)
         if "row_index" in (dataset.column_names or []):
             raise DatasetError(f"{name} has a column `row_index`, which the trainer needs for itself: rename it.")
-        if not isinstance(dataset, Dataset):
-            return dataset
-        if "image" not in dataset.column_names and "images" not in dataset.column_names:
-            # TRL takes a dataset for a vision dataset, and leaves its rows alone, by this column.
-            dataset = dataset.add_column("image", [None] * len(dataset))
+
+    def check_fit(self, dataset, name: str, collator) -> None:
+        """Check that the rows of a set, or of each of a `dict`, fit the model, see [`~data.collator.check_fit`]."""
+        if isinstance(dataset, dict):
+            for key, part in dataset.items():
+                self.check_fit(part, f"{name}[{key}]", collator)
+        elif isinstance(dataset, Dataset) and isinstance(collator, SegCollator):
+            if dataset._fingerprint not in self._fitting:
+                check_fit(dataset, collator, name)
+                self._fitting |= {dataset._fingerprint}
+
+    def prepare_another(self, dataset, name: str):
+        """As the constructor does with its own, check a set that is given to `evaluate` or `predict`."""
+        dataset = self.prepare_dataset(dataset, name, self.args)
+        collator = self.eval_collator
+        self.check_fit(dataset, name, collator.collator if isinstance(collator, FeatureCollator) else collator)
+        return dataset
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """
+        As in `Trainer`. Sets that the constructor has not seen are checked first.
+
+        Raises:
+            `DatasetError`: rows that cannot be used, all of them at once.
+        """
+        if not (eval_dataset is None or isinstance(eval_dataset, str)):
+            eval_dataset = self.prepare_another(eval_dataset, "eval_dataset")
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
+        """
+        As in `Trainer`: the Dice and IoU of each row. Rows that the constructor has not seen are checked first.
+
+        Raises:
+            `DatasetError`: rows that cannot be used, all of them at once.
+            `TypeError`: a `dict` of sets.
+        """
+        if isinstance(test_dataset, dict):
+            raise TypeError("predict takes one set of rows: call it for each, or evaluate with all of them.")
+        test_dataset = self.prepare_another(test_dataset, "test_dataset")
+        return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        # TRL makes token rows of what it does not take for a vision dataset, such as rows of text alone.
         return dataset
 
     @staticmethod
@@ -277,15 +339,15 @@ class SegTrainerMixin(ResumingMixin):
             `ValueError`: options that contradict each other or cannot take effect.
             `DatasetError`: rows that cannot be used, all of them at once, or splits that share patients.
         """
-        train_dataset = self.prepare_dataset(train_dataset, "train_dataset", args.dataset_num_proc)
-        eval_dataset = self.prepare_dataset(eval_dataset, "eval_dataset", args.dataset_num_proc)
+        train_dataset = self.prepare_dataset(train_dataset, "train_dataset", args)
+        eval_dataset = self.prepare_dataset(eval_dataset, "eval_dataset", args)
         self.check_splits(train_dataset, eval_dataset)
-        if isinstance(train_dataset, Dataset):
-            # Repeated by concatenation, which copies nothing; a column added to a selection would copy all its rows.
-            train_dataset = concatenate_datasets([train_dataset.flatten_indices()] * args.dataset_repeats)
-            train_dataset = train_dataset.add_column("row_index", list(range(len(train_dataset))))
-        elif args.dataset_repeats > 1:
-            raise ValueError("dataset_repeats needs a datasets.Dataset, whose length is known.")
+        once = train_dataset
+        if args.dataset_repeats > 1:
+            if not isinstance(train_dataset, Dataset):
+                raise ValueError("dataset_repeats needs a datasets.Dataset, whose length is known.")
+            # (Copies nothing, of a selection either.)
+            train_dataset = concatenate_datasets([train_dataset] * args.dataset_repeats)
         if isinstance(model, str) and processing_class is None:
             options = args.model_init_kwargs or {}
             options = {name: options[name] for name in (*HUB_OPTIONS, "subfolder") if name in options}
@@ -338,6 +400,8 @@ class SegTrainerMixin(ResumingMixin):
             "answers": args.answer_templates or ANSWERS,
             "with_skeletons": args.skeleton_recall_weight > 0,
             "seed": args.data_seed if args.data_seed is not None else args.seed,
+            "max_length": max_positions(model),
+            **self.collator_options(args),
         }
         augmentation = Augmentation(**(args.augmentation or {}))
         self.eval_collator = SegCollator(
@@ -348,6 +412,11 @@ class SegTrainerMixin(ResumingMixin):
             augmentation=None if augmentation == Augmentation() else augmentation,
             views=args.cache_views,
         )
+        self.check_fit(once, "train_dataset", data_collator)
+        self.check_fit(eval_dataset, "eval_dataset", self.eval_collator)
+        if isinstance(train_dataset, Dataset):
+            self._checked |= {train_dataset._fingerprint}
+            self._fitting |= {train_dataset._fingerprint}
         return {
             "model": model,
             "args": args,
@@ -410,6 +479,11 @@ class SegTrainerMixin(ResumingMixin):
                 )
         return super()._determine_best_metric(metrics, trial)
 
+    @staticmethod
+    def collator_options(args) -> dict:
+        """What a trainer's own collators are asked for beyond what all are."""
+        return {}
+
     def finish_init(self) -> None:
         """Call at the end of a trainer's constructor."""
         args = self.args
@@ -464,6 +538,8 @@ class SegTrainerMixin(ResumingMixin):
 
     features: FeatureStore | None = None
     _features_ready = False
+    # Of the rows of each set that has features, by its fingerprint.
+    _keys: dict[str, list[str]] = {}
     # Whether the training rows are evaluated, too: then they have features as they are, beside their augmented views.
     _evaluates_training = False
 
@@ -493,7 +569,7 @@ class SegTrainerMixin(ResumingMixin):
             if not isinstance(dataset, Dataset):
                 reasons.append(f"{name} is a {type(dataset).__name__}, whose length is not known")
             elif dataset.format["type"] is not None:
-                reasons.append(f"{name} has a format or a transform, which may change the images")
+                reasons.append(f"{name} has a transform, which may change the images")
         if self.is_fsdp_enabled:
             reasons.append("FSDP shards the model in a way that features are not tested with")
         return reasons
@@ -555,12 +631,7 @@ class SegTrainerMixin(ResumingMixin):
         state = "all there" if not missing else f"{len(missing)} to compute, {need / 2**20:,.1f} MiB to write"
         self._tell(f"cache_features={mode}: on, {why if mode == 'auto' else ''}{size}; {state}.")
 
-        add = {name: dataset.add_column(KEY, keys[name]) for name, dataset in parts}
-        self.train_dataset = add.get("train_dataset", self.train_dataset)
-        if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {name: add[f"eval_dataset[{name}]"] for name in self.eval_dataset}
-        else:
-            self.eval_dataset = add.get("eval_dataset", self.eval_dataset)
+        self._keys = {dataset._fingerprint: keys[name] for name, dataset in parts}
         self._encoding_collator = self.eval_collator
         self.features, self._features_ready = store, not missing
         self.data_collator = FeatureCollator(self.data_collator, store)
@@ -576,14 +647,14 @@ class SegTrainerMixin(ResumingMixin):
         """Views of the training rows, in place of the rows, are what training reads."""
         names = [name for name in keys if name != "train_dataset" or self._evaluates_training]
         evaluated = {key for name in names for key in keys[name]}
-        rows = list(zip(keys["train_dataset"], self.train_dataset["row_index"], strict=True))
-        sizes = {key: self._feature_sizes[key] for key, _ in rows}
+        rows = keys["train_dataset"]
+        sizes = {key: self._feature_sizes[key] for key in rows}
         for key in sizes.keys() - evaluated:
             del self._feature_rows[key], self._feature_sizes[key]
         for number in range(self.data_collator.views):
-            view = View(self.train_dataset, self.data_collator, number)
-            for index, (key, row_index) in enumerate(rows):
-                seen = view_key(key, view.collator, row_index)
+            view = View(NumberedRows(self.train_dataset), self.data_collator, number)
+            for index, key in enumerate(rows):
+                seen = view_key(key, view.collator, index)
                 self._feature_rows[seen], self._feature_sizes[seen] = (view, index), sizes[key]
 
     def _tell(self, message: str) -> None:
@@ -632,13 +703,15 @@ class SegTrainerMixin(ResumingMixin):
         getattr(self, "_eval_dataloaders", {}).clear()
 
     def _remove_unused_columns(self, dataset, description=None):
-        dataset = super()._remove_unused_columns(dataset, description)
-        if self.features is None or KEY not in dataset.column_names:
-            return dataset
+        keys = self._keys.get(dataset._fingerprint)
+        # A transform may read any column.
+        if dataset.format["type"] is None:
+            dataset = super()._remove_unused_columns(dataset, description)
         # Training computes what is missing before it reads a row; an evaluation on its own does not.
-        ready = self._features_ready or description == "Training"
-        drop = [name for name in IMAGE_COLUMNS if name in dataset.column_names] if ready else [KEY]
-        return dataset.remove_columns(drop)
+        if keys is None or not (self._features_ready or description == "Training"):
+            return NumberedRows(dataset)
+        drop = [name for name in IMAGE_COLUMNS if name in dataset.column_names]
+        return NumberedRows(dataset.remove_columns(drop), keys)
 
     def floating_point_ops(self, inputs):
         return 0 if "features" in inputs else super().floating_point_ops(inputs)

@@ -3,7 +3,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -177,7 +177,7 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
             args = SegDPOConfig("sa2va-dpo")
         if not isinstance(args, SegDPOConfig):
             raise TypeError(f"args must be a SegDPOConfig, got {type(args).__name__}.")
-        self._check_pairs(train_dataset, eval_dataset, args)
+        self._check_pair_columns(train_dataset, args)
         if ref_model is not None and not args.use_reference:
             raise ValueError("ref_model has no effect with use_reference=False.")
         compute_metrics = self.set_metrics(args, eval_dataset, compute_metrics, mask_metrics)
@@ -214,22 +214,35 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         return reasons
 
     @staticmethod
-    def _check_pairs(train_dataset, eval_dataset, args) -> None:
-        columns = getattr(train_dataset, "column_names", None) or []
-        if args.pairs == "dataset" and not set(PAIR_COLUMNS) <= set(columns):
+    def _check_pair_columns(train_dataset, args) -> None:
+        columns = getattr(train_dataset, "column_names", None)
+        if columns is None and isinstance(train_dataset, IterableDataset):
+            return  # the collator asks each row for its pair
+        if args.pairs == "dataset" and not set(PAIR_COLUMNS) <= set(columns or []):
             raise DatasetError(
                 "train_dataset has no chosen_mask and rejected_mask: make them with recipes/build_preferences.py, or "
                 "mine them while training with pairs='online'."
             )
-        parts = {"train_dataset": train_dataset if args.pairs == "dataset" else None}
-        named = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-        for name, part in {**parts, **named}.items():
-            if isinstance(part, Dataset) and set(PAIR_COLUMNS) <= set(part.column_names):
-                check_preferences(part, name, args.allow_worse)
+
+    def check_rows(self, dataset, name, args):
+        super().check_rows(dataset, name, args)
+        if isinstance(dataset, Dataset) and set(PAIR_COLUMNS) <= set(dataset.column_names):
+            if name != "train_dataset" or args.pairs == "dataset":
+                check_preferences(dataset, name, args.allow_worse)
+
+    @staticmethod
+    def collator_options(args):
+        return {"allow_worse": args.allow_worse}
+
+    def prepare_run(self, model, args, data_collator, *rest) -> dict:
+        prepared = super().prepare_run(model, args, data_collator, *rest)
+        if data_collator is None:
+            prepared["data_collator"].with_pairs = args.pairs == "dataset"
+        return prepared
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, *PAIR_COLUMNS]
+        self._signature_columns = [*self._signature_columns, *PAIR_COLUMNS, "chosen_reward", "rejected_reward"]
 
     def _copy_trained_tokens(self) -> None:
         # TRL's copy of a given adapter leaves out trained rows of the embeddings, whose names end in the adapter's.

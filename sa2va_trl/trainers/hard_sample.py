@@ -14,7 +14,6 @@ from transformers.trainer_callback import ExportableState
 
 from .. import losses, mining
 from ..data.columns import DatasetError
-from ..data.features import KEY
 from .base import refuse
 from .plan import (
     CURRICULA,
@@ -311,7 +310,7 @@ class HardSampleTrainer(SegSFTTrainer):
                 self.processing_class,
                 self.train_dataset,
                 batch_size=self.args.per_device_eval_batch_size,
-                features=(self.features, self.train_dataset[KEY]) if ready else None,
+                features=(self.features, self._keys[self.train_dataset._fingerprint]) if ready else None,
                 threshold=self.model.config.mask_threshold,
                 progress=not self.args.disable_tqdm,
             )

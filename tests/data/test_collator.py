@@ -4,14 +4,16 @@ import random
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rows import FEATURES
+from torch.utils.data import DataLoader
 
 from sa2va_trl.data.augment import Augmentation
-from sa2va_trl.data.collator import ANSWERS, QUESTIONS, SegCollator, check_templates, conversation
+from sa2va_trl.data.collator import ANSWERS, QUESTIONS, SegCollator, check_fit, check_templates, conversation
 from sa2va_trl.data.columns import DatasetError
 from sa2va_trl.models.tiny import tiny_sa2va
 
@@ -171,7 +173,7 @@ def test_tiles_are_those_of_the_image_alone(tiler):
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_qwen_grids_stay_with_their_images(family):
     processor = tiny_sa2va(image_size=128, max_patches=4, family=family)[1]
-    shapes = [(192, 64), (60, 90), (64, 192), (100, 100)]
+    shapes = [(192, 64), (64, 192), (64, 192), (100, 100)]
     pictures = [
         Image.fromarray(np.random.default_rng(n).integers(0, 256, (high, wide, 3), np.uint8))
         for n, (wide, high) in enumerate(shapes)
@@ -603,3 +605,167 @@ def test_malformed_rows_are_named(tiler, change, reason):
 def test_rows_with_placeholders_in_their_text_are_named(tiler, change):
     with pytest.raises(DatasetError, match="'row-7'"):
         SegCollator(tiler)([{**still(2), "sample_id": "row-7", **change}])
+
+
+# Every row is checked
+
+
+def deep(size=(192, 64)):
+    return Image.fromarray(np.full(size[::-1], 3000, np.uint16))
+
+
+BAD_ROWS = [
+    ({"image": deep()}, "image 0 has more than 8 bits a channel"),
+    ({"masks": [Image.new("L", (64, 192), 255)]}, "mask 0 is 64 x 192, its image 192 x 64"),
+    ({"masks": [Image.new("L", (192, 64), 7)]}, "mask 0 is not binary: values 7"),
+    ({"masks": []}, "fewer masks than phrases"),
+    ({"phrases": ["one", "other"]}, "fewer masks than phrases"),
+    ({"image": np.zeros((64, 192, 3), np.float32)}, "image is an array of float32"),
+    ({"chosen_mask": Image.new("L", (192, 64))}, "rejected_mask is missing"),
+    ({name: Image.new("L", (192, 64)) for name in ("chosen_mask", "rejected_mask")}, "are equal"),
+    (
+        {"chosen_mask": Image.new("L", (192, 64)), "rejected_mask": Image.new("L", (64, 192), 255)},
+        "rejected_mask is 64 x 192, its image 192 x 64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "reason"), BAD_ROWS)
+def test_a_bad_row_is_named_among_good_ones(tiler, changed, reason):
+    collator = SegCollator(tiler)
+    collator([still(seed=0), still(seed=1)])
+    with pytest.raises(DatasetError, match="'bad-2' cannot be used: ") as caught:
+        collator([still(seed=0), still(seed=1), {**still(seed=2, name="bad"), **changed}])
+    assert reason in str(caught.value)
+
+
+def test_frames_of_a_clip_have_one_size(tiler):
+    row = clip(3, 1)
+    row["images"][2] = row["images"][2].resize((64, 64))
+    with pytest.raises(DatasetError, match="'clip-0' cannot be used: frames of a clip differ in size"):
+        SegCollator(tiler)([row])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_workers_tell_which_row_is_bad(tiler, workers):
+    rows = [still(seed=number) for number in range(4)]
+    rows[3]["masks"] = [Image.new("L", (192, 64), 9)]
+    loader = DataLoader(rows, batch_size=2, collate_fn=SegCollator(tiler), num_workers=workers)
+    batches = iter(loader)
+    assert len(next(batches)["masks"]) == 2
+    with pytest.raises(DatasetError, match="'still-3' cannot be used: mask 0 is not binary: values 9"):
+        next(batches)
+
+
+def preferred(chosen, rejected, **columns):
+    """A row whose own mask is full, with masks of which so many columns are full."""
+    drawn = [np.arange(192) < width for width in (chosen, rejected)]
+    masks = [Image.fromarray(np.broadcast_to(255 * row.astype(np.uint8), (64, 192)).copy()) for row in drawn]
+    names = ("chosen_mask", "rejected_mask")
+    full = Image.new("L", (192, 64), 255)
+    return {**still(), "masks": [full], **dict(zip(names, masks, strict=True)), **columns}
+
+
+def test_pairs_the_wrong_way_round_are_taken_only_where_they_are_allowed(tiler):
+    strict = SegCollator(tiler, allow_worse=False)
+    assert strict([preferred(192, 10)])["chosen_masks"].float().mean() == 1
+    with pytest.raises(DatasetError, match="'still-0' .* worse than the rejected one .chosen 0.0[0-9]+, rejected 1"):
+        strict([preferred(10, 192)])
+    SegCollator(tiler)([preferred(10, 192)])
+    # By the rewards that the pair was made for, where the row has them.
+    strict([preferred(10, 192, chosen_reward=0.9, rejected_reward=0.1)])
+    with pytest.raises(DatasetError, match="chosen 0.1000, rejected 0.9000"):
+        strict([preferred(192, 10, chosen_reward=0.1, rejected_reward=0.9)])
+
+
+def test_a_pair_is_asked_for_read_or_left_alone(tiler):
+    with pytest.raises(DatasetError, match="'still-0' .* are missing"):
+        SegCollator(tiler, with_pairs=True)([still(chosen_mask=None, rejected_mask=None)])
+    assert "chosen_masks" not in SegCollator(tiler)([still(chosen_mask=None, rejected_mask=None)])
+    assert "chosen_masks" not in SegCollator(tiler, with_pairs=False)([preferred(192, 10)])
+    with pytest.raises(DatasetError, match="has 2 masks; pairs are of one object"):
+        SegCollator(tiler)([preferred(192, 10, masks=still(2)["masks"], phrases=["a", "b"])])
+    film = {**clip(3, 1), **{name: preferred(192, 10)[name] for name in ("chosen_mask", "rejected_mask")}}
+    with pytest.raises(DatasetError, match="has 3 images; pairs are of one"):
+        SegCollator(tiler)([film])
+
+
+# Rows that do not fit the model
+
+
+def saved(rows):
+    features = Features({**FEATURES, "phrase": Value("string")})
+    return Dataset.from_list([{name: row.get(name) for name in features} for row in rows], features=features)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_strip_is_named_before_and_while_training(family):
+    collator = SegCollator(tiny_sa2va(image_size=128, family=family)[1])
+    strip = still(name="strip", image=colour(0, (1300, 6)), masks=[Image.new("L", (1300, 6), 255)])
+    with pytest.raises(
+        DatasetError, match=r"1 of 3 rows do not fit the model:\n  row 1, sample_id 'strip-0': an image"
+    ):
+        check_fit(saved([still(seed=1), strip, still(seed=2)]), collator)
+    with pytest.raises(DatasetError, match="'strip-0' cannot be used: an image of 1300 x 6 pixels"):
+        collator([still(seed=1), strip])
+
+
+def test_internvl_takes_a_strip(tiler):
+    strip = still(name="strip", image=colour(0, (1300, 6)), masks=[Image.new("L", (1300, 6), 255)])
+    check_fit(saved([strip]), SegCollator(tiler))
+
+
+@pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_length_of_a_row_is_that_of_its_tokens(family):
+    processor = tiny_sa2va(image_size=128, max_patches=4, family=family)[1]
+    rows = [still(), still(2, 1), clip(3, 2), text_only(), still(1, 3, image=colour(3, (40, 60)))]
+    rows[4]["masks"] = [Image.new("L", (40, 60))]
+    for row in rows:
+        batch = SegCollator(processor)([row])
+        length = batch["input_ids"].shape[1]
+        check_fit(saved([row]), SegCollator(processor, max_length=length))
+        SegCollator(processor, max_length=length)([row])
+        with pytest.raises(DatasetError, match=f"needs {length:,} tokens, the model has {length - 1:,} positions"):
+            check_fit(saved([row]), SegCollator(processor, max_length=length - 1))
+        with pytest.raises(DatasetError, match=f"'{row['sample_id']}' cannot be used: needs {length:,} tokens"):
+            SegCollator(processor, max_length=length - 1)([row])
+
+
+def test_the_longest_templates_count(tiler):
+    options = {"questions": MANY_QUESTIONS, "answers": MANY_ANSWERS}
+    row = still(2)
+    longest = max(
+        SegCollator(tiler, questions=[question], answers=[answer])([row])["input_ids"].shape[1]
+        for question in MANY_QUESTIONS
+        for answer in MANY_ANSWERS
+    )
+    check_fit(saved([row]), SegCollator(tiler, max_length=longest, **options))
+    with pytest.raises(DatasetError, match=f"needs {longest:,} tokens"):
+        check_fit(saved([row]), SegCollator(tiler, max_length=longest - 1, **options))
+
+
+def test_a_turned_picture_counts_as_it_is_seen(tmp_path):
+    # At these sides the number of tiles depends on which is the width.
+    processor = tiny_sa2va(image_size=128, max_patches=12)[1]
+    sides = next(
+        (563 + step, 1957)
+        for step in range(200)
+        if processor.num_image_tokens((563 + step, 1957)) != processor.num_image_tokens((1957, 563 + step))
+    )
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", sides).save(tmp_path / "a.jpg", exif=exif)
+    row = {**still(), "image": str(tmp_path / "a.jpg"), "masks": [Image.new("L", sides[::-1])]}
+    features = Features({**FEATURES, "image": ImageFeature()})
+    dataset = Dataset.from_list([{name: row.get(name) for name in features}], features=features)
+    length = SegCollator(processor)([dataset[0]])["input_ids"].shape[1]
+    check_fit(dataset, SegCollator(processor, max_length=length))
+    with pytest.raises(DatasetError, match=f"needs {length:,} tokens"):
+        check_fit(dataset, SegCollator(processor, max_length=length - 1))
+
+
+def test_a_text_is_tokenised_once(tiler, monkeypatch):
+    calls, encode = [], type(tiler).encode_chat
+    monkeypatch.setattr(type(tiler), "encode_chat", lambda self, *args: calls.append(1) or encode(self, *args))
+    check_fit(saved([{**still(seed=number), "phrases": ["vessel"]} for number in range(5)]), SegCollator(tiler))
+    assert len(calls) == 1

@@ -7,9 +7,19 @@ import zlib
 import numpy as np
 import PIL.Image
 import pytest
-from datasets import Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
+import torch
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List, Value, concatenate_datasets
 
-from sa2va_trl.data.columns import FEATURES, DatasetError, check_dataset, normalize_row, resolve_inside
+from sa2va_trl.data.columns import (
+    FEATURES,
+    DatasetError,
+    check_dataset,
+    normalize_row,
+    plain_rows,
+    read_masks,
+    read_pair,
+    resolve_inside,
+)
 
 
 SINGLE = Features({"image": Image(), "mask": Image(mode="L"), "phrase": Value("string"), "sample_id": Value("string")})
@@ -62,6 +72,19 @@ def huge_png(width=30_000, height=30_000):
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
     return {"bytes": data, "path": None}
+
+
+def deep_png():
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.full((6, 8), 3000, dtype=np.uint16)).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def without_mode(feature):
+    """An image column that is read as it is stored: `mode="L"` would convert a mask before anybody can look at it."""
+    if isinstance(feature, List) and isinstance(feature.feature, Image):
+        return List(Image())
+    return Image() if isinstance(feature, Image) else feature
 
 
 def make(features, *rows):
@@ -288,8 +311,14 @@ class TestDatasetLevel:
         with pytest.raises(DatasetError, match=r"column `masks` is .*cast_column"):
             check_dataset(dataset)
 
-    def test_iterable_is_left_alone(self):
+    def test_rows_of_a_stream_are_left_alone(self):
         check_dataset(make(SINGLE, {"phrase": ""}).to_iterable_dataset())
+
+    def test_columns_of_a_stream_are_checked_where_they_are_known(self):
+        stream = make(SINGLE, {}).remove_columns("phrase").to_iterable_dataset()
+        with pytest.raises(DatasetError, match="`phrase`"):
+            check_dataset(stream)
+        check_dataset(stream.map(lambda row: row))
 
     def test_dataset_dict_is_refused(self):
         with pytest.raises(TypeError, match="pass one split"):
@@ -330,9 +359,174 @@ class TestNormalizeRow:
         assert row["images"] == [] and row["masks"] == [] and row["phrases"] is None
         assert row["messages"] == chat("Yes.")
 
+    @pytest.mark.parametrize(
+        ("features", "row", "reason"),
+        [
+            (SINGLE, {"mask": mask(8, 6)}, "mask 0 is 6 x 8, its image 8 x 6"),
+            (SINGLE, {"mask": mask(value=2)}, "mask 0 is not binary: values 0, 2"),
+            (SINGLE, {"image": deep_png()}, "image 0 has more than 8 bits a channel"),
+            (SINGLE, {"phrase": "a <image>"}, "phrase 0 holds the reserved token"),
+            (FEATURES, {"masks": [mask(), mask(value=7)], "phrases": ["a", "b"]}, "mask 1 is not binary"),
+            (CLIP, {"images": [image(), image(8, 6)]}, "frames of a clip differ in size"),
+            (CLIP, {"images": [image(), deep_png()]}, "image 1 has more than 8 bits"),
+            (CHAT, {"messages": chat("Nothing there.")}, "more masks than"),
+        ],
+    )
+    def test_what_the_check_refuses_is_refused_here_decoded_or_not(self, features, row, reason):
+        dataset = make(features, row)
+        assert reason in str(problems_of(dataset))
+        unconverted = Features({name: without_mode(feature) for name, feature in features.items()})
+        (undecoded,) = plain_rows(dataset.to_iterable_dataset())
+        for found in (dataset.cast(unconverted)[0], undecoded):
+            with pytest.raises(DatasetError, match="sample_id 's0' cannot be used") as caught:
+                normalize_row(found)
+            assert reason in str(caught.value)
+
+    @pytest.mark.parametrize("kind", ["bytes", "dict", "path", "array", "tensor", "nested lists"])
+    def test_every_form_of_an_image_is_taken(self, tmp_path, kind):
+        picture = PIL.Image.fromarray(np.arange(144, dtype=np.uint8).reshape(6, 8, 3))
+        drawn = PIL.Image.fromarray(255 * np.eye(6, 8, dtype=np.uint8))
+        for name, value in (("picture", picture), ("mask", drawn)):
+            value.save(tmp_path / f"{name}.png")
+        forms = {
+            "bytes": lambda name: (tmp_path / f"{name}.png").read_bytes(),
+            "dict": lambda name: {"bytes": None, "path": str(tmp_path / f"{name}.png")},
+            "path": lambda name: tmp_path / f"{name}.png",
+            "array": lambda name: np.asarray({"picture": picture, "mask": drawn}[name]),
+            "tensor": lambda name: torch.from_numpy(np.array({"picture": picture, "mask": drawn}[name])),
+            "nested lists": lambda name: np.asarray({"picture": picture, "mask": drawn}[name]).tolist(),
+        }
+        row = {"image": forms[kind]("picture"), "mask": forms[kind]("mask"), "phrase": "vessel", "sample_id": "a"}
+        found = normalize_row(row)
+        assert np.array_equal(found["images"][0], picture) and np.array_equal(found["masks"][0], drawn)
+
+    @pytest.mark.parametrize(
+        ("array", "expected"),
+        [
+            (np.eye(6, 8, dtype=bool), 255),
+            (np.eye(6, 8, dtype=np.uint8), 255),
+            (np.eye(6, 8, dtype=np.int64)[..., None], 255),
+            (np.eye(6, 8), "array of float64 from 0.0 to 1.0; expected bool or whole numbers"),
+            (300 * np.eye(6, 8, dtype=np.int32), "array of int32 from 0 to 300"),
+            (-np.eye(6, 8, dtype=np.int8), "array of int8 from -1 to 0"),
+            (7 * np.eye(6, 8, dtype=np.uint8), "not binary"),
+            (np.eye(6, 8, dtype=bool)[None], "shape (1, 6, 8); expected (H, W) or (H, W, 3): move the channels"),
+            (np.zeros((0, 8), dtype=bool), "shape (0, 8)"),
+            ([[0, 1], [1]], "is a list, not an image"),
+        ],
+    )
+    def test_masks_as_arrays(self, array, expected):
+        picture = PIL.Image.new("RGB", (8, 6))
+        row = {"image": picture, "masks": [array], "phrases": ["vessel"], "sample_id": "a"}
+        if isinstance(expected, int):
+            assert np.array_equal(normalize_row(row)["masks"][0], expected * np.eye(6, 8, dtype=np.uint8))
+        else:
+            with pytest.raises(DatasetError) as caught:
+                normalize_row(row)
+            assert "'a' cannot be used: mask 0 " in str(caught.value) and expected in str(caught.value)
+
+    def test_stacks_of_arrays_are_lists(self):
+        row = {
+            "images": np.zeros((2, 6, 8, 3), np.uint8),
+            "masks": np.ones((4, 6, 8), bool),
+            "phrases": np.array(["left", "right"]),
+            "sample_id": "a",
+        }
+        found = normalize_row(row)
+        assert [len(found[name]) for name in ("images", "masks", "phrases")] == [2, 4, 2]
+        for value in ("vessel", PIL.Image.new("L", (8, 6)), 5):
+            with pytest.raises(DatasetError, match="`masks` is a .*, not a list"):
+                normalize_row({**row, "masks": value})
+
+    @pytest.mark.filterwarnings("ignore:Downcasting array dtype")
+    def test_arrays_in_columns_are_refused_with_a_fix_that_works(self):
+        rows = [{"image": np.zeros((6, 8, 3), np.uint8), "masks": [np.eye(6, 8, dtype=np.uint8)]}]
+        dataset = Dataset.from_list([{**row, "phrases": ["vessel"], "sample_id": "a"} for row in rows])
+        with pytest.raises(DatasetError, match=r"column `image` is .*cast_column\(\"image\", datasets.Image\(\)\)"):
+            check_dataset(dataset)
+        dataset = dataset.cast_column("image", Image())
+        with pytest.raises(DatasetError, match=r"cast_column\(\"masks\", datasets.List\(datasets.Image\(\)\)\)"):
+            check_dataset(dataset)
+        dataset = dataset.cast_column("masks", List(Image()))
+        check_dataset(dataset)
+        assert np.array_equal(normalize_row(dataset[0])["masks"][0], 255 * np.eye(6, 8))
+
     def test_illegal_row_is_named(self):
         with pytest.raises(DatasetError, match="'s0' cannot be used: fewer masks than phrases"):
             normalize_row(make(FEATURES, {"phrases": ["a", "b"]})[0])
+
+
+class TestPlainRows:
+    @pytest.mark.parametrize("kind", ["torch", "numpy", "arrow", "pandas"])
+    def test_formats_are_reset_and_rows_are_what_they_were(self, kind):
+        dataset = make(FEATURES, {}, {})
+        plain = plain_rows(dataset.with_format(kind, columns=["image"]))
+        assert plain.format["type"] is None
+        assert plain[1]["sample_id"] == "s1" and isinstance(plain[1]["image"], PIL.Image.Image)
+        check_dataset(dataset.with_format(kind))
+
+    def test_a_transform_stays(self):
+        dataset = make(SINGLE, {}).with_transform(lambda batch: {**batch, "phrase": ["other"]})
+        assert plain_rows(dataset) is dataset
+
+    def test_undecoded_columns_are_decoded_row_by_row(self):
+        dataset = make(CLIP, {})
+        lazy = dataset.cast(
+            Features({**CLIP, "images": List(Image(decode=False)), "masks": List(Image(mode="L", decode=False))})
+        )
+        assert isinstance(lazy[0]["images"][0], dict)
+        check_dataset(lazy)
+        one, other = (normalize_row(plain_rows(rows)[0]) for rows in (dataset, lazy))
+        for name in ("images", "masks"):
+            for a, b in zip(one[name], other[name], strict=True):
+                assert np.array_equal(a, b)
+
+    def test_a_stream_with_a_format(self):
+        stream = make(SINGLE, {}).to_iterable_dataset()
+        for kind in ("torch", "numpy", "arrow"):
+            (row,) = plain_rows(stream.with_format(kind))
+            assert normalize_row(row)["images"][0].size == (8, 6)
+
+    def test_a_stream_of_unknown_features(self):
+        def rows():
+            yield {"image": PIL.Image.new("RGB", (8, 6)), "mask": np.eye(6, 8), "phrase": "a", "sample_id": "x"}
+
+        (row,) = plain_rows(IterableDataset.from_generator(rows))
+        with pytest.raises(DatasetError, match="'x' cannot be used: mask 0 is an array of float64"):
+            normalize_row(row)
+
+
+class TestPairsAndMasksAlone:
+    def pair(self, **changed):
+        chosen, rejected = PIL.Image.new("L", (8, 6), 255), PIL.Image.new("L", (8, 6))
+        return {"chosen_mask": chosen, "rejected_mask": rejected, "sample_id": "a", **changed}
+
+    def test_a_pair_or_none(self):
+        assert [value.getextrema()[1] for value in read_pair(self.pair(), (8, 6))] == [255, 0]
+        assert read_pair({"sample_id": "a", "chosen_mask": None}, (8, 6)) == []
+
+    @pytest.mark.parametrize(
+        ("changed", "reason"),
+        [
+            ({"rejected_mask": None}, "rejected_mask is missing"),
+            ({"chosen_mask": None}, "chosen_mask is missing"),
+            ({"chosen_mask": PIL.Image.new("L", (8, 7))}, "chosen_mask is 8 x 7, its image 8 x 6"),
+            ({"rejected_mask": PIL.Image.new("L", (8, 6), 3)}, "rejected_mask is not binary: values 3"),
+            ({"rejected_mask": np.ones((6, 8), bool)}, "equal"),
+            ({"rejected_mask": np.ones((6, 8))}, "rejected_mask is an array of float64"),
+        ],
+    )
+    def test_what_is_no_pair(self, changed, reason):
+        with pytest.raises(DatasetError, match=reason):
+            read_pair(self.pair(**changed), (8, 6))
+
+    def test_masks_without_their_image(self):
+        row = make(FEATURES, {"masks": [mask(), mask(value=1)], "phrases": ["a", "b"]}).remove_columns("image")[0]
+        assert [value.getextrema()[1] for value in read_masks(row)] == [255, 255]
+        with pytest.raises(DatasetError, match="'s0' cannot be used: mask 1 is not binary"):
+            read_masks({**row, "masks": [row["masks"][0], PIL.Image.new("L", (8, 6), 9)]})
+        with pytest.raises(DatasetError, match="masks differ in size"):
+            read_masks({**row, "masks": [row["masks"][0], PIL.Image.new("L", (6, 8))]})
 
 
 class TestResolveInside:

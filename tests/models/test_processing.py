@@ -555,3 +555,48 @@ def test_published_pixels(shared):
         pixels = make_processor().tiles([image])[0]["pixel_values"]
     torch.testing.assert_close(pixels[:, :, ::64, ::64], expected["img640x512.pixel_sample"], rtol=0, atol=1e-6)
     torch.testing.assert_close(pixels.sum((1, 2, 3)), expected["img640x512.pixel_sum"], rtol=1e-5, atol=0)
+
+
+SMALL_BUDGET = {"shortest_edge": 4 * 28 * 28, "longest_edge": 40 * 28 * 28}
+SIDES = st.tuples(st.integers(1, 700), st.integers(1, 700))
+
+
+def image_tokens_of(processor, size, clip):
+    """What `tiles` makes of an image, counted in its text block; `None` where it refuses the size."""
+    try:
+        _, (block,) = processor.tiles([Image.new("RGB", size)], clip=clip)
+    except ValueError:
+        return None
+    return block.count(processor.image_token)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        make_processor(tile=28),
+        make_qwen_processor(size=SMALL_BUDGET, clip_size={"shortest_edge": 28 * 28, "longest_edge": 9 * 28 * 28}),
+        make_qwen_processor(patch=16, size=SMALL_BUDGET),
+        make_qwen_processor(),
+    ],
+    ids=["internvl", "qwen2_5_vl", "qwen3_vl", "published budget"],
+)
+@settings(max_examples=40, deadline=None)
+@given(size=SIDES, clip=st.booleans())
+@example(size=(700, 3), clip=False)
+@example(size=(3, 601), clip=True)
+@example(size=(3, 600), clip=False)
+@example(size=(563, 700), clip=False)
+def test_image_tokens_are_known_from_the_size(processor, size, clip):
+    expected = image_tokens_of(processor, size, clip)
+    if expected is None:
+        with pytest.raises(ValueError, match="aspect ratio"):
+            processor.num_image_tokens(size, clip)
+    else:
+        assert processor.num_image_tokens(size, clip) == expected
+
+
+def test_qwen_refuses_a_strip_and_internvl_takes_it():
+    with pytest.raises(ValueError, match="200"):
+        make_qwen_processor().num_image_tokens((3000, 10))
+    assert make_processor().num_image_tokens((3000, 10)) == 13 * 2
+    assert make_processor().num_image_tokens((3000, 10), clip=True) == 2

@@ -597,7 +597,9 @@ def test_bad_data_is_refused_before_training(tmp_path, data):
 def test_data_can_be_repeated(tmp_path, data):
     run = trainer(tmp_path, data, dataset_repeats=3)
     assert len(run.train_dataset) == 3 * len(data[0])
-    assert run.train_dataset["row_index"][:] == list(range(3 * len(data[0])))
+    rows = run.get_train_dataloader().dataset
+    assert [row["row_index"] for row in rows] == list(range(3 * len(data[0])))
+    assert [row["sample_id"] for row in rows] == data[0]["sample_id"][:] * 3
 
 
 def test_all_losses_are_logged_and_add_up(tmp_path, data):

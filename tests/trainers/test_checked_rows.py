@@ -1,0 +1,469 @@
+"""Whatever rows a trainer is given, and however: they are checked in time, read in any format, and never copied."""
+
+import copy
+import functools
+import os
+import tempfile
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset, Features, IterableDataset, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from sa2va_trl import (
+    HardSampleConfig,
+    HardSampleTrainer,
+    SegDPOConfig,
+    SegDPOTrainer,
+    SegSFTConfig,
+    SegSFTTrainer,
+    build_preferences,
+    tiny_sa2va,
+)
+from sa2va_trl.data import DatasetError
+from sa2va_trl.data.splits import group_split
+from sa2va_trl.evaluation import predict_probabilities
+from sa2va_trl.evaluation.evaluator import stored_features
+from sa2va_trl.mining import score_dataset
+from sa2va_trl.trainers import base
+
+
+SIZE = (64, 48)
+FEATURES = Features(
+    {
+        "image": ImageFeature(),
+        "masks": List(ImageFeature()),
+        "phrases": List(Value("string")),
+        "sample_id": Value("string"),
+        "chosen_mask": ImageFeature(),
+        "rejected_mask": ImageFeature(),
+    }
+)
+TRAINERS = {
+    "sft": (SegSFTTrainer, SegSFTConfig),
+    "dpo": (SegDPOTrainer, SegDPOConfig),
+    "hard": (HardSampleTrainer, HardSampleConfig),
+}
+
+
+def half(top=True):
+    mask = np.zeros(SIZE[::-1], np.uint8)
+    mask[: SIZE[1] // 2 if top else 8] = 255
+    return Image.fromarray(mask)
+
+
+def row(number, prefix="row", **changed):
+    picture = np.random.default_rng(number).integers(0, 256, (*SIZE[::-1], 3), np.uint8)
+    return {
+        "image": Image.fromarray(picture),
+        "masks": [half()],
+        "phrases": ["vessel"],
+        "sample_id": f"{prefix}-{number}",
+        "chosen_mask": half(),
+        "rejected_mask": half(top=False),
+        **changed,
+    }
+
+
+def make(*changes, prefix="row"):
+    rows = [row(number, prefix, **changed) for number, changed in enumerate(changes)]
+    return Dataset.from_list(rows, features=FEATURES)
+
+
+GREY = Image.fromarray(np.linspace(1, 254, 600).reshape(30, 20).astype(np.uint8))
+DEEP = Image.fromarray(np.full(SIZE[::-1], 3000, np.uint16))
+# One a trainer's constructor refuses for each of the kinds.
+BAD = [
+    ({"image": DEEP}, "image 0 has more than 8 bits a channel"),
+    ({"masks": [GREY]}, "mask 0 is 20 x 30, its image 64 x 48"),
+    ({"masks": [Image.new("L", SIZE, 9)]}, "mask 0 is not binary"),
+    ({"phrases": ["one", "other"]}, "fewer masks than phrases"),
+]
+BAD_PAIRS = [
+    ({"chosen_mask": Image.new("L", SIZE, 9)}, "chosen_mask is not binary"),
+    ({"rejected_mask": Image.new("L", (20, 30))}, "rejected_mask is 20 x 30, its image 64 x 48"),
+    ({"rejected_mask": half()}, "chosen_mask and rejected_mask are equal"),
+    ({"rejected_mask": None}, "rejected_mask is missing"),
+    ({"chosen_mask": half(top=False), "rejected_mask": half()}, "the chosen mask is worse than the rejected one"),
+]
+
+
+@functools.cache
+def original(family):
+    return tiny_sa2va(image_size=64, family=family)
+
+
+def tiny(family="internvl"):
+    model, processor = original(family)
+    return copy.deepcopy(model), processor
+
+
+def trainer(folder, data, kind="sft", eval_dataset=None, family="internvl", **options):
+    model, processor = tiny(family)
+    cls, config = TRAINERS[kind]
+    args = config(
+        str(folder / "out"),
+        **{
+            "trainable": "head",
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "per_device_eval_batch_size": 2,
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "gradient_checkpointing": False,
+            "cache_features": "off",
+            **options,
+        },
+    )
+    given = {"model": model, "args": args, "train_dataset": data, "eval_dataset": eval_dataset}
+    if kind == "hard":
+        names = data.with_format(None)["sample_id"][:]
+        given["scores"] = pd.DataFrame({"sample_id": names, "dice": np.resize([0.5, 0.9], len(names))})
+    return cls(processing_class=processor, **given)
+
+
+def streams(data):
+    """The same rows, in each of the guises in which no constructor can check them."""
+
+    def rows():
+        yield from data
+
+    return {
+        "stream": data.to_iterable_dataset(),
+        "stream of unknown features": IterableDataset.from_generator(rows),
+        "mapped stream": data.to_iterable_dataset().map(lambda example: example),
+        "stream with a format": data.to_iterable_dataset().with_format("numpy"),
+    }
+
+
+GUISES = list(streams(make({})))
+
+
+# Streams and transforms
+
+
+@pytest.mark.parametrize("guise", GUISES)
+@pytest.mark.parametrize(("changed", "reason"), BAD)
+def test_a_bad_row_of_a_stream_ends_training_with_its_name(tmp_path, guise, changed, reason):
+    run = trainer(tmp_path, streams(make({}, {}, changed, {}))[guise])
+    with pytest.raises(DatasetError, match="'row-2' cannot be used: ") as caught:
+        run.train()
+    assert reason in str(caught.value) and run.state.global_step <= 1
+
+
+@pytest.mark.parametrize("guise", GUISES)
+def test_streams_of_good_rows_train_alike(tmp_path, guise):
+    data = make({}, {}, {}, {})
+    runs = [
+        trainer(tmp_path, rows, train_sampling_strategy="sequential", num_points=0)
+        for rows in (data, streams(data)[guise])
+    ]
+    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in runs if run.train()]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6) and len(losses[0]) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("changed", "reason"), BAD)
+def test_what_a_transform_makes_is_checked(tmp_path, changed, reason, workers):
+    def transform(batch):
+        names = [name for name in batch if name in changed]
+        return {**batch, **{name: [changed[name]] * len(batch[name]) for name in names}}
+
+    run = trainer(tmp_path, make({}, {}).with_transform(transform), dataloader_num_workers=workers)
+    with pytest.raises(DatasetError, match="'row-[01]' cannot be used: ") as caught:
+        run.train()
+    assert reason in str(caught.value) and run.state.global_step == 0
+
+
+def test_a_transform_is_kept_with_all_columns_and_runs_for_every_row(tmp_path):
+    data, seen = make({}, {}), []
+    data = data.add_column("kind", ["first", "second"])
+
+    def transform(batch):
+        seen.extend(batch["kind"])
+        return batch
+
+    run = trainer(tmp_path, data.with_transform(transform))
+    seen.clear()
+    run.train()
+    assert seen.count("first") == seen.count("second") >= 2
+
+
+@pytest.mark.parametrize("guise", GUISES)
+@pytest.mark.parametrize(("changed", "reason"), [*BAD_PAIRS, BAD[0], BAD[2]])
+def test_pairs_of_a_stream_are_checked(tmp_path, guise, changed, reason):
+    run = trainer(tmp_path, streams(make({}, {}, changed, {}))[guise], "dpo")
+    with pytest.raises(DatasetError, match="'row-2' cannot be used: ") as caught:
+        run.train()
+    assert reason in str(caught.value) and run.state.global_step <= 1
+
+
+def test_pairs_of_a_stream_train_and_worse_ones_where_they_are_allowed(tmp_path):
+    data = make({}, {}, {"chosen_mask": half(top=False), "rejected_mask": half()}, {})
+    run = trainer(tmp_path, data.to_iterable_dataset(), "dpo", allow_worse=True)
+    run.train()
+    assert run.state.global_step == 2
+
+
+def test_a_stream_without_pairs_is_no_preference(tmp_path):
+    bare = make({}, {}).remove_columns(["chosen_mask", "rejected_mask"]).to_iterable_dataset()
+    with pytest.raises(DatasetError, match="no chosen_mask and rejected_mask"):
+        trainer(tmp_path, bare, "dpo")
+    with pytest.raises(DatasetError, match="'row-0' cannot be used: .* are missing"):
+        trainer(tmp_path, bare.map(lambda example: example), "dpo").train()
+
+
+# Rows for evaluate and predict
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize(("changed", "reason"), BAD)
+def test_rows_that_come_later_are_checked_all_at_once(tmp_path, kind, changed, reason, monkeypatch):
+    run = trainer(tmp_path, make({}, {}), kind)
+    monkeypatch.setattr(run, "evaluation_loop", lambda *args, **kwargs: pytest.fail("rows were evaluated"))
+    bad, good = make(changed, {}, changed, prefix="later"), make({}, prefix="good")
+    for call in (run.evaluate, run.predict, lambda rows: run.evaluate({"bad": rows})):
+        with pytest.raises(DatasetError, match="2 of 3 rows cannot be used") as caught:
+            call(bad)
+        assert reason in str(caught.value)
+        assert [problem.sample_id for problem in caught.value.problems] == ["later-0", "later-2"]
+    with pytest.raises(DatasetError, match=r"eval_dataset\[bad\]"):
+        run.evaluate({"good": good, "bad": bad})
+    with pytest.raises(TypeError, match="predict takes one set"):
+        run.predict({"good": good})
+
+
+@pytest.mark.parametrize(("changed", "reason"), BAD_PAIRS)
+def test_pairs_that_come_later_are_checked(tmp_path, changed, reason):
+    run = trainer(tmp_path, make({}, {}), "dpo")
+    for call in (run.evaluate, run.predict):
+        with pytest.raises(DatasetError, match=reason.removeprefix("the ")):
+            call(make({}, changed, prefix="later"))
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_stream_that_comes_later_is_checked_as_it_comes(tmp_path, kind):
+    run = trainer(tmp_path, make({}, {}), kind)
+    for changed, reason in BAD:
+        with pytest.raises(DatasetError, match="'later-1' cannot be used: ") as caught:
+            run.evaluate(make({}, changed, prefix="later").to_iterable_dataset())
+        assert reason in str(caught.value)
+
+
+def test_the_training_set_may_be_evaluated(tmp_path):
+    data = make({}, {})
+    run = trainer(tmp_path, data)
+    assert run.evaluate(data)["eval_dice"] >= 0 and len(run.predict(data).predictions) == 2
+
+
+def test_what_is_known_is_not_checked_again(tmp_path, monkeypatch):
+    checked = []
+    for function in (base.check_dataset, base.check_fit):
+
+        def watch(*args, function=function, **kwargs):
+            checked.append(function.__name__)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(base, function.__name__, watch)
+    train, one, two = make({}, {}), make({}, prefix="one"), make({}, prefix="two").with_format("numpy")
+    run = trainer(
+        tmp_path, train, eval_dataset={"one": one, "two": two}, eval_strategy="steps", eval_steps=1, dataset_repeats=2
+    )
+    assert sorted(checked) == ["check_dataset"] * 3 + ["check_fit"] * 3
+    run.train()
+    for call in (run.evaluate, lambda: run.evaluate({"one": one}), lambda: run.evaluate(two)):
+        call()
+    run.predict(run.train_dataset)
+    run.predict(train)
+    assert len(checked) == 6
+    for _ in range(2):
+        run.evaluate(one.map(lambda example: example))
+    assert len(checked) == 8
+
+
+# Formats
+
+
+def as_stored(data):
+    features = Features({**FEATURES, "image": ImageFeature(decode=False), "masks": List(ImageFeature(decode=False))})
+    return data.cast(features)
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("form", ["torch", "numpy", "arrow", "pandas", "decode=False"])
+def test_formats_change_nothing(tmp_path, kind, form):
+    data, held_out = make({}, {}, {}, {}), make({}, prefix="held")
+
+    def shown(rows):
+        return as_stored(rows) if form == "decode=False" else rows.with_format(form)
+
+    found = []
+    for change in (lambda rows: rows, shown):
+        run = trainer(tmp_path, change(data), kind, eval_dataset=change(held_out))
+        run.train()
+        logged = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+        later = change(make({}, {}, prefix="later"))
+        found.append([*logged, run.evaluate()["eval_dice"], run.evaluate(later)["eval_loss"]])
+        found[-1] += run.predict(later).predictions[:, 0].tolist()
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy", "arrow", "pandas", "decode=False"])
+def test_formats_change_nothing_outside_of_trainers(tmp_path, form):
+    model, processor = tiny()
+    data = make({}, {}, {}).remove_columns(["chosen_mask", "rejected_mask"])
+
+    def results(rows, folder):
+        scores = score_dataset(model, processor, rows, progress=False)
+        pairs = build_preferences(rows, model, processor, min_gap=0.0, allow_worse=True, progress=False)
+        store, keys = stored_features(model, processor, rows, "on", folder, progress=False)
+        maps = [
+            values.tobytes()
+            for features in (None, (store, keys))
+            for _, values in predict_probabilities(model, processor, rows, progress=False, features=features)
+        ]
+        return scores.to_dict(), pairs["sample_id"][:], pairs[0]["chosen_reward"], keys, maps
+
+    if form == "decode=False":
+        names = {name: FEATURES[name] for name in data.features}
+        shown = data.cast(
+            Features({**names, "image": ImageFeature(decode=False), "masks": List(ImageFeature(decode=False))})
+        )
+    else:
+        shown = data.with_format(form)
+    np.testing.assert_equal(results(data, tmp_path / "one"), results(shown, tmp_path / "other"))
+
+
+# Rows that do not fit the model
+
+
+STRIP = {"image": Image.new("RGB", (1300, 6)), "masks": [Image.new("L", (1300, 6), 255)]}
+STRIP |= {"chosen_mask": Image.new("L", (1300, 6), 255), "rejected_mask": Image.new("L", (1300, 6))}
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_strips_are_named_before_training(tmp_path, kind, family):
+    good = make({}, {}, prefix="good")
+    bad = make(STRIP, {}, STRIP, {})
+    with pytest.raises(DatasetError, match=r"train_dataset: 2 of 4 rows do not fit the model:\n  row 0.*\n  row 2"):
+        trainer(tmp_path, bad, kind, family=family)
+    with pytest.raises(DatasetError, match=r"eval_dataset\[x\]: 2 of 4 rows do not fit"):
+        trainer(tmp_path, good, kind, family=family, eval_dataset={"x": bad})
+    run = trainer(tmp_path, good, kind, family=family)
+    for call, name in ((run.evaluate, "eval_dataset"), (run.predict, "test_dataset")):
+        with pytest.raises(DatasetError, match=f"{name}: 2 of 4 rows do not fit the model"):
+            call(bad)
+    with pytest.raises(DatasetError, match="'row-0' cannot be used: an image of 1300 x 6 pixels"):
+        run.evaluate(bad.to_iterable_dataset())
+
+
+@pytest.mark.parametrize("family", ["internvl", "qwen3_vl"])
+def test_rows_longer_than_the_positions_are_named_before_training(tmp_path, family):
+    long = {"phrases": ["vessel " * 4096]}
+    with pytest.raises(
+        DatasetError, match=r"1 of 2 rows do not fit .*\n.*'row-1': needs [0-9,]+ tokens, the model has"
+    ):
+        trainer(tmp_path, make({}, long), family=family)
+    run = trainer(tmp_path, make({}, {}), family=family)
+    with pytest.raises(DatasetError, match="'row-1' cannot be used: needs "):
+        run.evaluate(make({}, long).to_iterable_dataset())
+
+
+def test_scoring_names_what_does_not_fit(tmp_path):
+    model, processor = tiny("qwen3_vl")
+    with pytest.raises(DatasetError, match="dataset: 1 of 2 rows do not fit the model"):
+        score_dataset(model, processor, make({}, STRIP), progress=False)
+
+
+# Copies
+
+
+def written(folders):
+    files = [os.path.join(path, name) for folder in folders for path, _, names in os.walk(folder) for name in names]
+    return sum(os.path.getsize(file) for file in files)
+
+
+@pytest.fixture
+def disk(tmp_path, monkeypatch):
+    """A saved data set of some size, and all the places that something could be written to."""
+    folders = [tmp_path / name for name in ("saved", "cache", "temporary")]
+    for folder in folders[1:]:
+        folder.mkdir()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folders[1])
+    monkeypatch.setattr(tempfile, "tempdir", str(folders[2]))
+    noise = np.random.default_rng(0).integers(0, 256, (12, 256, 256, 3), np.uint8)
+    small = Image.new("L", (256, 256))
+    masks = {"masks": [Image.new("L", (256, 256), 255)], "chosen_mask": Image.new("L", (256, 256), 255)}
+    rows = [{"image": Image.fromarray(picture), "rejected_mask": small, **masks} for picture in noise]
+    data = make(*rows).add_column("patient_id", [str(number // 2) for number in range(12)])
+    data.save_to_disk(folders[0])
+    return Dataset.load_from_disk(str(folders[0])), folders
+
+
+SELECTIONS = {
+    "whole": lambda data: data,
+    "select": lambda data: data.select([7, 1, 4, 9, 0, 2]),
+    "shuffle": lambda data: data.shuffle(seed=1),
+    "train_test_split": lambda data: data.train_test_split(0.5, seed=1)["train"],
+    "group_split": lambda data: group_split(data, {"train": 0.5, "rest": 0.5})["train"],
+    "format": lambda data: data.select([3, 1]).with_format("numpy"),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_no_trainer_writes_a_copy(tmp_path, disk, kind, selection):
+    data, folders = disk
+    rows = SELECTIONS[selection](data)
+    before, size = written(folders), rows.data.nbytes
+    assert before > 2_000_000 and size > 2_000_000
+    options = {} if kind == "hard" else {"dataset_repeats": 3}
+    cached = {"cache_features": "on", "cache_dir": str(tmp_path / "features"), "num_points": 0, "max_steps": 1}
+    if kind == "sft":
+        cached["lm_weight"] = 0.0
+    for features in ({"max_steps": 1}, cached):
+        run = trainer(tmp_path, rows, kind, eval_dataset=make({}, prefix="held"), **options, **features)
+        assert (run.features is not None) == (features is cached)
+        run.train()
+        run.evaluate(rows)
+        assert written(folders) - before < 100_000
+
+
+def test_a_set_of_text_alone_is_not_copied_either(tmp_path, disk):
+    _, folders = disk
+    messages = [
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": 20 * "A long text. "},
+    ]
+    rows = [{"messages": messages, "masks": [], "sample_id": str(number)} for number in range(1000)]
+    features = Features(
+        {
+            "messages": List({"role": Value("string"), "content": Value("string")}),
+            "masks": List(ImageFeature()),
+            "sample_id": Value("string"),
+        }
+    )
+    Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved" / "text")
+    data = Dataset.load_from_disk(str(tmp_path / "saved" / "text"))
+    before = written(folders)
+    for part in (data, data.select(range(999, 0, -2))):
+        assert part.data.nbytes > 250_000
+        run = trainer(tmp_path, part, trainable="stage1", lora_r=4, dataset_repeats=2, max_steps=1)
+        run.train()
+        run.evaluate(part.select([2, 0]))
+        assert written(folders) - before < 50_000
+
+
+def test_repeats_of_a_selection_are_its_rows_in_order(tmp_path, disk):
+    data, _ = disk
+    run = trainer(tmp_path, data.select([5, 2, 9]), dataset_repeats=2)
+    rows = run.get_train_dataloader().dataset
+    assert [row["sample_id"] for row in rows] == ["row-5", "row-2", "row-9"] * 2
+    assert [row["row_index"] for row in rows] == list(range(6))
