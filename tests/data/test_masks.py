@@ -303,8 +303,9 @@ def test_the_table_reaches_every_format():
 def test_the_collator_learns_it(mode, values, reading, collator):
     row = {"image": GREY, "mask": halves(mode, values), "phrase": "vessel", "sample_id": "s"}
     assert np.array_equal(learnt(collator, row), expected(reading))
-    batch = collator([{**row, "chosen_mask": row["mask"], "rejected_mask": PIL.Image.new("L", (WIDTH, HEIGHT))}])
-    assert batch["chosen_masks"].bool().any() == any(reading) and not batch["rejected_masks"].any()
+    other = PIL.Image.new("L", (WIDTH, HEIGHT), 0 if any(reading) else 255)  # the masks of a pair are not equal
+    batch = collator([{**row, "chosen_mask": row["mask"], "rejected_mask": other}])
+    assert batch["chosen_masks"].bool().any() == any(reading) != batch["rejected_masks"].bool().any()
 
 
 def test_big_endian_tiff():
