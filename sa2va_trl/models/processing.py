@@ -22,8 +22,9 @@ from transformers.image_utils import (
 )
 from transformers.utils import cached_file
 
-from .checkpoints import HUB_OPTIONS, checkpoint_folder, read_json
+from .checkpoints import HUB_OPTIONS, checkpoint_folder, read_json, written_beside
 from .published import is_published, native_config
+from .published_files import QWEN_CHAT_TEMPLATE, save_qwen_processor, save_tokenizer
 from .tokenization import load_tokenizer
 
 
@@ -201,20 +202,32 @@ class Sa2VAProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory, layout: str = "native", **kwargs):
         """
-        As in transformers; `layout="published"` saves what stands beside a published checkpoint's weights.
+        As in transformers; `layout="published"` saves what stands beside a published checkpoint's weights, as the
+        official tools read it with transformers 4.57. Limits of tiles and pixels have no place there: those tools have
+        their own.
 
         Raises:
-            `ValueError`: an unknown layout.
+            `ValueError`: an unknown layout, or an option that it does not take.
         """
         if layout == "native":
             return super().save_pretrained(save_directory, **kwargs)
         if layout != "published":
             raise ValueError(f"layout must be 'native' or 'published', got {layout!r}.")
-        files = self.tokenizer.save_pretrained(save_directory, **kwargs)
-        if isinstance(self.image_processor, Qwen2VLImageProcessorPil):
-            # (InternVL's official code knows its tiles by itself.)
-            files = [*files, *self.image_processor.save_pretrained(save_directory, **kwargs)]
-        return files
+        if kwargs:
+            raise ValueError(f"save_pretrained(layout='published') does not take {', '.join(sorted(kwargs))}.")
+        # The tokenizer's own template is the official one, unless it has become this processor's on the way.
+        own = self.tokenizer.chat_template
+        own = None if own == self.chat_template else own
+        with written_beside(save_directory) as folder:
+            if isinstance(self.image_processor, Qwen2VLImageProcessorPil):
+                kind = "Qwen2_5_VLProcessor" if self.image_processor.patch_size == 14 else "Qwen3VLProcessor"
+                save_tokenizer(self.tokenizer, folder, own or QWEN_CHAT_TEMPLATE, kind)
+                save_qwen_processor(self.image_processor, folder, kind)
+            else:
+                # (InternVL's official code knows its tiles by itself.)
+                save_tokenizer(self.tokenizer, folder, own or self.chat_template)
+            names = [file.name for file in folder.iterdir()]
+        return [str(Path(save_directory) / name) for name in names]
 
     @classmethod
     def _of_published(cls, config: dict, folder: Path) -> "Sa2VAProcessor":

@@ -385,6 +385,8 @@ def published_config(config: Sa2VAConfig, dtype: torch.dtype) -> dict:
         "template": config.prompt_template,
         "tie_word_embeddings": False,
         "torch_dtype": name,
+        # Without it, transformers 4.57 takes any large tokenizer for Mistral's and says that it is wrong.
+        "transformers_version": "4.57.0",
     }
 
 
