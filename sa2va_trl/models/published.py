@@ -20,7 +20,7 @@ from transformers import (
     Qwen3VLConfig,
 )
 
-from .configuration import Sa2VAConfig, Sa2VAGroundingConfig
+from .configuration import Sa2VAConfig, Sa2VAGroundingConfig, without_copies
 
 
 # `llm_config.architectures[0]` of the InternVL family. InternLM2 is Llama with fused query, key and value rows.
@@ -295,7 +295,7 @@ def _internvl_config(published: dict, image_token_id: int) -> InternVLConfig:
 
 def _qwen_vl_config(published: dict, image_token_id: int) -> PreTrainedConfig:
     family = QWEN_VL[published["text_config"]["model_type"]]
-    config = _network(published)
+    config = without_copies(_network(published))
     for name in ("model_type", "template", "grounding_config"):
         config.pop(name, None)
     config["text_config"] = {**_network(config["text_config"]), "tie_word_embeddings": False}

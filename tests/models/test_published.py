@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 
 import pytest
 import torch
@@ -228,6 +229,31 @@ def test_config_there_and_back(family):
     if family in ("8B", "26B"):
         assert language["rope_scaling"]["type"] == "dynamic"
         assert language["rope_scaling"]["factor"] == 2.0
+
+
+def older(published):
+    """As transformers 4 wrote Qwen2.5-VL: what the language model says, once more beside it."""
+    flat = {name: value for name, value in published["text_config"].items() if name != "model_type"}
+    scaling = {**published["text_config"]["rope_scaling"], "type": "default", "rope_type": "default"}
+    return {**flat, "vocab_size": 152064, "rope_scaling": scaling, **published}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "older"])
+def test_nothing_is_said_of_a_right_config(family, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    published = older(FAMILIES["Qwen2.5-VL-3B"][0]) if family == "older" else copy.deepcopy(FAMILIES[family][0])
+    model = on_meta(published)
+    native = json.loads(model.config.to_json_string(use_diff=False))
+    if family == "older":
+        assert "vocab_size" not in native["vlm_config"]
+        assert same(model.config, on_meta(FAMILIES["Qwen2.5-VL-3B"][0]).config)
+        # And as this package wrote it before.
+        rope = native["vlm_config"]["text_config"]["rope_parameters"]
+        native["vlm_config"] |= {"vocab_size": 152064, "rope_parameters": dict(rope)}
+    assert same(Sa2VAConfig.from_dict(copy.deepcopy(native)), model.config)
+    native_config(published_config(model.config, torch.bfloat16), seg_token_id=7, image_token_id=5)
+    said = [record.getMessage() for record in caplog.records if "rope" in record.getMessage().lower()]
+    assert said == []
 
 
 def test_sa2va_i_has_a_second_mask_decoder():
