@@ -22,14 +22,12 @@ from transformers.image_utils import (
 )
 from transformers.utils import cached_file
 
-from .checkpoints import HUB_OPTIONS, checkpoint_folder, read_json, written_beside
+from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN, reserved_tokens
+from .checkpoints import HUB_OPTIONS, checkpoint_folder, folders_first, read_json, refuse_sam3, written_beside
 from .published import is_published, native_config
 from .published_files import QWEN_CHAT_TEMPLATE, save_qwen_processor, save_tokenizer
 from .tokenization import load_tokenizer
 
-
-SEG_TOKEN = "[SEG]"
-IMAGE_PLACEHOLDER = "<image>"
 
 # The wrapping of each role, the end of an answer, and what separates one exchange from the next. No template has a
 # default system turn: Sa2VA was trained without one.
@@ -183,20 +181,21 @@ class Sa2VAProcessor(ProcessorMixin):
             `Sa2VAProcessor`.
 
         Raises:
-            `ValueError`: a published checkpoint of an unknown family, without a tokenizer or with one that lacks
-            `[SEG]` or the image tokens.
+            `ValueError`: neither a folder nor on the Hub; a published checkpoint of an unknown family, without a
+            tokenizer or with one that lacks `[SEG]` or the image tokens.
         """
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
-        config = cached_file(
-            pretrained_model_name_or_path,
-            "config.json",
-            subfolder=subfolder,
-            _raise_exceptions_for_missing_entries=False,
-            **hub_options,
-        )
-        # An adapter has a processor and no config.
-        if config is None or not is_published(content := read_json(Path(config))):
-            return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        with folders_first(pretrained_model_name_or_path):
+            config = cached_file(
+                pretrained_model_name_or_path,
+                "config.json",
+                subfolder=subfolder,
+                _raise_exceptions_for_missing_entries=False,
+                **hub_options,
+            )
+            # An adapter has a processor and no config.
+            if config is None or not is_published(content := read_json(Path(config))):
+                return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         folder, _ = checkpoint_folder(pretrained_model_name_or_path, weights=False, subfolder=subfolder, **hub_options)
         return cls._of_published(content, folder)
 
@@ -233,6 +232,7 @@ class Sa2VAProcessor(ProcessorMixin):
     def _of_published(cls, config: dict, folder: Path) -> "Sa2VAProcessor":
         # The ids do not matter here; whether the tokenizer has them is checked by the constructor.
         native = native_config(config, seg_token_id=0, image_token_id=0)
+        refuse_sam3(folder)
         vision = native.vlm_config.vision_config
         options = {
             "grounding_image_size": native.grounding_config.image_size,
@@ -336,6 +336,26 @@ class Sa2VAProcessor(ProcessorMixin):
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
+    def answer_ids(self, answer: str) -> list[int]:
+        """
+        Token ids of an answer and its end marker, as they stand in a conversation.
+
+        Args:
+            answer (`str`): any text, special tokens included.
+        """
+        return self._ids(answer + self._template["answer_end"])
+
+    def without_end(self, answer: str) -> str:
+        """
+        An answer without the end marker, where it has one: recorded and decoded answers often do.
+
+        Args:
+            answer (`str`): such as `"Sure, [SEG].<|im_end|>"`.
+        """
+        stripped = answer.rstrip()
+        end = next((stop for stop in self.stop_strings if stripped.endswith(stop)), None)
+        return answer if end is None else stripped.removesuffix(end)
+
     def encode_chat(self, messages: list[dict], image_blocks: list[str]) -> tuple[list[int], list[int]]:
         """
         Token ids and labels of a conversation. A conversation that ends with a user turn ends ready for an answer.
@@ -352,7 +372,8 @@ class Sa2VAProcessor(ProcessorMixin):
             `input_ids` and `labels` (lists of `int` of one length); labels are -100 except on answers and their end.
 
         Raises:
-            `ValueError`: `<image>` in a text without images, or more than once; an unknown role.
+            `ValueError`: `<image>` in a text without images, or more than once; a token that only the processor may
+            write, such as `<IMG_CONTEXT>` or `<|im_end|>`; a content that is no text; an unknown role.
         """
         # Each turn is tokenised on its own, as Sa2VA's training does: an answer must have the ids that generating it
         # has.
@@ -364,6 +385,8 @@ class Sa2VAProcessor(ProcessorMixin):
             content = message["content"]
             if message["role"] not in ("system", "user", "assistant"):
                 raise ValueError(f"A message's role must be system, user or assistant, got {message['role']!r}.")
+            if not isinstance(content, (str, list, tuple)):
+                raise ValueError(f"A message's content must be text, got {content!r}.")
             if not isinstance(content, str):
                 # All images of a conversation stand together, so their first part places them all.
                 first = next((index for index, part in enumerate(content) if part["type"] == "image"), None)
@@ -371,8 +394,13 @@ class Sa2VAProcessor(ProcessorMixin):
                     (IMAGE_PLACEHOLDER + "\n" if index == first else "") if part["type"] == "image" else part["text"]
                     for index, part in enumerate(content)
                 )
+            if found := reserved_tokens(content):
+                raise ValueError(
+                    f"A text of the {message['role']} holds {', '.join(found)}, which only the processor may write: "
+                    f"leave it out of {content!r}."
+                )
             if message["role"] == "assistant":
-                answer = self._ids(content + self._template["answer_end"])
+                answer = self.answer_ids(content)
                 input_ids += answer
                 labels += answer
                 if position + 1 < len(messages):

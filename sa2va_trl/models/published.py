@@ -205,6 +205,11 @@ def native_config(
     Raises:
         `ValueError`: an unknown family, or a setting that the network here does not have.
     """
+    if _is_llava(published):
+        raise ValueError(
+            "config.json is of a Sa2VA on LLaVA-1.5 (CLIP and Vicuna), such as Sa2VA-LLaVA-1.5-7B, which is not "
+            "supported: take a Sa2VA on InternVL, Qwen2.5-VL or Qwen3-VL."
+        )
     if "template" not in published:
         raise ValueError("config.json names no `template`, the prompt template that the model was trained with.")
     try:
@@ -224,6 +229,14 @@ def native_config(
         dtype=published.get("torch_dtype") or published.get("dtype"),
         **({"tracking": "mask_prompt"} if separate_tracking_decoder else {}),
     )
+
+
+def _is_llava(published: dict) -> bool:
+    if "llm_config" in published:
+        return False
+    vision, classes = published.get("vision_config"), (published.get("architectures"), published.get("auto_map"))
+    kind = vision.get("model_type") if isinstance(vision, dict) else None
+    return kind == "clip_vision_model" or "llava" in str(classes).lower() or "image_token_index" in published
 
 
 def _vlm_config(published: dict, image_token_id: int) -> PreTrainedConfig:

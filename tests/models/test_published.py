@@ -122,6 +122,27 @@ QWEN3_VL_4B = {
     },
     "template": "qwen_chat",
 }
+# Its text and vision sizes are those of Qwen3-VL-2B-Instruct; that its vocabulary is Qwen3's 151,669 tokens and Sa2VA's
+# five is derived. Both are borne out by the total that the Hub gives for the published weights: 2,666,774,834.
+QWEN3_VL_2B = {
+    **QWEN3_VL_4B,
+    "text_config": {
+        **QWEN3_VL_4B["text_config"],
+        "hidden_size": 2048,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "intermediate_size": 6144,
+    },
+    "vision_config": {**QWEN3_VL_4B["vision_config"], "out_hidden_size": 2048},
+}
+LLAVA = {
+    "model_type": "sa2va_chat",
+    "architectures": ["Sa2VAChatModelLlava"],
+    "image_token_index": 32000,
+    "text_config": {"model_type": "llama", "vocab_size": 32064},
+    "vision_config": {"model_type": "clip_vision_model", "hidden_size": 1024, "image_size": 336, "patch_size": 14},
+    "template": "vicuna",
+}
 DYNAMIC = {"rms_norm_eps": 1e-5, "rope_scaling": {"type": "dynamic", "factor": 2.0}, "bias": False}
 INTERNLM2 = {"vocab": 92558, "template": "internlm2_chat", **DYNAMIC}
 HEAD_AND_SAM2 = 224_430_130
@@ -157,6 +178,7 @@ FAMILIES = {
         8_289_342_464 + HEAD_AND_SAM2 + 3584 * 3584 + 3584 + 256 * 3584 + 256,
         729 + 904,
     ),
+    "Qwen3-VL-2B": (QWEN3_VL_2B, 2_666_774_834, 11 * 28 + 3 + 12 * 24 + 27 + 904),
     "Qwen3-VL-4B": (QWEN3_VL_4B, 4_825_430_528 + HEAD_AND_SAM2 + 2560 * 2560 + 2560 + 256 * 2560 + 256, 714 + 904),
 }
 
@@ -313,6 +335,13 @@ def test_what_is_not_known_is_refused(change, message):
         published[name] = {**published[name], **value} if isinstance(value, dict) else value
     with pytest.raises(ValueError, match=message):
         native_config(published, seg_token_id=7, image_token_id=5)
+
+
+@pytest.mark.parametrize("lacks", ["", "architectures", "image_token_index", "vision_config", "template"])
+def test_llava_is_refused_by_name(lacks):
+    published = {name: value for name, value in LLAVA.items() if name != lacks}
+    with pytest.raises(ValueError, match="LLaVA-1.5.*Sa2VA-LLaVA-1.5-7B.*not supported"):
+        native_config(published, 7, 5)
 
 
 def test_unknown_families_and_names_are_refused():

@@ -8,7 +8,9 @@ import sysconfig
 
 import pytest
 import torch
+from families import tiny_family
 from PIL import Image
+from test_tokenization import CORPUS, write_internlm2
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import GotOcr2ImageProcessorPil, Qwen2Tokenizer, Qwen2VLImageProcessorPil
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -19,8 +21,6 @@ from sa2va_trl.models.published import native_config, published_config
 from sa2va_trl.models.published_files import QWEN_CHAT_TEMPLATE
 from sa2va_trl.models.tiny import QWEN_SPECIAL_TOKENS, SPECIAL_TOKENS
 from sa2va_trl.models.tokenization import load_tokenizer
-from tests.families import tiny_family
-from tests.models.test_tokenization import CORPUS, write_internlm2
 
 
 FAMILIES = ("qwen2", "internlm2", "qwen2_5_vl", "qwen3_vl")
