@@ -253,11 +253,8 @@ def test_sam3_is_refused_by_name(prefix, shards, tmp_path):
 
 
 def test_what_is_not_supported_is_refused_before_its_weights_are_fetched(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text(
-        json.dumps(
-            {"model_type": "sa2va_chat", "template": "vicuna", "vision_config": {"model_type": "clip_vision_model"}}
-        )
-    )
+    content = {"model_type": "sa2va_chat", "vision_config": {"model_type": "clip_vision_model"}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
     fetched = []
     monkeypatch.setattr(
         checkpoints, "snapshot_download", lambda name, allow_patterns, **_: fetched.extend(allow_patterns) or tmp_path
@@ -297,9 +294,7 @@ def test_what_the_hub_says_comes_second(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "is_offline_mode", lambda: False)
     monkeypatch.setattr(checkpoints, "snapshot_download", gated)
-    with pytest.raises(
-        CheckpointError, match=r"no folder 'owner/name'.*Hub: Access to model owner/name is restricted."
-    ):
+    with pytest.raises(CheckpointError, match="no folder 'owner/name'.*Hub: Access to model owner/name is"):
         Sa2VAForConditionalGeneration.from_pretrained("owner/name")
 
 
