@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from transformers.utils import PROCESSOR_NAME, logging
 
 from .evaluation.evaluator import METRICS, write_json
+from .models.checkpoints import folders_first
 
 
 logger = logging.get_logger(__name__)
@@ -290,11 +291,10 @@ class SegPeftModel(PeftModel):
 def _adapter_folder(adapter: str) -> Path:
     if Path(adapter).is_dir():
         folder = Path(adapter)
-    elif public_name(adapter):
-        files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, PROCESSOR_NAME]
-        folder = Path(snapshot_download(adapter, allow_patterns=files))
     else:
-        raise ValueError(f"There is no folder {adapter}, and it is no Hub id (owner/name) of an adapter.")
+        files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, PROCESSOR_NAME]
+        with folders_first(adapter):
+            folder = Path(snapshot_download(str(adapter), allow_patterns=files))
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{adapter} is not an adapter: it has no {name}.")

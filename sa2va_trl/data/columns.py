@@ -3,7 +3,6 @@
 import io
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +18,13 @@ from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from datasets.features import LargeList
 
 from ..rewards import dice_reward
+from ..tokens import IMAGE_PLACEHOLDER as _IMAGE
+from ..tokens import SEG_TOKEN, reserved_tokens
 from .masks import binary_mask, mask_values  # noqa: F401  (`mask_values` was defined here)
 
 
 logger = logging.getLogger(__name__)
 
-SEG_TOKEN = "[SEG]"
 DEFAULT_PHRASE = "blood vessel"
 MAX_PIXELS = 100_000_000
 IMAGE_COLUMNS = ("image", "images")
@@ -49,9 +49,6 @@ ACCEPTED_COLUMNS = (
     f"`masks` and `phrases`; (c) `messages`, alone or with `image`/`images` and one mask for every {SEG_TOKEN}"
 )
 _LISTED = 50
-_IMAGE = "<image>"
-# What the processor writes itself. In a text it would stand for an image that is not there, or end the turn.
-_RESERVED = re.compile(r"</?img>|<IMG_CONTEXT>|<\|\w+\|>")
 
 
 class BadRow(NamedTuple):
@@ -368,7 +365,7 @@ def _check_messages(messages: Any, has_images: bool) -> tuple[int, list[str]]:
                     f"messages is malformed: {_IMAGE} in message {number} ({role}); it may stand once, in the first "
                     "user turn of a row with an image"
                 )
-            for token in sorted(set(_RESERVED.findall(text))):
+            for token in reserved_tokens(text):
                 problems.append(f"messages is malformed: message {number} holds the reserved token {token}")
         first_user = first_user and role != "user"
         if text is None:
@@ -435,7 +432,7 @@ def _layout(row: dict[str, Any]) -> _Layout:
             if not isinstance(phrase, str) or not phrase.strip():
                 problems.append(f"phrase {number} is missing or empty")
             else:
-                found = {token for token in (SEG_TOKEN, _IMAGE) if token in phrase} | set(_RESERVED.findall(phrase))
+                found = {token for token in (SEG_TOKEN, _IMAGE) if token in phrase} | {*reserved_tokens(phrase)}
                 problems += [f"phrase {number} holds the reserved token {token}" for token in sorted(found)]
         if not phrases:
             problems.append("has neither a phrase nor messages")

@@ -1,15 +1,19 @@
 """Files to weights and back: strictly, without pickles, and one tensor at a time."""
 
 import copy
+import difflib
 import json
 import re
 import shutil
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict, snapshot_download
+from huggingface_hub import is_offline_mode, save_torch_state_dict, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -20,9 +24,11 @@ from .published import Part, is_published, native_config, published_config, publ
 from .tokenization import load_tokenizer
 
 
+ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+_SAM3 = re.compile(r"grounding_encoder\.(sam3\w*\.|\w+\.backbone\.)")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Files of a checkpoint besides its weights.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
@@ -38,6 +44,65 @@ _DTYPES = {
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used as it is; the message says which file or tensor and why."""
+
+
+@contextmanager
+def folders_first(name_or_path: str | Path) -> Iterator[None]:
+    """
+    Context manager around whatever asks the Hub: where the name is no folder's and the Hub does not have it either,
+    the error says so in this order, since a mistyped folder looks like a Hub id.
+
+    Args:
+        name_or_path (`str` or `Path`): as the user gave it.
+
+    Raises:
+        `CheckpointError`: in place of the Hub's errors, and at once for what cannot be a Hub id.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        yield
+        return
+    if path.exists():
+        raise CheckpointError(f"{name_or_path} is a file: give the folder, or a Hub id (OWNER/NAME).")
+    near = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, sorted(near), n=1)
+    meant = f"; did you mean {path.parent / near[0]}?" if near else ""
+    message = f"There is no folder {str(name_or_path)!r} (looked for {path.absolute()}{meant})"
+    try:
+        validate_repo_id(str(name_or_path))
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"{message}, and no Hub id (OWNER/NAME) looks like that: it is neither a folder nor a Hub id."
+        ) from error
+    try:
+        yield
+    except OSError as error:
+        if is_offline_mode():
+            reason = "and the Hub's cache does not have it either. (HF_HUB_OFFLINE is set.)"
+        elif isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
+            reason = "and the Hub has no repository of that name that you may read."
+        else:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            reason = f"and it could not be had from the Hub: {lines[0] if lines else type(error).__name__}"
+        raise CheckpointError(f"{message}, {reason}") from error
+
+
+def adapter_advice(adapter: str | Path, base: str | Path | None) -> str:
+    """
+    What to call where a model was asked for and an adapter was named.
+
+    Args:
+        adapter (`str` or `Path`): as the user named it.
+        base (`str` or `Path`, *optional*): that it was trained on, where that is known.
+
+    Returns:
+        `str`: a sentence.
+    """
+    of, argument = (f"of {base}", repr(str(base))) if base else ("of a local model, whose path is not kept", "BASE")
+    return (
+        f"{adapter} holds an adapter {of}: sa2va_trl.hub.load_adapter(Sa2VAForConditionalGeneration.from_pretrained("
+        f"{argument}), {str(adapter)!r}) loads it on its base model."
+    )
 
 
 def checkpoint_folder(
@@ -57,20 +122,26 @@ def checkpoint_folder(
         The folder, and the commit where it came from the Hub.
 
     Raises:
-        `CheckpointError`: there is no `config.json`.
+        `CheckpointError`: neither a folder nor on the Hub, an adapter, or there is no `config.json`.
     """
     folder, commit = Path(name_or_path), None
     if not folder.is_dir():
-        if folder.exists() or folder.is_absolute() or str(name_or_path).count("/") > 1:
-            raise CheckpointError(f"{name_or_path} is neither a folder nor a Hub id (OWNER/NAME).")
         # Of this folder alone (`*` matches slashes too): repositories also hold checkpoints of the training.
         prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-        patterns = [prefix + pattern for pattern in [*SMALL_FILES, *(["*.safetensors"] if weights else [])]]
-        options = {"allow_patterns": patterns, "ignore_patterns": f"{prefix}*/*", **hub_options}
-        folder = Path(snapshot_download(str(name_or_path), **options))
-        commit = folder.name
+        options = {"ignore_patterns": f"{prefix}*/*", **hub_options}
+        small = [prefix + pattern for pattern in SMALL_FILES]
+        with folders_first(name_or_path):
+            folder = Path(snapshot_download(str(name_or_path), allow_patterns=small, **options))
+            commit = folder.name
+            if weights and (folder / subfolder / "config.json").is_file():
+                check_supported(folder / subfolder)  # before gigabytes are on their way
+                options |= {"allow_patterns": [*small, f"{prefix}*.safetensors"], "revision": commit}
+                folder = Path(snapshot_download(str(name_or_path), **options))
     folder = folder / subfolder
     if not (folder / "config.json").is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+            raise CheckpointError(adapter_advice(name_or_path, base))
         raise CheckpointError(f"{folder} holds no config.json, so it is not a checkpoint.")
     return folder, commit
 
@@ -111,10 +182,7 @@ def read_config(folder: Path) -> Sa2VAConfig:
                 "one nor one in the layout that Sa2VA publishes."
             )
         return Sa2VAConfig.from_dict(content)
-    try:
-        native_config(content, seg_token_id=0, image_token_id=0)  # whatever is wrong with it is said first
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+    check_supported(folder)  # whatever is wrong with it is said first
     try:
         tokenizer = load_tokenizer(folder)
     except ValueError as error:
@@ -130,6 +198,24 @@ def read_config(folder: Path) -> Sa2VAConfig:
         image_token_id=ids[image_token],
         separate_tracking_decoder=any(".sam_mask_decoder_modified." in name for name in _weight_names(folder)),
     )
+
+
+def check_supported(folder: Path) -> None:
+    """
+    Args:
+        folder (`Path`): with a `config.json`. Its weights need not be there, but what their names tell is looked at.
+
+    Raises:
+        `CheckpointError`: a published model of a family that is not known here, or with SAM 3.
+    """
+    content = read_json(folder / "config.json")
+    if not is_published(content):
+        return
+    try:
+        native_config(content, seg_token_id=0, image_token_id=0)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    refuse_sam3(folder)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -162,11 +248,36 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _weight_names(folder: Path) -> list[str]:
+    if (folder / INDEX).is_file():
+        shards = read_json(folder / INDEX).get("weight_map")
+        return list(shards) if isinstance(shards, dict) else []
     names = []
     for file in weight_files(folder):
         with _open(file) as handle:
             names += handle.keys()
     return names
+
+
+def refuse_sam3(folder: Path) -> None:
+    """
+    Refuse a published checkpoint with SAM 3 in place of SAM 2, whose config is like any Qwen3-VL one's. Its tensors'
+    names tell, where there are weights to look at: SAM 3's `backbone` stands where SAM 2 has its `image_encoder`.
+
+    Args:
+        folder (`Path`): a published checkpoint, with or without its weights.
+
+    Raises:
+        `CheckpointError`: it is one.
+    """
+    try:
+        names = _weight_names(folder)
+    except CheckpointError:
+        return  # none, or none that can be read: whoever needs them says so
+    if name := next((name for name in names if _SAM3.match(name)), None):
+        raise CheckpointError(
+            f"{folder} draws its masks with SAM 3 (1008 pixels; it holds {name}), like Sa2VA-Qwen3-VL-4B-SAM3: only "
+            "SAM 2 is supported, so take a checkpoint with SAM 2, such as Sa2VA-Qwen3-VL-4B."
+        )
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

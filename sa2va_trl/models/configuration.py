@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
@@ -43,6 +45,25 @@ def check_video_options(frame_policy: str, num_frames: int, tracking: str) -> No
         raise ValueError(f"num_frames must be an integer of at least 1, got {num_frames!r}.")
     if tracking not in TRACKING:
         raise ValueError(f"tracking must be one of {', '.join(TRACKING)}, got {tracking!r}.")
+
+
+def without_copies(vlm_config: dict) -> dict:
+    """
+    A VLM's config without what it repeats of its language model's: older Qwen2.5-VL files do. Nothing reads the copies
+    (they may even be another model's), but transformers warns of rotary parameters where it does not expect them.
+
+    Args:
+        vlm_config (`dict`): of a VLM, with or without `text_config`; not changed.
+
+    Returns:
+        `dict`.
+    """
+    text = vlm_config.get("text_config")
+    if not isinstance(text, dict):
+        return vlm_config
+    own = {"model_type", "tie_word_embeddings", *(field.name for field in fields(PreTrainedConfig))}
+    copies = (text.keys() - own) | {"rope_parameters", "rope_scaling", "rope_theta"}
+    return {name: value for name, value in vlm_config.items() if name not in copies}
 
 
 class Sa2VAGroundingConfig(PreTrainedConfig):
@@ -166,6 +187,8 @@ class Sa2VAConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        if isinstance(self.vlm_config, dict):
+            self.vlm_config = without_copies(self.vlm_config)
         super().__post_init__(**kwargs)
         if self.vlm_config.model_type not in SUPPORTED_VLMS:
             raise ValueError(

@@ -27,6 +27,7 @@ from .checkpoints import (
     HUB_OPTIONS,
     CheckpointError,
     Weights,
+    adapter_advice,
     checkpoint_folder,
     read_config,
     remove_weights,
@@ -51,6 +52,18 @@ UNQUANTISED = (
     "text_hidden_fcs",
     "grounding_encoder",
 )
+
+
+# Options of `generate` that change what it returns, and inputs that are made here.
+_OTHER_RETURNS = (
+    "num_return_sequences",
+    "return_dict_in_generate",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+)
+_OWN_INPUTS = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "pixel_values", "image_grid_thw")
 
 
 @dataclass
@@ -288,6 +301,9 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         kwargs = {name: value for name, value in kwargs.items() if name not in meaningless}
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = _of_language_model_only(kwargs["quantization_config"])
+        if adapter := (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):
+            # (Auto classes come here with an adapter's base. They would load the adapter without a check of it.)
+            raise CheckpointError(adapter_advice(adapter, pretrained_model_name_or_path))
         hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
         folder, commit = checkpoint_folder(pretrained_model_name_or_path, subfolder=subfolder, **hub_options)
         config = read_config(folder) if config is None else copy.deepcopy(config)
@@ -669,6 +685,10 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Returns:
             `list[str]`: the answers with their special tokens, without the end marker.
+
+        Raises:
+            `ValueError`: as `Sa2VAProcessor.encode_chat`, or an option that makes `generate` return something else
+            than one answer of tokens for each conversation.
         """
         return self._answer(conversations, images, processor, clip, **generate_kwargs)[0]
 
@@ -676,6 +696,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self, conversations, images, processor: Sa2VAProcessor, clip: bool, **generate_kwargs
     ) -> tuple[list[str], list[list[int]]]:
         """As `answer`, and the generated token ids with whatever ended them."""
+        _check_generate_options(generate_kwargs)
+        never = [processor.image_token_id, *(generate_kwargs.pop("suppress_tokens", None) or [])]
         pixels, blocks = _tiles(processor, images, clip)
         prompts = [processor.encode_chat(chat, part)[0] for chat, part in zip(conversations, blocks, strict=True)]
         input_ids = processor.pad(prompts, side="left").to(self.device)
@@ -691,7 +713,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "max_new_tokens": 2048,
                 **processor.stopping(),
                 # One in the answer would ask for an image that is not there.
-                "suppress_tokens": [processor.image_token_id],
+                "suppress_tokens": never,
                 "pad_token_id": processor.tokenizer.pad_token_id,
                 **generate_kwargs,
             },
@@ -734,11 +756,14 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 [`~data.media.open_video`] (a video, a TIFF of several pages, an animation), which is never decoded
                 into memory as a whole.
             text (`str` or `list[str]`):
-                The request. `<image>` marks the image's place; without it the image comes first, then a newline.
+                The request. `<image>` marks the image's place; without it the image comes first, then a newline. No
+                other token that the processor writes (`<IMG_CONTEXT>`, `<|im_end|>` …) may stand in it.
             processor (`Sa2VAProcessor`): of this model.
             threshold (`float`, *optional*, defaults to `config.mask_threshold`): between 0 and 1.
             answer (`str` or `list[str]`, *optional*):
-                Nothing is generated and this answer (`"Sure, [SEG]."`) is taken as given: one forward pass.
+                Nothing is generated and this answer (`"Sure, [SEG]."`) is taken as given: one forward pass. An end
+                marker at its end, which recorded answers have, is dropped, since it is added here; the result's text
+                is without it.
             frame_policy, num_frames, tracking (*optional*): of a video, in place of the config's.
             frames (`list[int]`, *optional*):
                 Of a video, the frames to prompt, in place of `frame_policy` and `num_frames`. Frames before the first
@@ -750,10 +775,11 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             `Segmentation`, or a list of them for `images`. An answer without `[SEG]` has no objects.
 
         Raises:
-            `ValueError`: not exactly one of `image`, `images` and `video`, no processor, texts that do not pair with
-            images, an image that is no PIL image or has more than 8 bits a channel, a threshold outside (0, 1), a
-            video that cannot be read or has no frames or frames of different sizes, options of a video without one, or
-            frames to prompt that it does not have.
+            `ValueError`: not exactly one of `image`, `images` and `video`, no processor, texts that are none, do not
+            pair with images or hold reserved tokens, options of `generate` that change what it returns, an image that
+            is no PIL image or has more than 8 bits a channel, a threshold outside (0, 1), a video that cannot be read
+            or has no frames or frames of different sizes, options of a video without one, or frames to prompt that it
+            does not have.
         """
         if processor is None:
             raise ValueError("segment needs `processor`, the Sa2VAProcessor of this model.")
@@ -771,8 +797,8 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(f"segment takes {', '.join(given)} with `video` only.")
         batch = [image] if images is None else list(images)
         _check_pictures(batch)
-        texts = [text] * len(batch) if isinstance(text, str) else list(text)
-        answers = [answer] * len(batch) if answer is None or isinstance(answer, str) else list(answer)
+        texts = _texts("text", text, len(batch))
+        answers = [None] * len(batch) if answer is None else _texts("answer", answer, len(batch))
         if len(texts) != len(batch) or len(answers) != len(batch):
             raise ValueError(f"{len(batch)} images, {len(texts)} texts and {len(answers)} answers do not pair up.")
         answers, features, own = self._read(
@@ -811,8 +837,9 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tracking: str | None,
         **generate_kwargs,
     ) -> Segmentation:
-        if not isinstance(text, str) or not (answer is None or isinstance(answer, str)):
+        if isinstance(text, (list, tuple)) or isinstance(answer, (list, tuple)):
             raise ValueError("A video has one text and at most one answer; got a list.")
+        text, answer = _texts("text", text, 1)[0], None if answer is None else _texts("answer", answer, 1)[0]
         if frames is not None and (frame_policy is not None or num_frames is not None):
             raise ValueError("`frames` says which frames to prompt, so frame_policy and num_frames have no effect.")
         policy = self.config.frame_policy if frame_policy is None else frame_policy
@@ -872,21 +899,26 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if answers is not None and generate_kwargs:
             raise ValueError(f"With `answer` nothing is generated, so {', '.join(generate_kwargs)} have no effect.")
+        forced = answers is not None
+        if forced:
+            answers = [processor.without_end(reply) for reply in answers]
         conversations = [[{"role": "user", "content": entry}] for entry in texts]
         pixels, blocks = _tiles(processor, groups, clip)
         prompts = [processor.encode_chat(chat, part)[0] for chat, part in zip(conversations, blocks, strict=True)]
         # The masks come from one teacher-forced pass over prompt and answer, exactly as in training.
         generated = [None] * len(texts)
-        if answers is None:
+        if not forced:
             answers, generated = self._answer(conversations, groups, processor, clip, **generate_kwargs)
         sequences = []
         for chat, reply, part, prompt, ids in zip(conversations, answers, blocks, prompts, generated, strict=True):
             # A generated answer goes in as the tokens that were generated: tokenising its text could give others.
             # (Unless it spells out a [SEG] that is none.)
-            if ids is not None and ids.count(processor.seg_token_id) == reply.count(SEG_TOKEN):
+            if forced:
+                sequences.append(processor.encode_chat([*chat, {"role": "assistant", "content": reply}], part)[0])
+            elif ids.count(processor.seg_token_id) == reply.count(SEG_TOKEN):
                 sequences.append(prompt + ids)
             else:
-                sequences.append(processor.encode_chat([*chat, {"role": "assistant", "content": reply}], part)[0])
+                sequences.append(prompt + processor.answer_ids(reply))
         input_ids = processor.pad(sequences).to(self.device)
         lengths = torch.tensor([len(sequence) for sequence in sequences], device=self.device)
         attention_mask = (torch.arange(input_ids.shape[1], device=self.device) < lengths[:, None]).long()
@@ -953,6 +985,27 @@ def _at_least_one(features: SegFeatures) -> SegFeatures:
     if len(pyramid[0]) == 0:
         pyramid = tuple(level.new_zeros((1, *level.shape[1:])) for level in pyramid)
     return SegFeatures(state, zero, zero, zero, pyramid)
+
+
+def _texts(name: str, texts: str | list[str], count: int) -> list[str]:
+    """One text for each image; a `ValueError` where one is no string."""
+    texts = [texts] * count if not isinstance(texts, (list, tuple)) else list(texts)
+    if wrong := [entry for entry in texts if not isinstance(entry, str)]:
+        raise ValueError(f"`{name}` must be a string, or a list of strings for `images`; got {wrong[0]!r}.")
+    return texts
+
+
+def _check_generate_options(options: dict) -> None:
+    """A `ValueError` where `generate` would not return one sequence of tokens for each prompt, or not for these."""
+    config = options.get("generation_config")
+    given = {name: options.get(name, getattr(config, name, None)) for name in _OTHER_RETURNS}
+    other = [name for name, value in given.items() if value and not (name == "num_return_sequences" and value == 1)]
+    other += [name for name in ("custom_generate", *_OWN_INPUTS) if options.get(name) is not None]
+    if other:
+        raise ValueError(
+            f"{', '.join(other)}: one answer is generated for each request, from inputs that are made here, and only "
+            "its tokens are used. Call `generate` itself for anything else."
+        )
 
 
 def _check_pictures(pictures: list) -> None:

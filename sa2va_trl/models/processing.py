@@ -1,4 +1,3 @@
-import copy
 import math
 import re
 from collections.abc import Mapping
@@ -27,15 +26,14 @@ from transformers.image_utils import (
 )
 from transformers.utils import cached_file, logging
 
-from .checkpoints import HUB_OPTIONS, checkpoint_folder, read_json
+from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN, reserved_tokens
+from .checkpoints import HUB_OPTIONS, checkpoint_folder, folders_first, read_json, refuse_sam3, written_beside
 from .published import is_published, native_config
+from .published_files import qwen_chat_template, save_qwen_processor, save_tokenizer
 from .tokenization import load_tokenizer
 
 
 logger = logging.get_logger(__name__)
-
-SEG_TOKEN = "[SEG]"
-IMAGE_PLACEHOLDER = "<image>"
 
 # The wrapping of each role, the end of an answer, and what separates one exchange from the next. No template has a
 # default system turn: Sa2VA was trained without one.
@@ -312,60 +310,61 @@ class Sa2VAProcessor(ProcessorMixin):
             `Sa2VAProcessor`.
 
         Raises:
-            `ValueError`: a published checkpoint of an unknown family, without a tokenizer or with one that lacks
-            `[SEG]` or the image tokens.
+            `ValueError`: neither a folder nor on the Hub; a published checkpoint of an unknown family, without a
+            tokenizer or with one that lacks `[SEG]` or the image tokens.
         """
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
-        config = cached_file(
-            pretrained_model_name_or_path,
-            "config.json",
-            subfolder=subfolder,
-            _raise_exceptions_for_missing_entries=False,
-            **hub_options,
-        )
-        # An adapter has a processor and no config.
-        if config is None or not is_published(content := read_json(Path(config))):
-            processor = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-        else:
-            options = {"weights": False, "subfolder": subfolder, **hub_options}
-            processor = cls._of_published(content, checkpoint_folder(pretrained_model_name_or_path, **options)[0])
+        with folders_first(pretrained_model_name_or_path):
+            config = cached_file(
+                pretrained_model_name_or_path,
+                "config.json",
+                subfolder=subfolder,
+                _raise_exceptions_for_missing_entries=False,
+                **hub_options,
+            )
+            # An adapter has a processor and no config.
+            if config is None or not is_published(content := read_json(Path(config))):
+                processor = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+            else:
+                options = {"weights": False, "subfolder": subfolder, **hub_options}
+                processor = cls._of_published(content, checkpoint_folder(pretrained_model_name_or_path, **options)[0])
         if prompt_style is not None:
             processor.prompt_style = prompt_style
         return processor
 
     def save_pretrained(self, save_directory, layout: str = "native", **kwargs):
         """
-        As in transformers; `layout="published"` saves what stands beside a published checkpoint's weights.
+        As in transformers; `layout="published"` saves what stands beside a published checkpoint's weights, as the
+        official tools read it with transformers 4.57. Limits of tiles and pixels have no place there: those tools have
+        their own.
 
         Raises:
-            `ValueError`: an unknown layout.
+            `ValueError`: an unknown layout, or an option that it does not take.
         """
         if layout == "native":
             return super().save_pretrained(save_directory, **kwargs)
         if layout != "published":
             raise ValueError(f"layout must be 'native' or 'published', got {layout!r}.")
-        tokenizer, image_processor = self.tokenizer, self.image_processor
-        if not isinstance(image_processor, Qwen2VLImageProcessorPil):
-            # (InternVL's official code knows its prompts and tiles by itself.)
-            return tokenizer.save_pretrained(save_directory, **kwargs)
-        if _is_ours(tokenizer.chat_template):
-            # As a checkpoint's own has it: with the image's tokens, where ours has a placeholder for them.
-            tokenizer = copy.deepcopy(tokenizer)
-            block = repr(self._image_start + self.image_token + self._image_end)
-            official = _jinja(self._template, _OFFICIAL_CONTENT, self.official_opening)
-            tokenizer.chat_template = official.replace(repr(IMAGE_PLACEHOLDER), block)
-        if self.prompt_style != "training":
-            image_processor = copy.copy(image_processor)
-            image_processor.prompt_style = self.prompt_style
-        return [
-            *tokenizer.save_pretrained(save_directory, **kwargs),
-            *image_processor.save_pretrained(save_directory, **kwargs),
-        ]
+        if kwargs:
+            raise ValueError(f"save_pretrained(layout='published') does not take {', '.join(sorted(kwargs))}.")
+        # The tokenizer's own template is the official one, unless it has become a processor's of ours on the way.
+        own = None if _is_ours(self.tokenizer.chat_template) else self.tokenizer.chat_template
+        with written_beside(save_directory) as folder:
+            if isinstance(self.image_processor, Qwen2VLImageProcessorPil):
+                kind = "Qwen2_5_VLProcessor" if self.image_processor.patch_size == 14 else "Qwen3VLProcessor"
+                save_tokenizer(self.tokenizer, folder, own or qwen_chat_template(self.official_opening), kind)
+                save_qwen_processor(self.image_processor, folder, kind, self.prompt_style)
+            else:
+                # (InternVL's official code knows its prompts and tiles by itself.)
+                save_tokenizer(self.tokenizer, folder, own or self.chat_template)
+            names = [file.name for file in folder.iterdir()]
+        return [str(Path(save_directory) / name) for name in names]
 
     @classmethod
     def _of_published(cls, config: dict, folder: Path) -> "Sa2VAProcessor":
         # The ids do not matter here; whether the tokenizer has them is checked by the constructor.
         native = native_config(config, seg_token_id=0, image_token_id=0)
+        refuse_sam3(folder)
         vision = native.vlm_config.vision_config
         options = {
             "grounding_image_size": native.grounding_config.image_size,
@@ -504,6 +503,26 @@ class Sa2VAProcessor(ProcessorMixin):
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
+    def answer_ids(self, answer: str) -> list[int]:
+        """
+        Token ids of an answer and its end marker, as they stand in a conversation.
+
+        Args:
+            answer (`str`): any text, special tokens included.
+        """
+        return self._ids(answer + self._template["answer_end"])
+
+    def without_end(self, answer: str) -> str:
+        """
+        An answer without the end marker, where it has one: recorded and decoded answers often do.
+
+        Args:
+            answer (`str`): such as `"Sure, [SEG].<|im_end|>"`.
+        """
+        stripped = answer.rstrip()
+        end = next((stop for stop in self.stop_strings if stripped.endswith(stop)), None)
+        return answer if end is None else stripped.removesuffix(end)
+
     def encode_chat(self, messages: list[dict], image_blocks: list[str]) -> tuple[list[int], list[int]]:
         """
         Token ids and labels of a conversation. A conversation that ends with a user turn ends ready for an answer.
@@ -521,7 +540,8 @@ class Sa2VAProcessor(ProcessorMixin):
             `input_ids` and `labels` (lists of `int` of one length); labels are -100 except on answers and their end.
 
         Raises:
-            `ValueError`: `<image>` in a text without images, or more than once; an unknown role.
+            `ValueError`: `<image>` in a text without images, or more than once; a token that only the processor may
+            write, such as `<IMG_CONTEXT>` or `<|im_end|>`; a content that is no text; an unknown role.
         """
         # Each turn is tokenised on its own, as Sa2VA's training does: an answer must have the ids that generating it
         # has.
@@ -540,6 +560,8 @@ class Sa2VAProcessor(ProcessorMixin):
             content = message["content"]
             if message["role"] not in ("system", "user", "assistant"):
                 raise ValueError(f"A message's role must be system, user or assistant, got {message['role']!r}.")
+            if not isinstance(content, (str, list, tuple)):
+                raise ValueError(f"A message's content must be text, got {content!r}.")
             if not isinstance(content, str):
                 # All images of a conversation stand together, so their first part places them all.
                 first = next((index for index, part in enumerate(content) if part["type"] == "image"), None)
@@ -549,8 +571,13 @@ class Sa2VAProcessor(ProcessorMixin):
                     else part["text"]
                     for index, part in enumerate(content)
                 )
+            if found := reserved_tokens(content):
+                raise ValueError(
+                    f"A text of the {message['role']} holds {', '.join(found)}, which only the processor may write: "
+                    f"leave it out of {content!r}."
+                )
             if message["role"] == "assistant":
-                answer = self._ids(content + self._template["answer_end"])
+                answer = self.answer_ids(content)
                 input_ids += answer
                 labels += answer
                 if position + 1 < len(messages):

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3VLConfig,
 )
 
-from .configuration import Sa2VAConfig, Sa2VAGroundingConfig, official_seg_state
+from .configuration import Sa2VAConfig, Sa2VAGroundingConfig, official_seg_state, without_copies
 
 
 # `llm_config.architectures[0]` of the InternVL family. InternLM2 is Llama with fused query, key and value rows.
@@ -205,6 +205,11 @@ def native_config(
     Raises:
         `ValueError`: an unknown family, or a setting that the network here does not have.
     """
+    if _is_llava(published):
+        raise ValueError(
+            "config.json is of a Sa2VA on LLaVA-1.5 (CLIP and Vicuna), such as Sa2VA-LLaVA-1.5-7B, which is not "
+            "supported: take a Sa2VA on InternVL, Qwen2.5-VL or Qwen3-VL."
+        )
     if "template" not in published:
         raise ValueError("config.json names no `template`, the prompt template that the model was trained with.")
     try:
@@ -225,6 +230,14 @@ def native_config(
         seg_state=published.get("seg_state", official_seg_state(vlm.model_type)),
         **({"tracking": "mask_prompt"} if separate_tracking_decoder else {}),
     )
+
+
+def _is_llava(published: dict) -> bool:
+    if "llm_config" in published:
+        return False
+    vision, classes = published.get("vision_config"), (published.get("architectures"), published.get("auto_map"))
+    kind = vision.get("model_type") if isinstance(vision, dict) else None
+    return kind == "clip_vision_model" or "llava" in str(classes).lower() or "image_token_index" in published
 
 
 def _vlm_config(published: dict, image_token_id: int) -> PreTrainedConfig:
@@ -296,7 +309,7 @@ def _internvl_config(published: dict, image_token_id: int) -> InternVLConfig:
 
 def _qwen_vl_config(published: dict, image_token_id: int) -> PreTrainedConfig:
     family = QWEN_VL[published["text_config"]["model_type"]]
-    config = _network(published)
+    config = without_copies(_network(published))
     for name in ("model_type", "template", "grounding_config", "seg_state"):
         config.pop(name, None)
     config["text_config"] = {**_network(config["text_config"]), "tie_word_embeddings": False}
@@ -388,6 +401,8 @@ def published_config(config: Sa2VAConfig, dtype: torch.dtype) -> dict:
         "template": config.prompt_template,
         "tie_word_embeddings": False,
         "torch_dtype": name,
+        # Without it, transformers 4.57 takes any large tokenizer for Mistral's and says that it is wrong.
+        "transformers_version": "4.57.0",
     }
 
 

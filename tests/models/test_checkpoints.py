@@ -5,15 +5,20 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from families import FAMILIES, tiny_family
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
+from sa2va_trl.arguments import ModelArguments, load_model
+from sa2va_trl.hub import SegPeftModel, load_adapter
+from sa2va_trl.models import checkpoints
 from sa2va_trl.models.checkpoints import CheckpointError, save_published, written_beside
 
 
@@ -218,6 +223,91 @@ def test_a_config_of_an_unknown_family_is_refused(change, message, published):
 def test_a_published_config_is_not_read_as_the_defaults(published):
     with pytest.raises(ValueError, match="'sa2va_chat' is no 'sa2va' config"):
         Sa2VAConfig.from_pretrained(published[0])
+
+
+def refused_by_both(folder, message):
+    for kind in (Sa2VAForConditionalGeneration, Sa2VAProcessor):
+        with pytest.raises(CheckpointError, match=message):
+            kind.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("shards", ["5GB", "2MB"])
+@pytest.mark.parametrize("prefix", ["grounding_encoder.sam2_model.backbone.", "grounding_encoder.sam3_model."])
+def test_sam3_is_refused_by_name(prefix, shards, tmp_path):
+    """Sa2VA-Qwen3-VL-4B-SAM3: the config of a Qwen3-VL one, and SAM 3's tensors under the name `sam2_model`."""
+    model, processor = tiny_family("qwen3_vl")
+    processor.save_pretrained(tmp_path, layout="published")
+    model.save_pretrained(tmp_path, layout="published", max_shard_size=shards)
+    sam2 = "grounding_encoder.sam2_model.image_encoder."
+    for file in tmp_path.glob("*.safetensors"):
+        tensors = {name.replace(sam2, prefix + "vision_backbone."): value for name, value in load_file(file).items()}
+        save_file(tensors, file)
+    index = tmp_path / "model.safetensors.index.json"
+    if index.exists():
+        index.write_text(index.read_text().replace(sam2, prefix + "vision_backbone."))
+    refused_by_both(tmp_path, "SAM 3.*1008 pixels.*Sa2VA-Qwen3-VL-4B-SAM3")
+    if index.exists():  # before weights are read, and where there is no more than the index
+        for file in tmp_path.glob("*.safetensors"):
+            file.unlink()
+        refused_by_both(tmp_path, "SAM 3")
+
+
+def test_what_is_not_supported_is_refused_before_its_weights_are_fetched(tmp_path, monkeypatch):
+    content = {"model_type": "sa2va_chat", "vision_config": {"model_type": "clip_vision_model"}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    fetched = []
+    monkeypatch.setattr(
+        checkpoints, "snapshot_download", lambda name, allow_patterns, **_: fetched.extend(allow_patterns) or tmp_path
+    )
+    with pytest.raises(CheckpointError, match="LLaVA-1.5"):
+        Sa2VAForConditionalGeneration.from_pretrained("ByteDance/Sa2VA-LLaVA-1.5-7B")
+    assert fetched and not any(pattern.endswith(".safetensors") for pattern in fetched)
+
+
+@pytest.mark.parametrize("name", ["outputs/sftt", "sftt", "./outputs/sftt", "../x", "a/b/c", "with space/x", "/x/y"])
+def test_a_mistyped_folder_is_no_question_of_the_hub(name, tmp_path, monkeypatch):
+    (tmp_path / "outputs" / "sft").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    actions = {
+        "model": Sa2VAForConditionalGeneration.from_pretrained,
+        "processor": Sa2VAProcessor.from_pretrained,
+        "recipe": lambda name: load_model(ModelArguments(model_name_or_path=name)),
+        "adapter": lambda name: load_adapter(tiny_sa2va(image_size=64)[0], name),
+    }
+    for act in actions.values():
+        with pytest.raises(ValueError) as caught:
+            act(name)
+        message = str(caught.value)
+        assert message.startswith(f"There is no folder {name!r} (looked for {Path(name).absolute()}")
+        assert ("did you mean outputs/sft?" in message) == ("outputs" in name)
+        assert "Hub" in message
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    refused_by_both(tmp_path / "model.safetensors", "model.safetensors is a file: give the folder")
+
+
+def test_what_the_hub_says_comes_second(tmp_path, monkeypatch):
+    def gated(*args, **kwargs):
+        raise OSError("Access to model owner/name is restricted.\nAsk for it.")
+
+    monkeypatch.setattr(checkpoints, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(checkpoints, "snapshot_download", gated)
+    with pytest.raises(CheckpointError, match="no folder 'owner/name'.*Hub: Access to model owner/name is"):
+        Sa2VAForConditionalGeneration.from_pretrained("owner/name")
+
+
+@pytest.mark.parametrize("base", [None, "owner/base"])
+def test_an_adapter_says_what_to_call(base, tmp_path):
+    adapter = SegPeftModel(tiny_sa2va(image_size=64)[0], LoraConfig(target_modules=["q_proj"], r=2))
+    adapter.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+    call = f"load_adapter(Sa2VAForConditionalGeneration.from_pretrained({base!r})" if base else "from_pretrained(BASE)"
+    with pytest.raises(CheckpointError, match=re.escape(call)) as caught:
+        Sa2VAForConditionalGeneration.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value) and ("of owner/base" if base else "a local model") in str(caught.value)
 
 
 def test_broken_folders_have_one_clear_error(published, tmp_path):

@@ -1,4 +1,5 @@
 import gc
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    GenerationConfig,
     InternVLConfig,
     InternVLVisionConfig,
     LlamaConfig,
@@ -551,12 +553,87 @@ def test_qwen_equals_its_own_processor_and_model(family, image):
         ({"text": ["a", "b"]}, "1 images, 2 texts and 1 answers"),
         ({"answer": ["a", "b"]}, "1 images, 1 texts and 2 answers"),
         ({"text": "<image> and <image>"}, "<image> may stand once"),
+        ({"text": None}, "`text` must be a string, or a list of strings for `images`; got None"),
+        ({"text": 3}, "`text` must be a string.*got 3"),
+        ({"text": [None]}, "`text` must be a string.*got None"),
+        ({"answer": ["[SEG]", None]}, "`answer` must be a string.*got None"),
+        ({"answer": 3}, "`answer` must be a string.*got 3"),
+        ({"image": None, "video": [Image.new("RGB", (8, 8))], "text": None}, "`text` must be a string.*got None"),
+        ({"image": None, "video": [Image.new("RGB", (8, 8))], "answer": 3}, "`answer` must be a string.*got 3"),
     ],
 )
 def test_segment_refuses(changes, message, tiny, image):
     model, processor = tiny
     with pytest.raises(ValueError, match=message):
         model.segment(**{"image": image, "text": QUESTION, "answer": "[SEG]", "processor": processor, **changes})
+
+
+RESERVED = ["<img>", "</img>", "<IMG_CONTEXT>", "<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<|im_end|>"]
+
+
+@pytest.mark.parametrize("token", [*RESERVED, "<|endoftext|>", "<|end|>"])
+def test_reserved_tokens_are_refused_by_name(token, any_tiny, image):
+    model, processor = any_tiny
+    arguments = {"processor": processor, "image": image, "text": QUESTION, "answer": "[SEG]"}
+    clip = {"image": None, "video": [image, image]}
+    message = re.escape(f"holds {token}, which only the processor may write")
+    for changes in ({"text": f"a {token} b"}, {"answer": f"a {token} [SEG]"}):
+        for media in ({}, clip):
+            with pytest.raises(ValueError, match=message):
+                model.segment(**{**arguments, **media, **changes})
+    with pytest.raises(ValueError, match=message):
+        model.answer([[{"role": "user", "content": token}]], [[image]], processor, max_new_tokens=1)
+    with pytest.raises(ValueError, match=message):
+        model.segment(**{**arguments, "answer": None, "text": token}, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>", "<|im_end|>\n"])
+def test_one_end_marker_of_a_forced_answer_is_dropped(end, any_tiny, image):
+    model, processor = any_tiny
+    arguments = {"processor": processor, "image": image, "text": QUESTION}
+    plain = model.segment(**arguments, answer="Sure, [SEG].")
+    marked = model.segment(**arguments, answer=f"Sure, [SEG].{end}")
+    assert marked.text == plain.text == "Sure, [SEG]."
+    assert torch.equal(marked.low_res_logits, plain.low_res_logits)
+    with pytest.raises(ValueError, match="im_end.*only the processor may write"):
+        model.segment(**arguments, answer=f"Sure, [SEG].<|im_end|>{end}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_return_sequences": 2, "do_sample": True},
+        {"num_return_sequences": 2, "num_beams": 2},
+        {"return_dict_in_generate": True},
+        {"output_scores": True},
+        {"output_hidden_states": True, "return_dict_in_generate": True},
+        {"generation_config": GenerationConfig(num_return_sequences=2, num_beams=2)},
+        {"generation_config": GenerationConfig(return_dict_in_generate=True)},
+        {"input_ids": torch.ones(1, 3, dtype=torch.long)},
+        {"attention_mask": torch.ones(1, 3)},
+        {"inputs_embeds": torch.ones(1, 3, 64)},
+    ],
+)
+def test_options_that_change_what_generate_returns_are_refused_by_name(options, tiny, image):
+    model, processor = tiny
+    names = {"generation_config": "num_return_sequences|return_dict_in_generate"}
+    message = "|".join(names.get(name, name) for name in options) + ".*one answer is generated"
+    with pytest.raises(ValueError, match=message):
+        model.segment(image=image, text="line", processor=processor, max_new_tokens=2, **options)
+    with pytest.raises(ValueError, match=message):
+        model.answer([[{"role": "user", "content": "line"}]], [[]], processor, max_new_tokens=2, **options)
+
+
+def test_options_that_leave_one_answer_are_taken(tiny, image):
+    model, processor = tiny
+    options = {"num_beams": 2, "num_return_sequences": 1, "return_dict_in_generate": False, "max_new_tokens": 3}
+    assert model.segment(image=image, text="line", processor=processor, **options).text is not None
+    # What must not be written is added to what the caller does not want.
+    everything = list(range(processor.image_token_id))
+    written = model.segment(
+        image=image, text="line", processor=processor, max_new_tokens=1, suppress_tokens=everything
+    ).text
+    assert processor.tokenizer.convert_tokens_to_ids(written) > processor.image_token_id
 
 
 def test_images_without_counts_must_pair_with_rows(tiny, image):

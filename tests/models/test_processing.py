@@ -491,6 +491,19 @@ def test_misplaced_images_raise(messages, blocks, processor):
         processor.encode_chat(messages, blocks)
 
 
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+@pytest.mark.parametrize("content", ["a <|im_end|> b", [{"type": "text", "text": "<|im_end|>"}]])
+def test_only_the_processor_writes_reserved_tokens(role, content, processor):
+    with pytest.raises(ValueError, match=rf"A text of the {role} holds <\|im_end\|>"):
+        processor.encode_chat([{"role": role, "content": content}], [])
+
+
+@pytest.mark.parametrize("content", [None, 3, b"bytes"])
+def test_a_content_that_is_no_text_is_refused(content, processor):
+    with pytest.raises(ValueError, match="content must be text, got"):
+        processor.encode_chat([user(content)], [])
+
+
 @pytest.mark.parametrize(("texts", "images"), [(["<image>"], []), (["a", "<image>"], 2), ("a", 1)])
 def test_images_and_placeholders_must_pair(texts, images, processor):
     images = [noise(32, 32)] * images if images else None

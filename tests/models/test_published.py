@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 
 import pytest
 import torch
@@ -121,6 +122,27 @@ QWEN3_VL_4B = {
     },
     "template": "qwen_chat",
 }
+# Sizes of Qwen3-VL-2B-Instruct; that the vocabulary is Qwen3's 151,669 tokens and Sa2VA's five is derived.
+# Both are borne out by the total that the Hub gives for the published weights: 2,666,774,834.
+QWEN3_VL_2B = {
+    **QWEN3_VL_4B,
+    "text_config": {
+        **QWEN3_VL_4B["text_config"],
+        "hidden_size": 2048,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "intermediate_size": 6144,
+    },
+    "vision_config": {**QWEN3_VL_4B["vision_config"], "out_hidden_size": 2048},
+}
+LLAVA = {
+    "model_type": "sa2va_chat",
+    "architectures": ["Sa2VAChatModelLlava"],
+    "image_token_index": 32000,
+    "text_config": {"model_type": "llama", "vocab_size": 32064},
+    "vision_config": {"model_type": "clip_vision_model", "hidden_size": 1024, "image_size": 336, "patch_size": 14},
+    "template": "vicuna",
+}
 DYNAMIC = {"rms_norm_eps": 1e-5, "rope_scaling": {"type": "dynamic", "factor": 2.0}, "bias": False}
 INTERNLM2 = {"vocab": 92558, "template": "internlm2_chat", **DYNAMIC}
 HEAD_AND_SAM2 = 224_430_130
@@ -156,6 +178,7 @@ FAMILIES = {
         8_289_342_464 + HEAD_AND_SAM2 + 3584 * 3584 + 3584 + 256 * 3584 + 256,
         729 + 904,
     ),
+    "Qwen3-VL-2B": (QWEN3_VL_2B, 2_666_774_834, 11 * 28 + 3 + 12 * 24 + 27 + 904),
     "Qwen3-VL-4B": (QWEN3_VL_4B, 4_825_430_528 + HEAD_AND_SAM2 + 2560 * 2560 + 2560 + 256 * 2560 + 256, 714 + 904),
 }
 
@@ -230,6 +253,31 @@ def test_config_there_and_back(family):
         assert language["rope_scaling"]["factor"] == 2.0
 
 
+def older(published):
+    """As transformers 4 wrote Qwen2.5-VL: what the language model says, once more beside it."""
+    flat = {name: value for name, value in published["text_config"].items() if name != "model_type"}
+    scaling = {**published["text_config"]["rope_scaling"], "type": "default", "rope_type": "default"}
+    return {**flat, "vocab_size": 152064, "rope_scaling": scaling, **published}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "older"])
+def test_nothing_is_said_of_a_right_config(family, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    published = older(FAMILIES["Qwen2.5-VL-3B"][0]) if family == "older" else copy.deepcopy(FAMILIES[family][0])
+    model = on_meta(published)
+    native = json.loads(model.config.to_json_string(use_diff=False))
+    if family == "older":
+        assert "vocab_size" not in native["vlm_config"]
+        assert same(model.config, on_meta(FAMILIES["Qwen2.5-VL-3B"][0]).config)
+        # And as this package wrote it before.
+        rope = native["vlm_config"]["text_config"]["rope_parameters"]
+        native["vlm_config"] |= {"vocab_size": 152064, "rope_parameters": dict(rope)}
+    assert same(Sa2VAConfig.from_dict(copy.deepcopy(native)), model.config)
+    native_config(published_config(model.config, torch.bfloat16), seg_token_id=7, image_token_id=5)
+    said = [record.getMessage() for record in caplog.records if "rope" in record.getMessage().lower()]
+    assert said == []
+
+
 def test_sa2va_i_has_a_second_mask_decoder():
     model = on_meta(FAMILIES["1B"][0], separate_tracking_decoder=True)
     names = {part.name for part in published_parts(list(model.state_dict()), model.config).values()}
@@ -287,6 +335,13 @@ def test_what_is_not_known_is_refused(change, message):
         published[name] = {**published[name], **value} if isinstance(value, dict) else value
     with pytest.raises(ValueError, match=message):
         native_config(published, seg_token_id=7, image_token_id=5)
+
+
+@pytest.mark.parametrize("lacks", ["", "architectures", "image_token_index", "vision_config", "template"])
+def test_llava_is_refused_by_name(lacks):
+    published = {name: value for name, value in LLAVA.items() if name != lacks}
+    with pytest.raises(ValueError, match="LLaVA-1.5.*Sa2VA-LLaVA-1.5-7B.*not supported"):
+        native_config(published, 7, 5)
 
 
 def test_unknown_families_and_names_are_refused():
