@@ -35,7 +35,7 @@ from ..losses import tubed_skeleton
 from ..models.modeling import SegFeatures, pair_masks
 from ..models.processing import SEG_TOKEN
 from .collator import TARGETS, SegCollator, _stack, check_fit, conversation, stack_pairs
-from .columns import _layout, iter_undecoded, normalize_row, plain_rows, read_masks
+from .columns import DatasetError, _layout, iter_undecoded, normalize_row, plain_rows, read_masks
 
 
 # Of the files and of how rows are told apart: raise it when either changes.
@@ -261,10 +261,12 @@ class NumberedRows(torch.utils.data.Dataset):
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: list[int]) -> list[dict]:
-        rows = [
-            {**row, "row_index": number}
-            for number, row in zip(numbers, self.rows.__getitems__(list(numbers)), strict=True)
-        ]
+        rows = self.rows.__getitems__(list(numbers))
+        if len(rows) != len(numbers):
+            raise DatasetError(
+                f"The transform of a dataset has to keep all rows; of {len(numbers)} it made {len(rows)}."
+            )
+        rows = [{**row, "row_index": number} for number, row in zip(numbers, rows, strict=True)]
         if self.keys is not None:
             for row in rows:
                 row[KEY] = self.keys[row["row_index"]]

@@ -481,8 +481,8 @@ class SegTrainerMixin(ResumingMixin):
 
     @staticmethod
     def collator_options(args) -> dict:
-        """What a trainer's own collators are asked for beyond what all are."""
-        return {}
+        """What a trainer asks of its collators beyond what all do."""
+        return {"with_pairs": False}
 
     def finish_init(self) -> None:
         """Call at the end of a trainer's constructor."""

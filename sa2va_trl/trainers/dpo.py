@@ -139,7 +139,9 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         ref_model (`Sa2VAForConditionalGeneration`, *optional*): the reference where no adapter trains.
         args (`SegDPOConfig`): options.
         data_collator (`SegCollator`, *optional*): made from `args` by default.
-        train_dataset (`datasets.Dataset`): from [`~preferences.build_preferences`], or any with `pairs="online"`.
+        train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
+            From [`~preferences.build_preferences`], or any with `pairs="online"`; rows of a stream are checked as they
+            come.
         eval_dataset (`datasets.Dataset` or a `dict` of them, *optional*):
             Sharing no sample, video or patient with `train_dataset`; with or without pairs.
         processing_class (`Sa2VAProcessor`, *optional*): loaded from the model's name by default.

@@ -10,15 +10,18 @@ import pytest
 import torch
 from datasets import Image as ImageFeature
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from rows import chat, every_kind, make, mask, noise
 
 from sa2va_trl import SegCollator, tiny_sa2va
+from sa2va_trl.data import DatasetError
 from sa2va_trl.data import features as module
 from sa2va_trl.data.features import (
     KEY,
     FeatureCollator,
     FeatureError,
     FeatureStore,
+    NumberedRows,
     encoder,
     feature_bytes,
     fingerprint,
@@ -41,6 +44,41 @@ def built(folder, model, processor, dataset, batch_size=2):
     encode = encoder(model, SegCollator(processor), lambda batch: batch)
     count = store.build(rows, encode, batch_size, progress=False)
     return store, keys, count
+
+
+def test_masks_beside_stored_features_are_checked(tmp_path):
+    model, processor = tiny_sa2va(image_size=128)
+    dataset = every_kind()
+    store, keys, _ = built(tmp_path, model, processor, dataset)
+    cached = FeatureCollator(SegCollator(processor, allow_worse=False), store)
+    row = {**dataset[0], KEY: keys[0]}
+    del row["image"]
+    cached([row])
+    (own,) = row["masks"]
+    grey, turned, empty = Image.new("L", own.size, 9), Image.new("L", own.size[::-1]), Image.new("L", own.size)
+    for changed, reason in (
+        ({"masks": [grey]}, "mask 0 is not binary: values 9"),
+        ({"masks": [None]}, "mask 0 is missing"),
+        ({"chosen_mask": own, "rejected_mask": grey}, "rejected_mask is not binary"),
+        ({"chosen_mask": own, "rejected_mask": turned}, "rejected_mask is 40 x 48, its image 48 x 40"),
+        ({"chosen_mask": own, "rejected_mask": own}, "are equal"),
+        ({"chosen_mask": own}, "rejected_mask is missing"),
+        ({"chosen_mask": empty, "rejected_mask": own}, "worse than the rejected one"),
+    ):
+        with pytest.raises(DatasetError, match=f"'still' cannot be used: .*{reason}"):
+            cached([{**row, **changed}])
+
+
+def test_numbered_rows_are_those_of_the_data_set():
+    dataset = every_kind().select([4, 0, 2])
+    rows = NumberedRows(dataset, keys=["a", "b", "c"])
+    assert len(rows) == 3
+    assert [(row["sample_id"], row["row_index"], row[KEY]) for row in rows.__getitems__([2, 0, 2])] == [
+        ("clip", 2, "c"),
+        ("empty", 0, "a"),
+        ("clip", 2, "c"),
+    ]
+    assert KEY not in NumberedRows(dataset)[1] and NumberedRows(dataset)[1]["row_index"] == 1
 
 
 # What is read is what `encode` makes

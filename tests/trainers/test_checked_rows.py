@@ -219,6 +219,24 @@ def test_a_stream_without_pairs_is_no_preference(tmp_path):
         trainer(tmp_path, bare.map(lambda example: example), "dpo").train()
 
 
+def test_a_transform_may_make_rows_fit_or_not(tmp_path):
+    small = row(0)
+
+    def transform(batch):
+        names = {name: [small[name]] * len(values) for name, values in batch.items() if name in ("image", "masks")}
+        return {**batch, **names}
+
+    run = trainer(tmp_path, make(STRIP, {}).with_transform(transform), family="qwen3_vl")
+    run.train()
+    strips = {name: 2 * [STRIP[name]] for name in ("image", "masks")}
+    run = trainer(tmp_path, make({}, {}).with_transform(lambda batch: {**batch, **strips}), family="qwen3_vl")
+    with pytest.raises(DatasetError, match="'row-[01]' cannot be used: an image of 1300 x 6 pixels"):
+        run.train()
+    run = trainer(tmp_path, make({}, {}).with_transform(lambda batch: {name: batch[name][:1] for name in batch}))
+    with pytest.raises(DatasetError, match="has to keep all rows; of 2 it made 1"):
+        run.train()
+
+
 # Rows for evaluate and predict
 
 
