@@ -328,11 +328,9 @@ def go_on(launcher, folder, size, checkpoint=""):
     options = {name: OPTIONS[name] for name in names}
     options |= {"learning_rate": 1e-3, "trainable": "head", "lm_weight": 0.0, "cache_features": "off"}
     options |= {"max_steps": 9, "save_steps": 1, "eval_strategy": "steps", "eval_steps": 9}
-    options |= {
-        "gradient_accumulation_steps": 2,
-        "per_device_train_batch_size": size,
-        "output_dir": str(folder / "out"),
-    }
+    options |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": size}
+    # (The loss of evaluation is a mean over batches, so those are of one row.)
+    options |= {"per_device_eval_batch_size": 1, "output_dir": str(folder / "out")}
     line = [*launcher, str(folder / "script.py"), json.dumps(options), str(checkpoint)]
     log = launch.log_of(line, folder)
     parts = [
