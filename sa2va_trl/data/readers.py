@@ -827,12 +827,8 @@ def _with_column(dataset: Dataset, name: str, values: list) -> Dataset:
 
 
 def _to_columns(dataset: Dataset, split: str, phrase: str | None) -> Dataset:
-    """Masks in their own mode; a phrase and a sample_id where a prepared dataset has none."""
+    """A phrase and a sample_id where a prepared dataset has none. Masks stay as they are until they are judged."""
     features = dataset.features
-    # A conversion would drop alpha and ids before they are looked at. Of `masks`, the cast would rewrite the data:
-    # `check_dataset` refuses what such a column converts wrongly.
-    if isinstance(features.get("mask"), Image) and features["mask"].mode is not None:
-        dataset = dataset.cast_column("mask", Image())
     if phrase is not None and not features.keys() & {*PHRASE_COLUMNS, "messages"}:
         phrase = normalize_phrase(phrase)
         if "masks" in features:
