@@ -122,7 +122,7 @@ QWEN3_VL_4B = {
     },
     "template": "qwen_chat",
 }
-# Its sizes are those of Qwen3-VL-2B-Instruct. That its vocabulary is Qwen3's 151,669 tokens and Sa2VA's five is derived.
+# The sizes are Qwen3-VL-2B-Instruct's. That the vocabulary is Qwen3's 151,669 tokens and Sa2VA's five is derived.
 # Both give the total that is reported for the published weights: 2,666,774,834.
 QWEN3_VL_2B = {
     **QWEN3_VL_4B,
