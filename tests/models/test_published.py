@@ -122,8 +122,8 @@ QWEN3_VL_4B = {
     },
     "template": "qwen_chat",
 }
-# Sizes of Qwen3-VL-2B-Instruct; that the vocabulary is Qwen3's 151,669 tokens and Sa2VA's five is derived.
-# Both are borne out by the total that the Hub gives for the published weights: 2,666,774,834.
+# The sizes are Qwen3-VL-2B-Instruct's. That the vocabulary is Qwen3's 151,669 tokens and Sa2VA's five is derived.
+# Both give the total that is reported for the published weights: 2,666,774,834.
 QWEN3_VL_2B = {
     **QWEN3_VL_4B,
     "text_config": {
