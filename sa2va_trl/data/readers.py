@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -440,6 +440,25 @@ def _warn_unread(folder: Path, found: _Files, used: set[str]) -> None:
         logger.warning("%s: left out, not of a kind that is read: %s.", folder, _listed(left, folder))
 
 
+def _common_end(stems: Iterable[str]) -> str:
+    """What all names end in, from a separator on: `_training` of `21_training` and `22_training`."""
+    common = os.path.commonprefix([stem[::-1] for stem in stems])[::-1]
+    return common[start.start() :] if (start := re.search(r"[_\-. ]", common)) else ""
+
+
+def _check_ends(folder: Path, images: Collection[str], masks: Collection[str]) -> None:
+    """Refuse names that would pair but for what all images, or all masks, end in."""
+    if not images or not masks or set(images) & set(masks):
+        return
+    ends = _common_end(images), _common_end(masks)
+    if {stem.removesuffix(ends[0]) for stem in images} == {stem.removesuffix(ends[1]) for stem in masks}:
+        mask = sorted(masks)[0]
+        raise DatasetError(
+            f"{folder}: images and masks pair by name, but all images end in {ends[0]!r} and all masks in "
+            f"{ends[1]!r}: rename one of them (mask {mask!r} to {mask.removesuffix(ends[1]) + ends[0]!r})"
+        )
+
+
 def _suffixes() -> str:
     return ", ".join(sorted(IMAGE_SUFFIXES))
 
@@ -486,12 +505,9 @@ def read_mask_folder(
         unread = [path.name for found in files.values() for paths in found.unread.values() for path in paths]
         there = f"; it and {pair[1].name}/ hold: {', '.join(unread[:_SHOWN])}" if unread else ""
         raise DatasetError(f"{pair[0]} holds no image ({_suffixes()}){there}")
+    _check_ends(folder, files["image"].images, files["mask"].images)
     for kind, root in roots.items():
-        other = files["mask" if kind == "image" else "image"]
-        halves = {stem for stem in stems if stem not in files[kind].images} & (
-            other.images.keys() | other.unread.keys()
-        )
-        _warn_unread(root, files[kind], halves)
+        _warn_unread(root, files[kind], stems - files[kind].images.keys())  # the others are refused below
 
     paths, masks, bad = [], [], []
     stems = sorted(stems)

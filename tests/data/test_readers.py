@@ -521,6 +521,24 @@ class TestMaskFolder:
         with pytest.raises(DatasetError, match="holds no image .*hold: a.dcm"):
             read_mask_folder(tmp_path)
 
+    @pytest.mark.parametrize(
+        ("images", "masks", "reason"),
+        [
+            (["21_training", "22_training"], ["21_manual1", "22_manual1"], "mask '21_manual1' to '21_training'"),
+            (["1", "12"], ["1_mask", "12_mask"], "all images end in '' and all masks in '_mask': .*'12_mask' to '12'"),
+            (["a-x"], ["a-y"], "mask 'a-y' to 'a-x'"),
+            (["a", "b"], ["a_mask", "c_mask"], "has no mask"),
+            (["a", "a_mask"], ["a_mask"], "has no mask"),
+        ],
+    )
+    def test_names_that_differ_in_their_ends(self, tmp_path, images, masks, reason):
+        for name in images:
+            write_image(tmp_path / "image" / f"{name}.png")
+        for name in masks:
+            write_mask(tmp_path / "mask" / f"{name}.png")
+        with pytest.raises(DatasetError, match=reason):
+            read_mask_folder(tmp_path)
+
     def test_two_pairs_of_folders(self, tmp_path):
         write_pairs(tmp_path, "a")
         write_pairs(tmp_path, "b", names=("images", "masks"))
