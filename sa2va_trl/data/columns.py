@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
@@ -166,7 +167,20 @@ def _several_pages(image: PIL.Image.Image) -> str | None:
     return f"holds {count} pictures: split it into files, one a row, or make them a clip's `images` and `masks`"
 
 
-def open_image(source: Any, max_pixels: int = MAX_PIXELS, several: bool = False) -> PIL.Image.Image:
+def _scrambled(image: PIL.Image.Image) -> str | None:
+    # Pillow (13.0) maps such a file into memory row by row in its turned size; `datasets.Image` opens it so as well.
+    if getattr(image, "format", None) != "TIFF" or not getattr(image, "filename", ""):
+        return None
+    orientation = image.tag_v2.get(PIL.ExifTags.Base.Orientation)
+    if orientation not in (5, 6, 7, 8) or not any(tile.codec_name == "raw" for tile in image.tile):
+        return None
+    return (
+        f"is an uncompressed TIFF that lies on its side (orientation {orientation}), which Pillow scrambles: save it "
+        "upright, or as PNG"
+    )
+
+
+def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
     """
     Open an image far enough to know its size: the header is read, no pixel is decoded. Use inside `quiet_pillow`.
 
@@ -175,9 +189,6 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS, several: bool = False)
             A decoded image, an undecoded `datasets.Image` value (`{"bytes", "path"}`), or the path of a file.
         max_pixels (`int`, *optional*, defaults to `100_000_000`):
             The largest width x height accepted.
-        several (`bool`, *optional*, defaults to `False`):
-            Accept a file of several pages, for a caller that reads them all (`seek`). Anyone else would lose all but
-            the first.
 
     Raises:
         `DatasetError`: With the reason alone; the caller knows the row.
@@ -206,9 +217,9 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS, several: bool = False)
     fault = None
     if width * height > max_pixels:
         fault = f"is too large: {width} x {height} pixels, the limit is {max_pixels:,}; scale it down"
-    elif not several:
+    else:
         try:
-            fault = _several_pages(image)
+            fault = _several_pages(image) or _scrambled(image)
         except Exception as error:
             fault = f"is unreadable or truncated ({type(error).__name__}: {error})"
     if fault is not None:

@@ -14,6 +14,7 @@ from sa2va_trl.data.columns import (
     FEATURES,
     DatasetError,
     check_dataset,
+    decode_image,
     normalize_row,
     plain_rows,
     read_masks,
@@ -554,3 +555,22 @@ class TestResolveInside:
         (tmp_path / "data" / "a.png").symlink_to(tmp_path / "secret.png")
         with pytest.raises(DatasetError, match="leaves the dataset folder"):
             resolve_inside(tmp_path / "data", "a.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_a_tiff_is_read_as_it_is_shown_or_refused(tmp_path, orientation, compression):
+    """Pillow scrambles uncompressed TIFF files that lie on their side, and so does `datasets.Image`."""
+    pixels = np.arange(4 * 6, dtype=np.uint8).reshape(4, 6)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={274: orientation}, compression=compression)
+    rows = Dataset.from_dict({"image": [str(tmp_path / "a.tif")]}, features=Features({"image": Image()}))
+    try:
+        decode_image(tmp_path / "a.tif")
+    except DatasetError as error:
+        assert orientation >= 5 and compression == "raw" and f"(orientation {orientation})" in str(error)
+        return
+    turned = PIL.Image.fromarray(pixels)
+    turned.getexif()[274] = orientation
+    shown = np.asarray(PIL.ImageOps.exif_transpose(turned))
+    for image in (decode_image(tmp_path / "a.tif"), rows[0]["image"]):
+        assert np.array_equal(np.asarray(image), shown)

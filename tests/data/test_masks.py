@@ -530,7 +530,8 @@ def test_a_decoded_mask_of_several_pages_is_refused(tmp_path):
         opened.load()
         with pytest.raises(DatasetError, match="holds 3 pictures"):
             _binary_mask(opened)
-    assert page_count(open_image(tmp_path / "a.tif", several=True)) == 3
+    with PIL.Image.open(tmp_path / "a.tif") as file:
+        assert page_count(file) == 3
 
 
 def test_turned_upright(tmp_path):
