@@ -472,6 +472,8 @@ class Sa2VAProcessor(ProcessorMixin):
         Raises:
             `ValueError`: a size that the family does not take: Qwen refuses sides that differ by more than 200 times.
         """
+        if self.is_official:
+            size, clip = _size_of_first_step(*size), False
         width, height = size
         if isinstance(self.image_processor, Qwen2VLImageProcessorPil):
             budget = self.clip_size if clip else self.image_processor.size
