@@ -84,14 +84,13 @@ def refuse(args, reasons: dict[str, str]) -> None:
         raise ValueError(f"{type(args).__name__} does not take these options:\n{lines}")
 
 
-class _Epochs(TrainerCallback):
-    def __init__(self, trainer: "SegTrainerMixin", collator: SegCollator):
-        self.trainer, self.collator = trainer, collator
+class _EpochToCollator(TrainerCallback):
+    def __init__(self, collator: SegCollator):
+        self.collator = collator
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         # The epoch is a float that has just reached the next whole number.
         self.collator.epoch = int((state.epoch or 0) + 1e-6)
-        self.trainer.begin_epoch(self.collator.epoch)
 
 
 class _BuildFeatures(TrainerCallback):
@@ -495,7 +494,7 @@ class SegTrainerMixin(ResumingMixin):
             )
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             self._keep_trained_in_float32()
-        self.add_callback(_Epochs(self, self.data_collator))
+        self.add_callback(_EpochToCollator(self.data_collator))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.prepare_to_save()

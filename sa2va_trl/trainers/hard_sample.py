@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -24,7 +25,7 @@ from .plan import (
     row_weights,
     select_rows,
 )
-from .resuming import EpochSampler, resolve_checkpoint
+from .resuming import resolve_checkpoint
 from .sft import REFUSED, SegSFTConfig, SegSFTTrainer
 
 
@@ -146,6 +147,22 @@ def _never(every, epochs) -> str:
     return f"remine_every={every} never comes in {epochs:g} epochs: lower it, or train for longer."
 
 
+class _EpochSampler(Sampler):
+    """
+    Rows as a function of the epoch says. The trainer sets `epoch`: accelerate's `set_epoch` does not reach a sampler
+    behind both its skipping of batches and its sharding, which is where a resumed run on several processes has it.
+    """
+
+    def __init__(self, length: int, plan):
+        self.length, self.plan, self.epoch = length, plan, 0
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        return iter(self.plan(self.epoch))
+
+
 @dataclass
 class _WithRowNumbers:
     """Batches of `collator` with the rows' numbers in the training set."""
@@ -188,6 +205,10 @@ class _Guide(TrainerCallback):
         if args.remine_every is not None and args.remine_every >= state.num_train_epochs:
             raise ValueError(_never(args.remine_every, state.num_train_epochs))
         self.trainer.evaluate_start()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # The epoch is a float that has just reached the next whole number.
+        self.trainer.begin_epoch(int((state.epoch or 0) + 1e-6))
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if self.trainer.easy_has_regressed(metrics or {}) and args.easy_regression == "stop":
@@ -402,10 +423,10 @@ class HardSampleTrainer(SegSFTTrainer):
             except mining.MiningError as error:
                 progress.mined_at = epoch
                 self._tell(f"Hard samples: those of before stay. {error}")
-        super().begin_epoch(epoch)
+        self._sampler.epoch = epoch
 
     def _get_train_sampler(self, train_dataset=None):
-        self._sampler = EpochSampler(self.progress.length, self._plan)
+        self._sampler = _EpochSampler(self.progress.length, self._plan)
         return self._sampler
 
     def get_train_dataloader(self):

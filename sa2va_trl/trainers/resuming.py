@@ -14,7 +14,6 @@ from peft import PeftModel
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError, safe_open
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import RandomSampler, Sampler
 from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
@@ -280,59 +279,12 @@ def _record(folder: Path) -> dict:
         raise ValueError(f"{file} is damaged ({error!r}): resume from another checkpoint.") from error
 
 
-class EpochSampler(Sampler):
-    """
-    Rows as a function of the epoch says. The trainer sets `epoch`: accelerate's `set_epoch` does not reach a sampler
-    behind both its skipping of batches and its sharding, which is where a resumed run on several processes has it.
-
-    Args:
-        length (`int`): rows of an epoch.
-        plan (`Callable[[int], Iterable[int]]`): the row numbers of an epoch, in their order.
-    """
-
-    def __init__(self, length: int, plan):
-        self.length, self.plan, self.epoch = length, plan, 0
-
-    def __len__(self):
-        return self.length
-
-    def __iter__(self):
-        return iter(self.plan(self.epoch))
-
-
-def shuffled(length: int, seed: int, epoch: int) -> list[int]:
-    """
-    Args:
-        length (`int`): number of rows.
-        seed (`int`): of all epochs.
-        epoch (`int`): from 0.
-
-    Returns:
-        `list[int]`: the row numbers in the order that accelerate's `SeedableRandomSampler` has.
-    """
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-
-
 class ResumingMixin:
     """How a mask trainer goes on from a checkpoint."""
-
-    _sampler: EpochSampler | None = None
 
     @property
     def _data_seed(self) -> int:
         return self.args.data_seed if self.args.data_seed is not None else self.args.seed
-
-    def _get_train_sampler(self, train_dataset=None):
-        sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, RandomSampler):
-            length, seed = len(sampler), self._data_seed
-            sampler = self._sampler = EpochSampler(length, lambda epoch: shuffled(length, seed, epoch))
-        return sampler
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Called before each epoch, counted from 0."""
-        if self._sampler is not None:
-            self._sampler.epoch = epoch
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None):
         """

@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-from accelerate.data_loader import SeedableRandomSampler
 from datasets import concatenate_datasets
 from peft import LoraConfig
 from transformers import TrainerCallback
@@ -12,7 +11,6 @@ from transformers import TrainerCallback
 from sa2va_trl import HardSampleConfig, HardSampleTrainer, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.arguments import train_and_save
 from sa2va_trl.data import synthetic_dataset
-from sa2va_trl.trainers.resuming import EpochSampler, shuffled
 
 
 TINY = tiny_sa2va(image_size=64)
@@ -342,12 +340,3 @@ def test_rows_come_in_the_same_order_with_other_batches_of_the_same_rows(tmp_pat
         assert losses == pytest.approx(
             [entry["loss"] for entry in whole.state.log_history if "loss" in entry], rel=1e-4
         )
-
-
-def test_the_order_is_that_of_accelerate():
-    expected = SeedableRandomSampler(range(9), data_seed=5)
-    sampler = EpochSampler(9, lambda epoch: shuffled(9, 5, epoch))
-    for epoch in range(3):
-        expected.set_epoch(epoch)
-        sampler.epoch = epoch
-        assert list(sampler) == list(expected)
