@@ -3,6 +3,8 @@ TORCH ?= torch==2.15.0 torchvision==0.29.2
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Of the tests.
+WORKERS ?= 2
 
 .PHONY: demo test quality clean
 
@@ -10,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python recipes/three_stage.py --config recipes/configs/tiny/three_stage.yaml --output_dir outputs/demo
 
 test: $(VENV)/.installed-test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests
 
 quality: $(VENV)/.installed-test
 	$(BIN)/ruff check .

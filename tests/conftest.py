@@ -12,6 +12,14 @@ from sa2va_trl import tiny_sa2va
 from sa2va_trl.models.configuration import SUPPORTED_VLMS
 
 
+def pytest_collection_modifyitems(items):
+    # With several workers (`pytest -n 2 --dist loadgroup`) a file stays on one of them, which shares its fixtures, and
+    # runs of two processes, which would want the same port, follow one another.
+    for item in items:
+        distributed = item.path.parent.name == "distributed"
+        item.add_marker(pytest.mark.xdist_group("distributed" if distributed else item.path.name))
+
+
 @pytest.fixture
 def tiny():
     """A fresh tiny model, in evaluation mode, and its processor."""

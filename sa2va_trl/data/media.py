@@ -89,10 +89,10 @@ def read_pictures(path: str | Path) -> Iterator[Picture]:
     files, others = folder_images(path) if path.is_dir() else ([path], [])
     if others and files:
         logger.warning(
-            "%s: left out, since only images that lie in the folder itself are read: %s", path, _listed(others)
+            "%s: left out, since only images that lie in the folder itself are read: %s", path, listed(others)
         )
     if not files:
-        holds = f"; it holds {_listed(others)}" if others else ""
+        holds = f"; it holds {listed(others)}" if others else ""
         raise DatasetError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){holds}.")
 
     # All of them before the first is given out: a run over a folder or a clip should not fail in its middle.
@@ -187,7 +187,8 @@ def is_clip(path: str | os.PathLike) -> bool:
         return False
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Names for a message: the first 50, and how many more."""
     more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 
@@ -416,7 +417,7 @@ def _video_frames(path: Path, tell: bool) -> Iterator[Image.Image]:
         logger.warning(
             "%s is damaged: its decoder has patched up frame %s; frames that build on it may be wrong, too.",
             path,
-            _listed(damaged),
+            listed(damaged),
         )
     if tell and missing:
         logger.warning("%s ends early: %s.", path, missing)

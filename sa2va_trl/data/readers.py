@@ -34,7 +34,7 @@ from .columns import (
     quiet_pillow,
     resolve_inside,
 )
-from .media import IMAGE_SUFFIXES
+from .media import IMAGE_SUFFIXES, is_byproduct, listed
 
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,6 @@ _EXIF_ORIENTATION = 0x0112
 _TOLERANCE = 1.0  # pixels that a polygon may reach over the image's edge: annotation tools round
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _FEW_PIXELS = 4  # up to this side an object may well lie in the first pixel
-_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
-_SHOWN = 50
 
 
 def normalize_phrase(text: str) -> str:
@@ -118,7 +116,7 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
 
     def visit(place: Path, above: frozenset[Path]) -> None:
         for path in sorted(place.iterdir()):
-            if path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES:
+            if path.name.startswith(".") or is_byproduct(path):
                 continue
             if not path.is_dir():
                 files.append(path)
@@ -133,8 +131,7 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _listed(paths: list[Path], folder: Path) -> str:
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > _SHOWN else "")
+    return listed([path.relative_to(folder).as_posix() for path in paths])
 
 
 def _named_path(root: Path, name: str) -> Path:
@@ -503,7 +500,7 @@ def read_mask_folder(
     stems |= files["image"].unread.keys() & files["mask"].unread.keys()  # a pair that nobody can read
     if not stems:
         unread = [path.name for found in files.values() for paths in found.unread.values() for path in paths]
-        there = f"; it and {pair[1].name}/ hold: {', '.join(unread[:_SHOWN])}" if unread else ""
+        there = f"; it and {pair[1].name}/ hold: {listed(unread)}" if unread else ""
         raise DatasetError(f"{pair[0]} holds no image ({_suffixes()}){there}")
     _check_ends(folder, files["image"].images, files["mask"].images)
     for kind, root in roots.items():
