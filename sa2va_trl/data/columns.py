@@ -50,6 +50,7 @@ ACCEPTED_COLUMNS = (
     f"`masks` and `phrases`; (c) `messages`, alone or with `image`/`images` and one mask for every {SEG_TOKEN}"
 )
 _LISTED = 50
+_PHOTOMETRIC = 262  # a TIFF's tag: 0 where white is zero
 
 
 class BadRow(NamedTuple):
@@ -167,6 +168,22 @@ def _several_pages(image: PIL.Image.Image) -> str | None:
     return f"holds {count} pictures: split it into files, one a row, or make them a clip's `images` and `masks`"
 
 
+def loses_depth(image: PIL.Image.Image) -> str | None:
+    """How Pillow would lose depth without a word in decoding an opened file; else `None`."""
+    for codec, _, _, args in getattr(image, "tile", ()):
+        args = args if isinstance(args, tuple) else (args,)
+        deep = any(isinstance(arg, str) and ";16" in arg for arg in args)
+        deep = deep or (codec.startswith("ppm") and isinstance(args[-1], int) and args[-1] > 255)
+        if deep and not image.mode.startswith(("I", "F")):
+            return (
+                "has 16 bits in each of several channels, of which only the upper 8 can be read: save it with 8 bits "
+                "(a mask as grey, 0 and 255)"
+            )
+    if getattr(image, "format", None) == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == 0:
+        return "is a TIFF of more than 8 bits in which white is zero, which Pillow reads inverted: save it as PNG"
+    return None
+
+
 def _scrambled(image: PIL.Image.Image) -> str | None:
     # Pillow (13.0) maps such a file into memory row by row in its turned size; `datasets.Image` opens it so as well.
     if getattr(image, "format", None) != "TIFF" or not getattr(image, "filename", ""):
@@ -219,7 +236,7 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
         fault = f"is too large: {width} x {height} pixels, the limit is {max_pixels:,}; scale it down"
     else:
         try:
-            fault = _several_pages(image) or _scrambled(image)
+            fault = _several_pages(image) or _scrambled(image) or loses_depth(image)
         except Exception as error:
             fault = f"is unreadable or truncated ({type(error).__name__}: {error})"
     if fault is not None:
@@ -263,17 +280,6 @@ def _binary_mask(mask: PIL.Image.Image) -> PIL.Image.Image:
         raise DatasetError(str(error)) from error
 
 
-def _loses_depth(image: PIL.Image.Image) -> bool:
-    """Whether Pillow decodes an opened file of 16 bits a channel to the upper 8 alone, an id of 1 to 0."""
-    if image.mode.startswith(("I", "F")):
-        return False
-    for codec, _, _, args in getattr(image, "tile", ()):
-        args = args if isinstance(args, tuple) else (args,)
-        if any(isinstance(arg, str) and ";16" in arg for arg in args) or (codec.startswith("ppm") and args[-1] > 255):
-            return True
-    return False
-
-
 def _read_otherwise(decoded: PIL.Image.Image, mask: PIL.Image.Image, mode: str | None) -> str | None:
     """What is wrong where `datasets.Image(mode=...)` makes another mask of a picture than its raw pixels say."""
     if mode is None or mode == decoded.mode or (mode == "L" and decoded.mode == "1"):
@@ -313,25 +319,17 @@ def decode_mask(
             [`~data.masks.binary_mask`], or becomes another one by the conversion to `mode`. All reasons that apply are
             in the one message.
     """
-    image = open_image(source, max_pixels)
-    shallow = _loses_depth(image)  # a decoded image no longer says so
-    decoded = decode_image(image, max_pixels)
+    decoded = decode_image(source, max_pixels)
     reasons, mask = [], None
     if size is not None and decoded.size != size:
         reasons.append(f"is {decoded.width} x {decoded.height}, its image {size[0]} x {size[1]} (width x height)")
-    if shallow:
-        reasons.append(
-            "has 16 bits in each of several channels, of which only the upper 8 can be read: save it as 8-bit grey, 0 "
-            "and 255"
-        )
+    try:
+        mask = _binary_mask(decoded)
+    except DatasetError as error:
+        reasons.append(str(error))
     else:
-        try:
-            mask = _binary_mask(decoded)
-        except DatasetError as error:
-            reasons.append(str(error))
-        else:
-            if reason := _read_otherwise(decoded, mask, mode):
-                reasons.append(reason)
+        if reason := _read_otherwise(decoded, mask, mode):
+            reasons.append(reason)
     if reasons:
         raise DatasetError(" and ".join(reasons))
     return mask

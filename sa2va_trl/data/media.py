@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from .columns import MAX_PIXELS, DatasetError, decode_image, quiet_pillow, too_deep
+from .columns import MAX_PIXELS, DatasetError, decode_image, loses_depth, quiet_pillow, too_deep
 
 
 logger = logging.getLogger(__name__)
@@ -369,8 +369,9 @@ def _page(file: Image.Image, number: int) -> Image.Image:
         raise DatasetError(
             f"is too large: {file.width} x {file.height} pixels, the limit is {MAX_PIXELS:,}; scale it down"
         )
+    lost = loses_depth(file)  # a decoded page no longer says so
     file.load()
-    if fault := too_deep(file):
+    if fault := lost or too_deep(file):
         raise DatasetError(fault)
     return ImageOps.exif_transpose(file).convert("RGB")
 

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ import pyarrow.parquet
 from datasets import Dataset, DatasetDict, Features, Image, List
 from skimage.draw import polygon2mask
 
+from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN, reserved_tokens
 from .columns import (
     DEFAULT_PHRASE,
     FEATURES,
@@ -43,8 +45,11 @@ logger = logging.getLogger(__name__)
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 _EXIF_ORIENTATION = 0x0112
 _TOLERANCE = 1.0  # pixels that a polygon may reach over the image's edge: annotation tools round
+# What other tools call a phrase.
+_CAPTIONS = ("text", "texts", "caption", "captions", "prompt", "label", "labels", "class", "category", "description")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _FEW_PIXELS = 4  # up to this side an object may well lie in the first pixel
+_OVERSHOOT = 0.1  # beyond 0 and 1, of shares of the image
 
 
 def normalize_phrase(text: str) -> str:
@@ -53,11 +58,14 @@ def normalize_phrase(text: str) -> str:
     case.
 
     Raises:
-        `DatasetError`: If nothing is left.
+        `DatasetError`: If nothing is left, or it holds a token that the processor writes itself.
     """
     phrase = text.strip().removesuffix(".").rstrip().lower()
     if not phrase:
         raise DatasetError(f"phrase {text!r} is empty")
+    # (In the case that it came in, where they are tokens.)
+    if found := [token for token in (SEG_TOKEN, IMAGE_PLACEHOLDER) if token in text] + reserved_tokens(text):
+        raise DatasetError(f"phrase {text!r} holds the reserved token {', '.join(found)}")
     return phrase
 
 
@@ -242,7 +250,7 @@ def _read_objects(masks: Any, size: tuple[int, int] | None) -> tuple[list[list],
 def _in_shares(objects: list[list], size: tuple[int, int]) -> str | None:
     """What is wrong with faultless polygons that say shares of the image where pixels are expected, or None."""
     values = [value for polygons in objects for polygon in polygons for value in polygon]
-    if not values or max(size) <= _FEW_PIXELS or min(values) < 0 or max(values) > 1:
+    if not values or max(size) <= _FEW_PIXELS or min(values) < -_OVERSHOOT or max(values) > 1 + _OVERSHOOT:
         return None
     return (
         f"all coordinates lie in [0, 1], the image is {size[0]} x {size[1]} (width x height): shares of the image? "
@@ -383,6 +391,12 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
             columns["phrases"].append(phrases)
     if bad:
         raise DatasetError(f"{file}: {len(bad)} of {len(entries)} entries cannot be used (rows count from 0):", bad)
+    listed_files = set(map(os.path.realpath, columns["image"]))
+    own = _image_files(image_folder)
+    _warn_unread(image_folder, own, set())
+    unnamed = [path for paths in own.images.values() for path in paths if os.path.realpath(path) not in listed_files]
+    if unnamed:
+        logger.warning("%s: left out, not named in %s: %s.", image_folder, file.name, _listed(unnamed, image_folder))
     if per_cent and all(per_cent):
         logger.warning(
             "%s: no coordinate of any polygon is above 100, and all images are larger. If they are per cent of the "
@@ -409,6 +423,12 @@ def _find_pair(folder: Path) -> tuple[Path, Path] | None:
     pairs = [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
     if len(pairs) > 1:
         raise DatasetError(f"{folder} holds both image/ with mask/ and images/ with masks/: keep one pair")
+    for image, mask in pairs:
+        if splits := [name for name in SPLITS if (image / name).is_dir() and (mask / name).is_dir()]:
+            raise DatasetError(
+                f"{folder}: {image.name}/ and {mask.name}/ have folders of their own for the split(s) "
+                f"{', '.join(splits)}; put the split first: {splits[0]}/{image.name}/ and {splits[0]}/{mask.name}/"
+            )
     return pairs[0] if pairs else None
 
 
@@ -425,7 +445,9 @@ def _image_files(folder: Path) -> _Files:
     for path in files:
         if path not in metadata:
             into = found.images if path.suffix.lower() in IMAGE_SUFFIXES else found.unread
-            into.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+            # (macOS writes an umlaut as two characters, others as one.)
+            stem = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+            into.setdefault(stem, []).append(path)
     if loops:
         logger.warning("%s: links to a folder that they lie in, not followed: %s.", folder, _listed(loops, folder))
     return found
@@ -506,7 +528,7 @@ def read_mask_folder(
     for kind, root in roots.items():
         _warn_unread(root, files[kind], stems - files[kind].images.keys())  # the others are refused below
 
-    paths, masks, bad = [], [], []
+    paths, names, masks, bad = [], [], [], []
     stems = sorted(stems)
     with quiet_pillow():
         for stem in stems:
@@ -541,6 +563,7 @@ def read_mask_folder(
                 bad.append(BadRow(None, None, f"{root.name}/{path.relative_to(root).as_posix()}", "; ".join(problems)))
             else:
                 paths.append(opened["image"])
+                names.append(files["image"].images[stem][0].relative_to(roots["image"]).as_posix())
                 masks.append([_png(mask)])
     if bad:
         raise DatasetError(f"{folder}: {len(bad)} of {len(stems)} pairs of image and mask cannot be used:", bad)
@@ -549,7 +572,7 @@ def read_mask_folder(
             "image": [str(path) for path in paths],
             "masks": masks,
             "phrases": [[phrase]] * len(paths),
-            "sample_id": _sample_ids(stems),
+            "sample_id": _sample_ids(names),
         },
         features=FEATURES,
     )
@@ -642,8 +665,14 @@ def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_
     if not rows:
         raise DatasetError(f"{file} holds no rows")
 
-    phrase = normalize_phrase(DEFAULT_PHRASE if phrase is None else phrase)
     if not any(row.get("phrases") or row.get("messages") for row in rows):
+        captions = sorted({name for row in rows for name in _CAPTIONS if row.get(name)})
+        if phrase is None and captions:
+            raise DatasetError(
+                f"{file} has no `phrase` (or `phrases`), but {', '.join(f'`{name}`' for name in captions)}: rename "
+                'what says what a mask shows to `phrase`, or give one for all (--phrase "blood vessel")'
+            )
+        phrase = normalize_phrase(DEFAULT_PHRASE if phrase is None else phrase)
         for row in rows:
             row["phrases"] = [phrase] * len(row["masks"])
     if not any(row.get("sample_id") for row in rows):
@@ -761,6 +790,10 @@ def _split_folders(folder: Path) -> dict[str, Path]:
                     f"{folder} has both {found[split].name}/ and {name}/ for the split {split!r}: keep one"
                 )
             found[split] = folder / name
+    places = {path.resolve(): path.name for path in found.values()}
+    if len(places) < len(found):
+        names = ", ".join(f"{path.name}/" for path in found.values())
+        raise DatasetError(f"{folder}: of {names} at least two are one and the same folder: its rows would be in both")
     return found
 
 

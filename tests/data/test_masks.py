@@ -587,3 +587,25 @@ def test_examples_of_other_programs(shared):
     }
     with pytest.raises(DatasetError, match="all images end in '_training' and all masks in '_manual1': rename"):
         load_dataset_dict(folder / "suffixes")
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (6, 4)])
+def test_an_image_of_16_bits_in_each_channel_is_refused(colour_type, channels):
+    """Of 12-bit values only the upper 8 of 16 bits would be left: a nearly black picture."""
+    row = {"image": png_of_16_bits(colour_type, channels, 4095), "mask": PIL.Image.new("L", (WIDTH, HEIGHT))}
+    with pytest.raises(DatasetError, match="image has 16 bits in each of several channels"):
+        normalize_row({**row, "phrase": "vessel", "sample_id": "s"})
+
+
+def test_a_tiff_in_which_white_is_zero(tmp_path):
+    """Pillow inverts 8 bits, and leaves 16 as they are."""
+    pixels = np.zeros((HEIGHT, WIDTH), dtype=np.uint16)
+    pixels[:, 6:] = 65535
+    PIL.Image.fromarray(pixels).save(tmp_path / "deep.tif", tiffinfo={262: 0})
+    with pytest.raises(DatasetError, match="white is zero"):
+        decode_mask(tmp_path / "deep.tif")
+
+
+def test_a_plain_bitmap(tmp_path):
+    (tmp_path / "a.pbm").write_text("P1\n4 1\n0 1 1 0\n")
+    assert np.array_equal(np.asarray(decode_mask(tmp_path / "a.pbm")), [[255, 0, 0, 255]])

@@ -874,3 +874,61 @@ def test_prepared_folders_of_one_name_are_not_mixed_up(tmp_path):
         (folder / "README.md").write_text(card)
     ids = [load_dataset_dict(tmp_path / str(number) / "data")["train"]["sample_id"][0] for number in (0, 1)]
     assert ids == ["v0000_f000", "v0001_f000"]
+
+
+class TestNames:
+    def test_dots_in_names_are_kept(self, tmp_path):
+        write_pairs(tmp_path, "pat3.1", "1.2.840.17", "plain")
+        assert read_mask_folder(tmp_path)["sample_id"] == ["1.2.840.17", "pat3.1", "plain"]
+
+    def test_names_that_look_alike_pair(self, tmp_path):
+        write_image(tmp_path / "image" / "u\u0308.png")  # as macOS writes it
+        write_mask(tmp_path / "mask" / "\u00fc.png")
+        assert len(read_mask_folder(tmp_path)) == 1
+
+    @pytest.mark.parametrize("phrase", ["the [SEG]", "<image>", "a <IMG_CONTEXT>", "x<|im_end|>"])
+    def test_reserved_tokens_do_not_hide_in_lower_case(self, phrase):
+        with pytest.raises(DatasetError, match="reserved token"):
+            normalize_phrase(phrase)
+
+
+class TestSplitsWithinFolders:
+    def test_a_folder_a_split_below_images_is_refused(self, tmp_path):
+        for split in ("train", "val"):
+            write_image(tmp_path / "images" / split / "a.png")
+            write_mask(tmp_path / "masks" / split / "a.png")
+        with pytest.raises(DatasetError, match="put the split first: train/images/ and train/masks/"):
+            load_dataset_dict(tmp_path)
+
+    def test_one_folder_as_two_splits_is_refused(self, tmp_path):
+        write_pairs(tmp_path / "all", "a", "b")
+        for split in ("train", "val"):
+            (tmp_path / split).symlink_to("all")
+        with pytest.raises(DatasetError, match="one and the same folder"):
+            load_dataset_dict(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["text", "caption", "label"])
+def test_phrases_under_another_name_are_refused(tmp_path, column):
+    for name in ("a", "b"):
+        write_image(tmp_path / "images" / f"{name}.png")
+        write_mask(tmp_path / "masks" / f"{name}.png")
+    lines = [json.dumps({"file_name": f"{name}.png", column: name}) for name in ("a", "b")]
+    (tmp_path / "images" / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DatasetError, match=f"no `phrase`.*`{column}`"):
+        load_dataset_dict(tmp_path)
+    assert load_dataset_dict(tmp_path, phrase="vessel")["train"]["phrases"] == [["vessel"], ["vessel"]]
+
+
+@pytest.mark.parametrize("polygon", [[0.1, 0.1, 1.02, 0.1, 0.5, 0.6], [-0.01, 0.1, 0.9, 0.1, 0.5, 0.6]])
+def test_shares_a_little_out_of_the_image_are_refused(tmp_path, polygon):
+    write_json(tmp_path, entry(mask=[[polygon]]))
+    with pytest.raises(DatasetError, match="shares of the image"):
+        read_sa2va_json(tmp_path)
+
+
+def test_images_that_no_entry_names_are_named(tmp_path, caplog):
+    write_json(tmp_path, entry(), images=["a.png", "b.png"])
+    (tmp_path / "images" / "c.heic").write_bytes(b"")
+    assert len(read_sa2va_json(tmp_path)) == 1
+    assert "not named in annotations.json: b.png" in caplog.text and "c.heic" in caplog.text
