@@ -45,7 +45,7 @@ class RecipeParser(TrlParser):
 
     def _on_the_line(self, line: list[str]) -> dict:
         """The options of a command line, without any default."""
-        other = TrlParser(self.dataclass_types)
+        other = TrlParser(self.dataclass_types, add_help=False)  # whose help would be without defaults
         other.add_argument("--config")
         for action in other._actions:
             action.default, action.required = SUPPRESS, False
@@ -53,7 +53,7 @@ class RecipeParser(TrlParser):
 
     def set_defaults_with_config(self, **config):
         name = self._given.get("dataset_name", "synthetic")
-        if name != "synthetic":
+        if name != "synthetic" and config.get("dataset_name", "synthetic") == "synthetic":
             own = [entry for entry, kind in OF_THE_DATA.items() if isinstance(config.get(entry), kind)]
             aside = [entry for entry in own if entry not in self._given]
             config = {entry: value for entry, value in config.items() if entry not in aside}

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 ENVIRONMENT |= {"CUDA_VISIBLE_DEVICES": ""}
 ONE = [sys.executable]
-DDP = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+# (Standalone: on a port that is free.)
+DDP = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ZERO3 = [sys.executable, "-m", "accelerate.commands.launch"]
 ZERO3 += ["--config_file", str(ROOT / "accelerate_configs" / "zero3_cpu.yaml")]
 # Of every run.

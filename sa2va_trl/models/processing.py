@@ -226,8 +226,6 @@ class Sa2VAProcessor(ProcessorMixin):
         elif isinstance(image_processor, Qwen2VLImageProcessor):
             image_processor = Qwen2VLImageProcessorPil(**image_processor.to_dict())
         if isinstance(image_processor, GotOcr2ImageProcessorPil):
-            if official_opening is not None:
-                raise ValueError("official_opening is Qwen's; InternVL's official prompts are those of its training.")
             image_seq_length = 256 if image_seq_length is None else image_seq_length
             image_tokens = ("<img>", "<IMG_CONTEXT>", "</img>")
         elif isinstance(image_processor, Qwen2VLImageProcessorPil):
@@ -247,8 +245,8 @@ class Sa2VAProcessor(ProcessorMixin):
         self.grounding_image_size = grounding_image_size
         self.prompt_template = prompt_template
         self.clip_size = clip_size
-        self.official_opening = official_opening
         self._template = template
+        self.official_opening = official_opening
         self.prompt_style = prompt_style
         self._image_start, self.image_token, self._image_end = image_tokens
         for token in (SEG_TOKEN, *image_tokens):
@@ -285,15 +283,40 @@ class Sa2VAProcessor(ProcessorMixin):
     def prompt_style(self, value: str):
         if value not in PROMPT_STYLES:
             raise ValueError(f"prompt_style must be one of {', '.join(PROMPT_STYLES)}, got {value!r}.")
-        self.__dict__["prompt_style"] = value
-        own = [_jinja(self._template), _jinja(self._template, _OFFICIAL_CONTENT, self.official_opening or "")]
-        if self.chat_template is None or self.chat_template in own:
-            self.chat_template = own[self.is_official]
+        self._set_style(prompt_style=value)
+
+    @property
+    def official_opening(self) -> str | None:
+        """What official prompts begin with, Qwen's only; setting it changes the chat template like `prompt_style`."""
+        return self.__dict__["official_opening"]
+
+    @official_opening.setter
+    def official_opening(self, value: str | None):
+        qwen = isinstance(self.image_processor, Qwen2VLImageProcessorPil)
+        if not qwen and value is not None:
+            raise ValueError("official_opening is Qwen's; InternVL's official prompts are those of its training.")
+        if qwen and not isinstance(value, str):
+            raise ValueError(f'official_opening must be text, "" for none, got {value!r}.')
+        self._set_style(official_opening=value)
+
+    def _set_style(self, **values):
+        """Set what the chat template follows from, and the template with it."""
+        earlier = self._own_templates()
+        self.__dict__.update(values)
+        if self.chat_template is None or self.chat_template in earlier:
+            self.chat_template = self._own_templates()[self.is_official]
+
+    def _own_templates(self) -> list[str]:
+        """The chat templates of both styles."""
+        opening = self.__dict__.get("official_opening") or ""
+        return [_jinja(self._template), _jinja(self._template, _OFFICIAL_CONTENT, opening)]
 
     @property
     def is_official(self) -> bool:
         """Whether prompts and pixels are official inference's where those differ from training's, as Qwen's do."""
-        return self.prompt_style == "official" and isinstance(self.image_processor, Qwen2VLImageProcessorPil)
+        return self.__dict__.get("prompt_style") == "official" and isinstance(
+            self.image_processor, Qwen2VLImageProcessorPil
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str = "", prompt_style=None, **kwargs):

@@ -398,7 +398,7 @@ class SegTrainerMixin(ResumingMixin):
             "questions": args.question_templates or QUESTIONS,
             "answers": args.answer_templates or ANSWERS,
             "with_skeletons": args.skeleton_recall_weight > 0,
-            "seed": args.data_seed if args.data_seed is not None else args.seed,
+            "seed": args.data_seed,
             "max_length": max_positions(model),
             **self.collator_options(args),
         }

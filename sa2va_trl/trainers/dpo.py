@@ -65,7 +65,7 @@ class SegDPOConfig(SegArguments, DPOConfig):
             Weight of the supervised losses (`mask_weight` x BCE + `dice_weight` x Dice + ...) on the ground truth.
         pairs (`str`, *optional*, defaults to `"dataset"`):
             `"dataset"`: rows hold `chosen_mask` and `rejected_mask`. `"online"`: pairs are mined from the present
-            policy, batch by batch, see [`~preferences.mine_pairs`].
+            policy, batch by batch, see [`~preferences.mine_pairs`]; those that rows hold are not looked at.
         allow_worse (`bool`, *optional*, defaults to `False`):
             Take rows whose chosen mask is worse than the rejected one, with a warning that counts them.
         online_chosen, online_rejected (`str`, *optional*, default to `"ground_truth"` and `"greedy"`):
@@ -228,13 +228,13 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
 
     def check_rows(self, dataset, name, args):
         super().check_rows(dataset, name, args)
-        if isinstance(dataset, Dataset) and set(PAIR_COLUMNS) <= set(dataset.column_names):
-            if name != "train_dataset" or args.pairs == "dataset":
-                check_preferences(dataset, name, args.allow_worse)
+        if args.pairs == "dataset" and isinstance(dataset, Dataset) and set(PAIR_COLUMNS) <= set(dataset.column_names):
+            check_preferences(dataset, name, args.allow_worse)
 
     @staticmethod
     def collator_options(args):
-        return {"allow_worse": args.allow_worse}
+        # Stored pairs are none of an online run's, in training and in evaluation.
+        return {"allow_worse": args.allow_worse, "with_pairs": None if args.pairs == "dataset" else False}
 
     def prepare_run(self, model, args, data_collator, *rest) -> dict:
         prepared = super().prepare_run(model, args, data_collator, *rest)

@@ -1,4 +1,3 @@
-import hashlib
 import math
 import os
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from .. import losses, mining
-from ..data.columns import DatasetError
 from .base import refuse
 from .plan import (
     CURRICULA,
@@ -25,7 +23,7 @@ from .plan import (
     row_weights,
     select_rows,
 )
-from .resuming import resolve_checkpoint
+from .resuming import check_rows, resolve_checkpoint
 from .sft import REFUSED, SegSFTConfig, SegSFTTrainer
 
 
@@ -362,7 +360,7 @@ class HardSampleTrainer(SegSFTTrainer):
         args, progress = self.args, self.progress
         hard, ordinary = select_rows(scores, args.threshold, args.worst, args.include_review)
         row_weights(scores[hard], args.difficulty, args.weight_cap)  # raises before anything is taken over
-        progress.digest = _digest(self.train_dataset)
+        progress.digest = self._rows_digest()["digest"]
         progress.options = {name: getattr(args, name) for name in FIXED}
         progress.columns = {
             name: scores[name].astype(object).where(scores[name].notna(), None).tolist() for name in scores
@@ -384,9 +382,8 @@ class HardSampleTrainer(SegSFTTrainer):
         masks = np.zeros((2, len(scores)), dtype=bool)
         for mask, numbers in zip(masks, (progress.hard, progress.ordinary), strict=True):
             mask[numbers] = True
-        seed = args.data_seed if args.data_seed is not None else args.seed
         options = {name: getattr(args, name) for name in ("difficulty", "weight_cap", "easy_share", "curriculum")}
-        return plan_epoch(scores, *masks, progress.length, epoch, seed, **options)
+        return plan_epoch(scores, *masks, progress.length, epoch, args.data_seed, **options)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         resume_from_checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
@@ -407,8 +404,8 @@ class HardSampleTrainer(SegSFTTrainer):
             raise ValueError(f"resume_from_checkpoint={checkpoint!r} is no checkpoint of training on hard samples.")
         for name, value in state.stateful_callbacks[_Progress.__name__]["attributes"].items():
             setattr(self.progress, name, value)
-        if self.progress.digest != _digest(self.train_dataset):
-            raise DatasetError(f"{checkpoint} was trained on other rows, or in another order, than train_dataset.")
+        saved = {"count": len(self.progress.columns["sample_id"]), "digest": self.progress.digest}
+        check_rows(checkpoint, saved, self._rows_digest())
         began = self.progress.options
         changed = [f"{name}={began[name]}" for name in FIXED if began[name] != getattr(self.args, name)]
         if changed:
@@ -516,7 +513,3 @@ class HardSampleTrainer(SegSFTTrainer):
                     + (" Training stops." if self.args.easy_regression == "stop" else "")
                 )
         return worse
-
-
-def _digest(dataset: Dataset) -> str:
-    return hashlib.sha256("\n".join(map(str, dataset["sample_id"])).encode()).hexdigest()[:32]

@@ -78,6 +78,8 @@ class SegArguments:
             What `phrase` columns are wrapped in.
         dataset_repeats (`int`, *optional*, defaults to 1):
             How often the training rows are seen in one epoch.
+        data_seed (`int`, *optional*):
+            Of the order of rows and of what is drawn for them; `seed` by default.
         early_stopping_patience (`int`, *optional*):
             Evaluations without a better metric before training stops.
         allow_new_optimizer (`bool`, *optional*, defaults to `False`):
@@ -147,6 +149,8 @@ class SegArguments:
             self.metric_for_best_model = "dice"
         refuse(self, self._REFUSED)  # before the base class turns defaults into values
         super().__post_init__()
+        if self.data_seed is None:
+            self.data_seed = self.seed  # else the order of rows would be that of whatever has seeded torch last
         if self.train_sampling_strategy == "group_by_length":
             raise ValueError("train_sampling_strategy='group_by_length' is not available: rows have no token lengths.")
         if self.prediction_loss_only and self.metric_for_best_model in ("dice", "iou", "eval_dice", "eval_iou"):

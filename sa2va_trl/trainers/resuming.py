@@ -18,6 +18,7 @@ from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
+from ..data.columns import DatasetError
 from .trainable import LANGUAGE_MODEL_LINEARS
 
 
@@ -232,13 +233,12 @@ def check_record(checkpoint: str, own: dict, optimizer: bool, order: bool) -> No
         raise ValueError(f"{checkpoint} was begun with {there}, and this run has {here}: resume it with the same.")
     if not order:
         return
-    if saved["rows"] != own["rows"]:
-        counts = [part["rows"]["count"] for part in (saved, own)]
-        what = "other rows, or in another order," if counts[0] == counts[1] else f"{counts[0]} rows"
-        raise ValueError(
-            f"{checkpoint} was trained on {what} than train_dataset has ({counts[1]}): resume it with the same data, "
-            "or, to go on with others from the beginning of an epoch, with ignore_data_skip=True."
-        )
+    check_rows(
+        checkpoint,
+        saved["rows"],
+        own["rows"],
+        ", or, to go on with others from the beginning of an epoch, with ignore_data_skip=True",
+    )
     if own["rows"]["count"] is None:
         same = saved["batch"] == own["batch"]  # a stream is divided in another way
     else:
@@ -248,6 +248,42 @@ def check_record(checkpoint: str, own: dict, optimizer: bool, order: bool) -> No
             f"{checkpoint} was trained with {_batch(saved)}, and this run has {_batch(own)}: resume it with as many, "
             "so that it learns from the same rows in the same order (gradient_accumulation_steps makes up for "
             "processes)."
+        )
+
+
+def rows_digest(dataset) -> dict:
+    """
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): training rows.
+
+    Returns:
+        `dict`: their number and a digest of their `sample_id` in order, `None` where there are none.
+    """
+    if not isinstance(dataset, Dataset):
+        return {"count": None, "digest": None}
+    digest, rows = None, dataset.with_format(None)
+    if "sample_id" in rows.column_names:
+        digest = hashlib.sha256("\n".join(map(str, rows["sample_id"])).encode()).hexdigest()[:32]
+    return {"count": len(rows), "digest": digest}
+
+
+def check_rows(checkpoint: str, saved: dict, own: dict, otherwise: str = "") -> None:
+    """
+    Refuse a checkpoint of other rows.
+
+    Args:
+        checkpoint (`str`): a folder.
+        saved, own (`dict`): of the checkpoint and of the run that goes on, from [`rows_digest`].
+        otherwise (`str`, *optional*): what else could be done than taking the same data.
+
+    Raises:
+        `DatasetError`: they differ.
+    """
+    if saved != own:
+        what = "other rows, or in another order," if saved["count"] == own["count"] else f"{saved['count']} rows"
+        raise DatasetError(
+            f"{checkpoint} was trained on {what} than train_dataset has ({own['count']}): resume it with the same "
+            f"data{otherwise}."
         )
 
 
@@ -281,10 +317,6 @@ def _record(folder: Path) -> dict:
 
 class ResumingMixin:
     """How a mask trainer goes on from a checkpoint."""
-
-    @property
-    def _data_seed(self) -> int:
-        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None):
         """
@@ -378,7 +410,7 @@ class ResumingMixin:
                 "gradient_accumulation_steps": args.gradient_accumulation_steps,
             },
             "rows": self._rows_digest(),
-            "seed": self._data_seed,
+            "seed": args.data_seed,
             "options": {
                 name: value.value if isinstance(value, Enum) else value
                 for name, value in ((name, getattr(args, name)) for name in (*OPTIMIZER_OPTIONS, *ORDER_OPTIONS))
@@ -388,13 +420,7 @@ class ResumingMixin:
     _digest: dict | None = None
 
     def _rows_digest(self) -> dict:
-        if not isinstance(self.train_dataset, Dataset):
-            return {"count": None, "digest": None}
-        if self._digest is None:
-            digest, rows = None, self.train_dataset.with_format(None)
-            if "sample_id" in rows.column_names:
-                digest = hashlib.sha256("\n".join(map(str, rows["sample_id"])).encode()).hexdigest()[:32]
-            self._digest = {"count": len(rows), "digest": digest}
+        self._digest = self._digest or rows_digest(self.train_dataset)
         return self._digest
 
     def _save_checkpoint(self, model, trial):

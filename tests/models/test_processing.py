@@ -430,6 +430,35 @@ def test_the_style_is_saved(kind, style, tmp_path):
     assert own.chat_template == "{{ messages }}"
 
 
+def test_the_opening_that_is_set_is_the_chat_templates_too(tmp_path):
+    processor, chat = make_qwen_processor(prompt_style="official"), [user("Where?")]
+
+    def asked(processor=processor):
+        return processor.apply_chat_template(chat, tokenize=False)
+
+    assert asked().startswith("<|im_start|>system")
+    processor.official_opening = "Hi."
+    assert asked().startswith("Hi.<|im_start|>user")
+    processor.save_pretrained(tmp_path)
+    assert asked(Sa2VAProcessor.from_pretrained(tmp_path)) == asked()
+    processor.prompt_style = "training"
+    training = asked()
+    assert training == make_qwen_processor().apply_chat_template(chat, tokenize=False)
+    processor.official_opening = "Hello."
+    assert asked() == training
+    processor.prompt_style = "official"
+    assert asked().startswith("Hello.<|im_start|>user")
+    with pytest.raises(ValueError, match="official_opening must be text"):
+        processor.official_opening = None
+    internvl = make_processor()
+    internvl.official_opening = None
+    with pytest.raises(ValueError, match="official_opening is Qwen's"):
+        internvl.official_opening = "Hi."
+    own = make_qwen_processor(chat_template="{{ messages }}", prompt_style="official")
+    own.official_opening = "Hi."
+    assert own.chat_template == "{{ messages }}"
+
+
 def test_a_clips_budget_can_be_that_of_a_still_image(tmp_path):
     processor = make_qwen_processor()
     image = noise(640, 480)

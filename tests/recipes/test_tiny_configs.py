@@ -4,6 +4,7 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,39 @@ def test_generated_data_of_the_yaml_are_set_aside_for_a_folder_on_the_line(capsy
     assert (data.dataset_name, data.synthetic) == ("DIR", None)
     (line,) = capsys.readouterr().out.splitlines()
     assert line == "dataset_name=DIR is given: synthetic of the YAML, of other data, is set aside."
+
+
+@dataclass
+class Pairs:
+    preferences: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("content", "preferences"),
+    [({"dataset_name": "RUN_3"}, "PAIRS"), ({"dataset_name": "synthetic"}, None), ({}, None)],
+    ids=["of a folder", "of generated data", "of the default"],
+)
+def test_pairs_are_set_aside_only_with_the_generated_data_that_they_are_of(tmp_path, capsys, content, preferences):
+    file = tmp_path / "dpo.yaml"
+    file.write_text(yaml.safe_dump({**content, "preferences": "PAIRS"}))
+    parser = RecipeParser((DataArguments, Pairs))
+    data, pairs = parser.parse_args_and_config(["--config", str(file), "--dataset_name", "DIR"])
+    assert (data.dataset_name, pairs.preferences) == ("DIR", preferences)
+    assert ("set aside" in capsys.readouterr().out) == (preferences is None)
+
+
+@dataclass
+class Required:
+    preferences: str
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_tells_defaults_and_what_is_required(capsys, option):
+    with pytest.raises(SystemExit):
+        RecipeParser((ModelArguments, Required)).parse_args_and_config([option])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: float32)" in text and "(default: sdpa)" in text
+    assert "--preferences PREFERENCES" in text and "[--preferences PREFERENCES]" not in text
 
 
 def test_nothing_is_set_aside_without_need(capsys):

@@ -312,6 +312,15 @@ def test_pairs_the_wrong_way_round_are_counted_and_refused_unless_allowed(tmp_pa
     assert (first_log(trainer, "rewards/margins") > 0) == (where == "eval")
 
 
+def test_online_pairs_take_no_notice_of_stored_ones(tmp_path, data, held_out):
+    found, expected = (
+        make(tmp_path, swapped(data), eval_dataset=rows, pairs="online").evaluate()
+        for rows in (swapped(with_pairs(held_out)), held_out)
+    )
+    assert found.keys() == expected.keys() and "eval_rewards/margins" not in found
+    assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)
+
+
 def test_rows_with_several_objects_are_refused_before_training(tmp_path, data):
     two = data.map(
         lambda row: {"masks": [row["mask"]] * 2, "phrases": [row["phrase"]] * 2},

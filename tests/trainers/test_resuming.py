@@ -340,3 +340,16 @@ def test_rows_come_in_the_same_order_with_other_batches_of_the_same_rows(tmp_pat
         assert losses == pytest.approx(
             [entry["loss"] for entry in whole.state.log_history if "loss" in entry], rel=1e-4
         )
+
+
+def test_the_order_of_rows_is_the_runs_own_whoever_seeds_torch(finished, checkpoint, tmp_path):
+    fresh, resumed = Seen(), Seen()
+    run = make(tmp_path / "fresh")
+    fresh.watch(run)
+    run.train()
+    run = make(tmp_path / "out")
+    resumed.watch(run)
+    torch.manual_seed(5)
+    run.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.rows == {step: rows for step, rows in fresh.rows.items() if step > 2}
+    assert run.args.data_seed == json.loads((checkpoint / "resume.json").read_text())["seed"] == run.args.seed
