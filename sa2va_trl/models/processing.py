@@ -374,6 +374,12 @@ class Sa2VAProcessor(ProcessorMixin):
         own = None if _is_ours(self.tokenizer.chat_template) else self.tokenizer.chat_template
         with written_beside(save_directory) as folder:
             if isinstance(self.image_processor, Qwen2VLImageProcessorPil):
+                if dict(self.image_processor.size) != QWEN_IMAGE_SIZE or self.clip_size != QWEN_CLIP_SIZE:
+                    logger.warning(
+                        "The published layout has no place for a pixel budget of one's own (image_processor.size, "
+                        "clip_size): its code, and this package when it loads it, take Sa2VA's. The native layout "
+                        "keeps it."
+                    )
                 kind = "Qwen2_5_VLProcessor" if self.image_processor.patch_size == 14 else "Qwen3VLProcessor"
                 save_tokenizer(self.tokenizer, folder, own or qwen_chat_template(self.official_opening), kind)
                 save_qwen_processor(self.image_processor, folder, kind, self.prompt_style)

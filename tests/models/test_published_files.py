@@ -1,6 +1,7 @@
 """Tokenizer and image processor beside published weights, as transformers 4.57 and the official tools read them."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from transformers import GotOcr2ImageProcessorPil, Qwen2Tokenizer, Qwen2VLImageP
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor
-from sa2va_trl.models.processing import QWEN_IMAGE_SIZE
+from sa2va_trl.models import processing
+from sa2va_trl.models.processing import QWEN_CLIP_SIZE, QWEN_IMAGE_SIZE
 from sa2va_trl.models.published import native_config, published_config
 from sa2va_trl.models.published_files import qwen_chat_template
 from sa2va_trl.models.tiny import QWEN_SPECIAL_TOKENS, SPECIAL_TOKENS
@@ -281,3 +283,15 @@ def test_the_weights_are_still_read(tmp_path):
     again = Sa2VAForConditionalGeneration.from_pretrained(tmp_path)
     assert again.config.seg_token_id == model.config.seg_token_id
     assert again.config.image_token_id == model.config.image_token_id
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_pixel_budget_that_the_layout_has_no_place_for_is_told(tmp_path, family, caplog, monkeypatch):
+    monkeypatch.setattr(processing, "logger", logging.getLogger("processing"))
+    processor = make_processor(family, tmp_path / "source")
+    processor.image_processor.size, processor.clip_size = dict(QWEN_IMAGE_SIZE), dict(QWEN_CLIP_SIZE)
+    processor.save_pretrained(tmp_path / "published", layout="published")
+    assert "pixel budget" not in caplog.text
+    processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 50176}
+    processor.save_pretrained(tmp_path / "other", layout="published")
+    assert "no place for a pixel budget" in caplog.text
