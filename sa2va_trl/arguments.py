@@ -390,16 +390,16 @@ def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
         dataset_name (`str`): what it trains on, for the card.
 
     Raises:
-        `ValueError`: as the trainer's `train`, or a finished run under DeepSpeed or FSDP left no model.
+        `ValueError`: as the trainer's `train`.
     """
     args = trainer.args
-    finished = checkpoint is not None and trainer.finished(checkpoint) is not None
-    there = finished and _left_by_step(args.output_dir) == _left_by_step(checkpoint)
-    if finished and (args.push_to_hub or not there) and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-        raise ValueError(
-            f"{checkpoint}: the run is finished, but its model was not {'pushed' if there else 'saved'} before it was "
-            "ended: start the same command once more with python, on one process, which does that."
-        )
+    reason = None if checkpoint is None else trainer.finished(checkpoint)
+    there = reason is not None and trainer.saved(checkpoint)
+    if there and not args.push_to_hub and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        # They load a model only to train it.
+        _say(f"{checkpoint}: the run is finished ({reason}); nothing is trained, and {args.output_dir} has its model.")
+        leave_process_group()
+        return
     trainer.train(resume_from_checkpoint=checkpoint)
     if not there:
         trainer.save_model(args.output_dir)
@@ -408,12 +408,6 @@ def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
     leave_process_group()
-
-
-def _left_by_step(folder: str) -> int | None:
-    """The step that a run or a checkpoint in this folder ended with."""
-    file = Path(folder) / "trainer_state.json"
-    return json.loads(file.read_text())["global_step"] if file.is_file() else None
 
 
 def leave_process_group() -> None:

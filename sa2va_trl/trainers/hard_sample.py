@@ -404,7 +404,7 @@ class HardSampleTrainer(SegSFTTrainer):
             raise ValueError(f"resume_from_checkpoint={checkpoint!r} is no checkpoint of training on hard samples.")
         for name, value in state.stateful_callbacks[_Progress.__name__]["attributes"].items():
             setattr(self.progress, name, value)
-        saved = {"count": len(self.progress.columns["sample_id"]), "digest": self.progress.digest}
+        saved = {"count": len(self.progress.columns["dice"]), "digest": self.progress.digest}
         check_rows(checkpoint, saved, self._rows_digest())
         began = self.progress.options
         changed = [f"{name}={began[name]}" for name in FIXED if began[name] != getattr(self.args, name)]

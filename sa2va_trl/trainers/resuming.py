@@ -1,5 +1,6 @@
 """Going on from a checkpoint: what fits is gone on from, what is finished is left alone, what differs is named."""
 
+import filecmp
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from ..data.columns import DatasetError
+from ..data.features import raise_first
+from ..models.checkpoints import ADAPTER_CONFIG
 from .trainable import LANGUAGE_MODEL_LINEARS
 
 
@@ -84,12 +87,13 @@ def check_trained(checkpoint: str, model) -> None:
     Raises:
         `ValueError`: naming the options that differ, with both values.
     """
-    file = Path(checkpoint) / "adapter_config.json"
-    saved = json.loads(file.read_text()) if file.is_file() else None
-    own = None
+    file, own = Path(checkpoint) / ADAPTER_CONFIG, None
     if isinstance(model, PeftModel):
         name = "default" if "default" in model.peft_config else model.active_adapter
         own = model.peft_config[name].to_dict()
+        if name != "default" and not file.is_file():  # where PEFT saves one by another name
+            file = file.parent / name / file.name
+    saved = json.loads(file.read_text()) if file.is_file() else None
     differences = {}
     if _preset(saved) != _preset(own):
         differences["trainable"] = (_preset(saved), _preset(own))
@@ -148,7 +152,7 @@ def check_files(checkpoint: str, kind: str | None, processes: int, index: int, n
         `ValueError`: naming the file and what to do.
     """
     folder = Path(checkpoint)
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _weights(folder):
         try:
             with safe_open(file, "pt"):
                 pass
@@ -203,6 +207,11 @@ def check_files(checkpoint: str, kind: str | None, processes: int, index: int, n
         # What torch saves is an archive with its table of contents at the end.
         if not zipfile.is_zipfile(file):
             raise ValueError(f"{file} is damaged or cut off: resume from another checkpoint.")
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The model's files; adapters by other names than `default` have folders of their own."""
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")])
 
 
 def check_record(checkpoint: str, own: dict, optimizer: bool, order: bool) -> None:
@@ -340,10 +349,17 @@ class ResumingMixin:
         if checkpoint is None:
             if self.args.allow_new_optimizer:
                 raise ValueError("allow_new_optimizer=True has no effect without resume_from_checkpoint.")
-        elif (reason := self.finished(checkpoint)) is not None:
-            return self._leave_alone(checkpoint, reason)
         else:
-            self._check_checkpoint(checkpoint)
+            reason = failure = None
+            try:
+                reason = self.finished(checkpoint)
+                if reason is None:
+                    self._check_checkpoint(checkpoint)
+            except ValueError as error:
+                failure = error
+            raise_first(failure)  # files of one process may be missing: the others must not go on without it
+            if reason is not None:
+                return self._leave_alone(checkpoint, reason)
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             # An evaluation leaves the bare model marked as prepared. It would then not be wrapped for training, and
             # every process would train on its own gradients.
@@ -357,9 +373,20 @@ class ResumingMixin:
 
         Returns:
             `str`: why there is nothing left to train after it, or `None`.
+
+        Raises:
+            `ValueError`: it is of another run: of other options, rows or batches; the message names them.
         """
-        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        args, state = self.args, _state(checkpoint)
+        if args.auto_find_batch_size and state.train_batch_size is not None:
+            self._train_batch_size = state.train_batch_size  # as Trainer does
+        check_record(checkpoint, self.run_record(), not args.allow_new_optimizer, not args.ignore_data_skip)
+        max_steps = self.set_initial_training_values(args, self.get_train_dataloader())[-1]
+        if state.global_step > max_steps and not _record(Path(checkpoint)):
+            raise ValueError(
+                f"{checkpoint} has {state.global_step} steps and this run {max_steps}: it is of other data, batches "
+                "or options, which it does not tell. Begin another run."
+            )
         if state.global_step >= max_steps:
             return f"{state.global_step} of {max_steps} steps are done"
         waited, patience = _waited(state), self.args.early_stopping_patience
@@ -367,20 +394,61 @@ class ResumingMixin:
             return f"{waited} evaluations without a better metric, early_stopping_patience={patience}"
         return None
 
+    def left_by(self, checkpoint: str) -> str:
+        """
+        Args:
+            checkpoint (`str`): the last one of a finished run.
+
+        Returns:
+            `str`: the checkpoint that holds the run's model, with `load_best_model_at_end` the best one.
+
+        Raises:
+            `ValueError`: that is not there any more.
+        """
+        best = _state(checkpoint).best_model_checkpoint
+        if not self.args.load_best_model_at_end or best is None:
+            return checkpoint
+        best = Path(checkpoint).with_name(Path(best).name)
+        if not best.is_dir():
+            raise ValueError(f"{checkpoint}: the run is finished, but its best checkpoint, {best}, is not there.")
+        return str(best)
+
+    def saved(self, checkpoint: str) -> bool:
+        """
+        Args:
+            checkpoint (`str`): the last one of a finished run.
+
+        Returns:
+            `bool`: whether `output_dir` holds the model and the state of that run, and not of another.
+        """
+        output, left = Path(self.args.output_dir), Path(self.left_by(checkpoint))
+        if not (output / TRAINER_STATE_NAME).is_file():
+            return False
+        state, ended = _state(checkpoint), _state(output)
+        if ended.global_step != state.global_step:
+            return False
+        # (An end adds its summary.) What was logged is the run's own, but it may be nothing; its weights are, but FSDP
+        # has them in another form.
+        if ended.log_history[: len(state.log_history)] != state.log_history:
+            return False
+        files = [(file, output / file.relative_to(left)) for file in _weights(left)]
+        return all(own.is_file() and filecmp.cmp(file, own, shallow=False) for file, own in files)
+
     def _leave_alone(self, checkpoint: str, reason: str) -> TrainOutput:
-        self.state = state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if self._state_kind is not None:
+            # The engine that holds the weights is made by training only: what was saved now would be untrained.
+            accumulation = self.args.gradient_accumulation_steps * self.args.world_size
+            raise ValueError(
+                f"{checkpoint}: the run is finished ({reason}), and its model cannot be loaded, saved or pushed under "
+                f"{self._state_kind} without training: start the same command once more with python, on one process "
+                f"(gradient_accumulation_steps={accumulation}), which does that."
+            )
+        self.state = state = _state(checkpoint)
         state.is_local_process_zero = self.is_local_process_zero()
         state.is_world_process_zero = self.is_world_process_zero()
-        left = checkpoint
-        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            best = Path(checkpoint).with_name(Path(state.best_model_checkpoint).name)
-            if not best.is_dir():
-                raise ValueError(f"{checkpoint}: the run is finished, but its best checkpoint, {best}, is not there.")
-            left = str(best)
-        # The engine that holds the weights is made by training only.
-        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            check_trained(left, self.model)
-            self._load_from_checkpoint(left)
+        left = self.left_by(checkpoint)
+        check_trained(left, self.model)
+        self._load_from_checkpoint(left)
         self._tell(f"{checkpoint}: the run is finished ({reason}); nothing is trained, and {left} is its model.")
         return TrainOutput(state.global_step, float("nan"), {})
 
@@ -392,10 +460,7 @@ class ResumingMixin:
         args = self.args
         check_trained(checkpoint, self.model)
         check_files(checkpoint, self._state_kind, args.world_size, args.process_index, args.allow_new_optimizer)
-        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        if args.auto_find_batch_size and state.train_batch_size is not None:
-            self._train_batch_size = state.train_batch_size  # as Trainer does
-        check_record(checkpoint, self.run_record(), not args.allow_new_optimizer, not args.ignore_data_skip)
+        state = _state(checkpoint)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
                 callback.early_stopping_patience_counter = _waited(state)
@@ -456,6 +521,10 @@ class ResumingMixin:
             f"allow_new_optimizer: a new optimizer begins at step {step}"
             + ("; the learning rate is that of this step." if again else ", and with it the learning rate.")
         )
+
+
+def _state(folder: str | Path) -> TrainerState:
+    return TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
 
 
 def _waited(state: TrainerState) -> int:

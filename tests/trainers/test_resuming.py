@@ -5,12 +5,13 @@ import shutil
 import pytest
 import torch
 from datasets import concatenate_datasets
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from sa2va_trl import HardSampleConfig, HardSampleTrainer, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.arguments import train_and_save
-from sa2va_trl.data import synthetic_dataset
+from sa2va_trl.data import features, synthetic_dataset
+from sa2va_trl.trainers.trainable import get_peft_config
 
 
 TINY = tiny_sa2va(image_size=64)
@@ -119,6 +120,39 @@ def test_a_recipe_leaves_a_finished_run_as_it_is(tmp_path):
     train_and_save(make(out, **options), str(out / "checkpoint-4"), "synthetic")
     assert files(out).keys() == before.keys()
     assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 4
+
+
+# (The second logs nothing before its end, so that only the weights tell the two runs apart.)
+@pytest.mark.parametrize("logging", [1, 100])
+def test_another_runs_model_does_not_pass_for_that_of_a_finished_run(tmp_path, logging):
+    out, options = tmp_path / "out", {"max_steps": 2, "logging_steps": logging}
+    train_and_save(make(out, **options), None, "synthetic")
+    # Killed between its last checkpoint and its end.
+    killed = make(out, learning_rate=1e-2, **options)
+    killed.train()
+    run = make(out, learning_rate=1e-2, **options)
+    train_and_save(run, str(out / "checkpoint-2"), "synthetic")
+    names = ("adapter_model.safetensors", "trainer_state.json")
+    assert all((out / name).read_bytes() == (out / "checkpoint-2" / name).read_bytes() for name in names)
+    assert_equal(trained(run), trained(killed))
+
+
+@pytest.mark.parametrize("kind", ["deepspeed", "fsdp"])
+def test_what_loads_a_model_only_to_train_it_does_not_pretend_to_have_it(finished, tmp_path, monkeypatch, kind):
+    out = tmp_path / "out"
+    shutil.copytree(finished.args.output_dir, out)
+    run = make(out)
+    monkeypatch.setattr(run, f"is_{kind}_enabled", True)
+    for start in (run.train, lambda checkpoint: train_and_save(run, checkpoint, "synthetic")):
+        before = files(out)
+        with pytest.raises(ValueError, match=r"finished .* once more with python, .*gradient_accumulation_steps=1\)"):
+            start(str(out / "checkpoint-4"))
+        assert files(out) == before
+    # Done as it says; then there is nothing to do.
+    train_and_save(make(out), str(out / "checkpoint-4"), "synthetic")
+    before = files(out)
+    train_and_save(run, str(out / "checkpoint-4"), "synthetic")
+    assert files(out) == before
 
 
 def test_a_run_that_was_stopped_early_is_finished(tmp_path):
@@ -237,6 +271,28 @@ def test_the_option_that_differs_is_named(checkpoint, tmp_path, case, older):
     assert run.state.global_step == 0 and not rates(run)
 
 
+@pytest.mark.parametrize("case", ["rows", "order", "batch", "learning_rate", "trainable"])
+def test_the_option_that_differs_from_a_finished_runs_is_named(finished, tmp_path, case):
+    options, message = RATHER[case]
+    run = make(tmp_path, **options)
+    with pytest.raises(ValueError, match=message):
+        run.train(resume_from_checkpoint=f"{finished.args.output_dir}/checkpoint-4")
+
+
+def test_more_steps_than_the_run_has_are_anothers_where_nothing_is_recorded(checkpoint, tmp_path):
+    (checkpoint / "resume.json").unlink()
+    with pytest.raises(ValueError, match="has 2 steps and this run 1: it is of other data"):
+        make(tmp_path / "out", max_steps=1).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_what_another_process_lacks_stops_this_one_too(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "everywhere", lambda value: [value, "ValueError('lacks rng_state_1.pth')"])
+    run = make(tmp_path / "out")
+    with pytest.raises(features.FeatureError, match="Another process failed: .*lacks rng_state_1.pth"):
+        run.train(resume_from_checkpoint=str(checkpoint))
+    assert run.state.global_step == 0
+
+
 LORA = {
     "lora_r": ({"lora_r": 8}, "lora_r=4, and this run has lora_r=8"),
     "lora_alpha": ({"lora_alpha": 8}, "lora_alpha=16, and this run has lora_alpha=8"),
@@ -273,6 +329,30 @@ def test_the_same_adapter_is_gone_on_with(tmp_path, embeddings):
     run = make(tmp_path, max_steps=3, **options)
     run.train(resume_from_checkpoint=True)
     assert run.state.global_step == 3
+
+
+def test_an_adapter_by_another_name_is_gone_on_with(tmp_path):
+    def run(lora_r=4, **options):
+        options = {**OPTIONS, "trainable": None, **options}
+        model = get_peft_model(copy.deepcopy(TINY[0]), get_peft_config("stage1", 262, lora_r), adapter_name="vessels")
+        return SegSFTTrainer(
+            model,
+            SegSFTConfig(str(tmp_path), **{name: value for name, value in options.items() if value is not None}),
+            train_dataset=DATA,
+            processing_class=TINY[1],
+        )
+
+    whole = run()
+    whole.train()
+    again = run()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_equal(trained(again), trained(whole))
+    with pytest.raises(ValueError, match="lora_r=4, and this run has lora_r=8"):
+        run(lora_r=8).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    file = tmp_path / "checkpoint-2" / "vessels" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="vessels/adapter_model.safetensors is damaged"):
+        run().train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_weights_of_another_size_are_a_sentence(checkpoint, tmp_path):
