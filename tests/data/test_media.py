@@ -97,7 +97,7 @@ def test_one_picture_is_no_clip(tmp_path, suffix):
     with open_video(path) as clip:
         assert len(clip) == 1
         same(clip[0], image)
-    if suffix not in (".jpg", ".jpeg", ".jfif"):
+    if suffix not in (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"):
         same(image, page)
 
 
