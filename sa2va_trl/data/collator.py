@@ -1,11 +1,12 @@
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import ExifTags, Image
+from PIL import Image
 
 from ..losses import tubed_skeleton
 from ..models.processing import Sa2VAProcessor
@@ -17,9 +18,9 @@ from .columns import (
     DatasetError,
     _layout,
     bad_row,
+    displayed_size,
     iter_undecoded,
     normalize_row,
-    open_image,
     quiet_pillow,
     read_pair,
     worse_pair,
@@ -188,9 +189,13 @@ class SegCollator:
             except DatasetError as error:
                 raise DatasetError(bad_row(raw, [str(error)])) from error
         pixels, blocks = self._tiles(images)
-        encoded = [self.processor.encode_chat(chat, block) for chat, block in zip(chats, blocks, strict=True)]
-        for raw, (ids, _) in zip(rows, encoded, strict=True):
-            if fault := too_long(len(ids), self.max_length):
+        encoded = []
+        for raw, chat, block in zip(rows, chats, blocks, strict=True):
+            try:
+                encoded.append(self.processor.encode_chat(chat, block))
+            except ValueError as error:
+                raise DatasetError(bad_row(raw, [str(error)])) from error
+            if fault := too_long(len(encoded[-1][0]), self.max_length):
                 raise DatasetError(bad_row(raw, [fault]))
         lengths = torch.tensor([len(ids) for ids, _ in encoded])
         batch = {
@@ -297,20 +302,31 @@ def check_fit(dataset: Dataset, collator: SegCollator, name: str = "train_datase
     processor, lengths, bad, position = collator.processor, {}, [], 0
     one = processor.image_block(1)
 
+    def length(messages: list[dict], frames: int = 0) -> int:
+        return len(processor.encode_chat(messages, [one] * frames)[0])
+
+    # Each turn is tokenised on its own, so the longest turns make the longest conversation.
+    answer = _longest(collator.answers, lambda answer: length([{"role": "assistant", "content": answer}]))
+
+    def question(phrase: str, frames: int) -> str:
+        def of(template: str) -> int:
+            return length(conversation([phrase], [template], [answer])[:1], frames)
+
+        return _longest(collator.questions, of)
+
     def text_length(layout) -> int:
         """Of the longest that the templates can make, with one token an image."""
         frames = len(layout.images)
         key = (frames, json.dumps(layout.messages or layout.phrases))
         if key not in lengths:
-            chats = [layout.messages]
-            if layout.messages is None:
+            chat = layout.messages
+            if chat is None:
                 number = len(layout.phrases)
-                chats = [
-                    conversation(layout.phrases, [question] * number, [answer] * number)
-                    for question in collator.questions
-                    for answer in collator.answers
-                ]
-            lengths[key] = max(len(processor.encode_chat(chat, [one] * frames)[0]) for chat in chats)
+                # All images stand in the first turn.
+                shown = [frames] + [0] * (number - 1)
+                questions = [question(phrase, count) for phrase, count in zip(layout.phrases, shown, strict=True)]
+                chat = conversation(layout.phrases, questions, [answer] * number)
+            lengths[key] = length(chat, frames)
         return lengths[key]
 
     with quiet_pillow():
@@ -318,9 +334,9 @@ def check_fit(dataset: Dataset, collator: SegCollator, name: str = "train_datase
             for row in rows:
                 layout = _layout(row)
                 try:
-                    counts = image_tokens(processor, [_upright_size(image) for image in layout.images])
+                    counts = image_tokens(processor, [displayed_size(image) for image in layout.images])
                     fault = too_long(text_length(layout) + sum(counts) - len(counts), collator.max_length)
-                except DatasetError as error:
+                except ValueError as error:  # of an image, or of the processor
                     fault = str(error)
                 if fault is not None:
                     bad.append(BadRow(position, row["sample_id"], None, fault))
@@ -329,11 +345,9 @@ def check_fit(dataset: Dataset, collator: SegCollator, name: str = "train_datase
         raise DatasetError(f"{name}: {len(bad)} of {len(dataset)} rows do not fit the model:", bad)
 
 
-def _upright_size(source: dict) -> tuple[int, int]:
-    image = open_image(source)
-    # (Looking for what a PNG's header does not hold would decode it.)
-    turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-    return image.size[::-1] if turned else image.size
+def _longest(templates: list[str] | tuple[str, ...], length: Callable[[str], int]) -> str:
+    """(Of one alone, nothing is reckoned.)"""
+    return templates[0] if len(templates) == 1 else max(templates, key=length)
 
 
 def stack_pairs(pairs: list[list[Image.Image]], size: int) -> dict[str, torch.Tensor]:

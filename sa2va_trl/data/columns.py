@@ -1,5 +1,6 @@
 """The columns of a dataset, and the checks that run on every row before training starts."""
 
+import copy
 import io
 import logging
 import os
@@ -7,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +20,10 @@ import PIL.ImageOps
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from datasets.features import LargeList
 
+from ..mask_pixels import binary_mask, mask_values  # noqa: F401  (`mask_values` was defined here)
 from ..rewards import dice_reward
 from ..tokens import IMAGE_PLACEHOLDER as _IMAGE
 from ..tokens import SEG_TOKEN, reserved_tokens
-from .masks import binary_mask, mask_values  # noqa: F401  (`mask_values` was defined here)
 
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,11 @@ ACCEPTED_COLUMNS = (
 )
 _LISTED = 50
 _PHOTOMETRIC = 262  # a TIFF's tag: 0 where white is zero
+_ORIENTATION = PIL.ExifTags.Base.Orientation
+# A page of a TIFF that is a thumbnail of the one before, or its mask (tag 254, bits 0 and 2).
+_NEW_SUBFILE_TYPE, _NO_PICTURE = 254, 0b101
+# In the `info` of a mask that a stream has decoded: what is wrong with it, which its pixels no longer say.
+_LOST = "sa2va_trl_lost"
 
 
 class BadRow(NamedTuple):
@@ -151,21 +158,43 @@ def quiet_pillow() -> Iterator[None]:
         PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
-def page_count(image: PIL.Image.Image) -> int:
+def picture_pages(image: PIL.Image.Image) -> list[int]:
     """
-    Pictures in an opened image file: the pages of a TIFF, the frames of an animation. An MPO counts as one, the photo,
-    which previews or the other eye's view follow.
+    Which pages of an opened image file are pictures, at least one: the pages of a TIFF but its thumbnails and masks,
+    the frames of an animation. Of an MPO it is the photo, which previews or the other eye's view follow.
     """
     if getattr(image, "format", None) == "MPO" or not getattr(image, "is_animated", False):
-        return 1
-    return image.n_frames
+        return [0]
+    if image.format != "TIFF":
+        return list(range(image.n_frames))
+    place, pixels = image.tell(), None if image.tile else image.im
+    numbers = [number for number in range(image.n_frames) if not _page_type(image, number) & _NO_PICTURE]
+    image.seek(place)
+    if pixels is not None:  # seeking forgets what has been decoded, and what was changed since
+        image.im, image.tile = pixels, []
+    return numbers or [0]
+
+
+def _page_type(image: PIL.Image.Image, number: int) -> int:
+    image.seek(number)
+    return image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
+
+
+def page_count(image: PIL.Image.Image) -> int:
+    """Pictures in an opened image file, see [`picture_pages`]."""
+    return len(picture_pages(image))
 
 
 def _several_pages(image: PIL.Image.Image) -> str | None:
-    count = page_count(image)
-    if count == 1:
-        return None
-    return f"holds {count} pictures: split it into files, one a row, or make them a clip's `images` and `masks`"
+    numbers = picture_pages(image)
+    if len(numbers) > 1:
+        return (
+            f"holds {len(numbers)} pictures: split it into files, one a row, or make them a clip's `images` and "
+            "`masks`"
+        )
+    if numbers != [0]:  # `datasets.Image` reads the first page
+        return f"has a thumbnail or mask as its first page, its picture is page {numbers[0]}: save that one alone"
+    return None
 
 
 def loses_depth(image: PIL.Image.Image) -> str | None:
@@ -188,7 +217,7 @@ def _scrambled(image: PIL.Image.Image) -> str | None:
     # Pillow (13.0) maps such a file into memory row by row in its turned size; `datasets.Image` opens it so as well.
     if getattr(image, "format", None) != "TIFF" or not getattr(image, "filename", ""):
         return None
-    orientation = image.tag_v2.get(PIL.ExifTags.Base.Orientation)
+    orientation = image.tag_v2.get(_ORIENTATION)
     if orientation not in (5, 6, 7, 8) or not any(tile.codec_name == "raw" for tile in image.tile):
         return None
     return (
@@ -246,6 +275,34 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
     return image
 
 
+def displayed_size(source: Any, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """
+    (width, height) of an image as `datasets.Image` decodes it, from the header where the format allows. Arguments and
+    errors as in `open_image`; a decoded image is as its pixels lie.
+    """
+    image = open_image(source, max_pixels)
+    if image is source:
+        return image.size
+    with image:
+        try:
+            # Pillow turns a TIFF itself, and has swapped its sides.
+            turned = image.format != "TIFF" and _may_turn(image) and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+        except Exception as error:
+            raise DatasetError(f"is unreadable ({type(error).__name__}: {error})") from error
+        return image.size[::-1] if turned else image.size
+
+
+def _may_turn(image: PIL.Image.Image) -> bool:
+    """Of a PNG, whether it holds what may say so at all: behind the pixels, Pillow would decode those to find it."""
+    if image.format != "PNG" or "exif" in image.info:
+        return True
+    place = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(place)
+    return any(name in data for name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"))
+
+
 def too_deep(image: PIL.Image.Image) -> str | None:
     """
     What is wrong with an image that a conversion to RGB would clip (more than 8 bits a channel) or cannot convert;
@@ -280,12 +337,15 @@ def _binary_mask(mask: PIL.Image.Image) -> PIL.Image.Image:
         raise DatasetError(str(error)) from error
 
 
-def _read_otherwise(decoded: PIL.Image.Image, mask: PIL.Image.Image, mode: str | None) -> str | None:
-    """What is wrong where `datasets.Image(mode=...)` makes another mask of a picture than its raw pixels say."""
+def _read_otherwise(decoded: PIL.Image.Image, mask: PIL.Image.Image | None, mode: str | None) -> str | None:
+    """
+    What is wrong where `datasets.Image(mode=...)` makes another mask of a picture than its raw pixels say (`None`
+    where they are no mask).
+    """
     if mode is None or mode == decoded.mode or (mode == "L" and decoded.mode == "1"):
         return None
     try:
-        if binary_mask(decoded.convert(mode)).tobytes() == mask.tobytes():
+        if mask is not None and binary_mask(decoded.convert(mode)).tobytes() == mask.tobytes():
             return None
     except ValueError:
         pass
@@ -316,11 +376,16 @@ def decode_mask(
 
     Raises:
         `DatasetError`: If it is unreadable, holds several pictures, is of another size than the image, is no mask by
-            [`~data.masks.binary_mask`], or becomes another one by the conversion to `mode`. All reasons that apply are
-            in the one message.
+            [`~mask_pixels.binary_mask`], or becomes another one by the conversion to `mode`. All reasons that apply
+            are in the one message.
     """
-    decoded = decode_image(source, max_pixels)
+    # As with an image: whoever has decoded it has turned it.
+    decoded = (
+        read_image(source, max_pixels) if isinstance(source, PIL.Image.Image) else decode_image(source, max_pixels)
+    )
     reasons, mask = [], None
+    if fault := decoded.info.get(_LOST):
+        raise DatasetError(fault)
     if size is not None and decoded.size != size:
         reasons.append(f"is {decoded.width} x {decoded.height}, its image {size[0]} x {size[1]} (width x height)")
     try:
@@ -341,13 +406,20 @@ def decode_mask(
 
 
 def _message_text(content: Any) -> str | None:
-    """The text of a message's content (a string, or a list of typed parts), None where it has another form."""
+    """
+    The text of a message's content (a string, or a list of typed parts), None where it has another form. Images among
+    the parts show as one placeholder, which is what the processor makes of them.
+    """
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not all(isinstance(part, dict) and "type" in part for part in content):
         return None
+    if not all(part["type"] in ("text", "image") for part in content):
+        return None
     texts = [part.get("text") for part in content if part["type"] == "text"]
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    return "".join([_IMAGE] * (len(texts) < len(content)) + texts)
 
 
 def _check_messages(messages: Any, has_images: bool) -> tuple[int, list[str]]:
@@ -371,14 +443,17 @@ def _check_messages(messages: Any, has_images: bool) -> tuple[int, list[str]]:
             allowed = 1 if role == "user" and first_user and has_images else 0
             if text.count(_IMAGE) > allowed:
                 problems.append(
-                    f"messages is malformed: {_IMAGE} in message {number} ({role}); it may stand once, in the first "
-                    "user turn of a row with an image"
+                    f"messages is malformed: {_IMAGE} (or an image part) in message {number} ({role}); it may stand "
+                    "once, in the first user turn of a row with an image"
                 )
             for token in reserved_tokens(text):
                 problems.append(f"messages is malformed: message {number} holds the reserved token {token}")
         first_user = first_user and role != "user"
         if text is None:
-            problems.append(f"messages is malformed: content of message {number} is neither a string nor typed parts")
+            problems.append(
+                f"messages is malformed: content of message {number} is neither a string nor typed parts (text with "
+                "its `text`, or image)"
+            )
         elif role == "assistant":
             count += text.count(SEG_TOKEN)
             if not text.strip():
@@ -699,16 +774,87 @@ def _check_features(features: Features, name: str) -> None:
 def plain_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """
     A dataset whose rows come as they are stored: a format (`torch`, `numpy`, `arrow`, `pandas` ...) would hand out
-    arrays in their place. Nothing is copied or written. A `with_transform` stays, for it is part of the data.
+    arrays in their place, or some of the columns alone. Nothing is copied or written. A `with_transform` stays, for it
+    is part of the data.
 
-    The rows of a stream come undecoded, where its features are known, so that what is checked is what is stored.
+    The rows of a stream come undecoded, where its features are known, so that what is checked is what is stored. Steps
+    (`map`, `filter`) get them decoded: masks are judged there, before any conversion.
     """
     if isinstance(dataset, IterableDataset):
         dataset = dataset.with_format(None)
-        return dataset.decode(False) if dataset.features else dataset
-    if isinstance(dataset, Dataset) and dataset.format["type"] not in (None, "custom"):
-        return dataset.with_format(None)
+        dataset = dataset.decode(False) if dataset.features else dataset
+        dataset._ex_iterable = _judging_steps(dataset._ex_iterable)  # (`with_format` has made a new one)
+        return dataset
+    if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":
+        if dataset.format["type"] is not None or set(dataset.format["columns"]) != set(dataset.column_names):
+            return dataset.with_format(None)
     return dataset
+
+
+class _JudgedImage(Image):
+    """
+    A `datasets.Image` that tells what its decoding takes away from a mask, since a decoded one no longer says so: it
+    raises in a column of masks, and notes it in the picture's `info` elsewhere (a step's function may move it there).
+    """
+
+    in_masks = False
+
+    def decode_example(self, value, token_per_repo_id=None):
+        image = Image().decode_example(value, token_per_repo_id)
+        if image is value:  # decoded by a step before
+            return value
+        shown = image if self.mode in (None, image.mode) else image.convert(self.mode)
+        value = {"path": value, "bytes": None} if isinstance(value, str) else value
+        if fault := self._fault(value, image):
+            if self.in_masks:
+                raise DatasetError(f"a mask of the stream{f' ({_file_of(value)})' if _file_of(value) else ''} {fault}")
+            shown.info[_LOST] = fault
+        return shown
+
+    def _fault(self, value: dict, image: PIL.Image.Image) -> str | None:
+        if value["bytes"] is not None or "://" not in value["path"]:  # a remote file is not fetched a second time
+            with PIL.Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as file:
+                if fault := loses_depth(file):
+                    return fault
+        if self.mode in (None, image.mode):
+            return None
+        try:
+            mask = binary_mask(image)
+        except ValueError:
+            mask = None
+        fault = _read_otherwise(image, mask, self.mode)
+        return fault and f"{fault}, before `map` and `filter`"
+
+
+def _judging_steps(steps: Any, masks: frozenset[str] = frozenset({"mask", "masks", *PAIR_COLUMNS})) -> Any:
+    """
+    A copy of a stream's steps (`datasets` has no public way to them) that decodes pictures by [`_JudgedImage`].
+    `masks` are the columns of masks as they are called behind the steps.
+    """
+    steps = copy.copy(steps)
+    if renamed := getattr(getattr(steps, "function", None), "keywords", {}).get("column_mapping"):
+        masks = masks - {*renamed.values()} | {old for old, new in renamed.items() if new in masks}
+    if getattr(steps, "_features", None) is not None:
+        steps._features = _judged(steps._features, masks)
+        if getattr(steps, "decoding_pool", None) is not None:  # decoded in threads: by a function, not by features
+            run, (pool, decode) = steps.function.func, steps.function.args
+            steps.function = partial(run, pool, partial(steps._features.decode_example, **decode.keywords))
+    if hasattr(steps, "ex_iterable"):
+        steps.ex_iterable = _judging_steps(steps.ex_iterable, masks)
+    if hasattr(steps, "ex_iterables"):
+        steps.ex_iterables = [_judging_steps(inner, masks) for inner in steps.ex_iterables]
+    return steps
+
+
+def _judged(features: Features, masks: frozenset[str]) -> Features:
+    judged = features.copy()
+    for column, feature in features.items():
+        inner = feature.feature if is_image_list(feature) else feature
+        if isinstance(inner, Image):
+            inner = _JudgedImage(mode=inner.mode, decode=inner.decode)
+            inner.in_masks = column in masks
+            judged[column] = type(feature)(inner) if is_image_list(feature) else inner
+    return judged
 
 
 def iter_undecoded(dataset: Dataset, batch_size: int = 64) -> Iterator[list[dict[str, Any]]]:
@@ -756,7 +902,7 @@ def check_dataset(
     Raises:
         `DatasetError`: If the dataset is empty, lacks columns, or has rows that cannot be trained on: a missing,
             truncated or too large image, or one of several pages; a mask of another size than its image, or whose raw
-            pixels are none ([`~data.masks.binary_mask`]); a number of masks other than that of the phrases or of the
+            pixels are none ([`~mask_pixels.binary_mask`]); a number of masks other than that of the phrases or of the
             [SEG]s (times the frames); an empty phrase; malformed `messages`; a `sample_id` that is empty or used
             twice. An all-zero mask is legal. `problems` holds every bad row.
         `TypeError`: If it is no `datasets.Dataset`.

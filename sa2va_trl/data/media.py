@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from .columns import MAX_PIXELS, DatasetError, decode_image, loses_depth, quiet_pillow, too_deep
+from .columns import MAX_PIXELS, DatasetError, decode_image, loses_depth, picture_pages, quiet_pillow, too_deep
 
 
 logger = logging.getLogger(__name__)
@@ -24,10 +24,6 @@ IMAGE_SUFFIXES = {
     *(".pbm", ".pgm", ".ppm", ".pnm"),
 }
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
-# Pages of other formats are no pictures of a sequence: of an MPO file, the photo and another beside it.
-_PAGED_FORMATS = ("TIFF", "GIF", "PNG", "WEBP")
-# A page of a TIFF that is a thumbnail of the one before, or its mask (tag 254, bits 0 and 2).
-_NEW_SUBFILE_TYPE, _NO_PICTURE = 254, 0b101
 _BYPRODUCTS = (".ds_store", "thumbs.db", "desktop.ini")
 _LISTED = 50
 
@@ -325,24 +321,14 @@ def _open(path: Path) -> Image.Image:
 
 def _page_numbers(path: Path, file: Image.Image) -> list[int]:
     """Which pages of an image file are pictures."""
-    if file.format not in _PAGED_FORMATS:
-        return [0]
     try:
         with quiet_pillow():
-            numbers = list(range(getattr(file, "n_frames", 1)))
-            if file.format == "TIFF" and len(numbers) > 1:
-                numbers = [number for number in numbers if not _page_type(file, number) & _NO_PICTURE]
+            return picture_pages(file)
     except Exception as error:  # what is damaged raises nearly anything
         raise DatasetError(
             f"{path} cannot be read: its pages cannot be counted ({type(error).__name__}: {error}); it is damaged or "
             "cut off"
         ) from error
-    return numbers or [0]
-
-
-def _page_type(file: Image.Image, number: int) -> int:
-    file.seek(number)
-    return file.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
 
 
 def _pages(path: Path) -> Iterator[Image.Image]:

@@ -27,12 +27,13 @@ from .columns import (
     DEFAULT_PHRASE,
     FEATURES,
     MAX_PIXELS,
+    PAIR_COLUMNS,
     PHRASE_COLUMNS,
     BadRow,
     DatasetError,
     decode_mask,
+    displayed_size,
     iter_undecoded,
-    open_image,
     quiet_pillow,
     resolve_inside,
 )
@@ -43,11 +44,18 @@ logger = logging.getLogger(__name__)
 
 #: Names of a split's sub-folder (or of a split on the Hub), and the name it gets here.
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-_EXIF_ORIENTATION = 0x0112
 _TOLERANCE = 1.0  # pixels that a polygon may reach over the image's edge: annotation tools round
 # What other tools call a phrase.
 _CAPTIONS = ("text", "texts", "caption", "captions", "prompt", "label", "labels", "class", "category", "description")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# Columns of pictures, and how a metadata file names them: as they stand, their paths would count from anywhere.
+_PICTURES = {
+    "image": "file_name",
+    "images": "file_names",
+    "mask": "mask_file_name",
+    "masks": "masks_file_names",
+    **{name: f"{name}_file_name" for name in PAIR_COLUMNS},
+}
 _FEW_PIXELS = 4  # up to this side an object may well lie in the first pixel
 _OVERSHOOT = 0.1  # beyond 0 and 1, of shares of the image
 
@@ -102,17 +110,6 @@ def _png(mask: np.ndarray | PIL.Image.Image) -> dict[str, Any]:
     buffer = io.BytesIO()
     mask.save(buffer, format="PNG")
     return {"bytes": buffer.getvalue(), "path": None}
-
-
-def _displayed_size(path: Path, max_pixels: int) -> tuple[int, int]:
-    """(width, height) of an image as `datasets.Image` decodes it, from the header alone where the format allows."""
-    with open_image(path, max_pixels) as image:
-        # Pillow turns a TIFF itself. In a PNG the tag may follow the pixels; looking for it then decodes them.
-        try:
-            turned = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
-        except Exception as error:
-            raise DatasetError(f"is unreadable ({type(error).__name__}: {error})") from error
-        return image.size[::-1] if turned else image.size
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -356,7 +353,7 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
                         found = inner != name and (image_folder / inner).exists()
                         hint = f"; names count from {image_folder.name}/: write {inner!r}" if found else ""
                         raise DatasetError(f"file is missing: tried {path}{hint}")
-                    size = _displayed_size(path, max_pixels)
+                    size = displayed_size(path, max_pixels)
                 except DatasetError as error:
                     problems.append(f"image {error}")
             if "mask" in entry:
@@ -500,14 +497,15 @@ def read_mask_folder(
 
     Returns:
         `datasets.Dataset` with `image` (the file, not copied), `masks` (one; PNG, mode `L`, 0 and 255), `phrases` and
-        `sample_id` (the stem). Files of a kind that is not read are named in the log.
+        `sample_id` (the stem). Files of a kind that is not read are named in the log, and pairs that are links to
+        another pair, which are left out.
 
     Raises:
         `FileNotFoundError`: If the folder has no such pair of folders.
         `DatasetError`: If there are both image/ with mask/ and images/ with masks/; or with every bad file: an image
             without a mask or a mask without an image; half a pair, or a whole one, of a kind that is not read; two
             files of one name; a missing, unreadable or too large file, or one of several pages; a mask of another size
-            than its image, or that is none ([`~data.masks.binary_mask`]).
+            than its image, or that is none ([`~mask_pixels.binary_mask`]).
     """
     folder = Path(folder)
     if _metadata_of(folder):
@@ -528,7 +526,8 @@ def read_mask_folder(
     for kind, root in roots.items():
         _warn_unread(root, files[kind], stems - files[kind].images.keys())  # the others are refused below
 
-    paths, names, masks, bad = [], [], [], []
+    paths, names, masks, bad, twice = [], [], [], [], []
+    seen: set[tuple[str, str]] = set()
     stems = sorted(stems)
     with quiet_pillow():
         for stem in stems:
@@ -545,10 +544,16 @@ def read_mask_folder(
                     problems.append(f"{names} is of a kind that is not read (read are {_suffixes()}): convert it")
                 else:
                     problems.append(f"has no {kind}: expected {root.name}/{stem}.png (or another image suffix)")
+            # The same two files by another name. (One mask of several images, or two of one, are no copies.)
+            real = tuple(os.path.realpath(path) for path in opened.values())
+            if not problems and real in seen:
+                twice.append(opened["image"])
+                continue
+            seen.add(real)
             size = mask = None
             if "image" in opened:
                 try:
-                    size = _displayed_size(opened["image"], max_pixels)
+                    size = displayed_size(opened["image"], max_pixels)
                 except DatasetError as error:
                     problems.append(f"image {error}")
             if "mask" in opened:
@@ -567,6 +572,9 @@ def read_mask_folder(
                 masks.append([_png(mask)])
     if bad:
         raise DatasetError(f"{folder}: {len(bad)} of {len(stems)} pairs of image and mask cannot be used:", bad)
+    if twice:
+        again = listed([path.relative_to(pair[0].absolute()).as_posix() for path in twice])
+        logger.warning("%s: left out, links to an image and a mask that are read already: %s.", pair[0], again)
     return Dataset.from_dict(
         {
             "image": [str(path) for path in paths],
@@ -594,15 +602,21 @@ def _metadata_of(folder: Path) -> list[Path]:
 
 def _load_metadata(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".parquet":
-        return pyarrow.parquet.read_table(file).to_pylist()
+        try:
+            return pyarrow.parquet.read_table(file).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DatasetError(f"{file} cannot be read: {error}") from error
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{file}: not UTF-8 text ({error})") from error
     if file.suffix == ".csv":
-        return [{key: value or None for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+        try:
+            return [{key: value or None for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+        except csv.Error as error:
+            raise DatasetError(f"{file} cannot be read: {error}") from error
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # (`splitlines` splits inside of strings, too)
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -635,7 +649,7 @@ def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_
 
     Raises:
         `DatasetError`: If there are several metadata files, one cannot be read, or with every row that names no image,
-            no mask, or a file outside of `folder`.
+            no mask, a file outside of `folder`, or a picture by another key (`mask` for `mask_file_name`).
     """
     folder = Path(folder)
     found = _metadata_of(folder)
@@ -649,7 +663,7 @@ def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_
         if not (problems or row.get("image") or row.get("images") or row.get("messages")):
             problems.append("names no image: expected `file_name`")
         if row.get("image") and not (problems or row.get("masks") or row.get("messages")):
-            stem = PurePosixPath(entry.get("file_name") or entry["image_file_name"]).with_suffix("").as_posix()
+            stem = PurePosixPath(_image_name(entry)).with_suffix("").as_posix()
             own = files[pair[1]].images.get(stem, []) if pair else []
             if len(own) == 1:
                 row["masks"], pictures["masks"] = [str(own[0].absolute())], List(Image())
@@ -657,7 +671,7 @@ def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_
                 where = f"{pair[1].name}/ holds {len(own)} of its name" if pair else "there is no mask/ or masks/"
                 problems.append(f"names no mask (`mask_file_name` or `masks_file_names`), and {where}")
         if problems:
-            name = entry.get("file_name") or entry.get("image_file_name") or None
+            name = _image_name(entry)
             bad.append(BadRow(number, row.get("sample_id"), name, "; ".join(problems)))
         rows.append(row)
     if bad:
@@ -676,9 +690,7 @@ def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_
         for row in rows:
             row["phrases"] = [phrase] * len(row["masks"])
     if not any(row.get("sample_id") for row in rows):
-        names = [
-            entry.get("file_name") or entry.get("image_file_name") or f"row{n}" for n, entry in enumerate(entries)
-        ]
+        names = [_image_name(entry) or f"row{number}" for number, entry in enumerate(entries)]
         for row, name in zip(rows, _sample_ids(names), strict=True):
             row["sample_id"] = name
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}
@@ -697,6 +709,11 @@ def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_
     return Dataset.from_dict(columns, features=Features({**plain.features, **pictures}))
 
 
+def _image_name(entry: dict[str, Any]) -> str | None:
+    names = (entry.get("file_name"), entry.get("image_file_name"))
+    return next((name for name in names if isinstance(name, str) and name), None)
+
+
 def _flat(value: str | list[str] | None) -> list[str]:
     return [path for path in (value if isinstance(value, list) else [value]) if path]
 
@@ -712,7 +729,14 @@ def _metadata_row(
             raise DatasetError(f"path {value!r:.40} is not a string")
         return str(_named_path(folder, str(PurePosixPath(file.parent.name, value))))
 
+    if None in entry:  # what `csv` calls the fields beyond the header
+        entry = dict(entry)
+        problems.append(f"has more fields than the header ({entry.pop(None)!r:.40}): quote a value that holds a comma")
     for key, value in entry.items():
+        if key in _PICTURES:
+            if value is not None:
+                problems.append(f"`{key}` is not read as a path: write `{_PICTURES[key]}`")
+            continue
         several = key.endswith("file_names")
         if key not in ("file_name", "file_names") and not key.endswith(("_file_name", "_file_names")):
             row[key] = value

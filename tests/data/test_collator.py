@@ -764,6 +764,61 @@ def test_a_turned_picture_counts_as_it_is_seen(tmp_path):
         check_fit(dataset, SegCollator(processor, max_length=length - 1))
 
 
+def test_each_object_may_draw_its_own_longest_question(tiler):
+    """Which question is the longest depends on the phrase: the bound is over all that may be drawn."""
+    questions = ["{phrase} {phrase}", "{phrase} " + "and so on " * 6]
+    row = still(2)
+    row["phrases"] = ["a", "a long and winding vessel " * 6]
+    options = {"questions": questions, "answers": MANY_ANSWERS}
+    length, lengths = tiler.encode_chat, []
+    for first in questions:
+        for second in questions:
+            for answers in [(one, other) for one in MANY_ANSWERS for other in MANY_ANSWERS]:
+                chat = conversation(row["phrases"], [first, second], list(answers))
+                lengths.append(len(length(chat, tiler.tiles([row["image"]], clip=False)[1])[0]))
+    check_fit(saved([row]), SegCollator(tiler, max_length=max(lengths), **options))
+    with pytest.raises(DatasetError, match=f"needs {max(lengths):,} tokens"):
+        check_fit(saved([row]), SegCollator(tiler, max_length=max(lengths) - 1, **options))
+
+
+def test_templates_are_not_multiplied(tiler, monkeypatch):
+    calls, encode = [], type(tiler).encode_chat
+    monkeypatch.setattr(type(tiler), "encode_chat", lambda self, *args: calls.append(1) or encode(self, *args))
+    rows = [{**still(seed=number), "phrases": [f"vessel {number}"]} for number in range(5)]
+    check_fit(saved(rows), SegCollator(tiler, questions=MANY_QUESTIONS, answers=MANY_ANSWERS))
+    assert len(calls) <= len(MANY_ANSWERS) + len(rows) * (len(MANY_QUESTIONS) + 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([{"type": "image"}, {"type": "text", "text": "<image> Where?"}], "And?"),
+        ("Where?", [{"type": "image"}, {"type": "text", "text": "And?"}]),
+        ([{"type": "video"}, {"type": "text", "text": "Where?"}], "And?"),
+    ],
+)
+def test_parts_that_the_processor_refuses_are_refused_with_their_row(tiler, first, second):
+    turns = [("user", first), ("assistant", "[SEG]"), ("user", second), ("assistant", "[SEG]")]
+    row = still(2, phrases=None, messages=[{"role": role, "content": content} for role, content in turns])
+    with pytest.raises(DatasetError, match="'still-0' cannot be used: messages is malformed"):
+        SegCollator(tiler)([row])
+    turns[0] = ("user", [{"type": "image"}, {"type": "text", "text": "Where?"}])
+    turns[2] = ("user", "And?")
+    row["messages"] = [{"role": role, "content": content} for role, content in turns]
+    SegCollator(tiler)([row])
+
+
+def test_what_the_processor_refuses_names_the_row(tiler, monkeypatch):
+    def refuse(self, *args):
+        raise ValueError("no such text")
+
+    monkeypatch.setattr(type(tiler), "encode_chat", refuse)
+    with pytest.raises(DatasetError, match="row 0, sample_id 'still-0': no such text"):
+        check_fit(saved([still()]), SegCollator(tiler))
+    with pytest.raises(DatasetError, match="'still-0' cannot be used: no such text"):
+        SegCollator(tiler)([still()])
+
+
 def test_a_text_is_tokenised_once(tiler, monkeypatch):
     calls, encode = [], type(tiler).encode_chat
     monkeypatch.setattr(type(tiler), "encode_chat", lambda self, *args: calls.append(1) or encode(self, *args))

@@ -15,12 +15,16 @@ from sa2va_trl.data.columns import (
     DatasetError,
     check_dataset,
     decode_image,
+    displayed_size,
     normalize_row,
+    page_count,
     plain_rows,
+    quiet_pillow,
     read_masks,
     read_pair,
     resolve_inside,
 )
+from sa2va_trl.data.media import read_media
 
 
 SINGLE = Features({"image": Image(), "mask": Image(mode="L"), "phrase": Value("string"), "sample_id": Value("string")})
@@ -466,6 +470,12 @@ class TestPlainRows:
         assert plain[1]["sample_id"] == "s1" and isinstance(plain[1]["image"], PIL.Image.Image)
         check_dataset(dataset.with_format(kind))
 
+    def test_a_format_of_some_columns_is_reset(self):
+        dataset = make(FEATURES, {}, {}).with_format(columns=["image"])
+        assert set(plain_rows(dataset)[0]) == set(FEATURES)
+        everything = make(FEATURES, {})
+        assert plain_rows(everything) is everything
+
     def test_a_transform_stays(self):
         dataset = make(SINGLE, {}).with_transform(lambda batch: {**batch, "phrase": ["other"]})
         assert plain_rows(dataset) is dataset
@@ -555,6 +565,55 @@ class TestResolveInside:
         (tmp_path / "data" / "a.png").symlink_to(tmp_path / "secret.png")
         with pytest.raises(DatasetError, match="leaves the dataset folder"):
             resolve_inside(tmp_path / "data", "a.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["a.tif", "a.jpg", "a.png", "behind the pixels"])
+def test_the_size_as_displayed_is_that_of_the_decoded_image(tmp_path, orientation, form):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    picture, path = PIL.Image.new("RGB", (80, 40), 9), tmp_path / (form if "." in form else "a.png")
+    if path.suffix == ".tif":
+        picture.save(path, tiffinfo={274: orientation}, compression="tiff_lzw")
+    else:
+        picture.save(path, exif=exif)
+    if form == "behind the pixels":
+        data = path.read_bytes()
+        start = data.index(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    rows = Dataset.from_dict({"image": [str(path)]}, features=Features({"image": Image()}))
+    undecoded = rows.cast_column("image", Image(decode=False))[0]["image"]
+    for source in (path, undecoded, {"bytes": path.read_bytes(), "path": None}):
+        assert displayed_size(source) == decode_image(source).size == rows[0]["image"].size
+    assert displayed_size(rows[0]["image"]) == rows[0]["image"].size
+
+
+def test_a_png_without_text_is_not_decoded_for_its_size():
+    with quiet_pillow():
+        assert displayed_size(huge_png(300, 200)) == (300, 200)
+
+
+@pytest.mark.parametrize("kind", [1, 4])
+def test_a_thumbnail_beside_the_picture_is_no_second_picture(tmp_path, kind):
+    first, second = PIL.Image.new("L", (8, 6), 200), PIL.Image.new("L", (8, 6), 50)
+    second.encoderinfo = {"tiffinfo": {254: kind}}
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
+    picture = PIL.Image.new("L", (8, 6), 90)
+    picture.encoderinfo = {"tiffinfo": {254: 0}}
+    first.save(tmp_path / "b.tif", save_all=True, append_images=[picture], tiffinfo={254: kind})
+    assert decode_image(tmp_path / "a.tif").getpixel((0, 0)) == 200
+    check_dataset(make(SINGLE, {"image": {"bytes": (tmp_path / "a.tif").read_bytes(), "path": None}}))
+    ((_, image),) = read_media(tmp_path / "a.tif")
+    assert image.getpixel((0, 0)) == (200, 200, 200), "what predict reads"
+    with PIL.Image.open(tmp_path / "a.tif") as opened:
+        opened.load()
+        opened.putpixel((0, 0), 7)
+        assert page_count(opened) == 1 and opened.getpixel((0, 0)) == 7
+        opened.seek(1)
+        assert page_count(opened) == 1 and opened.tell() == 1
+    with pytest.raises(DatasetError, match="has a thumbnail or mask as its first page, its picture is page 1"):
+        decode_image(tmp_path / "b.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -1,17 +1,21 @@
 """What is read as a mask and what is refused: the table at the top is the documentation."""
 
+import ast
 import io
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
-from datasets import Dataset, Features, Image, List, Value, load_from_disk
+from datasets import Dataset, Features, Image, List, Value, concatenate_datasets, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sa2va_trl import mask_pixels, rewards
+from sa2va_trl.data import columns, masks
 from sa2va_trl.data.collator import SegCollator
 from sa2va_trl.data.columns import (
     FEATURES,
@@ -22,11 +26,12 @@ from sa2va_trl.data.columns import (
     normalize_row,
     open_image,
     page_count,
+    plain_rows,
     quiet_pillow,
     too_deep,
 )
-from sa2va_trl.data.masks import binary_mask
 from sa2va_trl.data.readers import load_dataset_dict, read_mask_folder
+from sa2va_trl.mask_pixels import binary_mask
 from sa2va_trl.models.tiny import tiny_sa2va
 from sa2va_trl.preferences import check_preferences
 from sa2va_trl.rewards import dice_reward
@@ -495,6 +500,64 @@ def test_a_prepared_dataset_keeps_alpha_to_the_collator(tmp_path, column, how, c
     assert np.array_equal(learnt(collator, dataset[0]), expected(RIGHT))
 
 
+STEPS = {
+    "map": lambda stream, features: stream.map(lambda row: {"patient_id": "p"}),
+    "map, features": lambda stream, features: stream.map(lambda row: {"sample_id": "b"}, features=features),
+    "filter": lambda stream, features: stream.filter(lambda row: True),
+    "filter, shuffle": lambda stream, features: stream.filter(lambda row: True).shuffle(seed=0, buffer_size=2),
+    "to array": lambda stream, features: stream.map(lambda row: {"mask": np.array(row["mask"])}),
+    "decoded in threads": lambda stream, features: stream.decode(num_threads=2).map(lambda row: {"sample_id": "b"}),
+    "two streams": lambda stream, features: concatenate_datasets([stream.filter(lambda row: True), stream]),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_steps_of_a_stream_hide_nothing(step):
+    """`map` and `filter` decode a row before it is asked for as it is stored."""
+
+    def through(made, feature):
+        stored = prepared(made, "mask", feature)
+        stream = plain_rows(STEPS[step](stored.to_iterable_dataset(), stored.features))
+        return [np.asarray(normalize_row(row)["masks"][0]) for row in stream][0]
+
+    with pytest.raises(DatasetError, match=r"would be read wrongly: its column is Image\(mode='L'\).*before `map`"):
+        through(alpha_mask(), Image(mode="L"))
+    if step != "to array":  # of four channels, which the function is to reduce
+        assert np.array_equal(through(alpha_mask(), Image()), expected(RIGHT))
+    assert np.array_equal(through(halves("L", (0, 255)), Image(mode="L")), expected(RIGHT)), "what is written here"
+    assert np.array_equal(through(halves("RGB", (BLACK, WHITE)), Image(mode="L")), expected(RIGHT)), "nothing is lost"
+
+
+@pytest.mark.parametrize(
+    ("rename", "reason"),
+    [
+        (lambda stream: stream.rename_column("label", "mask"), "a mask of the stream would be read wrongly"),
+        (
+            lambda stream: stream.map(lambda row: {"mask": row["label"]}, remove_columns="label"),
+            "sample_id 'a' cannot be used: mask 0 would be read wrongly",
+        ),
+    ],
+)
+def test_a_mask_that_a_step_renames(rename, reason):
+    def renamed(made, feature):
+        stored = prepared(made, "mask", feature).rename_column("mask", "label")
+        (row,) = plain_rows(rename(stored.to_iterable_dataset()))
+        return np.asarray(normalize_row(row)["masks"][0])
+
+    with pytest.raises(DatasetError, match=reason):
+        renamed(alpha_mask(), Image(mode="L"))
+    assert np.array_equal(renamed(alpha_mask(), Image()), expected(RIGHT))
+    assert np.array_equal(renamed(halves("L", (0, 255)), Image(mode="L")), expected(RIGHT))
+
+
+def test_16_bits_that_a_step_has_decoded_are_refused():
+    stored = prepared(halves("L", (0, 255)), "mask", Image())
+    row = {"image": png(GREY), "mask": png_of_16_bits(2, 3, 1), "phrase": "a"}
+    stored = Dataset.from_list([{**row, "sample_id": "a"}], features=stored.features)
+    with pytest.raises(DatasetError, match="has 16 bits in each of several channels"):
+        list(plain_rows(stored.to_iterable_dataset().filter(lambda row: True)))
+
+
 def test_loading_masks_writes_no_copy_of_them(tmp_path):
     prepared(halves("L", (0, 255)), "masks", List(Image())).save_to_disk(tmp_path / "d")
     before = sorted(path.name for path in (tmp_path / "d").rglob("*"))
@@ -513,6 +576,17 @@ def test_pairs_are_judged_likewise():
     features = Features({**raw, "chosen_mask": Image(mode="L"), "sample_id": Value("string")})
     with pytest.raises(DatasetError, match="chosen_mask would be read wrongly"):
         check_preferences(Dataset.from_list(rows, features=features))
+
+
+def test_the_judge_of_pixels_stands_below_everything():
+    """Rewards and columns both stand on it; under its old names it is the same function."""
+    source = ast.parse(Path(mask_pixels.__file__).read_text())
+    imported = [node for node in ast.walk(source) if isinstance(node, ast.ImportFrom)]
+    assert not [node for node in imported if node.level or node.module.startswith("sa2va_trl")]
+    source = ast.parse(Path(rewards.__file__).read_text())
+    imported = {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and node.level}
+    assert imported == {"mask_pixels", "metrics"}
+    assert masks.binary_mask is binary_mask and columns.mask_values is masks.mask_values is mask_pixels.mask_values
 
 
 def test_rewards_judge_pictures_likewise():
@@ -540,6 +614,27 @@ def test_turned_upright(tmp_path):
     PIL.Image.fromarray(expected(RIGHT)).save(tmp_path / "a.png", exif=exif)
     read = np.asarray(decode_mask(tmp_path / "a.png", (HEIGHT, WIDTH)))
     assert np.array_equal(read, np.rot90(expected(RIGHT), -1))
+
+
+def test_a_decoded_mask_lies_as_its_image():
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    files = [io.BytesIO(), io.BytesIO()]
+    for file, picture in zip(files, (GREY.convert("RGB"), PIL.Image.fromarray(expected(RIGHT))), strict=True):
+        picture.save(file, format="PNG", exif=exif)
+    image, mask = map(PIL.Image.open, files)
+    found = normalize_row({"image": image, "mask": mask, "phrase": "a", "sample_id": "a"})
+    assert found["images"][0].size == found["masks"][0].size == (WIDTH, HEIGHT)
+    assert np.array_equal(np.asarray(found["masks"][0]), expected(RIGHT))
+    stored = normalize_row(
+        {
+            "image": {"bytes": files[0].getvalue(), "path": None},
+            "mask": files[1].getvalue(),
+            "phrase": "a",
+            "sample_id": "a",
+        }
+    )
+    assert found["masks"][0].size == stored["masks"][0].size[::-1], "as files, both are turned"
 
 
 @pytest.mark.parametrize(

@@ -577,6 +577,26 @@ class TestMaskFolder:
         with pytest.raises(DatasetError, match="holds no image"):
             read_mask_folder(tmp_path)
 
+    def test_what_is_linked_twice_is_read_once(self, tmp_path, caplog):
+        write_pairs(tmp_path, "all/a", "all/b", "c")
+        for kind in ("image", "mask"):
+            (tmp_path / kind / "fold1").symlink_to("all")
+            (tmp_path / kind / "d.png").symlink_to("c.png")
+        with caplog.at_level(logging.WARNING):
+            dataset = read_mask_folder(tmp_path)
+        assert dataset["sample_id"][:] == ["a", "b", "c"]
+        assert "links to an image and a mask that are read already: d.png, fold1/a.png, fold1/b.png." in caplog.text
+
+    def test_one_mask_of_two_images_and_two_masks_of_one_are_no_copies(self, tmp_path, caplog):
+        write_pairs(tmp_path, "first/a", "b")
+        (tmp_path / "image" / "second").symlink_to("first")
+        write_mask(tmp_path / "mask" / "second" / "a.png", value=0)
+        write_image(tmp_path / "image" / "c.png")
+        (tmp_path / "mask" / "c.png").symlink_to("b.png")
+        with caplog.at_level(logging.WARNING):
+            assert len(read_mask_folder(tmp_path)) == 4
+        assert not caplog.text
+
     def test_empty_phrase(self, tmp_path):
         with pytest.raises(DatasetError, match="phrase ' ' is empty"):
             read_mask_folder(write_pairs(tmp_path, "a"), phrase=" ")
@@ -651,6 +671,12 @@ class TestMetadataInTheImageFolder:
             ({"file_name": "a.png", "phrase": 3}, "phrases must be a list of text"),
             ({"file_name": "a.png", "mask_file_name": 3, "phrase": "x"}, "path 3 is not a string"),
             ({"file_name": "a.png", "masks_file_names": "a.png", "phrase": "x"}, "must be a list of paths"),
+            ({"image": "a.png", "phrase": "x"}, "`image` is not read as a path: write `file_name`"),
+            ({"images": ["a.png"], "phrase": "x"}, "`images` is not read as a path: write `file_names`"),
+            ({"file_name": "a.png", "mask": "../masks/a.png"}, "`mask` is not read as a path: write `mask_file_name`"),
+            ({"file_name": "a.png", "masks": ["/a.png"]}, "`masks` is not read as a path: write `masks_file_names`"),
+            ({"file_name": "a.png", "chosen_mask": "a.png"}, "write `chosen_mask_file_name`"),
+            ({"file_name": 5, "phrase": "x"}, "path 5 is not a string"),
         ],
     )
     def test_a_bad_row_is_named(self, tmp_path, row, reason):
@@ -660,6 +686,25 @@ class TestMetadataInTheImageFolder:
         write_metadata(tmp_path / "d" / "images", {"file_name": "a.png", "phrase": "x"}, row)
         with pytest.raises(DatasetError, match=f"row 1.*{reason}"):
             load_dataset_dict(tmp_path / "d")
+
+    def test_a_comma_without_quotes(self, tmp_path):
+        write_pairs(tmp_path, "a", names=("images", "masks"))
+        (tmp_path / "images" / "metadata.csv").write_text("file_name,phrase\na.png,left, proximal\n")
+        with pytest.raises(DatasetError, match="row 0, a.png: has more fields than the header .* quote a value"):
+            load_dataset_dict(tmp_path)
+
+    def test_any_character_of_a_phrase(self, tmp_path):
+        write_pairs(tmp_path, "a", names=("images", "masks"))
+        phrase = "left\u2028main\x85stem"
+        text = json.dumps({"file_name": "a.png", "phrase": phrase}, ensure_ascii=False)
+        (tmp_path / "images" / "metadata.jsonl").write_bytes(f"{text}\r\n\r\n".encode())
+        assert load_dataset_dict(tmp_path)["train"]["phrases"][0] == [phrase]
+
+    def test_a_table_that_cannot_be_read(self, tmp_path):
+        write_pairs(tmp_path, "a", names=("images", "masks"))
+        (tmp_path / "images" / "metadata.parquet").write_bytes(b"no table")
+        with pytest.raises(DatasetError, match="metadata.parquet cannot be read"):
+            load_dataset_dict(tmp_path)
 
     def test_two_metadata_files(self, tmp_path):
         write_pairs(tmp_path, "a", names=("images", "masks"))
