@@ -15,12 +15,12 @@ from sa2va_trl.arguments import (
     ModelArguments,
     RecipeParser,
     SplitArguments,
-    checkpoint_to_resume,
     get_split,
     load_data,
     load_model,
     train_and_save,
 )
+from sa2va_trl.trainers.resuming import resolve_checkpoint
 
 
 @dataclass
@@ -35,7 +35,7 @@ def main():
     # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
     parser = RecipeParser((DataArguments, SplitArguments, PreferenceArguments, SegDPOConfig, ModelArguments))
     data_args, split_args, preference_args, training_args, model_args = parser.parse_args_and_config()
-    checkpoint = checkpoint_to_resume(training_args)
+    checkpoint = resolve_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
 
     # Data
     pair_args = data_args

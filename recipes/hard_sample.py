@@ -18,12 +18,12 @@ from sa2va_trl.arguments import (
     ModelArguments,
     RecipeParser,
     SplitArguments,
-    checkpoint_to_resume,
     get_training_splits,
     load_data,
     load_model,
     train_and_save,
 )
+from sa2va_trl.trainers.resuming import resolve_checkpoint
 
 
 @dataclass
@@ -40,7 +40,7 @@ def main():
     # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
     parser = RecipeParser((DataArguments, SplitArguments, ScoreArguments, HardSampleConfig, ModelArguments))
     data_args, split_args, score_args, training_args, model_args = parser.parse_args_and_config()
-    checkpoint = checkpoint_to_resume(training_args)
+    checkpoint = resolve_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
 
     # Data
     data = load_data(data_args)

@@ -16,9 +16,9 @@ from transformers import BitsAndBytesConfig, TrainingArguments
 from trl import TrlParser
 
 from .data.readers import load_dataset_dict
-from .hub import adapter_prompt_style, load_adapter
+from .hub import adapter_prompt_options, load_adapter
 from .models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
-from .models.checkpoints import checkpoint_folder, read_config
+from .models.checkpoints import ADAPTER_CONFIG, checkpoint_folder, read_config
 from .models.processing import PROMPT_STYLES
 from .routing import NOTHING, Router, check_route, make_router
 from .trainers.resuming import resolve_checkpoint
@@ -284,7 +284,7 @@ def load_model(
         model = model.to(getattr(torch, args.dtype))
         model.set_attn_implementation(args.attn_implementation)
     else:
-        if (Path(args.model_name_or_path) / "adapter_config.json").is_file():
+        if (Path(args.model_name_or_path) / ADAPTER_CONFIG).is_file():
             raise ValueError(
                 f"model_name_or_path={args.model_name_or_path!r} is an adapter: give its base model there, and this "
                 "folder as --adapter."
@@ -309,10 +309,11 @@ def load_model(
 
 
 def _with_adapter(args: ModelArguments, model, processor, merge: bool = False):
-    """The model with `args.adapter`, asked as that was trained unless `args.prompt_style` says otherwise."""
+    """The model with `args.adapter`, asked as that was trained where the options do not say otherwise."""
     model = load_adapter(model, args.adapter, merge=merge)
-    if args.prompt_style is None:
-        processor.prompt_style = adapter_prompt_style(args.adapter) or processor.prompt_style
+    for name, value in adapter_prompt_options(args.adapter).items():
+        if getattr(args, name, None) is None:
+            setattr(processor, name, value)
     return model
 
 
@@ -364,7 +365,7 @@ def _quantization_config(args: ModelArguments) -> BitsAndBytesConfig | None:
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """
-    The checkpoint that `--resume_from_checkpoint` means, see [`~trainers.resuming.resolve_checkpoint`].
+    The checkpoint that `--resume_from_checkpoint` means: [`~trainers.resuming.resolve_checkpoint`] by an earlier name.
 
     Args:
         args (`TrainingArguments`): with `resume_from_checkpoint` a folder, or `"latest"` for the newest in
@@ -386,7 +387,7 @@ def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
 
     Args:
         trainer (`Trainer`): ready to train.
-        checkpoint (`str`, *optional*): from [`checkpoint_to_resume`].
+        checkpoint (`str`, *optional*): from [`~trainers.resuming.resolve_checkpoint`].
         dataset_name (`str`): what it trains on, for the card.
 
     Raises:

@@ -22,7 +22,6 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
@@ -31,7 +30,7 @@ from transformers import PreTrainedModel
 from transformers.utils import PROCESSOR_NAME, logging
 
 from .evaluation.evaluator import METRICS, write_json
-from .models.checkpoints import folders_first
+from .models.checkpoints import ADAPTER_CONFIG, folders_first
 
 
 logger = logging.get_logger(__name__)
@@ -301,17 +300,21 @@ def _adapter_folder(adapter: str) -> Path:
     return folder
 
 
-def adapter_prompt_style(adapter: str) -> str | None:
+def adapter_prompt_options(adapter: str) -> dict:
     """
     Args:
         adapter (`str`): a folder or a Hub id.
 
     Returns:
-        The `prompt_style` of the processor that was saved with it, `None` where there is none.
+        `dict`: `prompt_style`, `official_opening` and `clip_size` of the processor that was saved with it, as far as
+        that says them; nothing without a processor.
     """
     file = _adapter_folder(adapter) / PROCESSOR_NAME
-    # (A processor that does not say it was saved when there was one style.)
-    return json.loads(file.read_text()).get("prompt_style", "training") if file.is_file() else None
+    if not file.is_file():
+        return {}
+    # (A processor that does not say its style was saved when there was one.)
+    saved = {"prompt_style": "training", **json.loads(file.read_text())}
+    return {name: saved[name] for name in ("prompt_style", "official_opening", "clip_size") if name in saved}
 
 
 def load_adapter(model: PreTrainedModel, adapter: str, merge: bool = False) -> SegPeftModel | PreTrainedModel:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import EvalPrediction, HubStrategy
 from transformers.utils import PushInProgress
 from transformers.utils.hub import hf_api
 from trl.trainer.utils import create_model_from_path
@@ -178,6 +178,15 @@ def mean_statistics(prediction, names: Sequence[str] = ("dice", "iou")) -> dict[
         for name, column in zip(names, values.T, strict=True)
         if not np.isnan(column).all()
     }
+
+
+def _metrics_of(compute_metrics, width: int) -> list[str] | None:
+    """The names of what somebody's `compute_metrics` returns of two rows, `None` where it cannot be tried on them."""
+    rows = EvalPrediction(np.full((2, width), 0.5, dtype=np.float32), np.zeros(2, dtype=np.float32))
+    try:
+        return [name.removeprefix("eval_") for name in compute_metrics(rows)]
+    except Exception:  # whatever it needs: an evaluation shows what it returns
+        return None
 
 
 class MaskMetrics:
@@ -448,18 +457,20 @@ class SegTrainerMixin(ResumingMixin):
                 raise ValueError("mask_metrics has no effect with prediction_loss_only=True.")
             self.mask_metrics = MaskMetrics(mask_metrics)
         names = ["dice", "iou", *(self.mask_metrics.names if self.mask_metrics else [])]
-        known = ["loss"] if args.prediction_loss_only else ["loss", *names, *self._further_metrics]
         wanted = (args.metric_for_best_model or "").removeprefix("eval_")
         if wanted and args.eval_strategy != "no":
+            returned = names if compute_metrics is None else _metrics_of(compute_metrics, len(names))
+            known = ["loss"]
+            if not args.prediction_loss_only:
+                known += [*(names if returned is None else returned), *self._further_metrics]
             sets = list(eval_dataset) if isinstance(eval_dataset, dict) else None
             if sets is not None:
                 known = [f"{name}_{metric}" for name in sets for metric in known]
             whose = f" of the evaluation sets {' and '.join(map(str, sets))}" if sets else ""
-            # What another compute_metrics returns is known once it has been called.
-            possible = compute_metrics is None or (
+            certain = returned is not None or (
                 sets is not None and not any(wanted.startswith(f"{name}_") for name in sets)
             )
-            if possible and wanted not in known:
+            if certain and wanted not in known:
                 raise ValueError(
                     f"metric_for_best_model={args.metric_for_best_model!r} is none of the metrics{whose}: "
                     f"{', '.join(known)}."

@@ -380,19 +380,25 @@ class ResumingMixin:
         args, state = self.args, _state(checkpoint)
         if args.auto_find_batch_size and state.train_batch_size is not None:
             self._train_batch_size = state.train_batch_size  # as Trainer does
-        check_record(checkpoint, self.run_record(), not args.allow_new_optimizer, not args.ignore_data_skip)
         max_steps = self.set_initial_training_values(args, self.get_train_dataloader())[-1]
         if state.global_step > max_steps and not _record(Path(checkpoint)):
             raise ValueError(
                 f"{checkpoint} has {state.global_step} steps and this run {max_steps}: it is of other data, batches "
                 "or options, which it does not tell. Begin another run."
             )
+        waited, patience = _waited(state), args.early_stopping_patience
         if state.global_step >= max_steps:
-            return f"{state.global_step} of {max_steps} steps are done"
-        waited, patience = _waited(state), self.args.early_stopping_patience
-        if patience is not None and waited >= patience:
-            return f"{waited} evaluations without a better metric, early_stopping_patience={patience}"
-        return None
+            reason = f"{state.global_step} of {max_steps} steps are done"
+        elif patience is not None and waited >= patience:
+            reason = f"{waited} evaluations without a better metric, early_stopping_patience={patience}"
+        else:
+            return None
+        self._check_record(checkpoint)  # of what goes on it is checked after its files
+        return reason
+
+    def _check_record(self, checkpoint: str) -> None:
+        args = self.args
+        check_record(checkpoint, self.run_record(), not args.allow_new_optimizer, not args.ignore_data_skip)
 
     def left_by(self, checkpoint: str) -> str:
         """
@@ -460,6 +466,7 @@ class ResumingMixin:
         args = self.args
         check_trained(checkpoint, self.model)
         check_files(checkpoint, self._state_kind, args.world_size, args.process_index, args.allow_new_optimizer)
+        self._check_record(checkpoint)
         state = _state(checkpoint)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):

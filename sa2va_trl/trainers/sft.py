@@ -89,7 +89,8 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         compute_metrics (`Callable[[EvalPrediction], dict[str, float]]`, *optional*):
             In place of the means over rows. Different from `SFTTrainer`'s it gets no logits: `predictions` is an array
             of shape `(rows, 2 + metrics)` with Dice, IoU and `mask_metrics` of each row, in [0, 1] where they are Dice
-            and IoU, NaN in rows without masks; `label_ids` says nothing.
+            and IoU, NaN in rows without masks; `label_ids` says nothing. Where the best checkpoint is chosen by a
+            metric, it is tried once on two rows of 0.5, for the names of what it returns.
         mask_metrics (`Callable[[np.ndarray, np.ndarray], dict[str, float]]`, *optional*):
             Further metrics, of predicted and true masks of one row: bool of shape `(masks, H, W)` at the image's own
             size, one an object, or one an object and frame. The same names for every row, NaN where there is none to

@@ -358,6 +358,13 @@ def test_the_style_of_prompts_is_the_options_the_adapters_or_the_models(tmp_path
     processor.save_pretrained(adapter)
     assert style(adapter=str(adapter)) == "training"
     assert style(adapter=str(adapter), prompt_style="official") == "official"
+    # Opening and budget of a clip's frame come with the adapter, too, whatever the style.
+    processor.official_opening, processor.clip_size = "Hi.", {"shortest_edge": 784, "longest_edge": 7840}
+    processor.save_pretrained(adapter)
+    for asked in ({}, {"prompt_style": "official"}):
+        _, other = load_model(ModelArguments(**given, adapter=str(adapter), **asked))
+        assert (other.official_opening, other.clip_size) == ("Hi.", processor.clip_size)
+        assert ("Hi." in other.chat_template) == bool(asked)
     # A processor of an earlier version has one style.
     content = json.loads((adapter / "processor_config.json").read_text())
     del content["prompt_style"]

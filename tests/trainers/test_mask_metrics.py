@@ -133,6 +133,8 @@ SETS = {"x": ROWS, "y": ROWS.select([0])}
         ({"evaluation": SETS, "metric_for_best_model": "z_dice"}, "x_loss, x_dice"),
         ({"evaluation": SETS, "mask_metrics": areas}, "x_iou, x_target_area"),
         ({"evaluation": SETS, "compute_metrics": lambda prediction: {"mean": 1.0}}, "x_loss"),
+        ({"compute_metrics": lambda prediction: {"mean": prediction.predictions.mean()}}, "loss, mean"),
+        ({"compute_metrics": lambda prediction: {"eval_mean": 1.0}, "mask_metrics": areas}, "loss, mean"),
         ({"metric_for_best_model": "accuracy"}, "loss, dice, iou"),
         ({"metric_for_best_model": "eval_accuracy"}, "loss, dice, iou"),
         ({"kind": "hard", "metric_for_best_model": "easy"}, "loss, dice, iou, dice_hard, dice_easy"),
@@ -161,7 +163,12 @@ def test_a_metric_that_there_is_is_taken(tmp_path, options):
 
 
 def test_what_only_an_evaluation_shows_is_a_sentence(tmp_path):
-    run = trainer(tmp_path, compute_metrics=lambda prediction: {"mean": 1.0}, **BEST)
+    def compute(prediction):
+        if len(prediction.label_ids) != len(ROWS):
+            raise RuntimeError("takes these rows only, so that it cannot be tried on others")
+        return {"mean": 1.0}
+
+    run = trainer(tmp_path, compute_metrics=compute, **BEST)
     with pytest.raises(ValueError, match="'dice' is none of the metrics of this evaluation: .*mean"):
         run.train()
 
