@@ -408,6 +408,11 @@ def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
         trainer.create_model_card(dataset_name=dataset_name)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
+    kind = "adapter" if isinstance(trainer.model, PeftModel) else "model"
+    model = f"--model_name_or_path BASE --adapter {args.output_dir}"
+    if kind == "model":
+        model = f"--model_name_or_path {args.output_dir}"
+    _say(f"{kind} in {args.output_dir}; score it: python recipes/evaluate.py {model} --dataset_name DATA")
     leave_process_group()
 
 
