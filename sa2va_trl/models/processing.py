@@ -71,6 +71,8 @@ QWEN2_5_OPENING = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 _PHRASE = re.compile(r"<p>\s*(.*?)\s*</p>", re.DOTALL)
 
 
+# What the chat templates here begin with, and no other does.
+_MACRO = "{%- macro text(content) -%}"
 # A message's content as text, in Jinja. In training an image stands where its part is, with a newline after it.
 _TRAINING_CONTENT = (
     "{%- if content is string -%}{{ content }}{%- else -%}{%- for part in content -%}"
@@ -93,7 +95,7 @@ def _jinja(template: dict, content: str = _TRAINING_CONTENT, opening: str = "") 
     if opening:
         opening = "{%- if loop.first and message['role'] != 'system' -%}{{ " + repr(opening) + " }}{%- endif -%}"
     return (
-        "{%- macro text(content) -%}" + content + "{%- endmacro -%}"
+        _MACRO + content + "{%- endmacro -%}"
         "{%- for message in messages -%}"
         + opening
         + "{%- if message['role'] == 'system' -%}{{ "
@@ -140,7 +142,7 @@ def _size_of_first_step(width: int, height: int) -> tuple[int, int]:
 
 def _is_ours(chat_template: str | dict | None) -> bool:
     """Whether a tokenizer has no chat template, or has taken over that of a processor here."""
-    return chat_template is None or repr(IMAGE_PLACEHOLDER)[:-1] in chat_template
+    return chat_template is None or (isinstance(chat_template, str) and chat_template.startswith(_MACRO))
 
 
 def _opening(folder: Path, tokenizer) -> str | None:
