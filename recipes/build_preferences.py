@@ -20,15 +20,10 @@ from PIL import Image
 from sa2va_trl.arguments import DataArguments, ModelArguments, RecipeParser, get_split, load_data, load_model
 from sa2va_trl.data.columns import check_dataset, normalize_row
 from sa2va_trl.evaluation import overlay, stored_features
-from sa2va_trl.preferences import (
-    CHOSEN,
-    REJECTED,
-    MaskSampler,
-    build_preferences,
-    one_object_a_row,
-    save_preferences,
-)
+from sa2va_trl.preferences.dataset import build_preferences, one_object_a_row, save_preferences
+from sa2va_trl.preferences.pairs import CHOSEN, REJECTED
 from sa2va_trl.rewards import get_reward
+from sa2va_trl.sampling import MaskSampler
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pandas as pd
 from trl import TrlParser
 
 from sa2va_trl.evaluation import compare, comparison_table
-from sa2va_trl.evaluation.evaluator import write_json
+from sa2va_trl.files import write_json
 
 
 @dataclass

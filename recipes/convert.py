@@ -14,9 +14,10 @@ import torch
 from trl import TrlParser
 
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor
-from sa2va_trl.deltas import apply_delta, read_delta
-from sa2va_trl.hub import SegPeftModel, merge_adapter
-from sa2va_trl.models.checkpoints import checkpoint_folder, stored_dtype, written_beside
+from sa2va_trl.adapters.official_trainer import apply_delta, read_delta
+from sa2va_trl.adapters.peft_model import SegPeftModel, merge_adapter
+from sa2va_trl.files import written_beside
+from sa2va_trl.models.checkpoints import checkpoint_folder, stored_dtype
 
 
 @dataclass

@@ -27,9 +27,10 @@ from sa2va_trl.arguments import (
 from sa2va_trl.data.columns import normalize_row
 from sa2va_trl.data.splits import check_no_leakage
 from sa2va_trl.evaluation import evaluate, overlay, predict_probabilities, read_predictions, stored_features
-from sa2va_trl.evaluation.evaluator import METRICS, write_json
-from sa2va_trl.evaluation.overlays import file_name, save_overlays
-from sa2va_trl.routing import fit_router, predict_routed, routing_report
+from sa2va_trl.evaluation.overlays import save_overlays
+from sa2va_trl.evaluation.routing import fit_router, predict_routed, routing_report
+from sa2va_trl.files import file_name, write_json
+from sa2va_trl.metrics import METRICS
 
 
 @dataclass

@@ -19,32 +19,17 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from sa2va_trl.arguments import (
-    DataArguments,
-    ModelArguments,
-    RecipeParser,
-    get_split,
-    leave_process_group,
-    load_data,
-    load_model,
-)
+from sa2va_trl.arguments import DataArguments, ModelArguments, RecipeParser, get_split, load_data, load_model
 from sa2va_trl.data.columns import normalize_row
 from sa2va_trl.evaluation import film_strip, predict_probabilities, stored_features
-from sa2va_trl.evaluation.evaluator import write_json
-from sa2va_trl.evaluation.overlays import file_name
-from sa2va_trl.mining import (
-    check_options,
-    fingerprint_of,
-    hard_threshold,
-    mine,
-    predict_unlabelled,
-    save_scores,
-    score_dataset,
-    score_unlabelled,
-    summary,
-)
-from sa2va_trl.models.checkpoints import written_beside
-from sa2va_trl.preferences import MaskSampler
+from sa2va_trl.files import file_name, write_json, written_beside
+from sa2va_trl.mining.runs import check_options
+from sa2va_trl.mining.score_files import fingerprint_of, save_scores
+from sa2va_trl.mining.scoring import score_dataset
+from sa2va_trl.mining.selection import hard_threshold, mine, summary
+from sa2va_trl.mining.unlabelled import predict_unlabelled, score_unlabelled
+from sa2va_trl.processes import leave_process_group
+from sa2va_trl.sampling import MaskSampler
 from sa2va_trl.trainers.base import refuse
 
 

@@ -38,8 +38,8 @@ from sa2va_trl.arguments import (
 from sa2va_trl.data import check_no_leakage, load_dataset_dict
 from sa2va_trl.data.columns import GROUP_COLUMNS, normalize_row
 from sa2va_trl.evaluation import compare, comparison_table, overlay, predict_probabilities
-from sa2va_trl.evaluation.evaluator import write_json
-from sa2va_trl.evaluation.overlays import file_name, save_overlays
+from sa2va_trl.evaluation.overlays import save_overlays
+from sa2va_trl.files import file_name, write_json
 from sa2va_trl.trainers.resuming import resolve_checkpoint
 
 

@@ -1,5 +1,6 @@
 """Post-train Sa2VA on your own masks with the Hugging Face stack."""
 
+from . import _moved  # noqa: F401
 from .data import SegCollator
 from .models import (
     GroundingEncoder,
@@ -12,7 +13,8 @@ from .models import (
     Segmentation,
     tiny_sa2va,
 )
-from .preferences import MaskSampler, build_preferences
+from .preferences.dataset import build_preferences
+from .sampling import MaskSampler
 from .trainers import (
     HardSampleConfig,
     HardSampleTrainer,

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import time
 from argparse import SUPPRESS
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,12 +14,13 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, TrainingArguments
 from trl import TrlParser
 
+from .adapters.peft_model import adapter_prompt_options, load_adapter
 from .data.readers import load_dataset_dict
-from .hub import adapter_prompt_options, load_adapter
+from .evaluation.routing import NOTHING, Router, check_route, make_router
 from .models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from .models.checkpoints import ADAPTER_CONFIG, checkpoint_folder, read_config
 from .models.processing import PROMPT_STYLES
-from .routing import NOTHING, Router, check_route, make_router
+from .processes import leave_process_group
 from .trainers.resuming import resolve_checkpoint
 
 
@@ -156,7 +156,7 @@ class ModelArguments:
 @dataclass
 class RouterArguments:
     """
-    A second model, to which a recipe sends difficult images, see [`~routing.Router`].
+    A second model, to which a recipe sends difficult images, see [`~evaluation.routing.Router`].
 
     Args:
         router_model (`str`, *optional*): a folder or a Hub id; the first model's base by default.
@@ -414,17 +414,3 @@ def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
         model = f"--model_name_or_path {args.output_dir}"
     _say(f"{kind} in {args.output_dir}; score it: python recipes/evaluate.py {model} --dataset_name DATA")
     leave_process_group()
-
-
-def leave_process_group() -> None:
-    """
-    Leave the group of processes, if there is one; for the end of a script, after the last thing done together.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    gloo = "gloo" in torch.distributed.get_backend()
-    torch.distributed.destroy_process_group()
-    if gloo:
-        # Its threads need the interpreter to drop the tensors of the last call. One that comes too late, as happens on
-        # a busy machine, aborts the process at its exit (https://github.com/pytorch/pytorch/issues/190489).
-        time.sleep(0.5)

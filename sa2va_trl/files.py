@@ -1,8 +1,11 @@
 """Files that are there whole or not at all."""
 
+import json
 import os
+import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,3 +49,53 @@ def replaced_together(folder: str | Path, names: Sequence[str]) -> Iterator[Path
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, content) -> None:
+    """Write beside, then rename: a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def file_name(sample_id: str) -> str:
+    """
+    A file name (without suffix) for a sample: its identifier, where that is a plain one; otherwise what is left of it
+    without the characters that a path or a shell could take amiss, and a checksum, so that no two samples share one.
+    """
+    sample_id = str(sample_id)
+    plain = re.sub(r"[^\w.\-]+", "_", sample_id).strip("._-")
+    if plain and plain == sample_id and len(plain.encode()) <= 200:
+        return plain
+    short = plain.encode()[:180].decode(errors="ignore") or "sample"
+    return f"{short}-{zlib.crc32(sample_id.encode(errors='surrogatepass')):08x}"
+
+
+class written_beside:
+    """
+    Context manager: files are written into a new folder beside `folder` and moved into it only if nothing failed.
+
+    Args:
+        folder (`str` or `Path`): made if it is not there; files of the same names are replaced.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def __enter__(self) -> Path:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent))
+        return self.temporary
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            if kind is None:
+                self.folder.mkdir(exist_ok=True)
+                for file in self.temporary.rglob("*"):
+                    if file.is_file():
+                        place = self.folder / file.relative_to(self.temporary)
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        file.replace(place)
+        finally:
+            shutil.rmtree(self.temporary, ignore_errors=True)

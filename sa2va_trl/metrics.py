@@ -212,3 +212,6 @@ def _as_bool(mask: np.ndarray, name: str) -> np.ndarray:
             "threshold probabilities first, and divide masks of 0 and 255 by 255."
         )
     return foreground
+
+
+METRICS = ("dice", "iou", "precision", "recall", "specificity", "accuracy")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from .mask_pixels import binary_mask
+from .media.masks import binary_mask
 from .metrics import betti0_score, cldice, confusion_counts, dice
 
 
@@ -25,7 +25,7 @@ def dice_reward(pred_masks: list, mask: list | None = None, masks: list | None =
         pred_masks (`list`):
             For each sample a mask of shape `(H, W)`, or `(objects, H, W)`: arrays, tensors or PIL images. In arrays
             and tensors anything but 0 is foreground (threshold probabilities first); PIL images are judged like a
-            dataset's masks ([`~mask_pixels.binary_mask`]).
+            dataset's masks ([`~media.masks.binary_mask`]).
         mask (`list`, *optional*):
             For each sample its target of the same size, or `None` where the row has `masks`.
         masks (`list`, *optional*):

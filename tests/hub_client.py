@@ -13,8 +13,8 @@ from huggingface_hub import constants, snapshot_download
 from peft import PeftModel
 
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor, SegSFTConfig, SegSFTTrainer, tiny_sa2va
+from sa2va_trl.adapters.peft_model import load_adapter
 from sa2va_trl.data import synthetic_dataset
-from sa2va_trl.hub import load_adapter
 
 
 FOLDER = Path(sys.argv[1])

@@ -12,9 +12,9 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from sa2va_trl import Sa2VAForConditionalGeneration
-from sa2va_trl.deltas import apply_delta, read_delta
-from sa2va_trl.hub import load_adapter, merge_adapter
-from sa2va_trl.models.checkpoints import CheckpointError
+from sa2va_trl.adapters.official_trainer import apply_delta, read_delta
+from sa2va_trl.adapters.peft_model import load_adapter, merge_adapter
+from sa2va_trl.errors import CheckpointError
 
 
 RANK, ALPHA = 4, 12.0

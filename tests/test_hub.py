@@ -11,21 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sa2va_trl import Sa2VAForConditionalGeneration, SegCollator, SegSFTConfig, SegSFTTrainer, tiny_sa2va
+from sa2va_trl.adapters.base_model import SAMPLES, base_fingerprint, base_record, check_base
+from sa2va_trl.adapters.peft_model import SegPeftModel, load_adapter, merge_adapter
+from sa2va_trl.adapters.presets import get_peft_config
 from sa2va_trl.data import synthetic_dataset
-from sa2va_trl.hub import (
-    SAMPLES,
-    SegPeftModel,
-    base_fingerprint,
-    base_record,
-    check_base,
-    commit_operations,
-    load_adapter,
-    merge_adapter,
-    model_card,
-    public_name,
-    resume_operations,
-)
-from sa2va_trl.trainers.trainable import get_peft_config
+from sa2va_trl.hub import commit_operations, resume_operations
+from sa2va_trl.model_card import model_card, public_name
 
 
 PRESETS = [("head", "none"), ("stage1", "none"), ("stage1", "seg"), ("stage1", "full")]

@@ -12,28 +12,23 @@ from PIL import Image
 
 from sa2va_trl import tiny_sa2va
 from sa2va_trl.data import SegCollator, synthetic_dataset
+from sa2va_trl.errors import MiningError
 from sa2va_trl.evaluation import evaluate, predict_probabilities, stored_features
-from sa2va_trl.mining import (
+from sa2va_trl.mining.runs import on_the_grid, temporal_clusters, usual_step, videos
+from sa2va_trl.mining.score_files import fingerprint_of, read_scores, save_scores
+from sa2va_trl.mining.scoring import score_dataset
+from sa2va_trl.mining.selection import (
     CAUSES,
-    MiningError,
     buckets,
     describe_clusters,
-    fingerprint_of,
     likely_cause,
     mark_clusters,
     mine,
-    on_the_grid,
-    read_scores,
     review_reasons,
-    save_scores,
-    score_dataset,
-    score_unlabelled,
     select_hard,
-    temporal_clusters,
-    usual_step,
-    videos,
 )
-from sa2va_trl.preferences import Candidates, MaskSampler
+from sa2va_trl.mining.unlabelled import score_unlabelled
+from sa2va_trl.sampling import Candidates, MaskSampler
 
 
 # Runs of hard frames

@@ -18,26 +18,15 @@ from scipy.ndimage import label
 from torch.distributions import Independent, Normal
 
 from sa2va_trl.data import DatasetError, SegCollator, check_dataset, load_dataset_dict, synthetic_dataset
-from sa2va_trl.data.corruptions import CORRUPTIONS
 from sa2va_trl.evaluation import predict_probabilities, stored_features
 from sa2va_trl.metrics import confusion_counts, dice
 from sa2va_trl.models.modeling import SegFeatures
 from sa2va_trl.models.tiny import tiny_sa2va
-from sa2va_trl.preferences import (
-    CHOSEN,
-    REJECTED,
-    MaskSampler,
-    build_preferences,
-    check_preferences,
-    disagreement_regions,
-    gaussian_log_prob,
-    make_pair,
-    mine_pairs,
-    one_object_a_row,
-    save_preferences,
-    stitch,
-)
+from sa2va_trl.preferences.corruptions import CORRUPTIONS
+from sa2va_trl.preferences.dataset import build_preferences, check_preferences, one_object_a_row, save_preferences
+from sa2va_trl.preferences.pairs import CHOSEN, REJECTED, disagreement_regions, make_pair, mine_pairs, stitch
 from sa2va_trl.rewards import WeightedReward, dice_reward
+from sa2va_trl.sampling import MaskSampler, gaussian_log_prob
 
 
 @pytest.fixture(scope="module")
@@ -710,7 +699,7 @@ def test_folders_of_one_name_are_not_mixed_up(network, rows, tmp_path):
 
 
 def test_nothing_is_left_of_a_dataset_that_could_not_be_written(network, rows, tmp_path, monkeypatch):
-    from sa2va_trl import preferences
+    from sa2va_trl.preferences import dataset as preferences
 
     def full(table):
         raise OSError("No space left on device")

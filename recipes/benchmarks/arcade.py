@@ -20,7 +20,7 @@ from datasets import Dataset
 from sa2va_trl.arguments import ModelArguments, load_model
 from sa2va_trl.data import load_dataset_dict
 from sa2va_trl.evaluation import evaluate, predict_probabilities, score
-from sa2va_trl.evaluation.evaluator import write_json
+from sa2va_trl.files import write_json
 
 
 RECIPES = Path(__file__).parents[1]

@@ -27,8 +27,8 @@ from sa2va_trl import (
     tiny_sa2va,
 )
 from sa2va_trl.data import synthetic_dataset
-from sa2va_trl.data.features import feature_bytes
-from sa2va_trl.evaluation.evaluator import write_json
+from sa2va_trl.features.rows import feature_bytes
+from sa2va_trl.files import write_json
 from sa2va_trl.models.checkpoints import checkpoint_folder, read_config
 from sa2va_trl.models.grounding import whole_weights
 from sa2va_trl.models.modeling import SegFeatures

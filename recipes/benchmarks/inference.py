@@ -25,7 +25,7 @@ from trl import TrlParser
 
 from sa2va_trl import Sa2VAForConditionalGeneration
 from sa2va_trl.arguments import TINY, ModelArguments, load_model
-from sa2va_trl.evaluation.evaluator import write_json
+from sa2va_trl.files import write_json
 from sa2va_trl.models.configuration import Sa2VAGroundingConfig
 
 

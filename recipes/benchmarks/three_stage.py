@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from sa2va_trl.evaluation import compare
-from sa2va_trl.evaluation.evaluator import write_json
+from sa2va_trl.files import write_json
 
 
 RUNS = {"stage1": None, "stage2": "stage1", "stage3": "stage2", "router": "stage2", "control": "stage1"}

@@ -1,6 +1,7 @@
+from ..errors import DatasetError
 from .augment import Augmentation
 from .collator import SegCollator
-from .columns import DatasetError, check_dataset
+from .columns import check_dataset
 from .readers import load_dataset_dict, read_mask_folder, read_sa2va_json
 from .splits import check_no_leakage, group_split
 from .synthetic import synthetic_dataset, synthetic_splits

@@ -8,20 +8,18 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from ..errors import BadRow, DatasetError
 from ..losses import tubed_skeleton
+from ..media.pictures import displayed_size, quiet_pillow
 from ..models.processing import Sa2VAProcessor
 from .augment import Augmentation
 from .columns import (
     IMAGE_COLUMNS,
     PHRASE_COLUMNS,
-    BadRow,
-    DatasetError,
     _layout,
     bad_row,
-    displayed_size,
     iter_undecoded,
     normalize_row,
-    quiet_pillow,
     read_pair,
     worse_pair,
 )
@@ -348,6 +346,11 @@ def check_fit(dataset: Dataset, collator: SegCollator, name: str = "train_datase
 def _longest(templates: list[str] | tuple[str, ...], length: Callable[[str], int]) -> str:
     """(Of one alone, nothing is reckoned.)"""
     return templates[0] if len(templates) == 1 else max(templates, key=length)
+
+
+def preference_pair(row: dict) -> list[Image.Image]:
+    """The preferred and the rejected mask of a row (mode `L`, 0 and 255), or nothing."""
+    return read_pair(row, None)
 
 
 def stack_pairs(pairs: list[list[Image.Image]], size: int) -> dict[str, torch.Tensor]:

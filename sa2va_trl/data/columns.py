@@ -4,32 +4,43 @@ import copy
 import io
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
-import numpy as np
-import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from datasets.features import LargeList
 
-from ..mask_pixels import binary_mask, mask_values  # noqa: F401  (`mask_values` was defined here)
+from ..errors import BadRow, DatasetError
+from ..media.masks import (
+    binary_mask,
+    mask_values,  # noqa: F401  (defined here once)
+)
+from ..media.pictures import (  # noqa: F401  (defined here once)
+    MAX_PIXELS,
+    _file_of,
+    _several_pages,
+    _source,
+    decode_image,
+    displayed_size,
+    loses_depth,
+    open_image,
+    page_count,
+    picture_pages,
+    quiet_pillow,
+    read_image,
+    too_deep,
+)
 from ..rewards import dice_reward
 from ..tokens import IMAGE_PLACEHOLDER as _IMAGE
 from ..tokens import SEG_TOKEN, reserved_tokens
 
 
 logger = logging.getLogger(__name__)
-
 DEFAULT_PHRASE = "blood vessel"
-MAX_PIXELS = 100_000_000
 IMAGE_COLUMNS = ("image", "images")
 PHRASE_COLUMNS = ("phrase", "phrases")
 #: Columns that say which rows belong together, from the widest group to the single row.
@@ -51,61 +62,8 @@ ACCEPTED_COLUMNS = (
     "`sample_id` with one of: (a) `image` (or `images`, a clip), `mask` and `phrase`; (b) `image` (or `images`), "
     f"`masks` and `phrases`; (c) `messages`, alone or with `image`/`images` and one mask for every {SEG_TOKEN}"
 )
-_LISTED = 50
-_PHOTOMETRIC = 262  # a TIFF's tag: 0 where white is zero
-_ORIENTATION = PIL.ExifTags.Base.Orientation
-# A page of a TIFF that is a thumbnail of the one before, or its mask (tag 254, bits 0 and 2).
-_NEW_SUBFILE_TYPE, _NO_PICTURE = 254, 0b101
 # In the `info` of a mask that a stream has decoded: what is wrong with it, which its pixels no longer say.
 _LOST = "sa2va_trl_lost"
-
-
-class BadRow(NamedTuple):
-    """
-    One row that cannot be used.
-
-    Args:
-        row (`int`):
-            Position in the dataset (or in the list of the annotation file).
-        sample_id (`str` or `None`):
-            Its `sample_id`, where it has one.
-        file (`str` or `None`):
-            The file to look at, where it is known.
-        reason (`str`):
-            What is wrong with it.
-    """
-
-    row: int | None
-    sample_id: str | None
-    file: str | None
-    reason: str
-
-    def __str__(self) -> str:
-        where = [] if self.row is None else [f"row {self.row}"]
-        if self.sample_id is not None:
-            where.append(f"sample_id {self.sample_id!r}")
-        if self.file is not None:
-            where.append(self.file)
-        return f"{', '.join(where)}: {self.reason}"
-
-
-class DatasetError(ValueError):
-    """
-    A dataset, or a folder to be read as one, that cannot be trained on.
-
-    Args:
-        message (`str`):
-            What is wrong and what to do.
-        problems (list of `BadRow`, *optional*):
-            Every bad row. The message lists the first 50 and counts the rest.
-    """
-
-    def __init__(self, message: str, problems: list[BadRow] | None = None):
-        self.problems = list(problems or [])
-        lines = [message] + [f"  {problem}" for problem in self.problems[:_LISTED]]
-        if len(self.problems) > _LISTED:
-            lines.append(f"  ... and {len(self.problems) - _LISTED} more")
-        super().__init__("\n".join(lines))
 
 
 def resolve_inside(root: str | os.PathLike, relative: str | os.PathLike) -> Path:
@@ -138,193 +96,6 @@ def resolve_inside(root: str | os.PathLike, relative: str | os.PathLike) -> Path
         )
         raise DatasetError(f"path {str(relative)!r} leaves the dataset folder {root}{by_link}")
     return path
-
-
-@contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """
-    Switch Pillow's own size limit and warnings off, so that `open_image` is the only one to refuse a large image.
-
-    Pillow's limit warns at one size, raises at another, and names neither the file nor both sides. Limit and warning
-    filters are global variables: enter this once, outside any threads.
-    """
-    limit = PIL.Image.MAX_IMAGE_PIXELS
-    PIL.Image.MAX_IMAGE_PIXELS = None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\b")  # e.g. "Corrupt EXIF data": the pixels are what counts
-            yield
-    finally:
-        PIL.Image.MAX_IMAGE_PIXELS = limit
-
-
-def picture_pages(image: PIL.Image.Image) -> list[int]:
-    """
-    Which pages of an opened image file are pictures, at least one: the pages of a TIFF but its thumbnails and masks,
-    the frames of an animation. Of an MPO it is the photo, which previews or the other eye's view follow.
-    """
-    if getattr(image, "format", None) == "MPO" or not getattr(image, "is_animated", False):
-        return [0]
-    if image.format != "TIFF":
-        return list(range(image.n_frames))
-    place, pixels = image.tell(), None if image.tile else image.im
-    numbers = [number for number in range(image.n_frames) if not _page_type(image, number) & _NO_PICTURE]
-    image.seek(place)
-    if pixels is not None:  # seeking forgets what has been decoded, and what was changed since
-        image.im, image.tile = pixels, []
-    return numbers or [0]
-
-
-def _page_type(image: PIL.Image.Image, number: int) -> int:
-    image.seek(number)
-    return image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
-
-
-def page_count(image: PIL.Image.Image) -> int:
-    """Pictures in an opened image file, see [`picture_pages`]."""
-    return len(picture_pages(image))
-
-
-def _several_pages(image: PIL.Image.Image) -> str | None:
-    numbers = picture_pages(image)
-    if len(numbers) > 1:
-        return (
-            f"holds {len(numbers)} pictures: split it into files, one a row, or make them a clip's `images` and "
-            "`masks`"
-        )
-    if numbers != [0]:  # `datasets.Image` reads the first page
-        return f"has a thumbnail or mask as its first page, its picture is page {numbers[0]}: save that one alone"
-    return None
-
-
-def loses_depth(image: PIL.Image.Image) -> str | None:
-    """How Pillow would lose depth without a word in decoding an opened file; else `None`."""
-    for codec, _, _, args in getattr(image, "tile", ()):
-        args = args if isinstance(args, tuple) else (args,)
-        deep = any(isinstance(arg, str) and ";16" in arg for arg in args)
-        deep = deep or (codec.startswith("ppm") and isinstance(args[-1], int) and args[-1] > 255)
-        if deep and not image.mode.startswith(("I", "F")):
-            return (
-                "has 16 bits in each of several channels, of which only the upper 8 can be read: save it with 8 bits "
-                "(a mask as grey, 0 and 255)"
-            )
-    if getattr(image, "format", None) == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == 0:
-        return "is a TIFF of more than 8 bits in which white is zero, which Pillow reads inverted: save it as PNG"
-    return None
-
-
-def _scrambled(image: PIL.Image.Image) -> str | None:
-    # Pillow (13.0) maps such a file into memory row by row in its turned size; `datasets.Image` opens it so as well.
-    if getattr(image, "format", None) != "TIFF" or not getattr(image, "filename", ""):
-        return None
-    orientation = image.tag_v2.get(_ORIENTATION)
-    if orientation not in (5, 6, 7, 8) or not any(tile.codec_name == "raw" for tile in image.tile):
-        return None
-    return (
-        f"is an uncompressed TIFF that lies on its side (orientation {orientation}), which Pillow scrambles: save it "
-        "upright, or as PNG"
-    )
-
-
-def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
-    """
-    Open an image far enough to know its size: the header is read, no pixel is decoded. Use inside `quiet_pillow`.
-
-    Args:
-        source (`PIL.Image.Image`, `dict` or path):
-            A decoded image, an undecoded `datasets.Image` value (`{"bytes", "path"}`), or the path of a file.
-        max_pixels (`int`, *optional*, defaults to `100_000_000`):
-            The largest width x height accepted.
-
-    Raises:
-        `DatasetError`: With the reason alone; the caller knows the row.
-    """
-    if isinstance(source, PIL.Image.Image):
-        image = source
-    else:
-        path, data = (source["path"], source["bytes"]) if isinstance(source, dict) else (str(source), None)
-        if data is None and path is None:
-            raise DatasetError("holds neither bytes nor a path")
-        try:
-            if data is not None:
-                image = PIL.Image.open(io.BytesIO(data))
-            elif "://" in path:  # a remote file, or a member of an archive
-                with fsspec.open(path, "rb") as file:
-                    image = PIL.Image.open(io.BytesIO(file.read()))
-            else:
-                image = PIL.Image.open(path)
-        except FileNotFoundError as error:
-            raise DatasetError("file is missing") from error
-        except PIL.UnidentifiedImageError as error:  # its own text is the address of a buffer
-            raise DatasetError("is unreadable: not an image format that Pillow knows") from error
-        except Exception as error:  # a broken header raises nearly anything: struct.error, SyntaxError, ValueError ...
-            raise DatasetError(f"is unreadable ({type(error).__name__}: {error})") from error
-    width, height = image.size
-    fault = None
-    if width * height > max_pixels:
-        fault = f"is too large: {width} x {height} pixels, the limit is {max_pixels:,}; scale it down"
-    else:
-        try:
-            fault = _several_pages(image) or _scrambled(image) or loses_depth(image)
-        except Exception as error:
-            fault = f"is unreadable or truncated ({type(error).__name__}: {error})"
-    if fault is not None:
-        if image is not source:
-            image.close()
-        raise DatasetError(fault)
-    return image
-
-
-def displayed_size(source: Any, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """
-    (width, height) of an image as `datasets.Image` decodes it, from the header where the format allows. Arguments and
-    errors as in `open_image`; a decoded image is as its pixels lie.
-    """
-    image = open_image(source, max_pixels)
-    if image is source:
-        return image.size
-    with image:
-        try:
-            # Pillow turns a TIFF itself, and has swapped its sides.
-            turned = image.format != "TIFF" and _may_turn(image) and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-        except Exception as error:
-            raise DatasetError(f"is unreadable ({type(error).__name__}: {error})") from error
-        return image.size[::-1] if turned else image.size
-
-
-def _may_turn(image: PIL.Image.Image) -> bool:
-    """Of a PNG, whether it holds what may say so at all: behind the pixels, Pillow would decode those to find it."""
-    if image.format != "PNG" or "exif" in image.info:
-        return True
-    place = image.fp.tell()
-    image.fp.seek(0)
-    data = image.fp.read()
-    image.fp.seek(place)
-    return any(name in data for name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"))
-
-
-def too_deep(image: PIL.Image.Image) -> str | None:
-    """
-    What is wrong with an image that a conversion to RGB would clip (more than 8 bits a channel) or cannot convert;
-    else `None`.
-    """
-    if image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        return None
-    if image.mode.startswith(("I", "F")):
-        return f"has more than 8 bits a channel (mode {image.mode}), which would be clipped: window it to 8 bits first"
-    return f"has mode {image.mode}, which is not read: convert it to RGB first"
-
-
-def decode_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
-    """
-    Decode an image in full, turned upright as `datasets.Image` turns it. Arguments and errors as in `open_image`.
-    """
-    image = open_image(source, max_pixels)
-    try:
-        image.load()
-        return PIL.ImageOps.exif_transpose(image)
-    except Exception as error:
-        raise DatasetError(f"is unreadable or truncated ({type(error).__name__}: {error})") from error
 
 
 def _binary_mask(mask: PIL.Image.Image) -> PIL.Image.Image:
@@ -376,7 +147,7 @@ def decode_mask(
 
     Raises:
         `DatasetError`: If it is unreadable, holds several pictures, is of another size than the image, is no mask by
-            [`~mask_pixels.binary_mask`], or becomes another one by the conversion to `mode`. All reasons that apply
+            [`~media.masks.binary_mask`], or becomes another one by the conversion to `mode`. All reasons that apply
             are in the one message.
     """
     # As with an image: whoever has decoded it has turned it.
@@ -398,11 +169,6 @@ def decode_mask(
     if reasons:
         raise DatasetError(" and ".join(reasons))
     return mask
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One row
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _message_text(content: Any) -> str | None:
@@ -635,54 +401,10 @@ def worse_pair(row: dict[str, Any], pair: list[PIL.Image.Image], mask: Any) -> s
     return f"chosen {rewards[0]:.4f}, rejected {rewards[1]:.4f}" if rewards[0] < rewards[1] else None
 
 
-def _file_of(value: Any) -> str | None:
-    return value.get("path") if isinstance(value, dict) else None
-
-
 def mask_mode(features: Features | None, column: str) -> str | None:
     """The mode that a column of masks (or one mask) is converted to when a row is read, where its feature has one."""
     feature = None if features is None else features.get(column)
     return getattr(feature.feature if is_image_list(feature) else feature, "mode", None)
-
-
-def _source(value: Any) -> Any:
-    """What `open_image` takes, of an image or mask in any form that a row, a transform or a stream may hold."""
-    if isinstance(value, PIL.Image.Image | dict | str | os.PathLike):
-        return value
-    if isinstance(value, bytes):
-        return {"bytes": value, "path": None}
-    try:
-        array = np.asarray(value)
-    except Exception as error:  # lists of several lengths, a tensor that is not on the CPU ...
-        raise DatasetError(f"is a {type(value).__name__}, not an image ({error})") from error
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if not array.size or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (3, 4)):
-        raise DatasetError(
-            f"is an array of shape {array.shape}; expected (H, W) or (H, W, 3): move the channels to the end"
-        )
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * 255
-    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
-        raise DatasetError(
-            f"is an array of {array.dtype} from {array.min()} to {array.max()}; expected bool or whole numbers in "
-            "[0, 255]"
-        )
-    return PIL.Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
-
-
-def read_image(value: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
-    """An image of a row in any form that it may have, decoded; errors as in `open_image`."""
-    value = _source(value)
-    if not isinstance(value, PIL.Image.Image):
-        return decode_image(value, max_pixels)
-    # Whoever decoded it has turned it the way that its masks lie.
-    open_image(value, max_pixels)
-    try:
-        value.load()
-    except Exception as error:
-        raise DatasetError(f"is unreadable or truncated ({type(error).__name__}: {error})") from error
-    return value
 
 
 def _read_row(
@@ -725,11 +447,6 @@ def _read_row(
             where = f" ({_file_of(mask)})" if _file_of(mask) else ""
             problems.append(f"mask {number}{where} {error}")
     return layout._replace(images=images, masks=masks, problems=problems)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A dataset
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def is_image_list(feature: Any) -> bool:
@@ -902,7 +619,7 @@ def check_dataset(
     Raises:
         `DatasetError`: If the dataset is empty, lacks columns, or has rows that cannot be trained on: a missing,
             truncated or too large image, or one of several pages; a mask of another size than its image, or whose raw
-            pixels are none ([`~mask_pixels.binary_mask`]); a number of masks other than that of the phrases or of the
+            pixels are none ([`~media.masks.binary_mask`]); a number of masks other than that of the phrases or of the
             [SEG]s (times the frames); an empty phrase; malformed `messages`; a `sample_id` that is empty or used
             twice. An all-zero mask is legal. `problems` holds every bad row.
         `TypeError`: If it is no `datasets.Dataset`.

@@ -1,6 +1,6 @@
-"""What a mask says; see [`~mask_pixels`], which rewards judge by as well."""
+"""What a mask says; see [`~media.masks`], which rewards judge by as well."""
 
-from ..mask_pixels import binary_mask, mask_values
+from ..media.masks import binary_mask, mask_values
 
 
 __all__ = ["binary_mask", "mask_values"]

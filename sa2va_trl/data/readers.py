@@ -22,22 +22,20 @@ import pyarrow.parquet
 from datasets import Dataset, DatasetDict, Features, Image, List
 from skimage.draw import polygon2mask
 
+from ..errors import BadRow, DatasetError
+from ..media.clips import listed
+from ..media.pictures import MAX_PIXELS, displayed_size, quiet_pillow
+from ..media.suffixes import IMAGE_SUFFIXES, is_byproduct
 from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN, reserved_tokens
 from .columns import (
     DEFAULT_PHRASE,
     FEATURES,
-    MAX_PIXELS,
     PAIR_COLUMNS,
     PHRASE_COLUMNS,
-    BadRow,
-    DatasetError,
     decode_mask,
-    displayed_size,
     iter_undecoded,
-    quiet_pillow,
     resolve_inside,
 )
-from .media import IMAGE_SUFFIXES, is_byproduct, listed
 
 
 logger = logging.getLogger(__name__)
@@ -505,7 +503,7 @@ def read_mask_folder(
         `DatasetError`: If there are both image/ with mask/ and images/ with masks/; or with every bad file: an image
             without a mask or a mask without an image; half a pair, or a whole one, of a kind that is not read; two
             files of one name; a missing, unreadable or too large file, or one of several pages; a mask of another size
-            than its image, or that is none ([`~mask_pixels.binary_mask`]).
+            than its image, or that is none ([`~media.masks.binary_mask`]).
     """
     folder = Path(folder)
     if _metadata_of(folder):

@@ -6,7 +6,8 @@ import math
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from .columns import GROUP_COLUMNS, BadRow, DatasetError
+from ..errors import BadRow, DatasetError
+from .columns import GROUP_COLUMNS
 
 
 logger = logging.getLogger(__name__)

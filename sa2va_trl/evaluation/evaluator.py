@@ -1,4 +1,3 @@
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,28 +9,22 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..data.collator import SegCollator, check_fit
-from ..data.columns import IDENTIFIERS, DatasetError, check_dataset, decode_mask, normalize_row, plain_rows
-from ..data.features import (
-    MODES,
-    FeatureStore,
-    RowEncoder,
-    encoder,
-    feature_bytes,
-    features_folder,
-    fingerprint,
-    max_positions,
-    row_keys,
-    row_sizes,
-    to_model,
+from ..data.columns import IDENTIFIERS, check_dataset, decode_mask, normalize_row, plain_rows
+from ..errors import DatasetError
+from ..features.encoding import MODES, RowEncoder, encoder, max_positions, to_model
+from ..features.fingerprint import fingerprint
+from ..features.rows import feature_bytes, row_keys, row_sizes
+from ..features.store import FeatureStore, features_folder
+from ..files import (
+    file_name,
+    write_json,  # noqa: F401  (defined here once)
 )
-from ..metrics import segmentation_metrics
+from ..metrics import METRICS, segmentation_metrics
 from ..models.grounding import upsample_mask_logits
 from ..models.modeling import Sa2VAOutput, SegFeatures
-from .overlays import file_name
 from .statistics import sample_clusters, summarize
 
 
-METRICS = ("dice", "iou", "precision", "recall", "specificity", "accuracy")
 # Where a row says which way a router has sent it: columns for [`score`].
 ROUTE = "__route__"
 
@@ -277,11 +270,3 @@ def evaluate(
         raise DatasetError("The dataset has no row with a mask, so there is nothing to score.")
     frame = pd.DataFrame(samples)
     return aggregate(frame), frame
-
-
-def write_json(path: Path, content) -> None:
-    """Write beside, then rename: a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)

@@ -1,9 +1,10 @@
-import re
 import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from ..files import file_name
 
 
 # Found, invented and missed pixels; distinguishable without red-green vision.
@@ -68,19 +69,6 @@ def film_strip(
     for number, strip in enumerate(strips):
         sheet.paste(strip, (number * width, 0))
     return sheet
-
-
-def file_name(sample_id: str) -> str:
-    """
-    A file name (without suffix) for a sample: its identifier, where that is a plain one; otherwise what is left of it
-    without the characters that a path or a shell could take amiss, and a checksum, so that no two samples share one.
-    """
-    sample_id = str(sample_id)
-    plain = re.sub(r"[^\w.\-]+", "_", sample_id).strip("._-")
-    if plain and plain == sample_id and len(plain.encode()) <= 200:
-        return plain
-    short = plain.encode()[:180].decode(errors="ignore") or "sample"
-    return f"{short}-{zlib.crc32(sample_id.encode(errors='surrogatepass')):08x}"
 
 
 def object_names(name: str, objects: int, taken: set[str]) -> list[str]:

@@ -4,8 +4,6 @@ import copy
 import difflib
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from ..errors import CheckpointError
+from ..files import written_beside
 from .configuration import Sa2VAConfig
 from .grounding import whole_weights
 from .published import Part, is_published, native_config, published_config, published_parts
@@ -33,17 +33,12 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Files of a checkpoint besides its weights.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used as it is; the message says which file or tensor and why."""
 
 
 @contextmanager
@@ -445,32 +440,3 @@ def remove_weights(folder: str | Path, earlier: dict[Path, int]) -> None:
     for file, time in weight_times(folder).items():
         if earlier.get(file) == time:
             file.unlink()
-
-
-class written_beside:
-    """
-    Context manager: files are written into a new folder beside `folder` and moved into it only if nothing failed.
-
-    Args:
-        folder (`str` or `Path`): made if it is not there; files of the same names are replaced.
-    """
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-
-    def __enter__(self) -> Path:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent))
-        return self.temporary
-
-    def __exit__(self, kind, error, traceback) -> None:
-        try:
-            if kind is None:
-                self.folder.mkdir(exist_ok=True)
-                for file in self.temporary.rglob("*"):
-                    if file.is_file():
-                        place = self.folder / file.relative_to(self.temporary)
-                        place.parent.mkdir(parents=True, exist_ok=True)
-                        file.replace(place)
-        finally:
-            shutil.rmtree(self.temporary, ignore_errors=True)

@@ -20,12 +20,11 @@ from transformers import (
 )
 from transformers.utils import ModelOutput, logging
 
-from ..data.columns import too_deep
-from ..data.frames import select_frames
-from ..data.media import open_video
+from ..errors import CheckpointError
+from ..media.clips import open_video
+from ..media.pictures import too_deep
 from .checkpoints import (
     HUB_OPTIONS,
-    CheckpointError,
     Weights,
     adapter_advice,
     checkpoint_folder,
@@ -36,6 +35,7 @@ from .checkpoints import (
     weight_times,
 )
 from .configuration import Sa2VAConfig, check_video_options, official_seg_state
+from .frame_policy import select_frames
 from .grounding import GroundingEncoder, upsample_mask_logits, whole_weights
 from .processing import SEG_TOKEN, Sa2VAProcessor
 from .tracking import track
@@ -753,7 +753,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             images (`list[PIL.Image.Image]`, *optional*): a batch of images, each with its own text or all with one.
             video (`list[PIL.Image.Image]`, `np.ndarray` or path, *optional*):
                 Frames of one size, a uint8 array of shape `(frames, H, W, 3)`, or a file as in
-                [`~data.media.open_video`] (a video, a TIFF of several pages, an animation), which is never decoded
+                [`~media.clips.open_video`] (a video, a TIFF of several pages, an animation), which is never decoded
                 into memory as a whole.
             text (`str` or `list[str]`):
                 The request. `<image>` marks the image's place; without it the image comes first, then a newline. No
@@ -768,7 +768,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             frames (`list[int]`, *optional*):
                 Of a video, the frames to prompt, in place of `frame_policy` and `num_frames`. Frames before the first
                 of them are tracked backward.
-            decode (`Callable`, *optional*): of images, in place of `decode_masks`; see [`~routing.Router`].
+            decode (`Callable`, *optional*): of images, in place of `decode_masks`; see [`~evaluation.routing.Router`].
             generate_kwargs: for the VLM's `generate`; none with `answer`.
 
         Returns:

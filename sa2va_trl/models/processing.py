@@ -26,8 +26,9 @@ from transformers.image_utils import (
 )
 from transformers.utils import cached_file, logging
 
+from ..files import written_beside
 from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN, reserved_tokens
-from .checkpoints import HUB_OPTIONS, checkpoint_folder, folders_first, read_json, refuse_sam3, written_beside
+from .checkpoints import HUB_OPTIONS, checkpoint_folder, folders_first, read_json, refuse_sam3
 from .published import is_published, native_config
 from .published_files import qwen_chat_template, save_qwen_processor, save_tokenizer
 from .tokenization import load_tokenizer

@@ -1,7 +1,7 @@
+from ..adapters.presets import get_peft_config, trainable_table
 from .dpo import SegDPOConfig, SegDPOTrainer
 from .hard_sample import HardSampleConfig, HardSampleTrainer
 from .sft import SegSFTConfig, SegSFTTrainer
-from .trainable import get_peft_config, trainable_table
 
 
 __all__ = [

@@ -18,45 +18,26 @@ from transformers.utils.hub import hf_api
 from trl.trainer.utils import create_model_from_path
 
 from .. import losses
+from ..adapters.base_model import check_base
+from ..adapters.peft_model import SegPeftModel
+from ..adapters.presets import LORA, freeze_all_but_full, get_peft_config, trainable_table
 from ..data.augment import Augmentation
 from ..data.collator import ANSWERS, QUESTIONS, SegCollator, check_fit
-from ..data.columns import IMAGE_COLUMNS, DatasetError, check_dataset, plain_rows
-from ..data.features import (
-    MODES,
-    FeatureCollator,
-    FeatureError,
-    FeatureStore,
-    NumberedRows,
-    View,
-    before_the_cut,
-    encoder,
-    everywhere,
-    feature_bytes,
-    features_folder,
-    fingerprint,
-    max_positions,
-    random_before_the_cut,
-    row_keys,
-    row_sizes,
-    view_key,
-)
+from ..data.columns import IMAGE_COLUMNS, check_dataset, plain_rows
 from ..data.splits import check_no_leakage
-from ..hub import (
-    SegPeftModel,
-    check_base,
-    commit_operations,
-    model_card,
-    public_name,
-    resume_operations,
-    weight_files,
-    write_card,
-)
+from ..errors import DatasetError, FeatureError
+from ..features.encoding import MODES, FeatureCollator, encoder, max_positions
+from ..features.fingerprint import before_the_cut, fingerprint, random_before_the_cut
+from ..features.rows import NumberedRows, View, feature_bytes, row_keys, row_sizes, view_key
+from ..features.store import FeatureStore, features_folder
+from ..hub import commit_operations, resume_operations, weight_files
 from ..metrics import Counts, dice, iou
+from ..model_card import model_card, public_name, write_card
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from ..models.checkpoints import HUB_OPTIONS
 from ..models.grounding import upsample_mask_logits
+from ..processes import everywhere
 from .resuming import ResumingMixin
-from .trainable import LORA, freeze_all_but_full, get_peft_config, trainable_table
 
 
 COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "sample_id"]
@@ -695,7 +676,7 @@ class SegTrainerMixin(ResumingMixin):
         Compute the features that are missing. All processes call it together, with a model that is ready to train.
 
         Raises:
-            `FeatureError`: see [`~data.features.FeatureStore.build`].
+            `FeatureError`: see [`~features.store.FeatureStore.build`].
         """
         dtype, autocast = self._feature_dtypes
         prints = fingerprint(self.model, self.processing_class, dtype, autocast)
@@ -858,7 +839,7 @@ class SegTrainerMixin(ResumingMixin):
 
     def create_model_card(self, model_name: str | None = None, dataset_name=None, tags=None, metrics=None):
         """
-        Write `README.md` into the output folder, see [`~hub.model_card`].
+        Write `README.md` into the output folder, see [`~model_card.model_card`].
 
         Args:
             model_name (`str`, *optional*): title; by default the repository's name, and never the output folder's.

@@ -10,13 +10,15 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
 from .. import losses
+from ..adapters.presets import LORA
 from ..data.collator import TARGETS, SegCollator
-from ..data.columns import PAIR_COLUMNS, DatasetError
-from ..data.features import before_the_cut
-from ..preferences import check_online, check_preferences, mine_pairs
+from ..data.columns import PAIR_COLUMNS
+from ..errors import DatasetError
+from ..features.fingerprint import before_the_cut
+from ..preferences.dataset import check_preferences
+from ..preferences.pairs import check_online, mine_pairs
 from .base import SegTrainerMixin, refuse
 from .options import SegArguments
-from .trainable import LORA
 
 
 _NO_TOKENS = "preferences are over masks; no log-probability of a token is computed"

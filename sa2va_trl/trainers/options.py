@@ -3,10 +3,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..adapters.presets import EMBEDDINGS, LORA, TRAINABLE, get_peft_config
 from ..data.augment import Augmentation
 from ..data.collator import ANSWERS, QUESTIONS, check_templates
 from .base import check_cache_options, refuse
-from .trainable import EMBEDDINGS, LORA, TRAINABLE, get_peft_config
 
 
 def follow_launcher(args) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from ..data.columns import DatasetError
-from ..data.features import row_sizes
-from ..mining import MiningError, select_hard
+from ..errors import DatasetError, MiningError
+from ..features.rows import row_sizes
+from ..mining.selection import select_hard
 
 
 DIFFICULTIES = ("threshold", "dice", "spread", "cluster")

@@ -19,10 +19,10 @@ from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
-from ..data.columns import DatasetError
-from ..data.features import raise_first
+from ..adapters.presets import LANGUAGE_MODEL_LINEARS
+from ..errors import DatasetError
 from ..models.checkpoints import ADAPTER_CONFIG
-from .trainable import LANGUAGE_MODEL_LINEARS
+from ..processes import raise_first
 
 
 # What a run writes about itself into each checkpoint, beside what Trainer writes.

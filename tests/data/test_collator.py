@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from sa2va_trl.data.augment import Augmentation
 from sa2va_trl.data.collator import ANSWERS, QUESTIONS, SegCollator, check_fit, check_templates, conversation
-from sa2va_trl.data.columns import DatasetError
+from sa2va_trl.errors import DatasetError
 from sa2va_trl.models.tiny import tiny_sa2va
 
 

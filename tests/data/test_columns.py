@@ -12,19 +12,16 @@ from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, Lis
 
 from sa2va_trl.data.columns import (
     FEATURES,
-    DatasetError,
     check_dataset,
-    decode_image,
-    displayed_size,
     normalize_row,
-    page_count,
     plain_rows,
-    quiet_pillow,
     read_masks,
     read_pair,
     resolve_inside,
 )
-from sa2va_trl.data.media import read_media
+from sa2va_trl.errors import DatasetError
+from sa2va_trl.media.clips import read_media
+from sa2va_trl.media.pictures import decode_image, displayed_size, page_count, quiet_pillow
 
 
 SINGLE = Features({"image": Image(), "mask": Image(mode="L"), "phrase": Value("string"), "sample_id": Value("string")})

@@ -5,8 +5,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from sa2va_trl.data.corruptions import CORRUPTIONS, bridged_vessels, broken_branch, dilated, eroded, lost_branches
 from sa2va_trl.data.synthetic import generate_video
+from sa2va_trl.preferences.corruptions import (
+    CORRUPTIONS,
+    bridged_vessels,
+    broken_branch,
+    dilated,
+    eroded,
+    lost_branches,
+)
 
 
 MASKS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=16), elements=st.integers(0, 1))

@@ -16,19 +16,11 @@ from rows import chat, every_kind, make, mask, noise
 from sa2va_trl import SegCollator, tiny_sa2va
 from sa2va_trl.data import DatasetError
 from sa2va_trl.data import features as module
-from sa2va_trl.data.features import (
-    KEY,
-    FeatureCollator,
-    FeatureError,
-    FeatureStore,
-    NumberedRows,
-    encoder,
-    feature_bytes,
-    fingerprint,
-    row_keys,
-    row_sizes,
-    weights_digest,
-)
+from sa2va_trl.errors import FeatureError
+from sa2va_trl.features.encoding import FeatureCollator, encoder
+from sa2va_trl.features.fingerprint import fingerprint, weights_digest
+from sa2va_trl.features.rows import KEY, NumberedRows, feature_bytes, row_keys, row_sizes
+from sa2va_trl.features.store import FeatureStore
 from sa2va_trl.models.configuration import SEG_STATES, SUPPORTED_VLMS
 from sa2va_trl.models.modeling import SegFeatures, pair_masks
 from sa2va_trl.models.processing import PROMPT_STYLES
@@ -378,7 +370,7 @@ def assert_right(found, keys=ROWS):
 def spawn(*args):
     # Not a fork of this process: one that has computed with several threads deadlocks in torch.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["sa2va_trl.data.features"])
+    context.set_forkserver_preload(["sa2va_trl.features.encoding"])
     process = context.Process(target=build, args=args)
     process.start()
     return process

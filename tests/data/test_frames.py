@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sa2va_trl.data import DatasetError
-from sa2va_trl.data.frames import select_frames
-from sa2va_trl.data.media import open_video
+from sa2va_trl.media.clips import open_video
+from sa2va_trl.models.frame_policy import select_frames
 
 
 COUNTS = st.integers(1, 60)
@@ -126,7 +126,7 @@ def test_unreadable_files_are_refused(tmp_path, array):
 
 def test_a_file_whose_frames_differ_in_size_is_refused(monkeypatch, tmp_path):
     pictures = [Image.new("RGB", (8, 6)), Image.new("RGB", (6, 8))]
-    monkeypatch.setattr("sa2va_trl.data.media._frames", lambda path: iter(pictures))
+    monkeypatch.setattr("sa2va_trl.media.clips._frames", lambda path: iter(pictures))
     (tmp_path / "clip.mp4").touch()
     with pytest.raises(DatasetError, match="frame 1 is 6 x 8, the first 8 x 6"), open_video(tmp_path / "clip.mp4"):
         pass

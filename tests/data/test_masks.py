@@ -14,26 +14,17 @@ from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sa2va_trl import mask_pixels, rewards
+from sa2va_trl import rewards
 from sa2va_trl.data import columns, masks
 from sa2va_trl.data.collator import SegCollator
-from sa2va_trl.data.columns import (
-    FEATURES,
-    DatasetError,
-    _binary_mask,
-    check_dataset,
-    decode_mask,
-    normalize_row,
-    open_image,
-    page_count,
-    plain_rows,
-    quiet_pillow,
-    too_deep,
-)
+from sa2va_trl.data.columns import FEATURES, _binary_mask, check_dataset, decode_mask, normalize_row, plain_rows
 from sa2va_trl.data.readers import load_dataset_dict, read_mask_folder
-from sa2va_trl.mask_pixels import binary_mask
+from sa2va_trl.errors import DatasetError
+from sa2va_trl.media import masks as mask_pixels
+from sa2va_trl.media.masks import binary_mask
+from sa2va_trl.media.pictures import open_image, page_count, quiet_pillow, too_deep
 from sa2va_trl.models.tiny import tiny_sa2va
-from sa2va_trl.preferences import check_preferences
+from sa2va_trl.preferences.dataset import check_preferences
 from sa2va_trl.rewards import dice_reward
 
 
@@ -585,7 +576,7 @@ def test_the_judge_of_pixels_stands_below_everything():
     assert not [node for node in imported if node.level or node.module.startswith("sa2va_trl")]
     source = ast.parse(Path(rewards.__file__).read_text())
     imported = {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and node.level}
-    assert imported == {"mask_pixels", "metrics"}
+    assert imported == {"media.masks", "metrics"}
     assert masks.binary_mask is binary_mask and columns.mask_values is masks.mask_values is mask_pixels.mask_values
 
 

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sa2va_trl.data import DatasetError
-from sa2va_trl.data.media import (
-    IMAGE_SUFFIXES,
-    frame_name,
-    is_clip,
-    open_video,
-    picture_names,
-    read_media,
-    read_pictures,
-)
+from sa2va_trl.media.clips import frame_name, is_clip, open_video, picture_names, read_media, read_pictures
+from sa2va_trl.media.suffixes import IMAGE_SUFFIXES
 
 
 RNG = np.random.default_rng(0)
@@ -152,7 +145,7 @@ def test_pages_that_are_no_frames_of_a_clip_are_refused_by_name(tmp_path, pages,
 
 def test_a_page_that_is_too_large_is_refused(tmp_path, monkeypatch):
     path = save_pages(tmp_path / "run.tif", [picture(), picture()])
-    monkeypatch.setattr("sa2va_trl.data.media.MAX_PIXELS", 239)
+    monkeypatch.setattr("sa2va_trl.media.clips.MAX_PIXELS", 239)
     with pytest.raises(DatasetError, match=r"run\.tif .* page 0 is too large: 20 x 12 pixels, the limit is 239"):
         read(path)
 

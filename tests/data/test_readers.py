@@ -10,8 +10,7 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sa2va_trl.data.columns import FEATURES, DatasetError, check_dataset
-from sa2va_trl.data.media import IMAGE_SUFFIXES, read_media
+from sa2va_trl.data.columns import FEATURES, check_dataset
 from sa2va_trl.data.readers import (
     load_dataset_dict,
     normalize_phrase,
@@ -21,6 +20,9 @@ from sa2va_trl.data.readers import (
 )
 from sa2va_trl.data.splits import check_no_leakage
 from sa2va_trl.data.synthetic import synthetic_dataset
+from sa2va_trl.errors import DatasetError
+from sa2va_trl.media.clips import read_media
+from sa2va_trl.media.suffixes import IMAGE_SUFFIXES
 
 
 SHARED = Path(os.environ.get("SA2VA_TRL_SHARED", Path(__file__).parents[2] / ".." / "shared"))

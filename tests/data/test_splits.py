@@ -3,8 +3,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sa2va_trl.data.columns import DatasetError
 from sa2va_trl.data.splits import check_no_leakage, group_split
+from sa2va_trl.errors import DatasetError
 
 
 def rows(patients, videos=None):

@@ -13,9 +13,9 @@ from datasets import Image as ImageFeature
 from launch import DDP, ENVIRONMENT, ONE, ZERO3
 
 from sa2va_trl import build_preferences, tiny_sa2va
+from sa2va_trl.adapters.peft_model import load_adapter
 from sa2va_trl.data import synthetic_dataset
-from sa2va_trl.hub import load_adapter
-from sa2va_trl.preferences import save_preferences
+from sa2va_trl.preferences.dataset import save_preferences
 
 
 OPTIONS = {

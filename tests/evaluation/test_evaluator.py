@@ -13,18 +13,17 @@ from PIL import Image
 from rows import FEATURES as ROW_FEATURES
 from rows import every_kind
 
-from sa2va_trl.data.columns import DatasetError
+from sa2va_trl.errors import DatasetError
 from sa2va_trl.evaluation.evaluator import (
-    METRICS,
     aggregate,
     evaluate,
     predict_probabilities,
     read_predictions,
     score,
     stored_features,
-    write_json,
 )
-from sa2va_trl.evaluation.overlays import file_name
+from sa2va_trl.files import file_name, write_json
+from sa2va_trl.metrics import METRICS
 from sa2va_trl.models.tiny import tiny_sa2va
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from sa2va_trl.evaluation.overlays import COLOURS, file_name, overlay, save_overlays
+from sa2va_trl.evaluation.overlays import COLOURS, overlay, save_overlays
+from sa2va_trl.files import file_name
 
 
 def canvas(width=9, height=7, value=100):

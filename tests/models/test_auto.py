@@ -20,9 +20,9 @@ from transformers import (
 from trl.trainer.utils import create_model_from_path
 
 from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor
-from sa2va_trl.hub import SegPeftModel
+from sa2va_trl.adapters.peft_model import SegPeftModel
+from sa2va_trl.errors import CheckpointError
 from sa2va_trl.models.auto import PublishedSa2VAConfig, UnsupportedTask
-from sa2va_trl.models.checkpoints import CheckpointError
 
 
 AUTO_MODELS = (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText)

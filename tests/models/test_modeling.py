@@ -35,8 +35,8 @@ from sa2va_trl import (
     Sa2VAProcessor,
     tiny_sa2va,
 )
+from sa2va_trl.adapters.presets import freeze_all_but_full
 from sa2va_trl.models.configuration import SEG_STATES, SUPPORTED_VLMS
-from sa2va_trl.trainers.trainable import freeze_all_but_full
 
 
 QUESTION = "Please segment the blood vessel."

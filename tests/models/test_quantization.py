@@ -7,10 +7,10 @@ from torch import nn
 from transformers import BitsAndBytesConfig, GPTQConfig
 
 from sa2va_trl import Sa2VAForConditionalGeneration, SegSFTConfig, SegSFTTrainer, tiny_sa2va
+from sa2va_trl.adapters.peft_model import load_adapter, merge_adapter
 from sa2va_trl.arguments import ModelArguments, load_model
 from sa2va_trl.data import synthetic_dataset
-from sa2va_trl.hub import load_adapter, merge_adapter
-from sa2va_trl.models.checkpoints import CheckpointError
+from sa2va_trl.errors import CheckpointError
 
 
 bitsandbytes = pytest.importorskip("bitsandbytes")

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from sa2va_trl.evaluation import compare, comparison_table
-from sa2va_trl.evaluation.evaluator import METRICS, aggregate
+from sa2va_trl.evaluation.evaluator import aggregate
+from sa2va_trl.metrics import METRICS
 
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "compare.py"

@@ -9,8 +9,8 @@ from families import FAMILIES, tiny_family
 from safetensors.torch import load_file
 
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor
-from sa2va_trl.hub import load_adapter
-from sa2va_trl.models.checkpoints import CheckpointError
+from sa2va_trl.adapters.peft_model import load_adapter
+from sa2va_trl.errors import CheckpointError
 
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor, hub, tiny_sa2va
-from sa2va_trl.trainers.trainable import get_peft_config
+from sa2va_trl.adapters.presets import get_peft_config
 
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from sa2va_trl.data import synthetic_dataset
-from sa2va_trl.mining import MiningError, read_scores
+from sa2va_trl.errors import MiningError
+from sa2va_trl.mining.score_files import read_scores
 
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ def test_a_threshold_that_selects_all_says_what_would_and_scores_nothing_twice(m
         raise AssertionError("scored again")
 
     with monkeypatch.context() as again:
-        again.setattr("sa2va_trl.mining._Scorer.__call__", never)
+        again.setattr("sa2va_trl.mining.scoring._Scorer.__call__", never)
         mine(again, tmp_path, "--worst", 0.5, "--num_sheets", 0)
     assert not (tmp_path / ".partial").exists() and (tmp_path / "scores.parquet").exists()
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from sa2va_trl import Sa2VAForConditionalGeneration
 from sa2va_trl.data import DatasetError
-from sa2va_trl.evaluation.overlays import file_name, object_names
+from sa2va_trl.evaluation.overlays import object_names
+from sa2va_trl.files import file_name
 
 
 ROOT = Path(__file__).parents[2]

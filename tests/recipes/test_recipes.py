@@ -16,7 +16,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from sa2va_trl.data import DatasetError, synthetic_dataset
-from sa2va_trl.evaluation.evaluator import METRICS
+from sa2va_trl.metrics import METRICS
 from sa2va_trl.models import processing
 
 
@@ -331,9 +331,9 @@ def test_a_tiny_model_of_each_family(family):
 def test_the_style_of_prompts_is_the_options_the_adapters_or_the_models(tmp_path):
     from peft import get_peft_model
 
+    from sa2va_trl.adapters.peft_model import SegPeftModel
+    from sa2va_trl.adapters.presets import get_peft_config
     from sa2va_trl.arguments import ModelArguments, load_model
-    from sa2va_trl.hub import SegPeftModel
-    from sa2va_trl.trainers.trainable import get_peft_config
 
     def style(**options):
         model, processor = load_model(ModelArguments(**{**given, **options}))

@@ -10,7 +10,9 @@ from transformers import TrainerCallback
 from sa2va_trl import SegCollator, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.data.augment import Augmentation
-from sa2va_trl.data.features import FeatureCollator, FeatureError, FeatureStore
+from sa2va_trl.errors import FeatureError
+from sa2va_trl.features.encoding import FeatureCollator
+from sa2va_trl.features.store import FeatureStore
 
 
 TINY = tiny_sa2va(image_size=128)

@@ -27,7 +27,7 @@ from sa2va_trl.data import DatasetError
 from sa2va_trl.data.splits import group_split
 from sa2va_trl.evaluation import predict_probabilities
 from sa2va_trl.evaluation.evaluator import stored_features
-from sa2va_trl.mining import score_dataset
+from sa2va_trl.mining.scoring import score_dataset
 from sa2va_trl.trainers import base
 
 

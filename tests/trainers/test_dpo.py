@@ -14,9 +14,9 @@ from transformers import TrainerCallback, TrainingArguments
 from trl import DPOConfig
 
 from sa2va_trl import SegDPOConfig, SegDPOTrainer, tiny_sa2va
+from sa2va_trl.adapters.presets import get_peft_config
 from sa2va_trl.data import DatasetError, synthetic_dataset
 from sa2va_trl.trainers.dpo import REFUSED
-from sa2va_trl.trainers.trainable import get_peft_config
 
 
 def with_pairs(dataset):

@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from sa2va_trl import HardSampleConfig, HardSampleTrainer, SegSFTConfig, SegSFTTrainer, tiny_sa2va
+from sa2va_trl.adapters.presets import get_peft_config
 from sa2va_trl.arguments import train_and_save
 from sa2va_trl.data import features, synthetic_dataset
-from sa2va_trl.trainers.trainable import get_peft_config
 
 
 TINY = tiny_sa2va(image_size=64)

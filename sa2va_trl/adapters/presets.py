@@ -11,7 +11,6 @@ TRAINABLE = ("stage1", "head", "full")
 EMBEDDINGS = ("none", "seg", "full")
 # Options that only stage1 has.
 LORA = ("lora_r", "lora_alpha", "lora_dropout")
-
 # The language model's linear layers and nothing else: "all-linear" would also adapt the vision tower, the projector
 # and SAM 2's image encoder, and plain names such as "q_proj" the vision tower.
 LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"

@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
-from .models import Sa2VAForConditionalGeneration
-from .models.checkpoints import CheckpointError
-from .models.published import Part, published_parts
-from .trainers.trainable import LANGUAGE_MODEL_LINEARS
+from ..errors import CheckpointError
+from ..models import Sa2VAForConditionalGeneration
+from ..models.published import Part, published_parts
+from .presets import LANGUAGE_MODEL_LINEARS
 
 
 # The trainer wraps the published model once more, PEFT wraps the language model (or, for Qwen-VL, the whole VLM).

@@ -1,4 +1,4 @@
-"""Images, folders of images and clips as a stream of named pictures."""
+"""Images, folders of images and videos as a stream of named pictures."""
 
 import logging
 import math
@@ -13,18 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from .columns import MAX_PIXELS, DatasetError, decode_image, loses_depth, picture_pages, quiet_pillow, too_deep
+from ..errors import DatasetError
+from .pictures import MAX_PIXELS, decode_image, loses_depth, picture_pages, quiet_pillow, too_deep
+from .suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_byproduct
 
 
 logger = logging.getLogger(__name__)
-
-#: What readers of datasets and `read_media` take for an image.
-IMAGE_SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
-    *(".pbm", ".pgm", ".ppm", ".pnm"),
-}
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
-_BYPRODUCTS = (".ds_store", "thumbs.db", "desktop.ini")
 _LISTED = 50
 
 
@@ -135,11 +129,6 @@ def folder_images(folder: Path) -> tuple[list[Path], list[str]]:
     return files, others
 
 
-def is_byproduct(path: Path) -> bool:
-    """Whether a file is one that systems leave in folders: `._a.png`, `.DS_Store`, `Thumbs.db`, `desktop.ini`."""
-    return path.name.startswith("._") or path.name.lower() in _BYPRODUCTS
-
-
 def picture_names(files: Sequence[Path], counts: Sequence[int | None]) -> list[str]:
     """
     Names of the files of one folder, such that no two of their pictures have the same.
@@ -187,11 +176,6 @@ def listed(names: list[str]) -> str:
     """Names for a message: the first 50, and how many more."""
     more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Clips
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _Clip(Sequence):
@@ -299,11 +283,6 @@ def _of_one_size(path: Path, frames: Iterator[Image.Image]) -> Iterator[Image.Im
         yield frame
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Image files
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _open(path: Path) -> Image.Image:
     with quiet_pillow():
         try:
@@ -360,11 +339,6 @@ def _page(file: Image.Image, number: int) -> Image.Image:
     if fault := lost or too_deep(file):
         raise DatasetError(fault)
     return ImageOps.exif_transpose(file).convert("RGB")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Video files
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _video_frames(path: Path, tell: bool) -> Iterator[Image.Image]:

@@ -15,12 +15,12 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 
-from .data.features import FeatureStore, fingerprint
-from .evaluation.evaluator import ROUTE, passes, predict_probabilities, probabilities_of, score
-from .measurements import spread
-from .mining import default_sampler
-from .models.modeling import SegFeatures
-from .preferences import MaskSampler
+from ..features.fingerprint import fingerprint
+from ..features.store import FeatureStore
+from ..measurements import spread
+from ..models.modeling import SegFeatures
+from ..sampling import MaskSampler, default_sampler
+from .evaluator import ROUTE, passes, predict_probabilities, probabilities_of, score
 
 
 ROUTE_BY = ("predicted_iou", "spread")
@@ -48,7 +48,7 @@ class Router:
             [`~measurements.spread`]) on the decoder's own grid, which takes two more passes of its mask decoder.
         threshold (`float`, *optional*, defaults to 0.5):
             Frames with a predicted IoU below it, or a spread above it, go to the second model.
-        sampler (`MaskSampler`, *optional*): of the candidates; see [`~mining.default_sampler`].
+        sampler (`MaskSampler`, *optional*): of the candidates; see [`~sampling.default_sampler`].
 
     Raises:
         `ValueError`: an unknown `by`, or a threshold that is no finite number.

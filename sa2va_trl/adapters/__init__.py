@@ -1,0 +1,1 @@
+"""Adapters, what trains in them, and the base that they belong to."""

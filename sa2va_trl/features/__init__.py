@@ -1,0 +1,1 @@
+"""Frozen features: what `encode` makes of rows, computed once."""

@@ -1,0 +1,152 @@
+"""Features of rows: computed, and read in place of the images."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from datasets import Dataset
+from torch import nn
+
+from ..data.collator import TARGETS, SegCollator, _stack, check_fit, stack_pairs
+from ..data.columns import plain_rows, read_masks
+from ..losses import tubed_skeleton
+from ..models.modeling import SegFeatures
+from .rows import KEY, view_key
+from .store import FeatureStore
+
+
+MODES = ("auto", "on", "off")
+
+
+def to_model(model: nn.Module, batch: dict) -> dict:
+    """What a model takes of a collator's batch, on its device and in its type."""
+    return {
+        name: value.to(model.device)
+        if name == "features"
+        else value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in batch.items()
+        if name not in TARGETS
+    }
+
+
+def max_positions(model: nn.Module) -> int:
+    """The most tokens of a row that a model, or a `PeftModel` around one, has positions for."""
+    return model.config.text_config.max_position_embeddings
+
+
+class RowEncoder:
+    """
+    Rows of a data set with their features, from the pixels or from a store.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration`, or whatever wraps it): in the mode that it is to encode in.
+        processor (`Sa2VAProcessor`): of the model.
+        dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`].
+        features (*optional*): a store and the key of each row, from [`~evaluation.stored_features`].
+    """
+
+    def __init__(
+        self, model: nn.Module, processor, dataset: Dataset, features: tuple[FeatureStore, list[str]] | None = None
+    ):
+        self.model, self.bare, self.dataset = model, extract_model_from_parallel(model), plain_rows(dataset)
+        self.collator, self.keys = SegCollator(processor, max_length=max_positions(self.bare), with_pairs=False), None
+        if features is not None:
+            store, self.keys = features
+            self.collator = FeatureCollator(self.collator, store)
+        elif isinstance(dataset, Dataset):
+            check_fit(self.dataset, self.collator, name="dataset")
+
+    @torch.no_grad()
+    def __call__(self, numbers: Iterable[int]) -> tuple[list[dict], list[torch.Tensor], SegFeatures]:
+        """
+        Args:
+            numbers (`Iterable[int]`): of the rows of one batch.
+
+        Returns:
+            The decoded rows, for each its masks of shape `(masks, H, W)`, and their features.
+        """
+        numbers = [int(number) for number in numbers]
+        rows = [self.dataset[number] for number in numbers]
+        if self.keys is None:
+            batch = self.collator(rows)
+            encoded = self.model(**to_model(self.bare, batch), encode_only=True).features
+        else:
+            batch = self.collator([{**row, KEY: self.keys[number]} for row, number in zip(rows, numbers, strict=True)])
+            encoded = batch["features"].to(self.bare.device)
+        return rows, batch["original_masks"], encoded
+
+
+def encoder(model: nn.Module, collator: SegCollator, prepare: Callable[[dict], dict]):
+    """
+    What [`FeatureStore.build`] takes as `encode`.
+
+    Args:
+        model (`nn.Module`): a Sa2VA model, or whatever wraps it (PEFT, DDP, DeepSpeed).
+        collator (`SegCollator`): without augmentation.
+        prepare (`Callable`): brings a batch to the model's device and type.
+
+    Returns:
+        `Callable`: from rows to features, and each row's `[SEG]`s and images.
+    """
+
+    # Rows of preferences and others may meet here, and never in training.
+    collator = replace(collator, with_pairs=False)
+
+    @torch.no_grad()
+    def encode(rows: list[dict]) -> tuple[SegFeatures, list[int], list[int]]:
+        batch = collator(rows)
+        segs = (batch["input_ids"] == collator.processor.seg_token_id).sum(1).tolist()
+        images = batch["image_counts"].tolist()
+        inputs = prepare({name: value for name, value in batch.items() if name not in TARGETS})
+        mode = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            return model(**inputs, encode_only=True).features, segs, images
+        finally:
+            for module, training in mode.items():
+                module.training = training
+
+    return encode
+
+
+@dataclass
+class FeatureCollator:
+    """
+    Rows that have a key in a store to one batch without pixels and text; other rows as `collator` does.
+
+    Args:
+        collator (`SegCollator`): says how masks are drawn.
+        store (`FeatureStore`): with the rows' features.
+
+    Returns:
+        `dict` with `image_counts`, `features` ([`~models.modeling.SegFeatures`]), `masks`, `original_masks` and, if
+        asked for, `skeletons`, see [`~data.collator.SegCollator`]. The order is that of the rows.
+    """
+
+    collator: SegCollator
+    store: FeatureStore
+
+    def __call__(self, rows: list[dict]) -> dict:
+        if any(row.get(KEY) is None for row in rows):
+            return self.collator(rows)
+        keys = [view_key(row[KEY], self.collator, row.get("row_index", 0)) for row in rows]
+        features, image_counts = self.store.read(keys)
+        masks, pairs = [], []
+        for row in rows:
+            own = read_masks(row)
+            pair = self.collator.pair(row, own)
+            _, changed = self.collator.augment(row, [], [*own, *pair])
+            masks.append(changed[: len(own)])
+            pairs.append(changed[len(own) :])
+        batch = {
+            # First, because Trainer takes the batch's size from the first tensor.
+            "image_counts": image_counts,
+            "features": features,
+            "original_masks": [_stack(group, size=None) for group in masks],
+            "masks": _stack([mask for group in masks for mask in group], size=self.collator.mask_size),
+            **stack_pairs(pairs, self.collator.mask_size),
+        }
+        if self.collator.with_skeletons:
+            batch["skeletons"] = tubed_skeleton(batch["masks"])
+        return batch

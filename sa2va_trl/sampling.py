@@ -1,0 +1,222 @@
+"""Candidate masks of a policy, with their log-densities."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .models.modeling import SegFeatures, _at_least_one
+
+
+@dataclass
+class Candidates:
+    """
+    K candidate masks for every mask of some features; the model's own comes first.
+
+    Args:
+        mask_logits (`torch.Tensor` of shape `(masks, K, S/4, S/4)`):
+            float32. A candidate is foreground where its probability exceeds the model's `mask_threshold`.
+        log_prob (`torch.Tensor` of shape `(masks, K)`):
+            Log-density of what was drawn for the candidate, in its own coordinates: of `embedding` those of the
+            projected `[SEG]` embedding, of `field` those of the grids. NaN where nothing was drawn.
+        source (`tuple[str, ...]` of length K): `"greedy"`, `"embedding"`, `"field"`, `"token"` or `"threshold"`.
+        embeddings (`torch.Tensor` of shape `(masks, E, C)`):
+            What was drawn for the `embedding` candidates, without a gradient: the actions of a policy.
+        embedding_std (`torch.Tensor` of shape `(masks,)`): their standard deviation.
+        iou_scores (`torch.Tensor` of shape `(masks,)`): predicted IoU in [0, 1] of the model's own mask.
+    """
+
+    mask_logits: torch.Tensor
+    log_prob: torch.Tensor
+    source: tuple[str, ...]
+    embeddings: torch.Tensor
+    embedding_std: torch.Tensor
+    iou_scores: torch.Tensor
+
+
+def gaussian_log_prob(values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """
+    Log-density of an isotropic Gaussian.
+
+    Args:
+        values (`torch.Tensor` of shape `(masks, E, C)`): see [`Candidates`].
+        mean (`torch.Tensor` of shape `(masks, C)`): a policy's projected `[SEG]` embeddings.
+        std (`torch.Tensor` of shape `(masks,)`): positive.
+
+    Returns:
+        `torch.Tensor` of shape `(masks, E)`, float32.
+    """
+    mean, std = mean.float()[:, None], std.float()[:, None]
+    squares = (values.float() - mean).square().sum(-1)
+    return -0.5 * squares / std.square() - values.shape[-1] * (std.log() + 0.5 * math.log(2 * math.pi))
+
+
+@dataclass(frozen=True)
+class MaskSampler:
+    """
+    Draws candidate masks from one encoding: passes of the mask decoder only, two of them however many candidates.
+
+    The candidates are, in this order: the model's own mask (`greedy`, what `decode_masks` gives); masks of embeddings
+    drawn around the projected `[SEG]` embedding (`embedding`); the model's own mask under a smooth random shift of its
+    logits (`field`); SAM 2's other two candidates (`token`); and the model's own mask at other thresholds
+    (`threshold`). Independent noise on every pixel is left out on purpose: it shatters vessels instead of varying
+    them.
+
+    Under autograd `mask_logits` are differentiable throughout (of `embedding` candidates also with respect to the
+    embedding that they were drawn around), and `log_prob` of `embedding` candidates is the policy's: its gradient with
+    respect to the mean is that of a score function, what was drawn being held fixed. That of `field` has no gradient,
+    as the field does not depend on the model.
+
+    Args:
+        embedding (`int`, *optional*, defaults to 2): number of `embedding` candidates.
+        field (`int`, *optional*, defaults to 2): number of `field` candidates.
+        tokens (`bool`, *optional*, defaults to `True`): the two `token` candidates.
+        thresholds (`tuple[float, ...]`, *optional*, defaults to `(0.3, 0.7)`): probabilities in (0, 1).
+        embedding_noise (`float`, *optional*, defaults to 0.1):
+            Standard deviation of each coordinate as a share of the embedding's root mean square. A decoder that was
+            only ever asked for one thing may ignore its prompt, and these candidates then equal the model's own mask.
+        field_noise (`float`, *optional*, defaults to 1.0): standard deviation at the grid points, in logits.
+        field_grids (`tuple[int, ...]`, *optional*, defaults to `(16, 4)`):
+            Points a side of the grids that a field is the sum of; on SAM 2's own 256 x 256 logits their cells measure
+            16 and 64 pixels. Between the points the field is bilinear.
+
+    Raises:
+        `ValueError`: an option out of its range, or noise without candidates that use it.
+    """
+
+    embedding: int = 2
+    field: int = 2
+    tokens: bool = True
+    thresholds: tuple[float, ...] = (0.3, 0.7)
+    embedding_noise: float = 0.1
+    field_noise: float = 1.0
+    field_grids: tuple[int, ...] = (16, 4)
+
+    def __post_init__(self):
+        object.__setattr__(self, "thresholds", tuple(self.thresholds))
+        object.__setattr__(self, "field_grids", tuple(self.field_grids))
+        for name in ("embedding", "field"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is a number of candidates, got {getattr(self, name)}.")
+        for name in ("embedding_noise", "field_noise"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if not self.field_grids or min(self.field_grids) < 1:
+            raise ValueError(f"field_grids needs at least one grid of at least one point, got {self.field_grids}.")
+        if not all(0 < threshold < 1 for threshold in self.thresholds):
+            raise ValueError(f"thresholds must lie between 0 and 1, got {self.thresholds}.")
+
+    @property
+    def source(self) -> tuple[str, ...]:
+        """Where each candidate comes from, in order."""
+        counts = {"greedy": 1, "embedding": self.embedding, "field": self.field}
+        counts |= {"token": 2 * self.tokens, "threshold": len(self.thresholds)}
+        return tuple(name for name, count in counts.items() for _ in range(count))
+
+    def __call__(
+        self, model: nn.Module, features: SegFeatures, generator: torch.Generator | None = None
+    ) -> Candidates:
+        """
+        Args:
+            model (`Sa2VAForConditionalGeneration` or `PeftModel`): left as it is, in its own mode.
+            features (`SegFeatures`): from its `encode`.
+            generator (`torch.Generator`, *optional*):
+                Source of all randomness, on any device; seeded with 0 by default. The noise of one mask after the
+                other is drawn from it, so that masks one by one get what they get in one batch.
+
+        Returns:
+            [`Candidates`].
+        """
+        count = len(features.seg_index)
+        size = model.config.grounding_config.mask_size
+        if count == 0 and not model._must_run_everything:
+            return self._none(features.seg_states, model.config.grounding_config.hidden_dim, size)
+        features = _at_least_one(features)
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+
+        three, ious = model.decode_candidates(features)
+        masks = torch.arange(len(ious), device=ious.device)
+        best = ious.argmax(dim=-1)
+        greedy = three[masks, best]
+        mean = model._prompts(features.seg_states)[features.seg_index]
+        # (As the embedding's own scale, so that the noise means the same to every checkpoint.)
+        std = self.embedding_noise * mean.detach().float().square().mean(-1).sqrt().clamp(min=1e-6)
+        embedding_noise, grids = self._draw(len(masks), mean.shape[-1], generator, mean.device)
+
+        parts = [greedy[:, None]]
+        log_prob = [torch.full_like(greedy[:, :1, 0], math.nan)]
+        drawn = mean[:, None].float() + std[:, None, None] * embedding_noise
+        if self.embedding:
+            decoded, scores, _ = model.grounding_encoder.decode(
+                features.pyramid, drawn.flatten(end_dim=1), features.image_index.repeat_interleave(self.embedding)
+            )
+            chosen = decoded[torch.arange(len(decoded), device=decoded.device), scores.argmax(dim=-1)]
+            parts.append(chosen.unflatten(0, (len(masks), self.embedding)))
+            log_prob.append(gaussian_log_prob(drawn.detach(), mean, std))
+        if self.field:
+            parts.append(greedy[:, None] + self._upsample(grids, size))
+            squares = sum(grid.square().sum((-2, -1)) for grid in grids) / self.field_noise**2
+            points = sum(side**2 for side in self.field_grids)
+            log_prob.append(-0.5 * squares - points * (math.log(self.field_noise) + 0.5 * math.log(2 * math.pi)))
+        if self.tokens:
+            others = (best[:, None] + torch.arange(1, 3, device=best.device)) % 3
+            parts.append(three[masks[:, None], others.sort(dim=-1).values])
+        if self.thresholds:
+            own = _logit(model.config.mask_threshold)
+            shifts = greedy.new_tensor([own - _logit(threshold) for threshold in self.thresholds])
+            parts.append(greedy[:, None] + shifts[:, None, None])
+        densities = torch.cat(log_prob, dim=1)
+        rest = len(self.source) - densities.shape[1]
+        return Candidates(
+            mask_logits=torch.cat(parts, dim=1)[:count],
+            log_prob=F.pad(densities, (0, rest), value=math.nan)[:count],
+            source=self.source,
+            embeddings=drawn.detach()[:count],
+            embedding_std=std[:count],
+            iou_scores=ious[masks, best][:count],
+        )
+
+    def _draw(
+        self, masks: int, width: int, generator: torch.Generator, device: torch.device
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Standard noise of shape `(masks, E, C)`, and the fields' grids, each of shape `(masks, F, side, side)`."""
+        sizes = [self.embedding * width, *(self.field * side**2 for side in self.field_grids)]
+        noise = [
+            torch.randn(sum(sizes), generator=generator, device=generator.device).to(device) for _ in range(masks)
+        ]
+        embedding, *fields = torch.stack(noise).split(sizes, dim=1)
+        grids = [
+            self.field_noise * values.reshape(masks, self.field, side, side)
+            for values, side in zip(fields, self.field_grids, strict=True)
+        ]
+        return embedding.reshape(masks, self.embedding, width), grids
+
+    @staticmethod
+    def _upsample(grids: list[torch.Tensor], size: int) -> torch.Tensor:
+        return sum(F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=False) for grid in grids)
+
+    def _none(self, states: torch.Tensor, width: int, size: int) -> Candidates:
+        count = len(self.source)
+        return Candidates(
+            mask_logits=states.new_zeros((0, count, size, size), dtype=torch.float32),
+            log_prob=states.new_zeros((0, count), dtype=torch.float32),
+            source=self.source,
+            embeddings=states.new_zeros((0, self.embedding, width), dtype=torch.float32),
+            embedding_std=states.new_zeros(0, dtype=torch.float32),
+            iou_scores=states.new_zeros(0, dtype=torch.float32),
+        )
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability) - math.log1p(-probability)
+
+
+def default_sampler() -> MaskSampler:
+    """
+    The candidates that difficulty is judged by: all but SAM 2's own other two masks. A model that was trained on masks
+    has only ever been asked for its best mask, so the other two may be anything; their distance would measure
+    untrained outputs and not the picture.
+    """
+    return MaskSampler(tokens=False)
