@@ -15,8 +15,8 @@ from rows import chat, every_kind, make, mask, noise
 
 from sa2va_trl import SegCollator, tiny_sa2va
 from sa2va_trl.data import DatasetError
-from sa2va_trl.data import features as module
 from sa2va_trl.errors import FeatureError
+from sa2va_trl.features import store as module
 from sa2va_trl.features.encoding import FeatureCollator, encoder
 from sa2va_trl.features.fingerprint import fingerprint, weights_digest
 from sa2va_trl.features.rows import KEY, NumberedRows, feature_bytes, row_keys, row_sizes

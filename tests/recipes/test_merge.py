@@ -6,7 +6,8 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor, hub, tiny_sa2va
+from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
+from sa2va_trl.adapters import peft_model
 from sa2va_trl.adapters.presets import get_peft_config
 
 
@@ -19,7 +20,7 @@ def adapter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     model, processor = tiny_sa2va()
     adapted = get_peft_model(model, get_peft_config("stage1", model.config.seg_token_id, 4, 8, 0.0, "seg"))
-    adapted = hub.SegPeftModel.adopt(adapted)
+    adapted = peft_model.SegPeftModel.adopt(adapted)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in adapted.parameters():
@@ -52,7 +53,7 @@ def test_merged_model_is_a_checkpoint_of_its_own(monkeypatch, tmp_path, adapter,
     assert not any(info.values())
     assert model.dtype == getattr(torch, dtype)
     processor = Sa2VAProcessor.from_pretrained(output)
-    expected = masks(hub.load_adapter(tiny_sa2va()[0], str(adapter)), tiny_sa2va()[1], image)
+    expected = masks(peft_model.load_adapter(tiny_sa2va()[0], str(adapter)), tiny_sa2va()[1], image)
     plain = masks(tiny_sa2va()[0], processor, image)
     scale = expected.abs().max()
     tolerance = 1e-5 if dtype == "float32" else 0.05
@@ -68,8 +69,8 @@ def test_a_merged_model_that_differs_is_not_written(monkeypatch, tmp_path, adapt
             layer.lora_B["default"].weight.mul_(0.999)
         return real(model, dtype)
 
-    real = hub.merge_adapter
-    monkeypatch.setattr(hub, "merge_adapter", forget_one_layer)
+    real = peft_model.merge_adapter
+    monkeypatch.setattr(peft_model, "merge_adapter", forget_one_layer)
     with pytest.raises(ValueError, match="nothing was written"):
         merge(monkeypatch, "--adapter", adapter, "--output_dir", tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []

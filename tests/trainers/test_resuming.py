@@ -8,10 +8,11 @@ from datasets import concatenate_datasets
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
-from sa2va_trl import HardSampleConfig, HardSampleTrainer, SegSFTConfig, SegSFTTrainer, tiny_sa2va
+from sa2va_trl import HardSampleConfig, HardSampleTrainer, SegSFTConfig, SegSFTTrainer, processes, tiny_sa2va
 from sa2va_trl.adapters.presets import get_peft_config
 from sa2va_trl.arguments import train_and_save
-from sa2va_trl.data import features, synthetic_dataset
+from sa2va_trl.data import synthetic_dataset
+from sa2va_trl.errors import FeatureError
 
 
 TINY = tiny_sa2va(image_size=64)
@@ -286,9 +287,9 @@ def test_more_steps_than_the_run_has_are_anothers_where_nothing_is_recorded(chec
 
 
 def test_what_another_process_lacks_stops_this_one_too(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "everywhere", lambda value: [value, "ValueError('lacks rng_state_1.pth')"])
+    monkeypatch.setattr(processes, "everywhere", lambda value: [value, "ValueError('lacks rng_state_1.pth')"])
     run = make(tmp_path / "out")
-    with pytest.raises(features.FeatureError, match="Another process failed: .*lacks rng_state_1.pth"):
+    with pytest.raises(FeatureError, match="Another process failed: .*lacks rng_state_1.pth"):
         run.train(resume_from_checkpoint=str(checkpoint))
     assert run.state.global_step == 0
 
