@@ -387,11 +387,7 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
     if bad:
         raise DatasetError(f"{file}: {len(bad)} of {len(entries)} entries cannot be used (rows count from 0):", bad)
     listed_files = set(map(os.path.realpath, columns["image"]))
-    own = _image_files(image_folder)
-    _warn_unread(image_folder, own, set())
-    unnamed = [path for paths in own.images.values() for path in paths if os.path.realpath(path) not in listed_files]
-    if unnamed:
-        logger.warning("%s: left out, not named in %s: %s.", image_folder, file.name, _listed(unnamed, image_folder))
+    _warn_unnamed(image_folder, _image_files(image_folder), listed_files, file)
     if per_cent and all(per_cent):
         logger.warning(
             "%s: no coordinate of any polygon is above 100, and all images are larger. If they are per cent of the "
@@ -452,6 +448,13 @@ def _warn_unread(folder: Path, found: _Files, used: set[str]) -> None:
     """Name the files of a folder that are not read."""
     if left := [path for stem, paths in found.unread.items() if stem not in used for path in paths]:
         logger.warning("%s: left out, not of a kind that is read: %s.", folder, _listed(left, folder))
+
+
+def _warn_unnamed(folder: Path, found: _Files, named: set[str], file: Path) -> None:
+    """Name the files of a folder that are not read, and the images whose real path `file` does not name."""
+    _warn_unread(folder, found, set())
+    if left := [path for paths in found.images.values() for path in paths if os.path.realpath(path) not in named]:
+        logger.warning("%s: left out, not named in %s: %s.", folder, file.name, _listed(left, folder))
 
 
 def _common_end(stems: Iterable[str]) -> str:
@@ -571,7 +574,7 @@ def read_mask_folder(
     if bad:
         raise DatasetError(f"{folder}: {len(bad)} of {len(stems)} pairs of image and mask cannot be used:", bad)
     if twice:
-        again = listed([path.relative_to(pair[0].absolute()).as_posix() for path in twice])
+        again = _listed(twice, pair[0].absolute())
         logger.warning("%s: left out, links to an image and a mask that are read already: %s.", pair[0], again)
     return Dataset.from_dict(
         {
@@ -696,10 +699,7 @@ def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_
 
     used = {os.path.realpath(path) for name in pictures for value in columns[name] for path in _flat(value)}
     for root, own in files.items():
-        _warn_unread(root, own, set())
-        unused = [path for paths in own.images.values() for path in paths if os.path.realpath(path) not in used]
-        if unused:
-            logger.warning("%s: left out, not named in %s: %s.", root, file.name, _listed(unused, root))
+        _warn_unnamed(root, own, used, file)
     try:
         plain = Dataset.from_dict({name: values for name, values in columns.items() if name not in pictures})
     except pyarrow.ArrowException as error:

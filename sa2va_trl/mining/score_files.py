@@ -23,7 +23,6 @@ METRICS = ("dice", "iou", "precision", "recall", "cldice")
 # Of the scores' file and of what the columns mean: raise it when either changes.
 FORMAT = 1
 _METADATA = b"sa2va_trl.mining"
-_WRITER = "recipes/mine_hard_samples.py"
 
 
 def fingerprint_of(model: nn.Module, processor, dataset: Dataset) -> dict:
