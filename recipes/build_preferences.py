@@ -17,13 +17,14 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from sa2va_trl.arguments import DataArguments, ModelArguments, RecipeParser, get_split, load_data, load_model
 from sa2va_trl.data.columns import check_dataset, normalize_row
 from sa2va_trl.evaluation import overlay, stored_features
 from sa2va_trl.preferences.dataset import build_preferences, one_object_a_row, save_preferences
 from sa2va_trl.preferences.pairs import CHOSEN, REJECTED
 from sa2va_trl.rewards import get_reward
 from sa2va_trl.sampling import MaskSampler
+from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, RecipeParser
+from sa2va_trl.scripts.loading import get_split, load_data, load_model
 
 
 @dataclass

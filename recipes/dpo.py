@@ -10,16 +10,9 @@ Stage 2: preference optimisation over masks.
 from dataclasses import dataclass, field, replace
 
 from sa2va_trl import SegDPOConfig, SegDPOTrainer
-from sa2va_trl.arguments import (
-    DataArguments,
-    ModelArguments,
-    RecipeParser,
-    SplitArguments,
-    get_split,
-    load_data,
-    load_model,
-    train_and_save,
-)
+from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, RecipeParser, SplitArguments
+from sa2va_trl.scripts.loading import get_split, load_data, load_model
+from sa2va_trl.scripts.training import train_and_save
 from sa2va_trl.trainers.resuming import resolve_checkpoint
 
 

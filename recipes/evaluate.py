@@ -14,16 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sa2va_trl.arguments import (
-    DataArguments,
-    ModelArguments,
-    RecipeParser,
-    RouterArguments,
-    get_split,
-    load_data,
-    load_model,
-    load_router,
-)
 from sa2va_trl.data.columns import normalize_row
 from sa2va_trl.data.splits import check_no_leakage
 from sa2va_trl.evaluation import evaluate, overlay, predict_probabilities, read_predictions, stored_features
@@ -31,6 +21,8 @@ from sa2va_trl.evaluation.overlays import save_overlays
 from sa2va_trl.evaluation.routing import fit_router, predict_routed, routing_report
 from sa2va_trl.files import file_name, write_json
 from sa2va_trl.metrics import METRICS
+from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, RecipeParser, RouterArguments
+from sa2va_trl.scripts.loading import get_split, load_data, load_model, load_router
 
 
 @dataclass

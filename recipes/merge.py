@@ -12,12 +12,13 @@ from PIL import Image
 
 from sa2va_trl import SegCollator
 from sa2va_trl.adapters.peft_model import merge_adapter
-from sa2va_trl.arguments import ModelArguments, RecipeParser, load_model
 from sa2va_trl.data.collator import TARGETS
 from sa2va_trl.data.synthetic import synthetic_dataset
 from sa2va_trl.files import written_beside
 from sa2va_trl.media.clips import read_media
 from sa2va_trl.model_card import model_card, public_name, write_card
+from sa2va_trl.scripts.arguments import ModelArguments, RecipeParser
+from sa2va_trl.scripts.loading import load_model
 
 
 # Largest difference of a logit, relative to the largest logit.

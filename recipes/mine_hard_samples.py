@@ -19,7 +19,6 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from sa2va_trl.arguments import DataArguments, ModelArguments, RecipeParser, get_split, load_data, load_model
 from sa2va_trl.data.columns import normalize_row
 from sa2va_trl.evaluation import film_strip, predict_probabilities, stored_features
 from sa2va_trl.files import file_name, write_json, written_beside
@@ -30,7 +29,9 @@ from sa2va_trl.mining.selection import hard_threshold, mine, summary
 from sa2va_trl.mining.unlabelled import predict_unlabelled, score_unlabelled
 from sa2va_trl.processes import leave_process_group
 from sa2va_trl.sampling import MaskSampler
-from sa2va_trl.trainers.base import refuse
+from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, RecipeParser
+from sa2va_trl.scripts.loading import get_split, load_data, load_model
+from sa2va_trl.trainers.base_config import refuse
 
 
 @dataclass

@@ -21,13 +21,14 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from sa2va_trl.arguments import ModelArguments, RecipeParser, RouterArguments, load_model, load_router
 from sa2va_trl.evaluation import overlay
 from sa2va_trl.evaluation.overlays import object_names
 from sa2va_trl.evaluation.routing import routing_report
 from sa2va_trl.files import replaced_together, write_json
 from sa2va_trl.media.clips import Picture, folder_images, frame_name, is_clip, open_video, read_pictures
 from sa2va_trl.media.suffixes import is_byproduct
+from sa2va_trl.scripts.arguments import ModelArguments, RecipeParser, RouterArguments
+from sa2va_trl.scripts.loading import load_model, load_router
 
 
 # What a call leaves in output_dir: a file for every mask in each folder, and the JSON that says which.

@@ -7,16 +7,9 @@ Stage 1: supervised fine-tuning of Sa2VA on images with masks.
 """
 
 from sa2va_trl import SegSFTConfig, SegSFTTrainer
-from sa2va_trl.arguments import (
-    DataArguments,
-    ModelArguments,
-    RecipeParser,
-    SplitArguments,
-    get_training_splits,
-    load_data,
-    load_model,
-    train_and_save,
-)
+from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, RecipeParser, SplitArguments
+from sa2va_trl.scripts.loading import get_training_splits, load_data, load_model
+from sa2va_trl.scripts.training import train_and_save
 from sa2va_trl.trainers.resuming import resolve_checkpoint
 
 

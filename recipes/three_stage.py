@@ -27,19 +27,13 @@ import pandas as pd
 from datasets import Dataset
 from PIL import Image
 
-from sa2va_trl.arguments import (
-    DataArguments,
-    ModelArguments,
-    RecipeParser,
-    get_split,
-    load_data,
-    load_model,
-)
 from sa2va_trl.data import check_no_leakage, load_dataset_dict
 from sa2va_trl.data.columns import GROUP_COLUMNS, normalize_row
 from sa2va_trl.evaluation import compare, comparison_table, overlay, predict_probabilities
 from sa2va_trl.evaluation.overlays import save_overlays
 from sa2va_trl.files import file_name, write_json
+from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, RecipeParser
+from sa2va_trl.scripts.loading import get_split, load_data, load_model
 from sa2va_trl.trainers.resuming import resolve_checkpoint
 
 

@@ -11,6 +11,7 @@ from importlib.machinery import ModuleSpec
 
 _PACKAGE = __name__.rpartition(".")[0]
 MOVED = {
+    "arguments": ("scripts.arguments", "scripts.loading", "scripts.training", "processes"),
     "data.corruptions": ("preferences.corruptions",),
     "data.features": (
         *("features.store", "features.rows", "features.encoding", "features.fingerprint"),
@@ -20,7 +21,14 @@ MOVED = {
     "data.media": ("media.clips", "media.suffixes"),
     "deltas": ("adapters.official_trainer",),
     "mask_pixels": ("media.masks",),
+    "measurements": ("metrics",),
     "routing": ("evaluation.routing",),
+    "trainers.base": ("trainers.base_trainer", "trainers.base_config", "trainers.mask_statistics"),
+    "trainers.dpo": ("trainers.dpo_trainer", "trainers.dpo_config"),
+    "trainers.hard_sample": ("trainers.hard_sample_trainer", "trainers.hard_sample_config"),
+    "trainers.options": ("trainers.base_config",),
+    "trainers.plan": ("trainers.epoch_plan",),
+    "trainers.sft": ("trainers.sft_trainer", "trainers.sft_config"),
     "trainers.trainable": ("adapters.presets",),
 }
 

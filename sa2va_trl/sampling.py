@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .models.modeling import SegFeatures, _at_least_one
+from .models.modeling import _at_least_one
+from .models.outputs import SegFeatures
 
 
 @dataclass

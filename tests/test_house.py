@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("errors", "tokens"),
     ("files", "processes", "media"),
-    ("losses", "measurements", "metrics"),
+    ("losses", "metrics"),
     ("model_card", "rewards"),
     ("models",),
     ("adapters", "data", "sampling"),
@@ -21,7 +21,7 @@ FLOORS = (
     ("hub",),
     ("mining", "preferences"),
     ("trainers",),
-    ("arguments",),
+    ("scripts",),
     ("_moved",),
     ("__init__",),
 )

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from sa2va_trl.measurements import measure, motion, spread, tolerant_dice
-from sa2va_trl.metrics import segmentation_metrics
+from sa2va_trl.metrics import measure, motion, segmentation_metrics, spread, tolerant_dice
 
 
 def disc(radius, centre=(32, 32), size=64):

@@ -20,7 +20,7 @@ from torch.distributions import Independent, Normal
 from sa2va_trl.data import DatasetError, SegCollator, check_dataset, load_dataset_dict, synthetic_dataset
 from sa2va_trl.evaluation import predict_probabilities, stored_features
 from sa2va_trl.metrics import confusion_counts, dice
-from sa2va_trl.models.modeling import SegFeatures
+from sa2va_trl.models.outputs import SegFeatures
 from sa2va_trl.models.tiny import tiny_sa2va
 from sa2va_trl.preferences.corruptions import CORRUPTIONS
 from sa2va_trl.preferences.dataset import build_preferences, check_preferences, one_object_a_row, save_preferences

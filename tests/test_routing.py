@@ -10,7 +10,6 @@ from peft import get_peft_model
 
 from sa2va_trl import SegFeatures, hub, tiny_sa2va
 from sa2va_trl.adapters.presets import get_peft_config
-from sa2va_trl.arguments import ModelArguments, RouterArguments, load_model, load_router
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.evaluation import evaluate, predict_probabilities, stored_features
 from sa2va_trl.evaluation.routing import (
@@ -27,6 +26,8 @@ from sa2va_trl.evaluation.routing import (
 )
 from sa2va_trl.features.fingerprint import before_the_cut
 from sa2va_trl.models.grounding import GroundingEncoder
+from sa2va_trl.scripts.arguments import ModelArguments, RouterArguments
+from sa2va_trl.scripts.loading import load_model, load_router
 
 
 ANSWER = "Sure, [SEG]."

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from sa2va_trl.arguments import ModelArguments, load_model
 from sa2va_trl.data import load_dataset_dict
 from sa2va_trl.evaluation import evaluate, predict_probabilities, score
 from sa2va_trl.files import write_json
+from sa2va_trl.scripts.arguments import ModelArguments
+from sa2va_trl.scripts.loading import load_model
 
 
 RECIPES = Path(__file__).parents[1]

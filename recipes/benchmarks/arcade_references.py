@@ -24,7 +24,7 @@ from scipy import ndimage
 from skimage.filters import frangi, sato
 from torch import nn
 
-from sa2va_trl.data.readers import load_dataset_dict
+from sa2va_trl.data.loading import load_dataset_dict
 from sa2va_trl.evaluation.statistics import summarize
 from sa2va_trl.metrics import confusion_counts, dice, iou
 

@@ -31,7 +31,7 @@ from sa2va_trl.features.rows import feature_bytes
 from sa2va_trl.files import write_json
 from sa2va_trl.models.checkpoints import checkpoint_folder, read_config
 from sa2va_trl.models.grounding import whole_weights
-from sa2va_trl.models.modeling import SegFeatures
+from sa2va_trl.models.outputs import SegFeatures
 
 
 class Epochs(TrainerCallback):

@@ -24,9 +24,10 @@ from PIL import Image
 from trl import TrlParser
 
 from sa2va_trl import Sa2VAForConditionalGeneration
-from sa2va_trl.arguments import TINY, ModelArguments, load_model
 from sa2va_trl.files import write_json
 from sa2va_trl.models.configuration import Sa2VAGroundingConfig
+from sa2va_trl.scripts.arguments import TINY, ModelArguments
+from sa2va_trl.scripts.loading import load_model
 
 
 TEXT = "Please segment the blood vessels."

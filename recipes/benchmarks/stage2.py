@@ -19,12 +19,13 @@ import numpy as np
 import pandas as pd
 
 from sa2va_trl import SegDPOConfig, SegDPOTrainer, SegSFTConfig, SegSFTTrainer
-from sa2va_trl.arguments import ModelArguments, load_model
 from sa2va_trl.data import load_dataset_dict
 from sa2va_trl.evaluation import compare, evaluate, predict_probabilities, stored_features
 from sa2va_trl.files import write_json
 from sa2va_trl.metrics import cldice
 from sa2va_trl.preferences.dataset import build_preferences
+from sa2va_trl.scripts.arguments import ModelArguments
+from sa2va_trl.scripts.loading import load_model
 
 
 RECIPES = Path(__file__).parents[1]

@@ -2,7 +2,9 @@ from ..errors import DatasetError
 from .augment import Augmentation
 from .collator import SegCollator
 from .columns import check_dataset
-from .readers import load_dataset_dict, read_mask_folder, read_sa2va_json
+from .loading import load_dataset_dict
+from .readers.mask_folder import read_mask_folder
+from .readers.sa2va_json import read_sa2va_json
 from .splits import check_no_leakage, group_split
 from .synthetic import synthetic_dataset, synthetic_splits
 

@@ -22,14 +22,10 @@ from ..media.masks import (
 from ..media.pictures import (  # noqa: F401  (defined here once)
     MAX_PIXELS,
     _file_of,
-    _several_pages,
     _source,
     decode_image,
-    displayed_size,
     loses_depth,
     open_image,
-    page_count,
-    picture_pages,
     quiet_pillow,
     read_image,
     too_deep,
@@ -37,6 +33,7 @@ from ..media.pictures import (  # noqa: F401  (defined here once)
 from ..rewards import dice_reward
 from ..tokens import IMAGE_PLACEHOLDER as _IMAGE
 from ..tokens import SEG_TOKEN, reserved_tokens
+from .masks import _LOST, _read_otherwise, decode_mask
 
 
 logger = logging.getLogger(__name__)
@@ -62,8 +59,6 @@ ACCEPTED_COLUMNS = (
     "`sample_id` with one of: (a) `image` (or `images`, a clip), `mask` and `phrase`; (b) `image` (or `images`), "
     f"`masks` and `phrases`; (c) `messages`, alone or with `image`/`images` and one mask for every {SEG_TOKEN}"
 )
-# In the `info` of a mask that a stream has decoded: what is wrong with it, which its pixels no longer say.
-_LOST = "sa2va_trl_lost"
 
 
 def resolve_inside(root: str | os.PathLike, relative: str | os.PathLike) -> Path:
@@ -96,79 +91,6 @@ def resolve_inside(root: str | os.PathLike, relative: str | os.PathLike) -> Path
         )
         raise DatasetError(f"path {str(relative)!r} leaves the dataset folder {root}{by_link}")
     return path
-
-
-def _binary_mask(mask: PIL.Image.Image) -> PIL.Image.Image:
-    """`binary_mask` (mode `L`, 0 and 255) of a decoded picture, with this module's error."""
-    if fault := _several_pages(mask):
-        raise DatasetError(fault)
-    try:
-        return binary_mask(mask)
-    except ValueError as error:
-        raise DatasetError(str(error)) from error
-
-
-def _read_otherwise(decoded: PIL.Image.Image, mask: PIL.Image.Image | None, mode: str | None) -> str | None:
-    """
-    What is wrong where `datasets.Image(mode=...)` makes another mask of a picture than its raw pixels say (`None`
-    where they are no mask).
-    """
-    if mode is None or mode == decoded.mode or (mode == "L" and decoded.mode == "1"):
-        return None
-    try:
-        if mask is not None and binary_mask(decoded.convert(mode)).tobytes() == mask.tobytes():
-            return None
-    except ValueError:
-        pass
-    return (
-        f"would be read wrongly: its column is Image(mode={mode!r}), which converts it (mode {decoded.mode}) unseen; "
-        "cast the column: `mask` to datasets.Image(), `masks` to datasets.List(datasets.Image())"
-    )
-
-
-def decode_mask(
-    source: Any, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS, mode: str | None = None
-) -> PIL.Image.Image:
-    """
-    Decode a mask and check it.
-
-    Args:
-        source (`PIL.Image.Image`, `dict` or path):
-            As in `open_image`.
-        size (`tuple[int, int]`, *optional*):
-            (width, height) of the image that the mask belongs to.
-        max_pixels (`int`, *optional*, defaults to `100_000_000`):
-            The largest width x height accepted.
-        mode (`str`, *optional*):
-            Of the dataset's `datasets.Image` feature, which converts to it when a row is read.
-
-    Returns:
-        `PIL.Image.Image`: Mode `L`, values 0 and 255.
-
-    Raises:
-        `DatasetError`: If it is unreadable, holds several pictures, is of another size than the image, is no mask by
-            [`~media.masks.binary_mask`], or becomes another one by the conversion to `mode`. All reasons that apply
-            are in the one message.
-    """
-    # As with an image: whoever has decoded it has turned it.
-    decoded = (
-        read_image(source, max_pixels) if isinstance(source, PIL.Image.Image) else decode_image(source, max_pixels)
-    )
-    reasons, mask = [], None
-    if fault := decoded.info.get(_LOST):
-        raise DatasetError(fault)
-    if size is not None and decoded.size != size:
-        reasons.append(f"is {decoded.width} x {decoded.height}, its image {size[0]} x {size[1]} (width x height)")
-    try:
-        mask = _binary_mask(decoded)
-    except DatasetError as error:
-        reasons.append(str(error))
-    else:
-        if reason := _read_otherwise(decoded, mask, mode):
-            reasons.append(reason)
-    if reasons:
-        raise DatasetError(" and ".join(reasons))
-    return mask
 
 
 def _message_text(content: Any) -> str | None:

@@ -1,5 +1,7 @@
-from .evaluator import aggregate, evaluate, predict_probabilities, read_predictions, score, stored_features
+from .evaluator import evaluate
 from .overlays import film_strip, overlay
+from .predictions import predict_probabilities, read_predictions, stored_features
+from .results import aggregate, score
 from .statistics import bootstrap_ci, compare, comparison_table, holm, paired_difference, sample_clusters, summarize
 
 

@@ -17,10 +17,11 @@ from torch import nn
 
 from ..features.fingerprint import fingerprint
 from ..features.store import FeatureStore
-from ..measurements import spread
-from ..models.modeling import SegFeatures
+from ..metrics import spread
+from ..models.outputs import SegFeatures
 from ..sampling import MaskSampler, default_sampler
-from .evaluator import ROUTE, passes, predict_probabilities, probabilities_of, score
+from .predictions import passes, predict_probabilities, probabilities_of
+from .results import ROUTE, score
 
 
 ROUTE_BY = ("predicted_iou", "spread")

@@ -11,7 +11,7 @@ from torch import nn
 from ..data.collator import TARGETS, SegCollator, _stack, check_fit, stack_pairs
 from ..data.columns import plain_rows, read_masks
 from ..losses import tubed_skeleton
-from ..models.modeling import SegFeatures
+from ..models.outputs import SegFeatures
 from .rows import KEY, view_key
 from .store import FeatureStore
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from ..data.collator import SegCollator, conversation
+from ..data.collator import SegCollator
 from ..data.columns import _layout, iter_undecoded, normalize_row
+from ..data.prompts import conversation
 from ..errors import DatasetError
 from ..models.processing import SEG_TOKEN
 from .fingerprint import _json_digest

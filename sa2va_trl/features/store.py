@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..errors import FeatureError
-from ..models.modeling import SegFeatures, pair_masks
+from ..models.outputs import SegFeatures, pair_masks
 from ..processes import _rank, everywhere, raise_first
 from .fingerprint import _bytes, _json_digest
 

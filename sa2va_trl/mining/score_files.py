@@ -12,8 +12,8 @@ from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import nn
 
-from ..data.collator import ANSWERS, QUESTIONS
 from ..data.columns import IDENTIFIERS, iter_undecoded
+from ..data.prompts import ANSWERS, QUESTIONS
 from ..errors import MiningError
 from ..features.fingerprint import fingerprint
 from ..features.rows import row_keys

@@ -14,8 +14,7 @@ from ..data.columns import check_dataset, normalize_row
 from ..errors import MiningError
 from ..features.encoding import RowEncoder
 from ..features.store import FeatureStore
-from ..measurements import NearMask, agreement, dices, measure, motion, spread
-from ..metrics import cldice, segmentation_metrics
+from ..metrics import NearMask, agreement, cldice, dices, measure, motion, segmentation_metrics, spread
 from ..models.grounding import upsample_mask_logits
 from ..sampling import MaskSampler, default_sampler
 from .pieces import _check_score_options, _nanmean, _neighbours, _rows_of, _score

@@ -12,11 +12,11 @@ from datasets import Dataset
 from PIL import Image
 from torch import nn
 
-from ..data.collator import ANSWERS, QUESTIONS
 from ..data.columns import plain_rows
+from ..data.prompts import ANSWERS, QUESTIONS
 from ..errors import MiningError
-from ..measurements import NearMask, agreement, dices, measure, motion
 from ..media.pictures import read_image
+from ..metrics import NearMask, agreement, dices, measure, motion
 from .pieces import _check_score_options, _nanmean, _neighbours, _rows_of, _score
 
 

@@ -1,7 +1,8 @@
 from .auto import register
 from .configuration import Sa2VAConfig, Sa2VAGroundingConfig
 from .grounding import GroundingEncoder
-from .modeling import Sa2VAForConditionalGeneration, Sa2VAOutput, SegFeatures, Segmentation
+from .modeling import Sa2VAForConditionalGeneration
+from .outputs import Sa2VAOutput, SegFeatures, Segmentation
 from .processing import Sa2VAProcessor
 from .tiny import tiny_sa2va
 

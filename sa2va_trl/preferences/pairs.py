@@ -12,7 +12,7 @@ from datasets import Image
 from scipy import ndimage
 from torch import nn
 
-from ..models.modeling import SegFeatures
+from ..models.outputs import SegFeatures
 from ..rewards import get_reward
 from ..sampling import MaskSampler
 from .corruptions import CORRUPTIONS

@@ -1,7 +1,10 @@
 from ..adapters.presets import get_peft_config, trainable_table
-from .dpo import SegDPOConfig, SegDPOTrainer
-from .hard_sample import HardSampleConfig, HardSampleTrainer
-from .sft import SegSFTConfig, SegSFTTrainer
+from .dpo_config import SegDPOConfig
+from .dpo_trainer import SegDPOTrainer
+from .hard_sample_config import HardSampleConfig
+from .hard_sample_trainer import HardSampleTrainer
+from .sft_config import SegSFTConfig
+from .sft_trainer import SegSFTTrainer
 
 
 __all__ = [

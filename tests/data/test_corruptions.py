@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from sa2va_trl.data.synthetic import generate_video
+from sa2va_trl.data.angiography import generate_video
 from sa2va_trl.preferences.corruptions import (
     CORRUPTIONS,
     bridged_vessels,

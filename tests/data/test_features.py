@@ -22,7 +22,7 @@ from sa2va_trl.features.fingerprint import fingerprint, weights_digest
 from sa2va_trl.features.rows import KEY, NumberedRows, feature_bytes, row_keys, row_sizes
 from sa2va_trl.features.store import FeatureStore
 from sa2va_trl.models.configuration import SEG_STATES, SUPPORTED_VLMS
-from sa2va_trl.models.modeling import SegFeatures, pair_masks
+from sa2va_trl.models.outputs import SegFeatures, pair_masks
 from sa2va_trl.models.processing import PROMPT_STYLES
 
 

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from sa2va_trl import rewards
 from sa2va_trl.data import columns, masks
 from sa2va_trl.data.collator import SegCollator
-from sa2va_trl.data.columns import FEATURES, _binary_mask, check_dataset, decode_mask, normalize_row, plain_rows
-from sa2va_trl.data.readers import load_dataset_dict, read_mask_folder
+from sa2va_trl.data.columns import FEATURES, check_dataset, normalize_row, plain_rows
+from sa2va_trl.data.loading import load_dataset_dict
+from sa2va_trl.data.masks import _binary_mask, decode_mask
+from sa2va_trl.data.readers.mask_folder import read_mask_folder
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.media import masks as mask_pixels
 from sa2va_trl.media.masks import binary_mask

@@ -11,13 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa2va_trl.data.columns import FEATURES, check_dataset
-from sa2va_trl.data.readers import (
-    load_dataset_dict,
-    normalize_phrase,
-    polygons_to_mask,
-    read_mask_folder,
-    read_sa2va_json,
-)
+from sa2va_trl.data.loading import load_dataset_dict
+from sa2va_trl.data.masks import polygons_to_mask
+from sa2va_trl.data.prompts import normalize_phrase
+from sa2va_trl.data.readers.mask_folder import read_mask_folder
+from sa2va_trl.data.readers.sa2va_json import read_sa2va_json
 from sa2va_trl.data.splits import check_no_leakage
 from sa2va_trl.data.synthetic import synthetic_dataset
 from sa2va_trl.errors import DatasetError

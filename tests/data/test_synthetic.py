@@ -8,13 +8,8 @@ from PIL import Image
 from scipy import ndimage
 from skimage.draw import disk
 
-from sa2va_trl.data.synthetic import (
-    FEATURES,
-    VISIBLE_FILLING,
-    generate_video,
-    synthetic_dataset,
-    synthetic_splits,
-)
+from sa2va_trl.data.angiography import VISIBLE_FILLING, generate_video
+from sa2va_trl.data.synthetic import FEATURES, synthetic_dataset, synthetic_splits
 
 
 RUNS = 5

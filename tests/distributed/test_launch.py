@@ -167,7 +167,7 @@ def test_features_are_computed_and_used_alike_on_one_process_ddp_and_zero3(tmp_p
 EVALUATE_FIRST = """
 import json, sys
 from sa2va_trl import SegSFTConfig, SegSFTTrainer, tiny_sa2va
-from sa2va_trl.arguments import leave_process_group
+from sa2va_trl.processes import leave_process_group
 from sa2va_trl.data import synthetic_dataset
 
 data = [synthetic_dataset(num_videos=1, frames_per_video=4, size=64, first_video=first) for first in (0, 8)]
@@ -295,7 +295,7 @@ GO_ON = """
 import json, sys
 import numpy as np
 from sa2va_trl import SegSFTConfig, SegSFTTrainer, tiny_sa2va
-from sa2va_trl.arguments import leave_process_group
+from sa2va_trl.processes import leave_process_group
 from sa2va_trl.data import synthetic_dataset
 
 class Recorded(SegSFTTrainer):

@@ -14,14 +14,9 @@ from rows import FEATURES as ROW_FEATURES
 from rows import every_kind
 
 from sa2va_trl.errors import DatasetError
-from sa2va_trl.evaluation.evaluator import (
-    aggregate,
-    evaluate,
-    predict_probabilities,
-    read_predictions,
-    score,
-    stored_features,
-)
+from sa2va_trl.evaluation.evaluator import evaluate
+from sa2va_trl.evaluation.predictions import predict_probabilities, read_predictions, stored_features
+from sa2va_trl.evaluation.results import aggregate, score
 from sa2va_trl.files import file_name, write_json
 from sa2va_trl.metrics import METRICS
 from sa2va_trl.models.tiny import tiny_sa2va

@@ -17,11 +17,12 @@ from transformers import AutoModelForImageTextToText
 
 from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from sa2va_trl.adapters.peft_model import SegPeftModel, load_adapter
-from sa2va_trl.arguments import ModelArguments, load_model
 from sa2va_trl.errors import CheckpointError
 from sa2va_trl.files import written_beside
 from sa2va_trl.models import checkpoints
 from sa2va_trl.models.checkpoints import save_published
+from sa2va_trl.scripts.arguments import ModelArguments
+from sa2va_trl.scripts.loading import load_model
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from transformers import (
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sa2va_trl import Sa2VAProcessor
-from sa2va_trl.models.processing import QWEN2_5_OPENING, QWEN_CLIP_SIZE, QWEN_IMAGE_SIZE
+from sa2va_trl.models.processing import QWEN_CLIP_SIZE, QWEN_IMAGE_SIZE
+from sa2va_trl.models.templates import QWEN2_5_OPENING
 from sa2va_trl.models.tiny import QWEN_SPECIAL_TOKENS, tiny_tokenizer
 
 

@@ -8,9 +8,10 @@ from transformers import BitsAndBytesConfig, GPTQConfig
 
 from sa2va_trl import Sa2VAForConditionalGeneration, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.adapters.peft_model import load_adapter, merge_adapter
-from sa2va_trl.arguments import ModelArguments, load_model
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.errors import CheckpointError
+from sa2va_trl.scripts.arguments import ModelArguments
+from sa2va_trl.scripts.loading import load_model
 
 
 bitsandbytes = pytest.importorskip("bitsandbytes")

@@ -11,7 +11,7 @@ from transformers.utils import logging as logging_utils
 from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from sa2va_trl.models.configuration import SEG_STATES, SUPPORTED_VLMS, official_seg_state
 from sa2va_trl.models.modeling import logger
-from sa2va_trl.models.processing import QWEN2_5_OPENING
+from sa2va_trl.models.templates import QWEN2_5_OPENING
 
 
 OFFICIAL = {"internvl": "normed", "qwen2_5_vl": "normed", "qwen3_vl": "raw"}

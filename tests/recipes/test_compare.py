@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from sa2va_trl.evaluation import compare, comparison_table
-from sa2va_trl.evaluation.evaluator import aggregate
+from sa2va_trl.evaluation.results import aggregate
 from sa2va_trl.metrics import METRICS
 
 

@@ -50,7 +50,7 @@ def test_configs_parse(file, tmp_path):
     from trl import TrlParser
 
     from sa2va_trl import HardSampleConfig
-    from sa2va_trl.arguments import DataArguments, ModelArguments, SplitArguments
+    from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, SplitArguments
 
     own = runpy.run_path(RECIPE)["ScoreArguments"]
     parser = TrlParser((DataArguments, SplitArguments, own, HardSampleConfig, ModelArguments))

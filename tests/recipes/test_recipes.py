@@ -298,7 +298,8 @@ def test_bad_pictures_of_a_folder_are_reported_together(monkeypatch, tmp_path, t
 def test_what_is_not_a_native_model_is_refused(tmp_path, trained):
     from safetensors.torch import load_file, save_file
 
-    from sa2va_trl.arguments import ModelArguments, load_model
+    from sa2va_trl.scripts.arguments import ModelArguments
+    from sa2va_trl.scripts.loading import load_model
 
     for kind, config in (("adapter", {}), ("llama", {"model_type": "llama"})):
         folder = tmp_path / kind
@@ -317,7 +318,8 @@ def test_what_is_not_a_native_model_is_refused(tmp_path, trained):
 
 @pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl", "qwen3_vl"])
 def test_a_tiny_model_of_each_family(family):
-    from sa2va_trl.arguments import ModelArguments, load_model
+    from sa2va_trl.scripts.arguments import ModelArguments
+    from sa2va_trl.scripts.loading import load_model
 
     name = "tiny" if family == "internvl" else f"tiny-{family}"
     model, processor = load_model(
@@ -333,7 +335,8 @@ def test_the_style_of_prompts_is_the_options_the_adapters_or_the_models(tmp_path
 
     from sa2va_trl.adapters.peft_model import SegPeftModel
     from sa2va_trl.adapters.presets import get_peft_config
-    from sa2va_trl.arguments import ModelArguments, load_model
+    from sa2va_trl.scripts.arguments import ModelArguments
+    from sa2va_trl.scripts.loading import load_model
 
     def style(**options):
         model, processor = load_model(ModelArguments(**{**given, **options}))
@@ -393,7 +396,7 @@ def test_published_configs_parse(file, tmp_path, monkeypatch):
     from trl import TrlParser
 
     from sa2va_trl import SegSFTConfig
-    from sa2va_trl.arguments import DataArguments, ModelArguments, SplitArguments
+    from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, SplitArguments
 
     parser = TrlParser((DataArguments, SplitArguments, SegSFTConfig, ModelArguments))
     arguments = ["--config", str(file), "--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]

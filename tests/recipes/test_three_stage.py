@@ -200,7 +200,7 @@ def test_published_configs_name_files_that_parse(file, tmp_path):
     from trl import TrlParser
 
     from sa2va_trl import HardSampleConfig, SegDPOConfig, SegSFTConfig
-    from sa2va_trl.arguments import DataArguments, ModelArguments, SplitArguments
+    from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, SplitArguments
 
     options = yaml.safe_load(file.read_text())
     configs = {"stage1": SegSFTConfig, "stage2": SegDPOConfig, "stage3": HardSampleConfig, "control": SegSFTConfig}

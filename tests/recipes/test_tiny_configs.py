@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from sa2va_trl import SegSFTConfig
-from sa2va_trl.arguments import DataArguments, ModelArguments, RecipeParser, SplitArguments
 from sa2va_trl.data import synthetic_splits
+from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, RecipeParser, SplitArguments
 
 
 ROOT = Path(__file__).parents[2]

@@ -26,9 +26,9 @@ from sa2va_trl import (
 from sa2va_trl.data import DatasetError
 from sa2va_trl.data.splits import group_split
 from sa2va_trl.evaluation import predict_probabilities
-from sa2va_trl.evaluation.evaluator import stored_features
+from sa2va_trl.evaluation.predictions import stored_features
 from sa2va_trl.mining.scoring import score_dataset
-from sa2va_trl.trainers import base
+from sa2va_trl.trainers import base_trainer as base
 
 
 SIZE = (64, 48)

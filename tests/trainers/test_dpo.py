@@ -16,7 +16,7 @@ from trl import DPOConfig
 from sa2va_trl import SegDPOConfig, SegDPOTrainer, tiny_sa2va
 from sa2va_trl.adapters.presets import get_peft_config
 from sa2va_trl.data import DatasetError, synthetic_dataset
-from sa2va_trl.trainers.dpo import REFUSED
+from sa2va_trl.trainers.dpo_config import REFUSED
 
 
 def with_pairs(dataset):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sa2va_trl import SegSFTConfig
-from sa2va_trl.trainers.options import follow_launcher
+from sa2va_trl.trainers.base_config import follow_launcher
 
 
 NAMES = ("MIXED_PRECISION", "USE_CPU", "USE_DEEPSPEED")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa2va_trl.data import DatasetError, synthetic_dataset
-from sa2va_trl.trainers.plan import check_columns, draw, match_scores, plan_epoch, row_weights, select_rows
+from sa2va_trl.trainers.epoch_plan import check_columns, draw, match_scores, plan_epoch, row_weights, select_rows
 
 
 def table(dice, **columns):

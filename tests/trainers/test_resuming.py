@@ -10,9 +10,9 @@ from transformers import TrainerCallback
 
 from sa2va_trl import HardSampleConfig, HardSampleTrainer, SegSFTConfig, SegSFTTrainer, processes, tiny_sa2va
 from sa2va_trl.adapters.presets import get_peft_config
-from sa2va_trl.arguments import train_and_save
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.errors import FeatureError
+from sa2va_trl.scripts.training import train_and_save
 
 
 TINY = tiny_sa2va(image_size=64)

@@ -18,7 +18,7 @@ from sa2va_trl.adapters.presets import freeze_all_but_full, get_peft_config, tra
 from sa2va_trl.data import DatasetError, synthetic_dataset
 from sa2va_trl.models.configuration import SUPPORTED_VLMS
 from sa2va_trl.models.grounding import upsample_mask_logits
-from sa2va_trl.trainers.sft import REFUSED
+from sa2va_trl.trainers.sft_config import REFUSED
 
 
 # What a mask loss on still images cannot reach, by construction: SAM 2's predicted IoU and object score feed no loss,

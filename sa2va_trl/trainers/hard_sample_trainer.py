@@ -1,6 +1,6 @@
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -8,141 +8,19 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState
 
 from .. import losses, mining
-from .base import refuse
-from .plan import (
-    CURRICULA,
-    DIFFICULTIES,
-    check_columns,
-    match_scores,
-    plan_epoch,
-    row_weights,
-    select_rows,
-)
+from .callbacks import _Guide, _Progress
+from .epoch_plan import check_columns, match_scores, plan_epoch, row_weights, select_rows
+from .hard_sample_config import HardSampleConfig
 from .resuming import check_rows, resolve_checkpoint
-from .sft import REFUSED, SegSFTConfig, SegSFTTrainer
+from .sft_trainer import SegSFTTrainer
 
 
-REGRESSIONS = ("warn", "stop", "ignore")
 # What a resumed run cannot change: its rows have been chosen, and it is in the middle of a plan.
 FIXED = ("threshold", "worst", "include_review", "difficulty", "weight_cap", "easy_share", "curriculum")
-
-
-@dataclass
-class HardSampleConfig(SegSFTConfig):
-    r"""
-    Configuration of [`HardSampleTrainer`]: that of [`SegSFTConfig`], and:
-
-    > [!NOTE]
-    > Different from `SegSFTConfig`: `trainable` is `"head"` by default, the loss is Dice + 0.5 BCE without a language
-    > loss (so that features can be cached), `learning_rate` is 1e-5, `num_train_epochs` 5,
-    > `gradient_accumulation_steps` 2 and `weight_decay` 0.01.
-
-    Parameters:
-        > Parameters that say which rows are hard
-
-        threshold (`float`, *optional*, defaults to 0.75): rows with a Dice below it are hard.
-        worst (`float`, *optional*): in place of `threshold`, this share of the rows is hard, those of the lowest Dice.
-        include_review (`bool`, *optional*, defaults to `False`):
-            Train on rows that the scores flag for `review` (suspected label noise) too.
-        remine_every (`int`, *optional*): score the rows again with the present policy every so many epochs.
-
-        > Parameters that say how often rows are drawn
-
-        difficulty (`str`, *optional*, defaults to `"threshold"`):
-            What the weight of a hard row is: `"threshold"`: all alike. `"dice"`: 1 - Dice. `"spread"`: spread of the
-            candidate masks x (1 - Dice), which is largest where the policy has something to choose from. `"cluster"`:
-            every temporal cluster alike, however long.
-        weight_cap (`float`, *optional*, defaults to 3.0):
-            Largest weight with `"dice"` and `"spread"`, as a multiple of the mean weight.
-        easy_share (`float`, *optional*, defaults to 0.5):
-            Share of ordinary rows in an epoch, in [0, 1). With 0 only hard rows are trained on; mixing guards against
-            forgetting and label noise (arXiv 2505.18741).
-        curriculum (`str`, *optional*, defaults to `"none"`):
-            Order of an epoch's hard rows: `"none"`: random. `"difficulty"`: in three bands from high to low Dice.
-            `"thickness"`: thick vessels, then medium, then thin. Ordinary rows are spread evenly in between.
-
-        > Parameters that watch ordinary rows
-
-        easy_regression (`str`, *optional*, defaults to `"warn"`):
-            What happens when the Dice of the evaluation rows that were not hard at the start falls by more than
-            `easy_margin`: `"warn"`, `"stop"` or `"ignore"`.
-        easy_margin (`float`, *optional*, defaults to 0.02): see `easy_regression`.
-    """
-
-    _REFUSED = {
-        **REFUSED,
-        "train_sampling_strategy": "hard samples decide the order; see `difficulty`, `easy_share` and `curriculum`",
-        "dataset_repeats": "hard samples decide how often a row is seen; raise num_train_epochs",
-        "length_column_name": "hard samples decide the order",
-    }
-
-    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate."})
-    num_train_epochs: float = field(default=5.0, metadata={"help": "Passes through the plan of an epoch."})
-    gradient_accumulation_steps: int = field(default=2, metadata={"help": "Micro-batches an update."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
-    lm_weight: float = field(default=0.0, metadata={"help": "Weight of the language cross-entropy."})
-    mask_weight: float = field(default=0.5, metadata={"help": "Weight of the mask BCE."})
-    dice_weight: float = field(default=1.0, metadata={"help": "Weight of the Dice loss."})
-
-    threshold: float = field(default=0.75, metadata={"help": "Rows with a Dice below it are hard."})
-    worst: float | None = field(default=None, metadata={"help": "Share of rows that is hard, in place of threshold."})
-    include_review: bool = field(default=False, metadata={"help": "Train on rows flagged for review, too."})
-    remine_every: int | None = field(default=None, metadata={"help": "Epochs after which rows are scored again."})
-    difficulty: str = field(
-        default="threshold", metadata={"help": f"Weight of a hard row: one of {', '.join(DIFFICULTIES)}."}
-    )
-    weight_cap: float = field(default=3.0, metadata={"help": "Largest weight, as a multiple of the mean."})
-    easy_share: float = field(default=0.5, metadata={"help": "Share of ordinary rows in an epoch."})
-    curriculum: str = field(default="none", metadata={"help": f"Order of hard rows: one of {', '.join(CURRICULA)}."})
-    easy_regression: str = field(
-        default="warn", metadata={"help": f"When ordinary rows get worse: one of {', '.join(REGRESSIONS)}."}
-    )
-    easy_margin: float = field(default=0.02, metadata={"help": "Fall of the ordinary rows' Dice that is tolerated."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, choices in (
-            ("difficulty", DIFFICULTIES),
-            ("curriculum", CURRICULA),
-            ("easy_regression", REGRESSIONS),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold must lie in (0, 1], got {self.threshold}.")
-        if self.worst is not None:
-            if not 0 < self.worst < 1:
-                raise ValueError(f"worst must lie between 0 and 1, got {self.worst}.")
-            refuse(self, {"threshold": f"worst={self.worst} says which rows are hard"})
-        if not 0 <= self.easy_share < 1:
-            raise ValueError(f"easy_share must lie in [0, 1), got {self.easy_share}: 0 trains on hard rows only.")
-        if self.weight_cap < 1:
-            raise ValueError(f"weight_cap must be at least 1, got {self.weight_cap}.")
-        if self.difficulty not in ("dice", "spread"):
-            refuse(self, {"weight_cap": f"difficulty={self.difficulty} caps nothing"})
-        if self.remine_every is not None:
-            if self.remine_every < 1:
-                raise ValueError(f"remine_every must be at least 1, got {self.remine_every}.")
-            if self.max_steps <= 0 and self.remine_every >= self.num_train_epochs:
-                raise ValueError(_never(self.remine_every, self.num_train_epochs))
-        if self.easy_margin < 0:
-            raise ValueError(f"easy_margin must not be negative, got {self.easy_margin}.")
-        if self.easy_regression == "ignore":
-            refuse(self, {"easy_margin": "easy_regression=ignore watches nothing"})
-        if self.eval_strategy == "no" or self.prediction_loss_only:
-            need = "needs an evaluation to watch: set eval_strategy, and leave prediction_loss_only=False"
-            refuse(self, {"easy_margin": need})
-            if self.easy_regression == "stop":
-                raise ValueError(f"easy_regression=stop {need}.")
-
-
-def _never(every, epochs) -> str:
-    return f"remine_every={every} never comes in {epochs:g} epochs: lower it, or train for longer."
 
 
 class _EpochSampler(Sampler):
@@ -169,48 +47,6 @@ class _WithRowNumbers:
 
     def __call__(self, rows: list[dict]) -> dict:
         return {**self.collator(rows), "row_numbers": torch.tensor([row["row_index"] for row in rows])}
-
-
-class _Progress(TrainerCallback, ExportableState):
-    """
-    What a resumed run needs to go on alike; it becomes a part of `trainer_state.json`.
-
-    Args:
-        digest (`str`): of the training rows' identifiers.
-        options (`dict`): those of `FIXED`.
-        columns (`dict[str, list]`): the present scores.
-        mined_at (`int`): epoch of the present scores.
-        hard, ordinary (`list[int]`): row numbers.
-        length (`int`): rows of an epoch.
-        start (`dict[str, list]`): Dice of the evaluation rows at the start, by prefix.
-    """
-
-    NAMES = ("digest", "options", "columns", "mined_at", "hard", "ordinary", "length", "start")
-
-    def __init__(self):
-        self.digest, self.options, self.columns, self.mined_at = None, None, None, 0
-        self.hard, self.ordinary, self.length, self.start = [], [], None, {}
-
-    def state(self) -> dict:
-        return {"args": {}, "attributes": {name: getattr(self, name) for name in self.NAMES}}
-
-
-class _Guide(TrainerCallback):
-    def __init__(self, trainer: "HardSampleTrainer"):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if args.remine_every is not None and args.remine_every >= state.num_train_epochs:
-            raise ValueError(_never(args.remine_every, state.num_train_epochs))
-        self.trainer.evaluate_start()
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # The epoch is a float that has just reached the next whole number.
-        self.trainer.begin_epoch(int((state.epoch or 0) + 1e-6))
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if self.trainer.easy_has_regressed(metrics or {}) and args.easy_regression == "stop":
-            control.should_training_stop = True
 
 
 class HardSampleTrainer(SegSFTTrainer):

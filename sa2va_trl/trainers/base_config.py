@@ -1,12 +1,53 @@
+"""What the configs of the mask trainers share."""
+
 import os
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 
 import torch
 
 from ..adapters.presets import EMBEDDINGS, LORA, TRAINABLE, get_peft_config
 from ..data.augment import Augmentation
-from ..data.collator import ANSWERS, QUESTIONS, check_templates
-from .base import check_cache_options, refuse
+from ..data.prompts import ANSWERS, QUESTIONS, check_templates
+from ..features.encoding import MODES
+
+
+def refuse(args, reasons: dict[str, str]) -> None:
+    """
+    Raise for every inherited option that was changed and has no meaning here, all of them at once.
+
+    Args:
+        args (`TrainingArguments`): a config.
+        reasons (`dict[str, str]`): option names and what to do instead.
+
+    Raises:
+        `ValueError`: naming each option that differs from its default.
+    """
+    defaults = {
+        entry.name: entry.default if entry.default is not MISSING else entry.default_factory()
+        for entry in fields(args)
+        if entry.default is not MISSING or entry.default_factory is not MISSING
+    }
+    changed = [name for name in reasons if getattr(args, name) != defaults[name]]
+    if changed:
+        lines = "\n".join(f"  {name}={getattr(args, name)!r}: {reasons[name]}" for name in changed)
+        raise ValueError(f"{type(args).__name__} does not take these options:\n{lines}")
+
+
+def check_cache_options(args) -> None:
+    """
+    Raises:
+        `ValueError`: an unknown `cache_features`, a `cache_dir` or `cache_views` without a cache, or views of nothing.
+    """
+    if args.cache_features not in MODES:
+        raise ValueError(f"cache_features must be one of {', '.join(MODES)}, got {args.cache_features!r}.")
+    for name in ("cache_dir", "cache_views"):
+        if getattr(args, name) is not None and args.cache_features == "off":
+            raise ValueError(f"{name} has no meaning with cache_features=off.")
+    if args.cache_views is not None and (args.cache_views < 1 or not any((args.augmentation or {}).values())):
+        raise ValueError(
+            f"cache_views is a number of augmented views of each row, and needs augmentation; got {args.cache_views} "
+            f"with augmentation={args.augmentation}."
+        )
 
 
 def follow_launcher(args) -> None:

@@ -1,0 +1,237 @@
+"""Any dataset by name: a folder in a format that a reader knows, a prepared one, a Hub id or `synthetic`."""
+
+import hashlib
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict, Image
+
+from ..errors import DatasetError
+from .columns import FEATURES, PHRASE_COLUMNS, iter_undecoded
+from .prompts import normalize_phrase
+from .readers.folders import SPLITS, _find_pair, _listed, _metadata_of, _walk
+from .readers.image_metadata import read_image_metadata
+from .readers.mask_folder import read_mask_folder
+from .readers.sa2va_json import read_sa2va_json
+
+
+logger = logging.getLogger(__name__)
+
+
+def _reader_of(folder: Path) -> Callable[..., Dataset] | None:
+    """The reader whose layout a folder has."""
+    if (folder / "annotations.json").is_file():
+        return read_sa2va_json
+    if _metadata_of(folder):
+        return read_image_metadata
+    return read_mask_folder if _find_pair(folder) else None
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Whether `datasets.load_dataset` opens a folder: Parquet files, or images with a metadata file."""
+    places = [folder, folder / "data", *(folder / name for name in SPLITS)]
+    return any(
+        next(place.glob("*.parquet"), None) is not None
+        or any((place / f"metadata.{s}").is_file() for s in ("jsonl", "csv"))
+        for place in places
+        if place.is_dir()
+    )
+
+
+def _cache_of(folder: Path) -> Path:
+    """
+    Where `datasets` keeps what it reads from a folder. By its own choice, folders of one name share one place if their
+    cards list their files, and the first that was read is what comes back for all of them.
+    """
+    found = hashlib.sha256(str(folder.resolve()).encode())
+    for file in filter(Path.is_file, _walk(folder)[0]):
+        state = file.stat()
+        found.update(f"{file.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return Path(datasets.config.HF_DATASETS_CACHE) / f"sa2va_trl-{found.hexdigest()[:16]}"
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """The sub-folders named after a split, by the split's name here."""
+    found: dict[str, Path] = {}
+    for name, split in SPLITS.items():
+        if (folder / name).is_dir():
+            if split in found:
+                raise DatasetError(
+                    f"{folder} has both {found[split].name}/ and {name}/ for the split {split!r}: keep one"
+                )
+            found[split] = folder / name
+    places = {path.resolve(): path.name for path in found.values()}
+    if len(places) < len(found):
+        names = ", ".join(f"{path.name}/" for path in found.values())
+        raise DatasetError(f"{folder}: of {names} at least two are one and the same folder: its rows would be in both")
+    return found
+
+
+def _warn_unused(folder: Path, used: set[str]) -> None:
+    """Name the sub-folders in a reader's layout that are not read."""
+    unused = [
+        path for path in sorted(folder.iterdir()) if path.is_dir() and path.name not in used and _reader_of(path)
+    ]
+    if unused:
+        logger.warning(
+            "%s: left out, each a dataset that can be named by itself: %s.", folder, _listed(unused, folder)
+        )
+
+
+def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():  # written by save_to_disk
+        loaded = datasets.load_from_disk(str(folder))
+        return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
+    # An image folder with metadata often holds images/ and masks/ as well: what says more about itself comes first.
+    if not (folder / "annotations.json").is_file() and _is_prepared(folder):
+        try:
+            return datasets.load_dataset(str(folder), cache_dir=str(_cache_of(folder)))
+        except Exception as error:  # datasets wraps anything in DatasetGenerationError, whose text says nothing
+            raise DatasetError(f"{folder}: datasets.load_dataset failed: {error.__cause__ or error}") from error
+    if reader := _reader_of(folder):
+        _warn_unused(folder, set())
+        return DatasetDict({"train": reader(folder, phrase=phrase)})
+
+    readers = {split: (path, _reader_of(path)) for split, path in _split_folders(folder).items()}
+    if any(reader for _, reader in readers.values()):
+        unknown = [path.name for path, reader in readers.values() if reader is None]
+        if unknown:
+            raise DatasetError(f"{folder}: {', '.join(unknown)} holds no known format, the other splits do")
+        _warn_unused(folder, {path.name for path, _ in readers.values()})
+        splits, bad = {}, []
+        for split, (path, reader) in readers.items():
+            try:
+                splits[split] = reader(path, phrase=phrase)
+            except DatasetError as error:  # the bad rows of all splits together
+                bad.append(error)
+        if len(bad) == 1:
+            raise bad[0]
+        if bad:
+            together = DatasetError("\n".join(map(str, bad)))
+            together.problems = [problem for error in bad for problem in error.problems]
+            raise together from bad[0]
+        return _with_unique_ids(DatasetDict(splits))
+
+    raise DatasetError(
+        f"{folder} holds no dataset in a known format. Looked for, in it and in its train/, val/ (or valid/, "
+        "validation/) and test/: annotations.json with images/ (Sa2VA polygons); image/ with mask/, or images/ with "
+        "masks/, or either image folder with a metadata.jsonl in it; Parquet files or metadata.jsonl (what "
+        "datasets.load_dataset opens); dataset_dict.json or state.json "
+        "(what save_to_disk writes). "
+        f"Found: {', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'nothing'}."
+    )
+
+
+def _with_unique_ids(splits: DatasetDict) -> DatasetDict:
+    """Put the split's name before every sample_id where two splits use the same one for different files."""
+    counts = Counter(sample_id for split in splits.values() for sample_id in split["sample_id"])
+    if max(counts.values()) == 1:
+        return splits
+    return DatasetDict(
+        {
+            name: _with_column(split, "sample_id", [f"{name}_{sample_id}" for sample_id in split["sample_id"]])
+            for name, split in splits.items()
+        }
+    )
+
+
+def _with_column(dataset: Dataset, name: str, values: list) -> Dataset:
+    feature = FEATURES[name] if name in FEATURES else datasets.Value("string")
+    if name in dataset.column_names:
+        dataset = dataset.remove_columns(name)
+    return dataset.add_column(name, values, feature=feature)
+
+
+def _to_columns(dataset: Dataset, split: str, phrase: str | None) -> Dataset:
+    """A phrase and a sample_id where a prepared dataset has none. Masks stay as they are until they are judged."""
+    features = dataset.features
+    if phrase is not None and not features.keys() & {*PHRASE_COLUMNS, "messages"}:
+        phrase = normalize_phrase(phrase)
+        if "masks" in features:
+            masks = [row["masks"] or [] for rows in iter_undecoded(dataset.select_columns("masks")) for row in rows]
+            dataset = _with_column(dataset, "phrases", [[phrase] * max(len(row), 1) for row in masks])
+        else:
+            dataset = _with_column(dataset, "phrase", [phrase] * len(dataset))
+    if "sample_id" not in features:
+        names = [f"{number:06d}" for number in range(len(dataset))]
+        if isinstance(features.get("image"), Image):
+            images = [row["image"] for rows in iter_undecoded(dataset.select_columns("image")) for row in rows]
+            stems = {Path(image["path"]).stem for image in images if image and image["path"]}
+            if len(stems) == len(images):
+                names = [Path(image["path"]).stem for image in images]
+        dataset = _with_column(dataset, "sample_id", [f"{split}_{name}" for name in names])
+    return dataset
+
+
+def load_dataset_dict(
+    name_or_path: str | os.PathLike, phrase: str | None = None, **synthetic_kwargs: Any
+) -> DatasetDict:
+    """
+    Load a dataset by name: what `--dataset_name` takes.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`):
+            One of
+            - `"synthetic"`: generated angiography (`synthetic_splits`).
+            - A folder in a reader's layout, with or without one sub-folder a split (`train`; `val`, `valid` or
+              `validation`; `test`).
+            - A folder that `datasets.load_dataset` opens (Parquet, or images with `metadata.jsonl`), or that
+              `save_to_disk` wrote.
+            - The id of a dataset on the Hub (`user/name`).
+        phrase (`str`, *optional*):
+            For data that names no phrase itself (a mask folder then has `"blood vessel"` by default).
+        synthetic_kwargs:
+            Passed to `synthetic_splits`.
+
+    Returns:
+        `datasets.DatasetDict` with `train`, `validation` and `test`, as many as there are; data without splits is
+        `train`. The rows are not checked beyond what the readers check: see `check_dataset`. Where two sub-folders use
+        one `sample_id`, all get the split's name in front (`test_0001`).
+
+    Raises:
+        `FileNotFoundError`: If it is neither an existing folder nor the id of a dataset that the Hub opens.
+        `DatasetError`: If the folder has no known format (the message lists those), or bad rows.
+        `ValueError`: If `synthetic_kwargs` are given for another dataset.
+    """
+    name = os.fspath(name_or_path)
+    if name == "synthetic":
+        from .synthetic import synthetic_splits
+
+        if phrase is not None:
+            synthetic_kwargs["phrase"] = normalize_phrase(phrase)
+        return synthetic_splits(**synthetic_kwargs)
+    if synthetic_kwargs:
+        raise ValueError(f"{', '.join(synthetic_kwargs)}: only for the dataset 'synthetic', not for {name!r}")
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        splits = _read_folder(path, phrase)
+    elif path.exists():
+        raise DatasetError(f"{path} is a file; give the folder that holds the dataset")
+    elif re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        try:
+            splits = datasets.load_dataset(name)
+        except (FileNotFoundError, ConnectionError) as error:
+            raise FileNotFoundError(
+                f"{name!r} is neither an existing folder (looked in {Path.cwd()}) nor a dataset on the Hub that "
+                f"could be opened: {error}"
+            ) from error
+    else:
+        raise FileNotFoundError(
+            f"{path} does not exist (looked in {Path.cwd()}), and {name!r} is not the id of a dataset on the Hub "
+            "(user/name)"
+        )
+
+    renamed: dict[str, Dataset] = {}
+    for split, dataset in splits.items():
+        target = SPLITS.get(split, split)
+        if target in renamed:
+            raise DatasetError(f"{name}: two of its splits ({', '.join(splits)}) are named {target!r} here: keep one")
+        renamed[target] = _to_columns(dataset, target, phrase)
+    return DatasetDict(renamed)

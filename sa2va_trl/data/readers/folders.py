@@ -1,0 +1,155 @@
+"""What the readers share: files below a folder, their names and sample ids."""
+
+import logging
+import os
+import unicodedata
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from ...errors import DatasetError
+from ...media.clips import listed
+from ...media.suffixes import IMAGE_SUFFIXES, is_byproduct
+from ..columns import resolve_inside
+
+
+logger = logging.getLogger(__name__)
+#: Names of a split's sub-folder (or of a split on the Hub), and the name it gets here.
+SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def _sample_ids(paths: list[str]) -> list[str]:
+    """
+    A unique name for every image, fit to name a file: the stem; where stems collide, the relative path without its
+    suffix, then with it, its folders joined by `_`; then, where one image is listed several times, a number.
+    """
+    forms = (
+        lambda path: path.stem,
+        lambda path: "_".join(path.with_suffix("").parts),
+        lambda path: "_".join(path.parts),
+    )
+    pure = [PurePosixPath(path) for path in paths]
+    ids = [forms[0](path) for path in pure]
+    for form in forms[1:]:
+        counts = Counter(ids)
+        ids = [form(path) if counts[name] > 1 else name for path, name in zip(pure, ids, strict=True)]
+    taken, counts = set(ids), Counter()
+    for position, name in enumerate(ids):
+        counts[name] += 1
+        if counts[name] > 1:
+            number = counts[name]
+            while f"{name}-{number}" in taken:
+                number += 1
+            ids[position] = f"{name}-{number}"
+            taken.add(ids[position])
+    return ids
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+    """
+    All files below a folder, links followed, and the links that are not, since they lead back to a folder above them.
+    Hidden files are passed over, and what operating systems leave behind.
+    """
+    files, loops = [], []
+
+    def visit(place: Path, above: frozenset[Path]) -> None:
+        for path in sorted(place.iterdir()):
+            if path.name.startswith(".") or is_byproduct(path):
+                continue
+            if not path.is_dir():
+                files.append(path)
+            elif (real := path.resolve()) in above:
+                loops.append(path)
+            else:
+                visit(path, above | {real})
+
+    root = folder.resolve()
+    visit(folder, frozenset({root, *root.parents}))
+    return files, loops
+
+
+def _listed(paths: list[Path], folder: Path) -> str:
+    return listed([path.relative_to(folder).as_posix() for path in paths])
+
+
+def _named_path(root: Path, name: str) -> Path:
+    """
+    `resolve_inside` for a path that an annotation file names. Beyond that, a link may lead into the store that the
+    folder itself is a view of: a Hub snapshot is links into blobs/, a DVC checkout may be links into .dvc/cache.
+
+    Raises:
+        `DatasetError`: As `resolve_inside`.
+    """
+    try:
+        return resolve_inside(root, name)
+    except DatasetError:
+        place = root.resolve()
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            raise
+        for above in (place, *place.parents):
+            store = above / "blobs" if (above / "snapshots") in place.parents else above / ".dvc" / "cache"
+            if (place / name).resolve().is_relative_to(store):
+                return place / name
+        raise
+
+
+class _Files(NamedTuple):
+    images: dict[str, list[Path]]  # by relative path without suffix
+    unread: dict[str, list[Path]]  # of another kind, likewise
+
+
+def _image_files(folder: Path) -> _Files:
+    """What lies below a folder, links followed. A link that leads back to a folder above it is named in the log."""
+    found = _Files({}, {})
+    files, loops = _walk(folder)
+    metadata = _metadata_files(folder)
+    for path in files:
+        if path not in metadata:
+            into = found.images if path.suffix.lower() in IMAGE_SUFFIXES else found.unread
+            # (macOS writes an umlaut as two characters, others as one.)
+            stem = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+            into.setdefault(stem, []).append(path)
+    if loops:
+        logger.warning("%s: links to a folder that they lie in, not followed: %s.", folder, _listed(loops, folder))
+    return found
+
+
+def _warn_unread(folder: Path, found: _Files, used: set[str]) -> None:
+    """Name the files of a folder that are not read."""
+    if left := [path for stem, paths in found.unread.items() if stem not in used for path in paths]:
+        logger.warning("%s: left out, not of a kind that is read: %s.", folder, _listed(left, folder))
+
+
+def _warn_unnamed(folder: Path, found: _Files, named: set[str], file: Path) -> None:
+    """Name the files of a folder that are not read, and the images whose real path `file` does not name."""
+    _warn_unread(folder, found, set())
+    if left := [path for paths in found.images.values() for path in paths if os.path.realpath(path) not in named]:
+        logger.warning("%s: left out, not named in %s: %s.", folder, file.name, _listed(left, folder))
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(IMAGE_SUFFIXES))
+
+
+def _metadata_files(folder: Path) -> list[Path]:
+    return [folder / name for name in _METADATA]
+
+
+def _find_pair(folder: Path) -> tuple[Path, Path] | None:
+    pairs = [(folder / image, folder / mask) for image, mask in (("image", "mask"), ("images", "masks"))]
+    pairs = [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
+    if len(pairs) > 1:
+        raise DatasetError(f"{folder} holds both image/ with mask/ and images/ with masks/: keep one pair")
+    for image, mask in pairs:
+        if splits := [name for name in SPLITS if (image / name).is_dir() and (mask / name).is_dir()]:
+            raise DatasetError(
+                f"{folder}: {image.name}/ and {mask.name}/ have folders of their own for the split(s) "
+                f"{', '.join(splits)}; put the split first: {splits[0]}/{image.name}/ and {splits[0]}/{mask.name}/"
+            )
+    return pairs[0] if pairs else None
+
+
+def _metadata_of(folder: Path) -> list[Path]:
+    """The metadata files inside a folder's `image/` or `images/`."""
+    return [file for name in ("image", "images") for file in _metadata_files(folder / name) if file.is_file()]

@@ -1,0 +1,162 @@
+"""What the model returns."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from transformers.utils import ModelOutput
+
+from .grounding import upsample_mask_logits
+
+
+@dataclass
+class SegFeatures:
+    """
+    What `encode` leaves for `decode_masks`: everything costly, nothing that the head trains.
+
+    A *mask* is one `[SEG]` on one image. On still images there are as many masks as `[SEG]` tokens; on a clip every
+    `[SEG]` is drawn on every frame.
+
+    Args:
+        seg_states (`torch.Tensor` of shape `(segs, D)`):
+            The language model's last hidden states at the `[SEG]` tokens, row by row: after its final norm or before
+            it, as `config.seg_state` says.
+        seg_index (`torch.LongTensor` of shape `(masks,)`): the `[SEG]` of each mask.
+        image_index (`torch.LongTensor` of shape `(masks,)`): the image of each mask.
+        row_index (`torch.LongTensor` of shape `(masks,)`): the row of the batch that each mask belongs to.
+        pyramid (`tuple` of three `torch.Tensor`):
+            SAM 2's features, `(images, C, S/4, S/4)`, `(images, C, S/8, S/8)`, `(images, C, S/16, S/16)`.
+    """
+
+    seg_states: torch.Tensor
+    seg_index: torch.Tensor
+    image_index: torch.Tensor
+    row_index: torch.Tensor
+    pyramid: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SegFeatures":
+        """The same features on another device, in their own dtypes."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "SegFeatures":
+        """The same features in page-locked memory, for a `DataLoader`."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change) -> "SegFeatures":
+        tensors = (self.seg_states, self.seg_index, self.image_index, self.row_index)
+        return SegFeatures(*map(change, tensors), tuple(map(change, self.pyramid)))
+
+
+@dataclass
+class Sa2VAOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*, returned with `labels`):
+            Cross-entropy of the answers. The mask losses are the trainers'.
+        logits (`torch.Tensor` of shape `(batch, tokens, vocabulary)`): of the kept positions; `None` from features.
+        mask_logits (`torch.Tensor` of shape `(masks, S/4, S/4)`): float32; of the best of the three candidates.
+        iou_scores (`torch.Tensor` of shape `(masks,)`): predicted IoU in [0, 1] of that candidate.
+        seg_states (`torch.Tensor` of shape `(segs, D)`): of [`SegFeatures`].
+        row_index (`torch.LongTensor` of shape `(masks,)`): the row of the batch that each mask belongs to.
+        features (`SegFeatures`, *optional*, returned with `encode_only`): what `encode` made of the batch.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    mask_logits: torch.Tensor | None = None
+    iou_scores: torch.Tensor | None = None
+    seg_states: torch.Tensor | None = None
+    row_index: torch.Tensor | None = None
+    features: SegFeatures | None = None
+
+
+@dataclass
+class Segmentation:
+    """
+    What `segment` says of one image or one video.
+
+    Only the decoder's own small grids are stored. The maps at full size are drawn from them on every access, so take
+    them once; of a long video take them frame by frame, with `frame`.
+
+    Args:
+        text (`str`): the answer, without the end marker.
+        phrases (`list[str | None]`): the tagged phrase of each object, `None` where the answer tags none.
+        low_res_logits (`torch.Tensor` of shape `(objects[, frames], S/4, S/4)`):
+            float32; on the model's device, of a video on the CPU.
+        iou_scores (`torch.Tensor` of shape `(objects[, frames])`): predicted IoU in [0, 1].
+        size (`tuple[int, int]`): height and width of the image.
+        image_size (`int`): side S of SAM 2's square.
+        threshold (`float`): probability above which a pixel belongs to the mask.
+        prompted_frames (`list[int]`, *optional*): of a video, the frames that the language model saw and prompted.
+    """
+
+    text: str
+    phrases: list[str | None]
+    low_res_logits: torch.Tensor
+    iou_scores: torch.Tensor
+    size: tuple[int, int]
+    image_size: int
+    threshold: float
+    prompted_frames: list[int] | None = None
+
+    @property
+    def mask_logits(self) -> torch.Tensor:
+        """`(objects[, frames], S, S)`, float32, on SAM 2's square."""
+        return self._draw((self.image_size, self.image_size))
+
+    @property
+    def probabilities(self) -> torch.Tensor:
+        """`(objects[, frames], H, W)` in [0, 1], float32, at the image's own size."""
+        return self._draw(self.size, torch.sigmoid)
+
+    @property
+    def masks(self) -> torch.Tensor:
+        """`(objects[, frames], H, W)`, bool: `probabilities > threshold`."""
+        return self._draw(self.size, lambda logits: logits.sigmoid() > self.threshold)
+
+    def frame(self, index: int) -> "Segmentation":
+        """
+        One frame of a video, as a result of its own.
+
+        Args:
+            index (`int`): of the frame.
+
+        Raises:
+            `ValueError`: the result is an image's.
+            `IndexError`: there is no such frame.
+        """
+        if self.low_res_logits.ndim != 4:
+            raise ValueError("frame is for results of segment(video=...); this is the result of an image.")
+        return replace(
+            self,
+            low_res_logits=self.low_res_logits[:, index],
+            iou_scores=self.iou_scores[:, index],
+            prompted_frames=None,
+        )
+
+    def _draw(self, size, finish=lambda logits: logits):
+        # A few maps at a time: those on SAM 2's square may be larger than what is asked for.
+        parts = self.low_res_logits.flatten(end_dim=-3).split(8)
+        maps = torch.cat([finish(upsample_mask_logits(part, self.image_size, size)) for part in parts])
+        return maps.reshape(*self.low_res_logits.shape[:-2], *size)
+
+
+def pair_masks(
+    seg_rows: torch.LongTensor, image_counts: torch.LongTensor
+) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
+    """
+    The masks of a batch: `[SEG]` by `[SEG]`, and image by image within a `[SEG]`.
+
+    Args:
+        seg_rows (`torch.LongTensor` of shape `(segs,)`): the row of each `[SEG]`, ascending.
+        image_counts (`torch.LongTensor` of shape `(batch,)`): images of each row.
+
+    Returns:
+        `seg_index`, `image_index` and `row_index` of [`SegFeatures`].
+    """
+    counts = image_counts[seg_rows]
+    seg_index = torch.repeat_interleave(torch.arange(len(seg_rows), device=seg_rows.device), counts)
+    row_index = seg_rows[seg_index]
+    first_mask = torch.cumsum(counts, 0) - counts
+    first_image = torch.cumsum(image_counts, 0) - image_counts
+    index = torch.arange(len(seg_index), device=seg_rows.device)
+    return seg_index, index - first_mask[seg_index] + first_image[row_index], row_index

@@ -1,0 +1,198 @@
+"""Features of what is frozen, computed once, in place of the images of a run."""
+
+import torch
+from datasets import Dataset
+
+from ..data.collator import SegCollator
+from ..data.columns import IMAGE_COLUMNS
+from ..errors import FeatureError
+from ..features.encoding import FeatureCollator, encoder
+from ..features.fingerprint import before_the_cut, fingerprint, random_before_the_cut
+from ..features.rows import NumberedRows, View, feature_bytes, row_keys, row_sizes, view_key
+from ..features.store import FeatureStore, features_folder
+from ..processes import everywhere
+from .callbacks import _BuildFeatures
+
+
+class FrozenFeaturesMixin:
+    """Whether a run reads features in place of images (`cache_features`), and computing those that are missing."""
+
+    features: FeatureStore | None = None
+    _features_ready = False
+    # Of the rows of each set that has features, by its fingerprint.
+    _keys: dict[str, list[str]] = {}
+    # Whether the training rows are evaluated, too: then they have features as they are, beside their augmented views.
+    _evaluates_training = False
+
+    def reasons_against_features(self) -> list[str]:
+        """Why features cannot stand in for the pixels of this run; a trainer adds its own reasons."""
+        reasons = []
+        trained = [name for name, parameter in before_the_cut(self.model) if parameter.requires_grad]
+        if trained:
+            reasons.append(
+                f"{len(trained)} weights before the mask head train, such as {trained[0]} (trainable=head trains none)"
+            )
+        if dropouts := random_before_the_cut(self.model):
+            reasons.append(f"{len(dropouts)} dropout layers before the mask head, such as {dropouts[0]}")
+        collator = self.data_collator
+        if not isinstance(collator, SegCollator):
+            reasons.append(f"the data_collator is a {type(collator).__name__} and not a SegCollator")
+        else:
+            if collator.augmentation is not None and collator.views is None:
+                reasons.append("augmentation changes the images (cache_views takes a number of views of each)")
+            for name, option in (("questions", "question_templates"), ("answers", "answer_templates")):
+                own = list(getattr(collator, name))
+                if len(own) > 1:
+                    reasons.append(f"each epoch draws from {len(own)} {option}")
+                elif own != list(getattr(self.eval_collator, name)):
+                    reasons.append(f"training and evaluation have other {option}")
+        for name, dataset in self._feature_datasets():
+            if not isinstance(dataset, Dataset):
+                reasons.append(f"{name} is a {type(dataset).__name__}, whose length is not known")
+            elif dataset.format["type"] is not None:
+                reasons.append(f"{name} has a transform, which may change the images")
+        if self.is_fsdp_enabled:
+            reasons.append("FSDP shards the model in a way that features are not tested with")
+        return reasons
+
+    def _feature_datasets(self) -> list[tuple[str, Dataset]]:
+        parts = [("train_dataset", self.train_dataset)]
+        if isinstance(self.eval_dataset, dict):
+            parts += [(f"eval_dataset[{name}]", part) for name, part in self.eval_dataset.items()]
+        else:
+            parts.append(("eval_dataset", self.eval_dataset))
+        return [(name, part) for name, part in parts if part is not None]
+
+    def setup_features(self) -> None:
+        """
+        Call at the end of `__init__`: decide about `args.cache_features`, say so, and prepare data and collators.
+
+        Raises:
+            `ValueError`: `cache_features="on"` and something that needs the pixels.
+            `FeatureError`: `cache_features="on"` and no room for them.
+        """
+        mode = self.args.cache_features
+        if mode == "off":
+            return
+        if reasons := self.reasons_against_features():
+            if mode == "on":
+                lines = "\n".join(f"  {reason}" for reason in reasons)
+                raise ValueError(f"cache_features=on is not possible here:\n{lines}")
+            self._without_features("; ".join(reasons))
+            return
+        parts = self._feature_datasets()
+        question, answer = self.eval_collator.questions[0], self.eval_collator.answers[0]
+        self._feature_rows, self._feature_sizes, keys = {}, {}, {}
+        for name, dataset in parts:
+            # Repeated rows stand one after the other, repetition by repetition.
+            repeats = getattr(self.args, "dataset_repeats", 1) if name == "train_dataset" else 1
+            once = dataset.select(range(len(dataset) // repeats))
+            own = row_keys(once, question, answer)
+            for index, (key, size) in enumerate(zip(own, row_sizes(once), strict=True)):
+                self._feature_rows.setdefault(key, (dataset, index))
+                self._feature_sizes[key] = size
+            keys[name] = own * repeats
+        if self.data_collator.augmentation is not None:
+            self._add_views(keys)
+        store = self._open_features()
+        missing = store.missing(self._feature_rows)
+        need, total = self._feature_need(missing), self._feature_need(self._feature_rows)
+        count, free = len(self._feature_rows), store.free() if self.is_world_process_zero() else 0
+        size = f"{total / 2**20:,.1f} MiB for {count} rows ({total / max(count, 1):,.0f} bytes each) in {store.folder}"
+        if everywhere(need > free)[0]:
+            message = (
+                f"there is no room for features: {need:,} bytes are needed in {store.folder} and {free:,} can be "
+                "written; set cache_dir to another disk"
+            )
+            if mode == "on":
+                raise FeatureError(f"cache_features=on: {message}.")
+            self._without_features(message)
+            return
+        why = "nothing before the mask head trains or varies and no language loss is asked for; "
+        state = "all there" if not missing else f"{len(missing)} to compute, {need / 2**20:,.1f} MiB to write"
+        self._tell(f"cache_features={mode}: on, {why if mode == 'auto' else ''}{size}; {state}.")
+
+        self._keys = {dataset._fingerprint: keys[name] for name, dataset in parts}
+        self._encoding_collator = self.eval_collator
+        self.features, self._features_ready = store, not missing
+        self.data_collator = FeatureCollator(self.data_collator, store)
+        self.eval_collator = FeatureCollator(self.eval_collator, store)
+        self.add_callback(_BuildFeatures(self))
+
+    def _without_features(self, reason: str) -> None:
+        self._tell(f"cache_features=auto: off, {reason}.")
+        if self.args.cache_views is not None:
+            self.data_collator.views = None  # then there is no reason for a few views only
+
+    def _add_views(self, keys: dict[str, list[str]]) -> None:
+        """Views of the training rows, in place of the rows, are what training reads."""
+        names = [name for name in keys if name != "train_dataset" or self._evaluates_training]
+        evaluated = {key for name in names for key in keys[name]}
+        rows = keys["train_dataset"]
+        sizes = {key: self._feature_sizes[key] for key in rows}
+        for key in sizes.keys() - evaluated:
+            del self._feature_rows[key], self._feature_sizes[key]
+        for number in range(self.data_collator.views):
+            view = View(NumberedRows(self.train_dataset), self.data_collator, number)
+            for index, key in enumerate(rows):
+                seen = view_key(key, view.collator, index)
+                self._feature_rows[seen], self._feature_sizes[seen] = (view, index), sizes[key]
+
+    def _tell(self, message: str) -> None:
+        if self.is_world_process_zero():
+            print(message)
+
+    @property
+    def _feature_dtypes(self) -> tuple[torch.dtype | None, str | None]:
+        """What DeepSpeed casts weights to, and what mixed precision computes in."""
+        kind = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else None
+        if self.is_deepspeed_enabled:
+            return getattr(torch, kind) if kind else None, None
+        return None, kind
+
+    def _open_features(self) -> FeatureStore:
+        root = self.args.cache_dir or features_folder(self._feature_datasets()[0][1])
+        dtype, autocast = self._feature_dtypes
+        return FeatureStore(root, fingerprint(self.model, self.processing_class, dtype, autocast)).open()
+
+    def _feature_need(self, keys) -> int:
+        dtype, autocast = self._feature_dtypes
+        itemsize = 2 if autocast or dtype else self.accelerator.unwrap_model(self.model).dtype.itemsize
+        config = self.model.config
+        return sum(feature_bytes(config, *self._feature_sizes[key], itemsize) for key in keys)
+
+    def build_features(self) -> None:
+        """
+        Compute the features that are missing. All processes call it together, with a model that is ready to train.
+
+        Raises:
+            `FeatureError`: see [`~features.store.FeatureStore.build`].
+        """
+        dtype, autocast = self._feature_dtypes
+        prints = fingerprint(self.model, self.processing_class, dtype, autocast)
+        if prints != self.features.prints:  # other weights since, such as a resumed run's
+            self.features.change(prints)
+        self.features.build(
+            self._feature_rows,
+            encoder(self.model_wrapped, self._encoding_collator, self._prepare_inputs),
+            self.args.per_device_eval_batch_size,
+            self._feature_need,
+            progress=not self.args.disable_tqdm,
+        )
+        self._features_ready = True
+        # Workers that live on know the features of the time when they were started.
+        getattr(self, "_eval_dataloaders", {}).clear()
+
+    def _remove_unused_columns(self, dataset, description=None):
+        keys = self._keys.get(dataset._fingerprint)
+        # A transform may read any column.
+        if dataset.format["type"] is None:
+            dataset = super()._remove_unused_columns(dataset, description)
+        # Training computes what is missing before it reads a row; an evaluation on its own does not.
+        if keys is None or not (self._features_ready or description == "Training"):
+            return NumberedRows(dataset)
+        drop = [name for name in IMAGE_COLUMNS if name in dataset.column_names]
+        return NumberedRows(dataset.remove_columns(drop), keys)
+
+    def floating_point_ops(self, inputs):
+        return 0 if "features" in inputs else super().floating_point_ops(inputs)
