@@ -5,62 +5,7 @@ that respect patients.
     python recipes/compare.py outputs/eval/stage1 outputs/eval/stage2 --output_dir outputs/comparison
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import pandas as pd
-from trl import TrlParser
-
-from sa2va_trl.evaluation import compare, comparison_table
-from sa2va_trl.files import write_json
-
-
-@dataclass
-class CompareArguments:
-    output_dir: str = field(default="outputs/comparison", metadata={"help": "Where comparison.json goes."})
-    metric: str = field(
-        default="dice", metadata={"help": "Column of per_sample.parquet to compare, higher is better."}
-    )
-    names: list[str] | None = field(
-        default=None, metadata={"help": "Of the runs, in the order of the folders; the folders' own by default."}
-    )
-    reference: str | None = field(
-        default=None, metadata={"help": "Name of a run to compare all others with, in place of the one before."}
-    )
-
-
-def names_of(folders: list[str], names: list[str] | None) -> list[str]:
-    """What the runs are called; folders of one name go by their whole path."""
-    if names is None:
-        names = [Path(folder).resolve().name for folder in folders]
-        names = names if len(set(names)) == len(names) else list(folders)
-    elif len(names) != len(folders):
-        raise ValueError(f"names: {len(names)} names for {len(folders)} folders.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"Each run needs a name of its own, got {', '.join(names)}: give other folders or --names.")
-    return names
-
-
-def main():
-    parser = TrlParser((CompareArguments,))
-    parser.add_argument("evaluations", nargs="+", help="Folders that recipes/evaluate.py has left, in order.")
-    args, folders = parser.parse_args_and_config()
-    folders = folders.evaluations
-    if len(folders) < 2:
-        raise ValueError(f"A comparison needs two or more evaluation folders, got only {folders[0]}.")
-    names = names_of(folders, args.names)
-    if args.reference is not None and args.reference not in names:
-        raise ValueError(f"reference={args.reference!r} is none of the runs {', '.join(names)}.")
-    files = [Path(folder) / "per_sample.parquet" for folder in folders]
-    if missing := [str(file.parent) for file in files if not file.is_file()]:
-        raise ValueError(f"No per_sample.parquet in {', '.join(missing)}: run recipes/evaluate.py first.")
-    tables = {name: pd.read_parquet(file) for name, file in zip(names, files, strict=True)}
-    pairs = None if args.reference is None else [(args.reference, name) for name in names if name != args.reference]
-
-    comparison = compare(tables, metric=args.metric, pairs=pairs)
-    write_json(Path(args.output_dir) / "comparison.json", comparison)
-    print(comparison_table(comparison))
-    print(f"results in {Path(args.output_dir) / 'comparison.json'}")
+from sa2va_trl.scripts.compare import main
 
 
 if __name__ == "__main__":

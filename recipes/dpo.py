@@ -7,52 +7,7 @@ Stage 2: preference optimisation over masks.
         --config recipes/configs/sa2va_internvl3_8b/dpo.yaml --dataset_name DIR --preferences PAIRS --output_dir OUT
 """
 
-from dataclasses import dataclass, field, replace
-
-from sa2va_trl import SegDPOConfig, SegDPOTrainer
-from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, RecipeParser, SplitArguments
-from sa2va_trl.scripts.loading import get_split, load_data, load_model
-from sa2va_trl.scripts.training import train_and_save
-from sa2va_trl.trainers.resuming import resolve_checkpoint
-
-
-@dataclass
-class PreferenceArguments:
-    preferences: str | None = field(
-        default=None,
-        metadata={"help": "Folder or id of pairs to learn from; dataset_name then only has the rows to choose by."},
-    )
-
-
-def main():
-    # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
-    parser = RecipeParser((DataArguments, SplitArguments, PreferenceArguments, SegDPOConfig, ModelArguments))
-    data_args, split_args, preference_args, training_args, model_args = parser.parse_args_and_config()
-    checkpoint = resolve_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
-
-    # Data
-    pair_args = data_args
-    if preference_args.preferences is not None:
-        pair_args = replace(data_args, dataset_name=preference_args.preferences, synthetic=None)
-    pairs = load_data(pair_args)
-    train_dataset = get_split(pairs, split_args.dataset_train_split, "dataset_train_split")
-    eval_dataset = None
-    if training_args.eval_strategy != "no":
-        data = pairs if pair_args is data_args else load_data(data_args)
-        eval_dataset = get_split(data, split_args.dataset_eval_split, "dataset_eval_split")
-
-    # Model
-    model, processor = load_model(model_args, merge=True)
-
-    # Training
-    trainer = SegDPOTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=processor,
-    )
-    train_and_save(trainer, checkpoint, pair_args.dataset_name)
+from sa2va_trl.scripts.dpo import main
 
 
 if __name__ == "__main__":

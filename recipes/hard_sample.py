@@ -10,48 +10,7 @@ Stage 3: training on hard samples, with a share of ordinary ones.
 Without scores the rows are scored before training starts.
 """
 
-from dataclasses import dataclass, field
-
-from sa2va_trl import HardSampleConfig, HardSampleTrainer
-from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, RecipeParser, SplitArguments
-from sa2va_trl.scripts.loading import get_training_splits, load_data, load_model
-from sa2va_trl.scripts.training import train_and_save
-from sa2va_trl.trainers.resuming import resolve_checkpoint
-
-
-@dataclass
-class ScoreArguments:
-    """
-    Args:
-        scores (`str`, *optional*): `scores.parquet` of recipes/mine_hard_samples.py, of this model and split.
-    """
-
-    scores: str | None = field(default=None, metadata={"help": "scores.parquet of this model and split."})
-
-
-def main():
-    # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
-    parser = RecipeParser((DataArguments, SplitArguments, ScoreArguments, HardSampleConfig, ModelArguments))
-    data_args, split_args, score_args, training_args, model_args = parser.parse_args_and_config()
-    checkpoint = resolve_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
-
-    # Data
-    data = load_data(data_args)
-    train_dataset, eval_dataset = get_training_splits(data, split_args, training_args)
-
-    # Model
-    model, processor = load_model(model_args, merge=True)
-
-    # Training
-    trainer = HardSampleTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=processor,
-        scores=score_args.scores,
-    )
-    train_and_save(trainer, checkpoint, data_args.dataset_name)
+from sa2va_trl.scripts.hard_sample import main
 
 
 if __name__ == "__main__":

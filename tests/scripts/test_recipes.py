@@ -184,7 +184,7 @@ def test_evaluation_of_clips_shows_every_frame(monkeypatch, tmp_path):
         }
     )
     DatasetDict({"test": Dataset.from_list([row], features=features)}).save_to_disk(tmp_path / "data")
-    from sa2va_trl import evaluation
+    from sa2va_trl.scripts import evaluate as evaluation
 
     truth = np.stack([np.asarray(mask) > 0 for mask in row["masks"]]).astype(np.float32)
     monkeypatch.setattr(evaluation, "predict_probabilities", lambda *arguments, **options: iter([(row, truth)]))

@@ -11,7 +11,7 @@ import yaml
 from hub_server import TOKEN, hub
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROCESSOR = {"tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "base_model.json", "README.md"} | PROCESSOR
 RESUME = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "resume.json"}

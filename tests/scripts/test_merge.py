@@ -70,7 +70,7 @@ def test_a_merged_model_that_differs_is_not_written(monkeypatch, tmp_path, adapt
         return real(model, dtype)
 
     real = peft_model.merge_adapter
-    monkeypatch.setattr(peft_model, "merge_adapter", forget_one_layer)
+    monkeypatch.setattr("sa2va_trl.scripts.merge.merge_adapter", forget_one_layer)
     with pytest.raises(ValueError, match="nothing was written"):
         merge(monkeypatch, "--adapter", adapter, "--output_dir", tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []

@@ -134,7 +134,7 @@ def test_a_folder_is_read_in_whole_or_what_is_not_is_named(predict, tmp_path, ca
 def test_a_damaged_clip_is_refused_before_the_model_is_loaded(predict, tmp_path, monkeypatch, per_frame):
     path = save_run(tmp_path, "tif", [picture(value) for value in range(3)])
     path.write_bytes(path.read_bytes()[:-100])
-    monkeypatch.setattr("sa2va_trl.scripts.loading.load_model", lambda arguments: pytest.fail("the model is loaded"))
+    monkeypatch.setattr("sa2va_trl.scripts.predict.load_model", lambda arguments: pytest.fail("the model is loaded"))
     with pytest.raises(DatasetError, match=r"run\.tif cannot be read: page 2 is unreadable or truncated"):
         predict(path, *(("--per_frame", "true") if per_frame else ()))
     assert [file.name for file in tmp_path.iterdir()] == ["run.tif"]
@@ -195,7 +195,7 @@ def test_what_predict_has_not_written_is_not_replaced(predict, tmp_path, monkeyp
     (tmp_path / foreign).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / foreign).write_text("mine")
     before = tree(tmp_path)
-    monkeypatch.setattr("sa2va_trl.scripts.loading.load_model", lambda arguments: pytest.fail("the model is loaded"))
+    monkeypatch.setattr("sa2va_trl.scripts.predict.load_model", lambda arguments: pytest.fail("the model is loaded"))
     with pytest.raises(ValueError, match="Give another output_dir") as error:
         predict(tmp_path / "a.png", output=tmp_path)
     named = "/".join(foreign.split("/")[:2])

@@ -51,8 +51,8 @@ def test_configs_parse(file, tmp_path):
 
     from sa2va_trl import HardSampleConfig
     from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, SplitArguments
+    from sa2va_trl.scripts.hard_sample import ScoreArguments as own
 
-    own = runpy.run_path(RECIPE)["ScoreArguments"]
     parser = TrlParser((DataArguments, SplitArguments, own, HardSampleConfig, ModelArguments))
     arguments = ["--config", str(file), "--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
     _, _, _, training, _ = parser.parse_args_and_config(arguments)

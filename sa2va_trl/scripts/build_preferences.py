@@ -1,0 +1,103 @@
+"""
+Make preference pairs of masks: of every object a better and a worse mask, from a model's own predictions.
+
+    sa2va-trl build_preferences --model_name_or_path tiny --adapter OUT --dataset_name DIR \\
+        --dataset_split train --min_gap 0.15 --output_dir outputs/preferences
+    sa2va-trl build_preferences --chosen ground_truth stitched --rejected greedy worst …
+"""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from ..data.columns import check_dataset, normalize_row
+from ..evaluation import overlay, stored_features
+from ..preferences.dataset import build_preferences, one_object_a_row, save_preferences
+from ..preferences.pairs import CHOSEN, REJECTED
+from ..rewards import get_reward
+from ..sampling import MaskSampler
+from .arguments import DataArguments, ModelArguments, RecipeParser
+from .loading import get_split, load_data, load_model
+
+
+@dataclass
+class PreferenceArguments:
+    dataset_split: str = field(default="train", metadata={"help": "Split to make pairs of."})
+    output_dir: str = field(default="outputs/preferences", metadata={"help": "Where the dataset goes."})
+    chosen: list[str] = field(
+        default_factory=lambda: ["ground_truth"], metadata={"help": f"What is preferred: {', '.join(CHOSEN)}."}
+    )
+    rejected: list[str] = field(
+        default_factory=lambda: ["greedy"], metadata={"help": f"What it is preferred to: {', '.join(REJECTED)}."}
+    )
+    reward: str = field(default="dice", metadata={"help": 'dice, cldice, betti0 or {"dice": 0.6, "cldice": 0.4}.'})
+    min_gap: float = field(default=0.15, metadata={"help": "Least difference of the rewards of a pair."})
+    allow_worse: bool = field(default=False, metadata={"help": "Keep pairs whose chosen mask is the worse one."})
+    sampler: dict | str | None = field(default=None, metadata={"help": 'Of best and worst: {"tokens": false}.'})
+    batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
+    cache_features: str = field(
+        default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where they are; beside the data by default."})
+    seed: int = field(default=0, metadata={"help": "Of candidates and corruptions."})
+    num_pictures: int = field(default=8, metadata={"help": "Pairs on the contact sheet."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Push the dataset to the Hub as well."})
+    hub_dataset_id: str | None = field(default=None, metadata={"help": "Its id there: user/name."})
+    hub_private_repo: bool = field(default=True, metadata={"help": "Whether a new repository there is private."})
+
+    def __post_init__(self):
+        get_reward(self.reward)
+        if self.sampler is not None:
+            options = json.loads(self.sampler) if isinstance(self.sampler, str) else self.sampler
+            self.sampler = MaskSampler(**options)
+        if self.push_to_hub != (self.hub_dataset_id is not None):
+            raise ValueError("push_to_hub and hub_dataset_id go together: give both or neither.")
+
+
+def contact_sheet(pairs: Dataset, count: int) -> Image.Image:
+    """Pairs from the smallest to the largest gap: image, chosen and rejected mask, coloured as in [`overlay`]."""
+    gaps = np.array(pairs["chosen_reward"]) - np.array(pairs["rejected_reward"])
+    picked = np.argsort(gaps)[np.linspace(0, len(gaps) - 1, min(count, len(gaps))).round().astype(int)]
+    strips = []
+    for row in pairs.select(picked):
+        (image,), (target,) = (normalize_row(row)[name] for name in ("images", "masks"))
+        chosen, rejected, target = (np.asarray(m) > 0 for m in (row["chosen_mask"], row["rejected_mask"], target))
+        right = np.asarray(overlay(image, rejected, target))[:, image.width :]
+        strip = Image.fromarray(np.concatenate([np.asarray(overlay(image, chosen, target)), right], axis=1))
+        strips.append(strip.resize((768, max(round(256 * image.height / image.width), 1))))
+    return Image.fromarray(np.concatenate([np.asarray(strip) for strip in strips]))
+
+
+def main():
+    logging.basicConfig(format="%(message)s")
+    parser = RecipeParser((PreferenceArguments, DataArguments, ModelArguments))
+    args, data_args, model_args = parser.parse_args_and_config()
+    dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
+    check_dataset(dataset, name=f"{args.dataset_split} split")
+    dataset = one_object_a_row(dataset)
+    model, processor = load_model(model_args)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    features = stored_features(model, processor, dataset, args.cache_features, args.cache_dir, args.batch_size)
+    names = ("chosen", "rejected", "reward", "min_gap", "allow_worse", "sampler", "batch_size", "seed")
+    options = {name: getattr(args, name) for name in names}
+    pairs = build_preferences(dataset, model, processor, features=features, **options)
+
+    save_preferences(pairs, args.output_dir, args.dataset_split)
+    if args.num_pictures > 0:
+        contact_sheet(pairs, args.num_pictures).save(Path(args.output_dir) / "pairs.png")
+    if args.push_to_hub:
+        pairs.push_to_hub(args.hub_dataset_id, split=args.dataset_split, private=args.hub_private_repo)
+
+    table = pairs.select_columns(["pair_kind", "chosen_reward", "rejected_reward"]).to_pandas()
+    gaps = (table["chosen_reward"] - table["rejected_reward"]).groupby(table["pair_kind"])
+    print(f"\n{len(pairs)} pairs of {len(dataset)} objects; difference of the rewards ({args.reward}):")
+    with pd.option_context("display.width", 119, "display.max_columns", None, "display.precision", 4):
+        print(gaps.describe(percentiles=[0.1, 0.5, 0.9]).rename(columns={"count": "pairs"}).astype({"pairs": int}))
+    print(f"written to {args.output_dir}" + (f", pushed to {args.hub_dataset_id}" if args.push_to_hub else ""))

@@ -1,0 +1,152 @@
+"""
+Score a model, or masks that another tool has written, on a data set: at each image's own size, with intervals.
+
+    sa2va-trl evaluate --model_name_or_path outputs/tiny/sft --dataset_name synthetic --output_dir outputs/eval
+    sa2va-trl evaluate --predictions_dir MASKS --dataset_name DIR --output_dir outputs/eval
+    sa2va-trl evaluate --model_name_or_path BASE --adapter STAGE2 --router_adapter STAGE3 \
+        --route_split validation --dataset_name DIR --output_dir outputs/eval
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data.columns import normalize_row
+from ..data.splits import check_no_leakage
+from ..evaluation import evaluate, overlay, predict_probabilities, read_predictions, stored_features
+from ..evaluation.overlays import save_overlays
+from ..evaluation.routing import fit_router, predict_routed, routing_report
+from ..files import file_name, write_json
+from ..metrics import METRICS
+from .arguments import DataArguments, ModelArguments, RecipeParser, RouterArguments
+from .loading import get_split, load_data, load_model, load_router
+
+
+@dataclass
+class EvaluateArguments:
+    dataset_split: str = field(default="test", metadata={"help": "Split to score."})
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Where the results go."})
+    predictions_dir: str | None = field(
+        default=None, metadata={"help": "Folder of mask PNGs named by sample_id, in place of a model."}
+    )
+    threshold: float = field(default=0.5, metadata={"help": "Probability above which a pixel is foreground."})
+    batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
+    cache_features: str = field(
+        default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where they are; beside the data by default."})
+    num_overlays: int = field(default=12, metadata={"help": "Pictures to draw, from the worst to the best image."})
+    route_split: str | None = field(
+        default=None, metadata={"help": "Split to choose the router's threshold on, in place of route_threshold."}
+    )
+
+    def __post_init__(self):
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
+        if self.predictions_dir is not None and (self.cache_features != "auto" or self.cache_dir is not None):
+            raise ValueError("cache_features and cache_dir have no meaning with predictions_dir: no model runs.")
+
+
+def check_router(args: EvaluateArguments, router_args: RouterArguments) -> None:
+    if not router_args.has_router:
+        if args.route_split is not None:
+            raise ValueError("route_split has no effect without router_model or router_adapter.")
+        return
+    if args.predictions_dir is not None:
+        raise ValueError("router_model and router_adapter have no meaning with predictions_dir: no model runs.")
+    if (args.route_split is None) == (router_args.route_threshold is None):
+        raise ValueError("A router needs either route_threshold or route_split, a split to choose it on.")
+    if args.route_split == args.dataset_split:
+        raise ValueError(
+            f"route_split={args.route_split!r} is the split to score: choose the threshold on another, or the result "
+            "flatters the router."
+        )
+
+
+def by_frame(masks: np.ndarray, row: dict) -> np.ndarray:
+    """All objects of a row in one mask a frame, `(frames, H, W)`, from one mask an object and frame."""
+    frames = len(row.get("images") or [None])
+    return masks.reshape(-1, frames, *masks.shape[1:]).any(0)
+
+
+def main():
+    parser = RecipeParser((EvaluateArguments, DataArguments, ModelArguments, RouterArguments))
+    args, data_args, model_args, router_args = parser.parse_args_and_config()
+    check_router(args, router_args)
+    data = load_data(data_args)
+    dataset = get_split(data, args.dataset_split, "dataset_split")
+    if args.route_split is not None:
+        chosen_on = get_split(data, args.route_split, "route_split")
+        check_no_leakage(chosen_on, dataset, names=(args.route_split, args.dataset_split))
+    router = fitted = None
+
+    if args.predictions_dir is None:
+        model, processor = load_model(model_args)
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+        def features_of(rows):
+            return stored_features(model, processor, rows, args.cache_features, args.cache_dir, args.batch_size)
+
+        if router_args.has_router:
+            router = load_router(router_args, model_args, model, processor)
+            if args.route_split is not None:
+                own = features_of(chosen_on)
+                fitted = fit_router(model, processor, router, chosen_on, args.threshold, args.batch_size, features=own)
+        features = features_of(dataset)
+        if router is not None:
+            predictions = predict_routed(model, processor, router, dataset, args.batch_size, features=features)
+        else:
+            predictions = predict_probabilities(model, processor, dataset, args.batch_size, features=features)
+    else:
+        predictions = read_predictions(args.predictions_dir, dataset)
+
+    # One bit a pixel is kept of every image, so that the worst can be drawn once all are known.
+    found = {}
+
+    def keep(row, probabilities, scores):
+        found[row["sample_id"]] = np.packbits(by_frame(probabilities > args.threshold, row))
+
+    metrics, samples = evaluate(dataset, predictions, args.threshold, on_row=keep)
+
+    output = Path(args.output_dir)
+    order = samples.sort_values("dice", kind="stable").reset_index(drop=True)
+    chosen = order.iloc[
+        np.unique(np.linspace(0, len(order) - 1, min(args.num_overlays, len(order))).round().astype(int))
+    ]
+    positions = {sample_id: position for position, sample_id in enumerate(dataset["sample_id"])}
+    pictures = []
+    for sample_id, dice in zip(chosen["sample_id"], chosen["dice"], strict=True):
+        row = normalize_row(dataset[positions[sample_id]])
+        target = by_frame(np.stack([np.asarray(mask) > 0 for mask in row["masks"]]), row)
+        prediction = np.unpackbits(found[sample_id], count=target.size).reshape(target.shape).astype(bool)
+        # The frames of a clip stand below each other.
+        panels = [np.asarray(overlay(*frame)) for frame in zip(row["images"], prediction, target, strict=True)]
+        pictures.append((f"dice_{dice:.3f}_{file_name(sample_id)}", Image.fromarray(np.concatenate(panels))))
+    save_overlays(pictures, output / "overlays")
+    samples.to_parquet(output / ".per_sample.parquet.tmp")
+    (output / ".per_sample.parquet.tmp").replace(output / "per_sample.parquet")
+    write_json(output / "metrics.json", metrics)
+    (output / "router.json").unlink(missing_ok=True)  # an earlier evaluation may have had one
+    if router is not None:
+        about = fitted or {"by": router.by, "threshold": router.threshold}
+        write_json(output / "router.json", {**about, "fitted_on": args.route_split})
+
+    print(
+        f"\n{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {args.threshold}"
+    )
+    print(f"{'metric':<12}{'mean':>8}{'std':>8}   95 % interval")
+    for name in METRICS:
+        value = metrics[name]
+        low, high = (f"{bound:.4f}" if bound is not None else "-" for bound in value["ci95"])
+        print(f"{name:<12}{value['mean']:>8.4f}{value['std']:>8.4f}   {low} - {high}")
+    if fitted is not None:
+        print(
+            f"router: threshold chosen on {fitted['n']} images of {args.route_split}, Dice {fitted['dice_first']:.4f} "
+            f"(first model), {fitted['dice_second']:.4f} (second), {fitted['dice_routed']:.4f} (routed)"
+        )
+    if router is not None:
+        print(routing_report(router, samples[["routed", router.by]].to_dict("records")))
+    print(f"results in {output}, pictures from the worst to the best image in {output / 'overlays'}")

@@ -1,0 +1,54 @@
+"""
+Stage 3: training on hard samples, with a share of ordinary ones.
+
+    sa2va-trl hard_sample --config tiny/hard_sample
+    sa2va-trl mine_hard_samples --model_name_or_path MODEL --dataset_name DIR --output_dir MINED
+    accelerate launch --config_file accelerate_configs/zero3.yaml recipes/hard_sample.py \
+        --config sa2va_internvl3_8b/hard_sample --dataset_name DIR \
+        --scores MINED/scores.parquet --output_dir OUT
+
+Without scores the rows are scored before training starts.
+"""
+
+from dataclasses import dataclass, field
+
+from ..trainers import HardSampleConfig, HardSampleTrainer
+from ..trainers.resuming import resolve_checkpoint
+from .arguments import DataArguments, ModelArguments, RecipeParser, SplitArguments
+from .loading import get_training_splits, load_data, load_model
+from .training import train_and_save
+
+
+@dataclass
+class ScoreArguments:
+    """
+    Args:
+        scores (`str`, *optional*): `scores.parquet` of recipes/mine_hard_samples.py, of this model and split.
+    """
+
+    scores: str | None = field(default=None, metadata={"help": "scores.parquet of this model and split."})
+
+
+def main():
+    # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
+    parser = RecipeParser((DataArguments, SplitArguments, ScoreArguments, HardSampleConfig, ModelArguments))
+    data_args, split_args, score_args, training_args, model_args = parser.parse_args_and_config()
+    checkpoint = resolve_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
+
+    # Data
+    data = load_data(data_args)
+    train_dataset, eval_dataset = get_training_splits(data, split_args, training_args)
+
+    # Model
+    model, processor = load_model(model_args, merge=True)
+
+    # Training
+    trainer = HardSampleTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        scores=score_args.scores,
+    )
+    train_and_save(trainer, checkpoint, data_args.dataset_name)

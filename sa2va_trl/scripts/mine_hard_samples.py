@@ -1,0 +1,145 @@
+"""
+Find hard samples: score every row with a model, and say which are hard, in which runs of frames, and which labels to
+look at. What it leaves is what hard-sample training starts from.
+
+    sa2va-trl mine_hard_samples --model_name_or_path outputs/tiny/sft --dataset_name synthetic \\
+        --dataset_split train --threshold 0.75 --output_dir outputs/hard_samples
+    sa2va-trl mine_hard_samples --worst 0.2 --max_gap 1 --smoothing 3 …
+    sa2va-trl mine_hard_samples --labels false --worst 0.2 …   # frames that do not fit their neighbours
+"""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from ..data.columns import normalize_row
+from ..evaluation import film_strip, predict_probabilities, stored_features
+from ..files import file_name, write_json, written_beside
+from ..mining.runs import check_options
+from ..mining.score_files import fingerprint_of, save_scores
+from ..mining.scoring import score_dataset
+from ..mining.selection import hard_threshold, mine, summary
+from ..mining.unlabelled import predict_unlabelled, score_unlabelled
+from ..processes import leave_process_group
+from ..sampling import MaskSampler
+from ..trainers.base_config import refuse
+from .arguments import DataArguments, ModelArguments, RecipeParser
+from .loading import get_split, load_data, load_model
+
+
+@dataclass
+class MiningArguments:
+    dataset_split: str = field(default="train", metadata={"help": "Split to mine."})
+    output_dir: str = field(default="outputs/hard_samples", metadata={"help": "Where the results go."})
+    threshold: float | None = field(default=None, metadata={"help": "Dice below which a sample is hard (0.75)."})
+    worst: float | None = field(default=None, metadata={"help": "In its place, the share of samples that is hard."})
+    max_gap: int = field(default=0, metadata={"help": "Other frames that a run of hard ones may go over."})
+    min_length: int = field(default=2, metadata={"help": "Hard frames that a run needs."})
+    smoothing: int = field(default=1, metadata={"help": "Odd width of a running median over the frames' Dice."})
+    tau_low: float = field(default=0.3, metadata={"help": "Rows whose candidates are all below it are reviewed."})
+    labels: bool = field(default=True, metadata={"help": "Whether to look at the masks."})
+    method: str | None = field(default=None, metadata={"help": "Without labels: tracking (default) or neighbours."})
+    sampler: dict | str | None = field(default=None, metadata={"help": 'Of the candidates: {"tokens": true}.'})
+    mask_threshold: float = field(default=0.5, metadata={"help": "Probability above which a pixel is foreground."})
+    batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
+    cache_features: str = field(
+        default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where they are; beside the data by default."})
+    num_sheets: int = field(default=12, metadata={"help": "Runs to draw, from the hardest on."})
+
+    def __post_init__(self):
+        if self.sampler is not None:
+            options = json.loads(self.sampler) if isinstance(self.sampler, str) else self.sampler
+            self.sampler = MaskSampler(**options)
+        check_options(self.threshold, self.worst, self.max_gap, self.min_length, self.smoothing, self.tau_low)
+        if self.num_sheets < 0:
+            raise ValueError(f"num_sheets must not be negative, got {self.num_sheets}.")
+        if self.labels and self.method is not None:
+            raise ValueError("method has no effect with labels.")
+        if not self.labels:
+            names = ("sampler", "cache_features", "cache_dir", "tau_low")
+            refuse(self, dict.fromkeys(names, "labels=false has no use for it"))
+
+
+def score(args: MiningArguments, model, processor, dataset, prints: dict):
+    """The table of scores. What a killed run has scored is kept beside the results until they are there."""
+    options = {"batch_size": args.batch_size, "threshold": args.mask_threshold, "prints": prints}
+    options["partial_dir"] = Path(args.output_dir) / ".partial"
+    if not args.labels:
+        return score_unlabelled(model, processor, dataset, method=args.method or "tracking", **options)
+    features = stored_features(model, processor, dataset, args.cache_features, args.cache_dir, args.batch_size)
+    return score_dataset(model, processor, dataset, features=features, sampler=args.sampler, **options)
+
+
+def draw(args: MiningArguments, model, processor, rows, frames, by: str) -> Image.Image:
+    """A contact sheet of consecutive frames, of clips their first frames; those of the run have a star."""
+    images = [normalize_row(row)["images"] for row in rows]
+
+    def first(masks, clip) -> np.ndarray:  # all objects of it, from one mask an object and frame
+        return np.any(np.stack(masks)[:: len(clip)], axis=0)
+
+    if args.labels:
+        drawn = predict_probabilities(model, processor, rows, args.batch_size, progress=False)
+        predictions = [first(maps > args.mask_threshold, clip) for (_, maps), clip in zip(drawn, images, strict=True)]
+        targets = [
+            first([np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]], clip)
+            for row, clip in zip(rows, images, strict=True)
+        ]
+    else:
+        predictions = [mask.any(0) for mask in predict_unlabelled(model, processor, rows, args.mask_threshold)]
+        targets = None
+    stars = np.where(frames["cluster"].notna(), "*", " ")
+    titles = zip(stars, frames["frame_index"], frames[by], strict=True)
+    titles = [f"{star} frame {int(index)}: {value:.3f}" for star, index, value in titles]
+    return film_strip([clip[0] for clip in images], predictions, targets, titles)
+
+
+def main():
+    parser = RecipeParser((MiningArguments, DataArguments, ModelArguments))
+    args, data_args, model_args = parser.parse_args_and_config()
+    state = PartialState(cpu=not torch.cuda.is_available())
+    dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
+    # As training loads it, so that the scores are known to be of the model that is trained on.
+    model, processor = load_model(model_args, merge=model_args.quantization is None)
+    model = model.to(state.device).eval()
+    prints = fingerprint_of(model, processor, dataset)
+
+    by = "dice" if args.labels else "consistency"
+    scores = score(args, model, processor, dataset, prints)
+    options = {"max_gap": args.max_gap, "min_length": args.min_length, "smoothing": args.smoothing, "by": by}
+    mined = mine(scores, args.threshold, args.worst, tau_low=args.tau_low, **options)
+    threshold = hard_threshold(scores, args.threshold, args.worst, by)
+    leave_process_group()
+    if not state.is_main_process:
+        return
+    result = {"threshold": threshold, **options, **summary(mined, threshold, by), "fingerprint": prints}
+
+    output = Path(args.output_dir)
+    positions = {sample_id: position for position, sample_id in enumerate(dataset["sample_id"])}
+    with written_beside(output / "clusters") as folder:
+        for number, cluster in enumerate(result["clusters"][: args.num_sheets]):
+            frames = mined[mined["video_id"] == cluster["video_id"]].sort_values("frame_index")
+            inside = np.flatnonzero(frames["cluster"] == cluster["cluster"])
+            frames = frames.iloc[max(inside[0] - 1, 0) : inside[-1] + 2]
+            rows = dataset.select([positions[name] for name in frames["sample_id"]])
+            name = f"{number:02d}_{cluster['cause'].replace(' ', '_')}_{file_name(cluster['cluster'])}.png"
+            draw(args, model, processor, rows, frames, by).save(folder / name)
+        shutil.rmtree(output / "clusters", ignore_errors=True)  # an earlier call's runs are not this one's
+    save_scores(mined, output / "scores.parquet", prints)
+    write_json(output / "hard_samples.json", result)
+    shutil.rmtree(output / ".partial", ignore_errors=True)
+
+    print(f"\n{len(result['hard'])} of {len(mined)} samples are hard ({by} < {threshold:.4f}); buckets:")
+    for bucket in result["buckets"]:
+        print(f"  {bucket['from']:.2f} to {bucket['to']:.2f}{bucket['count']:>8}")
+    causes = Counter(cluster["cause"] for cluster in result["clusters"])
+    print(f"{causes.total()} runs of hard frames, by likely cause: {dict(causes)}")
+    print(f"{len(result['review'])} rows whose labels should be looked at; results in {output}")

@@ -1,0 +1,227 @@
+"""
+Segment an image, a folder of images or a video: masks, probability maps, overlays and a JSON.
+
+    sa2va-trl predict --model_name_or_path outputs/tiny/sft --input IMAGE --prompt "Please segment the blood
+    vessel."
+
+A TIFF of several pages and an animated GIF, PNG or WebP are videos. In a folder every image is segmented on its own,
+and so is every page of such a file. Whatever else the folder holds is named and left out.
+
+The results of an earlier call in `output_dir` are replaced, as soon as all of the new ones are there.
+"""
+
+import json
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..evaluation import overlay
+from ..evaluation.overlays import object_names
+from ..evaluation.routing import routing_report
+from ..files import replaced_together, write_json
+from ..media.clips import Picture, folder_images, frame_name, is_clip, open_video, read_pictures
+from ..media.suffixes import is_byproduct
+from .arguments import ModelArguments, RecipeParser, RouterArguments
+from .loading import load_model, load_router
+
+
+# What a call leaves in output_dir: a file for every mask in each folder, and the JSON that says which.
+SUFFIXES = {"masks": ".png", "probabilities": ".npy", "overlays": ".png"}
+RESULT = "predictions.json"
+
+
+@dataclass
+class PredictArguments:
+    input: str = field(
+        metadata={
+            "help": "An image, a folder of images (each on its own) or a video; a TIFF of several pages and an "
+            "animated GIF, PNG or WebP are videos."
+        }
+    )
+    prompt: str = field(default="Please segment the blood vessel.", metadata={"help": "What to segment."})
+    answer: str | None = field(
+        default=None, metadata={"help": 'Take this answer as given ("Sure, [SEG].") instead of generating one.'}
+    )
+    threshold: float | None = field(default=None, metadata={"help": "Probability; the model's own by default."})
+    output_dir: str = field(
+        default="outputs/predictions",
+        metadata={"help": "Where the results go; those of an earlier call are replaced."},
+    )
+    max_new_tokens: int | None = field(default=None, metadata={"help": "Longest answer; 256 by default."})
+    per_frame: bool = field(default=False, metadata={"help": "Take each frame of a video as an image of its own."})
+    frame_policy: str | None = field(
+        default=None, metadata={"help": "Frames of a video to prompt: uniform or first; the model's own by default."}
+    )
+    num_frames: int | None = field(default=None, metadata={"help": "How many of them."})
+    tracking: str | None = field(
+        default=None, metadata={"help": "How they reach the others: soft or mask_prompt; the model's own by default."}
+    )
+
+    @property
+    def is_video(self) -> bool:
+        return is_clip(self.input)
+
+    @property
+    def tracking_options(self) -> dict:
+        return {"frame_policy": self.frame_policy, "num_frames": self.num_frames, "tracking": self.tracking}
+
+    def __post_init__(self):
+        if self.answer is not None and self.max_new_tokens is not None:
+            raise ValueError("max_new_tokens has no effect with an answer, since nothing is generated.")
+        if self.per_frame and not self.is_video:
+            raise ValueError(f"per_frame is for a video; input {self.input} is none.")
+        given = [name for name, value in self.tracking_options.items() if value is not None]
+        if given and (self.per_frame or not self.is_video):
+            raise ValueError(f"{', '.join(given)} is for a video whose frames are not taken one by one (per_frame).")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
+
+
+def check_router(args: PredictArguments, router_args: RouterArguments) -> None:
+    if router_args.has_router and router_args.route_threshold is None:
+        raise ValueError("A router needs route_threshold; recipes/evaluate.py can choose one (route_split).")
+    if router_args.has_router and args.is_video and not args.per_frame:
+        raise ValueError("A router sends frames, and a video is tracked as a whole: add per_frame.")
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder in which predict would remove what it has not written."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output_dir={str(output)!r} is a file: give a folder.")
+    own, foreign = set(), []
+    if (output / RESULT).exists():
+        try:
+            entries = json.loads((output / RESULT).read_text())["predictions"]
+            own = {Path(found["mask"]).stem for entry in entries for found in entry["objects"]}
+        except (OSError, ValueError, LookupError, TypeError):
+            foreign.append(RESULT)
+    for name, suffix in SUFFIXES.items():
+        folder = output / name
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            foreign.append(name)
+        elif folder.is_dir():
+            foreign += [
+                f"{name}/{file.name}"
+                for file in sorted(folder.iterdir())
+                if not (file.suffix == suffix and file.stem in own) and not is_byproduct(file)
+            ]
+    if foreign:
+        more = f", ... ({len(foreign)} in all)" if len(foreign) > 5 else ""
+        raise ValueError(
+            f"output_dir={str(output)!r} holds what no {RESULT} of this program lists, and would be replaced: "
+            f"{', '.join(foreign[:5])}{more}. Give another output_dir, or move them away."
+        )
+
+
+def open_input(args: PredictArguments, stack: ExitStack):
+    """The clip, where it is segmented as a whole, and the pictures. All is read once before anything is given out."""
+    if args.is_video and not args.per_frame:
+        clip, file = stack.enter_context(open_video(args.input)), Path(args.input)
+        numbers = range(len(clip))
+        return clip, (Picture(frame_name(file.stem, index), file, index, clip[index]) for index in numbers)
+    pictures = read_pictures(args.input)
+    return None, chain([next(pictures)], pictures)
+
+
+def segmentations(args, model, processor, clip, pictures, router=None):
+    """The picture, the result and the route of every image or frame."""
+    request = {
+        "text": args.prompt,
+        "processor": processor,
+        "threshold": args.threshold,
+        "answer": args.answer,
+    }
+    if args.answer is None:
+        request["max_new_tokens"] = args.max_new_tokens or 256
+    if clip is not None:
+        with named(args.input):
+            result = model.segment(video=clip, **args.tracking_options, **request)
+        warn(args.input, result)
+        for picture in pictures:
+            yield picture, result.frame(picture.frame), {}
+    else:
+        for picture in pictures:
+            with named(picture.file if picture.frame is None else f"{picture.file}, frame {picture.frame}"):
+                if router is None:
+                    result, route = model.segment(image=picture.image, **request), {}
+                else:
+                    result, route = router.segment(model, image=picture.image, **request)
+            warn(picture.name, result)
+            yield picture, result, route
+
+
+@contextmanager
+def named(file):
+    """Errors say which file they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    except RuntimeError as error:
+        raise RuntimeError(f"{file}: {error}") from error
+
+
+def warn(name, result):
+    if not len(result.iou_scores):
+        tqdm.write(f"{name}: the answer holds no [SEG], so there is no mask: {result.text[:100]!r}")
+
+
+def save(folder: Path, picture: Picture, result, route: dict, taken: set[str]) -> dict:
+    """Write the masks, maps and overlays of a picture; what the JSON says of it."""
+    probabilities = result.probabilities.cpu().numpy()
+    objects, names = [], object_names(picture.name, len(result.phrases), taken)
+    scores = result.iou_scores.tolist()
+    for name, phrase, score, values in zip(names, result.phrases, scores, probabilities, strict=True):
+        files = {kind: f"{kind}/{name}{suffix}" for kind, suffix in SUFFIXES.items()}
+        mask = values > result.threshold
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / files["masks"])
+        np.save(folder / files["probabilities"], values)
+        overlay(picture.image, mask).save(folder / files["overlays"])
+        objects.append(
+            {
+                "phrase": phrase,
+                "mask": files["masks"],
+                "probabilities": files["probabilities"],
+                "overlay": files["overlays"],
+                "predicted_iou": score,
+            }
+        )
+    source = {"name": picture.name, "file": picture.file.name}
+    if picture.frame is not None:
+        source["frame"] = picture.frame
+    return {**source, "text": result.text, "objects": objects, **route}
+
+
+def main():
+    parser = RecipeParser((PredictArguments, ModelArguments, RouterArguments))
+    args, model_args, router_args = parser.parse_args_and_config()
+    check_router(args, router_args)
+    output = Path(args.output_dir)
+    check_output(output)
+    with ExitStack() as stack:
+        clip, pictures = open_input(args, stack)  # a bad input is reported before a model is loaded
+        folder = stack.enter_context(replaced_together(output, [*SUFFIXES, RESULT]))
+        model, processor = load_model(model_args)
+        model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        router = load_router(router_args, model_args, model, processor) if router_args.has_router else None
+
+        for name in SUFFIXES:
+            (folder / name).mkdir()
+        predictions, taken = [], set()
+        results = segmentations(args, model, processor, clip, pictures, router)
+        for picture, result, route in tqdm(results, desc="predict"):
+            predictions.append(save(folder, picture, result, route, taken))
+        content = {"prompt": args.prompt, "predictions": predictions}
+        if Path(args.input).is_dir():
+            content["left_out"] = folder_images(Path(args.input))[1]
+        write_json(folder / RESULT, content)
+    if router is not None:
+        print(routing_report(router, predictions))
+    unit = "frames" if args.is_video else "images"
+    print(f"{len(predictions)} {unit}, {len(taken)} masks: {output / RESULT} lists what is in {', '.join(SUFFIXES)}")

@@ -1,0 +1,212 @@
+"""
+All stages in one command: fine-tuning, preference optimisation on mined pairs, training on mined hard samples, and
+the evaluation of each on the same held-out patients, beside as many further steps of fine-tuning.
+
+    sa2va-trl three_stage --config tiny/three_stage
+
+Every step is a run of another recipe, printed before it starts. One that was ended is taken up at its last checkpoint,
+and one that is done is not run again. To train on several processes, set `launcher`, which starts the training steps:
+
+    sa2va-trl three_stage --config sa2va_internvl3_8b/three_stage --dataset_name DIR \\
+        --launcher "accelerate launch --config_file accelerate_configs/zero3.yaml"
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+from PIL import Image
+
+from ..data import check_no_leakage, load_dataset_dict
+from ..data.columns import GROUP_COLUMNS, normalize_row
+from ..evaluation import compare, comparison_table, overlay, predict_probabilities
+from ..evaluation.overlays import save_overlays
+from ..files import file_name, write_json
+from .arguments import DataArguments, ModelArguments, RecipeParser
+from .loading import get_split, load_data, load_model
+from .steps import Steps
+
+
+SPLITS = ("train", "validation", "test")
+STEPS = ("stage1", "preferences", "stage2", "mining", "stage3", "control", "router", "merging")
+# What steps learn from, and what they share.
+DECIDED = (
+    "model_name_or_path adapter dataset_name synthetic phrase dataset_split dataset_train_split dataset_eval_split "
+    "preferences scores output_dir seed cache_features cache_dir dtype attn_implementation"
+).split()
+
+
+@dataclass
+class ThreeStageArguments:
+    output_dir: str = field(default="outputs/three_stage", metadata={"help": "Where everything goes."})
+    first_stage: int = field(
+        default=1, metadata={"help": "2 where model_name_or_path is fine-tuned already: stage 1 is left out."}
+    )
+    launcher: str = field(default="", metadata={"help": 'What starts training: "accelerate launch --config_file …".'})
+    seed: int = field(default=0, metadata={"help": "Of all steps."})
+    cache_features: str = field(default="on", metadata={"help": "Frozen features after stage 1: on or off."})
+    stage1: dict = field(default_factory=dict, metadata={"help": "Options of recipes/sft.py."})
+    preferences: dict = field(default_factory=dict, metadata={"help": "Options of recipes/build_preferences.py."})
+    stage2: dict = field(default_factory=dict, metadata={"help": "Options of recipes/dpo.py."})
+    mining: dict = field(default_factory=dict, metadata={"help": "Options of recipes/mine_hard_samples.py."})
+    stage3: dict = field(default_factory=dict, metadata={"help": "Options of recipes/hard_sample.py."})
+    control: dict = field(default_factory=dict, metadata={"help": "Options of recipes/sft.py for the control."})
+    router: dict = field(default_factory=dict, metadata={"help": "Options of evaluate.py's router from stage 2 to 3."})
+    merging: dict = field(default_factory=dict, metadata={"help": "Options of recipes/merge.py."})
+    num_overlays: int = field(default=6, metadata={"help": "Pictures of the worst frames, and of the most improved."})
+
+    def __post_init__(self):
+        if self.first_stage not in (1, 2):
+            raise ValueError(f"first_stage must be 1 or 2, got {self.first_stage}.")
+        if self.cache_features not in ("on", "off"):
+            raise ValueError(f"cache_features must be on or off, got {self.cache_features!r}.")
+        for step in STEPS:
+            if given := [name for name in DECIDED if name in getattr(self, step)]:
+                raise ValueError(f"{step}: {', '.join(given)} cannot be set there, three_stage.py decides it.")
+        if "max_steps" in self.control:
+            raise ValueError("control: max_steps cannot be set there, it is that of stages 2 and 3 together.")
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError("Start three_stage.py with python; its option `launcher` starts the training steps.")
+
+
+def check_splits(data, data_args: DataArguments, record: Path) -> None:
+    """Held-out patients stay held out: the splits share nothing, and earlier steps have seen the same ones."""
+    for one, other in combinations(SPLITS, 2):
+        check_no_leakage(data[one], data[other], names=(one, other))
+    own = {
+        split: {
+            name: sorted(set(map(str, data[split][name])))
+            for name in GROUP_COLUMNS
+            if name in data[split].column_names
+        }
+        for split in SPLITS
+    }
+    own["synthetic"] = data_args.synthetic
+    if record.exists() and json.loads(record.read_text()) != own:
+        raise ValueError(
+            f"{record.parent} was begun with other data or splits ({record.name}): a patient held out now may have "
+            "been trained on. Give another output_dir."
+        )
+    write_json(record, own)
+
+
+def pictures(models: list[str], args: dict, test: Dataset, before: pd.DataFrame, after: pd.DataFrame, count: int):
+    """Names and pictures (image, first model's mask, second model's) of the worst and the most improved frames."""
+    before, after = (table.set_index("sample_id")["dice"] for table in (before, after))
+    gain = (after - before[after.index]).sort_values(ascending=False)
+    chosen = {f"worst_{n:02}": name for n, name in enumerate(after.sort_values().index[:count])}
+    chosen |= {f"improved_{n:02}": name for n, name in enumerate(gain.index[:count]) if gain[name] > 0}
+    positions = {name: position for position, name in enumerate(test["sample_id"])}
+    rows = test.select([positions[name] for name in dict.fromkeys(chosen.values())])
+    strips = {}
+    for model_name in models:
+        model, processor = load_model(ModelArguments(model_name_or_path=model_name, **args))
+        for row, probabilities in predict_probabilities(model, processor, rows, progress=False):
+            read = normalize_row(row)
+            target = np.any([np.asarray(mask) > 0 for mask in read["masks"]], axis=0)
+            image = read["images"][0]
+            drawn = np.asarray(overlay(image, (probabilities > 0.5).any(0), target))
+            own = strips.setdefault(row["sample_id"], [drawn[:, : image.width]])
+            own.append(drawn[:, image.width :])
+    for title, name in chosen.items():
+        label = f"{title}_{before[name]:.3f}_{after[name]:.3f}_{file_name(name)}"
+        yield label, Image.fromarray(np.concatenate(strips[name], axis=1))
+
+
+def main():
+    parser = RecipeParser((ThreeStageArguments, DataArguments, ModelArguments))
+    args, data_args, model_args = parser.parse_args_and_config()
+    output = Path(args.output_dir)
+    data = load_data(data_args)
+    for split in SPLITS:
+        get_split(data, split, "dataset_name")
+    check_splits(data, data_args, output / "splits.json")
+    dataset = {"dataset_name": data_args.dataset_name, "synthetic": {}}  # whatever the steps' own files say
+    if data_args.dataset_name == "synthetic":  # made once, and not by every step
+        dataset["dataset_name"] = str(output / "data")
+        if not (output / "data").exists():
+            data.save_to_disk(output / ".data.tmp")
+            (output / ".data.tmp").replace(output / "data")
+    if data_args.phrase is not None:
+        dataset["phrase"] = data_args.phrase
+    loading = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+    if model_args.prompt_style is not None:
+        loading["prompt_style"] = model_args.prompt_style
+    stored = {"cache_features": args.cache_features}
+    if args.cache_features == "on":
+        stored["cache_dir"] = str(output / "features")
+    trained_on = {"dataset_train_split": "train", "dataset_eval_split": "validation"}
+    run = Steps(output, args.launcher)
+
+    def whole(name: str, base: str) -> str:
+        """A model of its own: what a step has left, merged into its base if it is an adapter."""
+        if not (output / name / "adapter_config.json").exists():
+            return str(output / name)
+        options = {"model_name_or_path": base, "adapter": output / name}
+        return str(run(f"{name}/merged", "merge.py", {**args.merging, **options}))
+
+    # Stage 1
+    first = model_args.model_name_or_path
+    if args.first_stage == 1:
+        options = {"model_name_or_path": first, "seed": args.seed, **trained_on, **loading, **dataset}
+        if model_args.grounding_image_size is not None:
+            options["grounding_image_size"] = model_args.grounding_image_size
+        run("stage1", "sft.py", {**args.stage1, **options}, train=True)
+        first = whole("stage1", first)
+    after_first = {"seed": args.seed, **loading, **dataset, **stored}
+
+    # Stage 2
+    options = {"model_name_or_path": first, **after_first}
+    pairs = run("preferences", "build_preferences.py", {**args.preferences, **options, "dataset_split": "train"})
+    for split, own in product(("validation", "test"), load_dataset_dict(pairs).values()):
+        check_no_leakage(own, data[split], names=("preferences", split))
+    run("stage2", "dpo.py", {**args.stage2, **options, **trained_on, "preferences": pairs}, train=True)
+    second = whole("stage2", first)
+
+    # Stage 3
+    options = {"model_name_or_path": second, "dataset_split": "train", **loading, **dataset, **stored}
+    mined = run("mining", "mine_hard_samples.py", {**args.mining, **options})
+    names = [name for name in GROUP_COLUMNS if name in data["train"].column_names]
+    scores = Dataset.from_pandas(pd.read_parquet(mined / "scores.parquet")[names])
+    for split in ("validation", "test"):
+        check_no_leakage(scores, data[split], names=("mined samples", split))
+    options = {"model_name_or_path": second, "scores": mined / "scores.parquet", **after_first}
+    run("stage3", "hard_sample.py", {**args.stage3, **options, **trained_on}, train=True)
+    third = whole("stage3", second)
+
+    # The control: as many steps of what stage 1 does
+    states = [json.loads((output / name / "trainer_state.json").read_text()) for name in ("stage2", "stage3")]
+    options = {"model_name_or_path": first, "max_steps": sum(state["global_step"] for state in states)}
+    run("control", "sft.py", {**args.control, **options, **after_first, **trained_on}, train=True)
+    control = whole("control", first)
+
+    # Evaluation
+    tables = {}
+    scored = {"dataset_split": "test", "num_overlays": 0, **loading, **dataset, **stored}
+    routed = {"model_name_or_path": second, "router_model": third, "route_split": "validation", **args.router}
+    for name, options in {
+        "stage1": {"model_name_or_path": first},
+        "stage2": {"model_name_or_path": second},
+        "stage3": {"model_name_or_path": third},
+        "router": routed,
+        "control": {"model_name_or_path": control},
+    }.items():
+        folder = run(f"evaluation/{name}", "evaluate.py", {**options, **scored})
+        tables[name] = pd.read_parquet(folder / "per_sample.parquet")
+    against = [("stage1", "stage2"), ("stage2", "stage3"), ("stage1", "stage3"), ("stage2", "router")]
+    against += [("stage1", "control"), ("control", "stage3")]
+    comparison = compare(tables, "dice", against)
+    write_json(output / "comparison.json", comparison)
+    shutil.copy(output / "evaluation/stage3/metrics.json", output / "metrics.json")
+    drawn = pictures([first, third], loading, data["test"], tables["stage1"], tables["stage3"], args.num_overlays)
+    save_overlays(list(drawn), output / "overlays")
+    print(f"\n{comparison_table(comparison)}")
+    print(
+        f"results in {output}; the worst and the most improved frames (image, stage 1, stage 3) in {output}/overlays"
+    )
