@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from ..data.columns import check_dataset
+from ..data.checks import check_dataset
 from ..errors import DatasetError
 from ..files import write_json  # noqa: F401  (defined here once)
 from ..metrics import METRICS  # noqa: F401  (defined here once)

@@ -9,13 +9,16 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data.collator import SegCollator, check_fit
-from ..data.columns import check_dataset, normalize_row, plain_rows
+from ..data.checks import check_dataset
+from ..data.collator import SegCollator
+from ..data.fit import check_fit
+from ..data.layout import normalize_row
 from ..data.masks import decode_mask
+from ..data.stored import plain_rows
 from ..errors import DatasetError
 from ..features.encoding import MODES, RowEncoder, encoder, max_positions, to_model
 from ..features.fingerprint import fingerprint
-from ..features.rows import feature_bytes, row_keys, row_sizes
+from ..features.rows import feature_bytes, row_facts
 from ..features.store import FeatureStore, features_folder
 from ..files import file_name
 from ..models.grounding import upsample_mask_logits
@@ -72,13 +75,13 @@ def stored_features(
     check_dataset(dataset, name="dataset")
     collator = SegCollator(processor, max_length=max_positions(model))
     check_fit(dataset, collator, name="dataset")
-    keys = row_keys(dataset, collator.questions[0], collator.answers[0])
+    facts = row_facts(dataset, collator.questions[0], collator.answers[0])
+    keys, sizes = [row.key for row in facts], {row.key: (row.images, row.segs) for row in facts}
     store = FeatureStore(root, fingerprint(model, processor)).open()
     missing = store.missing(keys)
     if cache_features == "auto" and missing:
         tell(f"cache_features=auto: off, {root} lacks the features of {len(missing)} rows with this model.")
         return None
-    sizes = dict(zip(keys, row_sizes(dataset), strict=True))
 
     def need(which: list[str]) -> int:
         return sum(feature_bytes(model.config, *sizes[key], model.dtype.itemsize) for key in which)
@@ -105,7 +108,7 @@ def predict_probabilities(
     Args:
         model (`Sa2VAForConditionalGeneration` or `PeftModel`): in evaluation mode afterwards.
         processor (`Sa2VAProcessor`): of the model.
-        dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`].
+        dataset (`datasets.Dataset`): rows as in [`~data.checks.check_dataset`].
         batch_size (`int`, *optional*, defaults to 4): rows a forward pass.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
         features (*optional*): from [`stored_features`] of the same model and rows; only the mask head runs then.

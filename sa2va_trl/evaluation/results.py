@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from ..data.columns import IDENTIFIERS, normalize_row
+from ..data.columns import IDENTIFIERS
+from ..data.layout import normalize_row
 from ..metrics import METRICS, segmentation_metrics
 from .statistics import sample_clusters, summarize
 

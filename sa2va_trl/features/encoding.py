@@ -8,8 +8,10 @@ from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import nn
 
-from ..data.collator import TARGETS, SegCollator, _stack, check_fit, stack_pairs
-from ..data.columns import plain_rows, read_masks
+from ..data.collator import TARGETS, SegCollator, stack_masks, stack_pairs
+from ..data.fit import check_fit
+from ..data.layout import read_masks
+from ..data.stored import plain_rows
 from ..losses import tubed_skeleton
 from ..models.outputs import SegFeatures
 from .rows import KEY, view_key
@@ -42,7 +44,7 @@ class RowEncoder:
     Args:
         model (`Sa2VAForConditionalGeneration`, or whatever wraps it): in the mode that it is to encode in.
         processor (`Sa2VAProcessor`): of the model.
-        dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`].
+        dataset (`datasets.Dataset`): rows as in [`~data.checks.check_dataset`].
         features (*optional*): a store and the key of each row, from [`~evaluation.stored_features`].
     """
 
@@ -143,8 +145,8 @@ class FeatureCollator:
             # First, because Trainer takes the batch's size from the first tensor.
             "image_counts": image_counts,
             "features": features,
-            "original_masks": [_stack(group, size=None) for group in masks],
-            "masks": _stack([mask for group in masks for mask in group], size=self.collator.mask_size),
+            "original_masks": [stack_masks(group, size=None) for group in masks],
+            "masks": stack_masks([mask for group in masks for mask in group], size=self.collator.mask_size),
             **stack_pairs(pairs, self.collator.mask_size),
         }
         if self.collator.with_skeletons:

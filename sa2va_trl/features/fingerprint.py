@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,8 +154,8 @@ def fingerprint(
     return {
         "format": FORMAT,
         "weights": weights_digest(model, dtype, parts),
-        "config": _json_digest([*parts_of_config, *state]),
-        "processor": _json_digest(settings),
+        "config": json_digest([*parts_of_config, *state]),
+        "processor": json_digest(settings),
         "dtype": str(dtype or next(before_the_cut(model))[1].dtype),
         "autocast": autocast,
         **{name: version(name) for name in ("torch", "transformers", "sam2", "pillow")},
@@ -172,7 +173,16 @@ def _sizes(content: dict) -> dict:
     }
 
 
-def _json_digest(content) -> str:
+def json_digest(content: Any) -> str:
+    """
+    SHA-256 of what JSON makes of a content, names in order.
+
+    Args:
+        content: lists, `dict`s, strings and numbers; of anything else, what `str` makes of it.
+
+    Returns:
+        `str`: hexadecimal.
+    """
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

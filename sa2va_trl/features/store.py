@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from ..errors import FeatureError
 from ..models.outputs import SegFeatures, pair_masks
 from ..processes import _rank, everywhere, raise_first
-from .fingerprint import _bytes, _json_digest
+from .fingerprint import _bytes, json_digest
 
 
 # Hidden, or `datasets.load_dataset` would take the files for data.
@@ -75,7 +75,7 @@ class FeatureStore:
 
     def __init__(self, root: str | os.PathLike, prints: dict):
         self.root, self.prints = Path(root), prints
-        self.folder = self.root / _json_digest(prints)[:16]
+        self.folder = self.root / json_digest(prints)[:16]
         self.records: dict[str, Record] = {}
         self._sound: set[Record] = set()
         self._maps: dict[str, np.ndarray] = {}

@@ -68,7 +68,7 @@ def page_count(image: PIL.Image.Image) -> int:
     return len(picture_pages(image))
 
 
-def _several_pages(image: PIL.Image.Image) -> str | None:
+def pages_fault(image: PIL.Image.Image) -> str | None:
     numbers = picture_pages(image)
     if len(numbers) > 1:
         return (
@@ -148,7 +148,7 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
         fault = f"is too large: {width} x {height} pixels, the limit is {max_pixels:,}; scale it down"
     else:
         try:
-            fault = _several_pages(image) or _scrambled(image) or loses_depth(image)
+            fault = pages_fault(image) or _scrambled(image) or loses_depth(image)
         except Exception as error:
             fault = f"is unreadable or truncated ({type(error).__name__}: {error})"
     if fault is not None:
@@ -210,11 +210,11 @@ def decode_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
         raise DatasetError(f"is unreadable or truncated ({type(error).__name__}: {error})") from error
 
 
-def _file_of(value: Any) -> str | None:
+def file_of(value: Any) -> str | None:
     return value.get("path") if isinstance(value, dict) else None
 
 
-def _source(value: Any) -> Any:
+def picture_source(value: Any) -> Any:
     """What `open_image` takes, of an image or mask in any form that a row, a transform or a stream may hold."""
     if isinstance(value, PIL.Image.Image | dict | str | os.PathLike):
         return value
@@ -242,7 +242,7 @@ def _source(value: Any) -> Any:
 
 def read_image(value: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
     """An image of a row in any form that it may have, decoded; errors as in `open_image`."""
-    value = _source(value)
+    value = picture_source(value)
     if not isinstance(value, PIL.Image.Image):
         return decode_image(value, max_pixels)
     # Whoever decoded it has turned it the way that its masks lie.

@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data.columns import IDENTIFIERS, iter_undecoded
+from ..data.columns import IDENTIFIERS
+from ..data.stored import iter_undecoded
 from ..processes import everywhere, raise_first
 from .runs import check_frames, on_the_grid, videos
 from .score_files import FORMAT, fingerprint_of

@@ -12,11 +12,10 @@ from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import nn
 
-from ..data.columns import IDENTIFIERS, iter_undecoded
 from ..data.prompts import ANSWERS, QUESTIONS
 from ..errors import MiningError
 from ..features.fingerprint import fingerprint
-from ..features.rows import row_keys
+from ..features.rows import row_facts
 
 
 METRICS = ("dice", "iou", "precision", "recall", "cldice")
@@ -47,20 +46,8 @@ def fingerprint_of(model: nn.Module, processor, dataset: Dataset) -> dict:
 
 
 def _dataset_digest(dataset: Dataset) -> str:
-    keys, entries = row_keys(dataset, QUESTIONS[0], ANSWERS[0]), []
-    number = 0
-    for rows in iter_undecoded(dataset):
-        for row in rows:
-            found = hashlib.sha256(keys[number].encode())
-            masks = [row["mask"]] if row.get("mask") is not None else row.get("masks") or []
-            for mask in masks:
-                stored = mask["bytes"] if mask["bytes"] is not None else Path(mask["path"]).read_bytes()
-                found.update(hashlib.sha256(stored).digest())
-            names = [None if row.get(name) is None else str(row[name]) for name in IDENTIFIERS]
-            found.update(json.dumps(names).encode())
-            entries.append(found.hexdigest())
-            number += 1
-    return hashlib.sha256("".join(sorted(entries)).encode()).hexdigest()
+    facts = row_facts(dataset, QUESTIONS[0], ANSWERS[0], digests=True)
+    return hashlib.sha256("".join(sorted(row.digest for row in facts)).encode()).hexdigest()
 
 
 def save_scores(scores: pd.DataFrame, path: str | os.PathLike, fingerprint: dict) -> None:

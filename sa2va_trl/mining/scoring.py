@@ -10,7 +10,8 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from ..data.columns import check_dataset, normalize_row
+from ..data.checks import check_dataset
+from ..data.layout import normalize_row
 from ..errors import MiningError
 from ..features.encoding import RowEncoder
 from ..features.store import FeatureStore
@@ -47,7 +48,7 @@ def score_dataset(
     Args:
         model (`nn.Module`): `Sa2VAForConditionalGeneration`, a `PeftModel`, or what wraps one (DDP, DeepSpeed).
         processor (`Sa2VAProcessor`): of the model.
-        dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`].
+        dataset (`datasets.Dataset`): rows as in [`~data.checks.check_dataset`].
         batch_size (`int`, *optional*, defaults to 4): rows a pass.
         features (*optional*): from [`~evaluation.stored_features`] of the same model and rows.
         sampler (`MaskSampler`, *optional*): of the candidates; see [`default_sampler`].

@@ -12,8 +12,8 @@ from datasets import Dataset
 from PIL import Image
 from torch import nn
 
-from ..data.columns import plain_rows
 from ..data.prompts import ANSWERS, QUESTIONS
+from ..data.stored import plain_rows
 from ..errors import MiningError
 from ..media.pictures import read_image
 from ..metrics import NearMask, agreement, dices, measure, motion

@@ -14,12 +14,16 @@ from pyarrow.parquet import ParquetWriter
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.columns import PAIR_COLUMNS, check_dataset, iter_undecoded, plain_rows, read_pair, worse_pair
+from ..data.checks import check_dataset
+from ..data.columns import PAIR_COLUMNS, mask_mode
+from ..data.known import content_key, is_good, is_good_row, remember
+from ..data.layout import read_pair, row_layout, worse_pair
+from ..data.stored import iter_undecoded, plain_rows
 from ..errors import BadRow, DatasetError
 from ..features.encoding import RowEncoder
 from ..features.store import FeatureStore
 from ..files import written_beside
-from ..media.pictures import decode_image, quiet_pillow
+from ..media.pictures import decode_image, displayed_size, quiet_pillow
 from ..models.grounding import upsample_mask_logits
 from ..rewards import get_reward
 from ..sampling import MaskSampler
@@ -49,7 +53,7 @@ def build_preferences(
 
     Args:
         dataset (`datasets.Dataset`):
-            Rows as in [`~data.columns.check_dataset`]. Rows with several objects become one row an object, with its
+            Rows as in [`~data.checks.check_dataset`]. Rows with several objects become one row an object, with its
             phrase; rows without masks are left out.
         model (`Sa2VAForConditionalGeneration` or `PeftModel`): draws the masks; in evaluation mode afterwards.
         processor (`Sa2VAProcessor`): of the model.
@@ -150,7 +154,7 @@ def one_object_a_row(dataset: Dataset) -> Dataset:
     Split rows with several objects into one row an object, with its phrase.
 
     Args:
-        dataset (`datasets.Dataset`): checked rows, see [`~data.columns.check_dataset`].
+        dataset (`datasets.Dataset`): checked rows, see [`~data.checks.check_dataset`].
 
     Returns:
         `datasets.Dataset`: the same columns. Rows without masks are left out; `sample_id` gets `#` and the object's
@@ -230,7 +234,7 @@ def _no_pairs(gaps: np.ndarray, total: int, counts: Counter, min_gap: float) -> 
 
 def check_preferences(dataset: Dataset, name: str = "train_dataset", allow_worse: bool = False) -> None:
     """
-    Check what pairs have beyond other rows (which [`~data.columns.check_dataset`] checks) before training starts.
+    Check what pairs have beyond other rows (which [`~data.checks.check_dataset`] checks) before training starts.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -254,10 +258,13 @@ def check_preferences(dataset: Dataset, name: str = "train_dataset", allow_worse
     with quiet_pillow():
         for table in dataset.with_format("arrow").iter(64):
             for row in table.to_pylist():
-                reason, wrong = _pair_faults(row, dataset.features)
+                key = _pair_key(row, dataset.features)
+                reason, wrong = (None, None) if is_good(key) else _pair_faults(row, dataset.features)
                 for problems, fault in ((bad, reason), (worse, wrong)):
                     if fault is not None:
                         problems.append(BadRow(position, row["sample_id"], None, fault))
+                if reason is wrong is None:
+                    remember(key)
                 position += 1
     if bad:
         raise DatasetError(f"{name}: {len(bad)} of {len(dataset)} pairs cannot be used:", bad)
@@ -271,6 +278,17 @@ def check_preferences(dataset: Dataset, name: str = "train_dataset", allow_worse
         logger.warning("%s: %d of %d chosen masks are worse than the rejected ones.", name, len(worse), len(dataset))
 
 
+def _pair_key(row: dict, features: Features) -> bytes | None:
+    """What tells an undecoded row and its pair apart, for [`~data.known.is_good`]."""
+    layout = row_layout(row)
+    if layout.problems:
+        return None
+    modes = [mask_mode(features, name) for name in PAIR_COLUMNS]
+    rewards = [row.get("chosen_reward"), row.get("rejected_reward")]
+    pictures = [*layout.images, *layout.masks, *(row[name] for name in PAIR_COLUMNS)]
+    return content_key(pictures, "pair", len(layout.images), modes, rewards)
+
+
 def _pair_faults(row: dict, features: Features) -> tuple[str | None, str | None]:
     """What makes an undecoded row no pair, and how it is the wrong way round."""
     images = [row["image"]] if row.get("image") is not None else row.get("images") or []
@@ -278,7 +296,8 @@ def _pair_faults(row: dict, features: Features) -> tuple[str | None, str | None]
     if len(images) != 1:
         return f"has {len(images)} images; pairs are of one", None
     try:
-        pair = read_pair(row, decode_image(images[0]).size, features)
+        size = displayed_size(images[0]) if is_good_row(row, features) else decode_image(images[0]).size
+        pair = read_pair(row, size, features)
     except DatasetError as error:
         return str(error), None
     if not pair:

@@ -17,7 +17,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from ..data.columns import check_dataset, normalize_row
+from ..data.checks import check_dataset
+from ..data.layout import normalize_row
 from ..evaluation import overlay, stored_features
 from ..preferences.dataset import build_preferences, one_object_a_row, save_preferences
 from ..preferences.pairs import CHOSEN, REJECTED

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.columns import normalize_row
+from ..data.layout import normalize_row
 from ..data.splits import check_no_leakage
 from ..evaluation import evaluate, overlay, predict_probabilities, read_predictions, stored_features
 from ..evaluation.overlays import save_overlays

@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from ..data.columns import normalize_row
+from ..data.layout import normalize_row
 from ..evaluation import film_strip, predict_probabilities, stored_features
 from ..files import file_name, write_json, written_beside
 from ..mining.runs import check_options

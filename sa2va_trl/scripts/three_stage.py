@@ -24,7 +24,8 @@ from datasets import Dataset
 from PIL import Image
 
 from ..data import check_no_leakage, load_dataset_dict
-from ..data.columns import GROUP_COLUMNS, normalize_row
+from ..data.columns import GROUP_COLUMNS
+from ..data.layout import normalize_row
 from ..evaluation import compare, comparison_table, overlay, predict_probabilities
 from ..evaluation.overlays import save_overlays
 from ..files import file_name, write_json

@@ -15,10 +15,12 @@ from trl.trainer.utils import create_model_from_path
 from .. import losses
 from ..adapters.presets import LORA, freeze_all_but_full, get_peft_config
 from ..data.augment import Augmentation
-from ..data.collator import SegCollator, check_fit
-from ..data.columns import check_dataset, plain_rows
+from ..data.checks import check_dataset
+from ..data.collator import SegCollator
+from ..data.fit import check_fit
 from ..data.prompts import ANSWERS, QUESTIONS
 from ..data.splits import check_no_leakage
+from ..data.stored import plain_rows
 from ..errors import DatasetError
 from ..features.encoding import FeatureCollator, max_positions
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
@@ -43,8 +45,7 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
     _stage: str
     eval_collator: SegCollator
 
-    # Fingerprints of the sets that have been checked: evaluating them again costs nothing.
-    _checked: frozenset[str] = frozenset()
+    # Fingerprints of the sets that fit the model, with the trainer's own collators.
     _fitting: frozenset[str] = frozenset()
 
     def prepare_dataset(self, dataset, name: str, args):
@@ -52,18 +53,15 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
         Check every row of a set, or of each of a `dict`, before anything else happens; nothing is copied or written.
 
         Returns:
-            The set as it is read: without a format, see [`~data.columns.plain_rows`].
+            The set as it is read: without a format, see [`~data.stored.plain_rows`].
         """
         if dataset is None:
             return None
         if isinstance(dataset, dict):
             return {key: self.prepare_dataset(part, f"{name}[{key}]", args) for key, part in dataset.items()}
         dataset = plain_rows(dataset)
-        if isinstance(dataset, Dataset) and dataset._fingerprint in self._checked:
-            return dataset
-        self.check_rows(dataset, name, args)
-        if isinstance(dataset, Dataset):
-            self._checked |= {dataset._fingerprint}
+        if dataset is not getattr(self, "train_dataset", None):  # which holds its rows several times, if repeated
+            self.check_rows(dataset, name, args)
         return dataset
 
     def check_rows(self, dataset, name: str, args) -> None:
@@ -78,7 +76,7 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
             raise DatasetError(f"{name} has a column `row_index`, which the trainer needs for itself: rename it.")
 
     def check_fit(self, dataset, name: str, collator) -> None:
-        """Check that the rows of a set, or of each of a `dict`, fit the model, see [`~data.collator.check_fit`]."""
+        """Check that the rows of a set, or of each of a `dict`, fit the model, see [`~data.fit.check_fit`]."""
         if isinstance(dataset, dict):
             for key, part in dataset.items():
                 self.check_fit(part, f"{name}[{key}]", collator)
@@ -232,7 +230,6 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
         self.check_fit(once, "train_dataset", data_collator)
         self.check_fit(eval_dataset, "eval_dataset", self.eval_collator)
         if isinstance(train_dataset, Dataset):
-            self._checked |= {train_dataset._fingerprint}
             self._fitting |= {train_dataset._fingerprint}
         return {
             "model": model,

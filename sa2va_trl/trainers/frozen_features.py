@@ -8,7 +8,7 @@ from ..data.columns import IMAGE_COLUMNS
 from ..errors import FeatureError
 from ..features.encoding import FeatureCollator, encoder
 from ..features.fingerprint import before_the_cut, fingerprint, random_before_the_cut
-from ..features.rows import NumberedRows, View, feature_bytes, row_keys, row_sizes, view_key
+from ..features.rows import NumberedRows, View, feature_bytes, row_facts, view_key
 from ..features.store import FeatureStore, features_folder
 from ..processes import everywhere
 from .callbacks import _BuildFeatures
@@ -87,11 +87,11 @@ class FrozenFeaturesMixin:
             # Repeated rows stand one after the other, repetition by repetition.
             repeats = getattr(self.args, "dataset_repeats", 1) if name == "train_dataset" else 1
             once = dataset.select(range(len(dataset) // repeats))
-            own = row_keys(once, question, answer)
-            for index, (key, size) in enumerate(zip(own, row_sizes(once), strict=True)):
-                self._feature_rows.setdefault(key, (dataset, index))
-                self._feature_sizes[key] = size
-            keys[name] = own * repeats
+            own = row_facts(once, question, answer)
+            for index, row in enumerate(own):
+                self._feature_rows.setdefault(row.key, (dataset, index))
+                self._feature_sizes[row.key] = (row.images, row.segs)
+            keys[name] = [row.key for row in own] * repeats
         if self.data_collator.augmentation is not None:
             self._add_views(keys)
         store = self._open_features()

@@ -13,7 +13,8 @@ from rows import FEATURES
 from torch.utils.data import DataLoader
 
 from sa2va_trl.data.augment import Augmentation
-from sa2va_trl.data.collator import SegCollator, check_fit
+from sa2va_trl.data.collator import SegCollator
+from sa2va_trl.data.fit import check_fit
 from sa2va_trl.data.prompts import ANSWERS, QUESTIONS, check_templates, conversation
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.models.tiny import tiny_sa2va

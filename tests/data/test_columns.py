@@ -10,15 +10,11 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List, Value, concatenate_datasets
 
-from sa2va_trl.data.columns import (
-    FEATURES,
-    check_dataset,
-    normalize_row,
-    plain_rows,
-    read_masks,
-    read_pair,
-    resolve_inside,
-)
+from sa2va_trl.data.checks import check_dataset
+from sa2va_trl.data.columns import FEATURES
+from sa2va_trl.data.layout import normalize_row, read_masks, read_pair
+from sa2va_trl.data.readers.folders import resolve_inside
+from sa2va_trl.data.stored import plain_rows
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.media.clips import read_media
 from sa2va_trl.media.pictures import decode_image, displayed_size, page_count, quiet_pillow

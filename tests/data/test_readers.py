@@ -10,7 +10,8 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sa2va_trl.data.columns import FEATURES, check_dataset
+from sa2va_trl.data.checks import check_dataset
+from sa2va_trl.data.columns import FEATURES
 from sa2va_trl.data.loading import load_dataset_dict
 from sa2va_trl.data.masks import polygons_to_mask
 from sa2va_trl.data.prompts import normalize_phrase

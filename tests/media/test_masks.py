@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 
 from sa2va_trl import rewards
 from sa2va_trl.data import columns, masks
+from sa2va_trl.data.checks import check_dataset
 from sa2va_trl.data.collator import SegCollator
-from sa2va_trl.data.columns import FEATURES, check_dataset, normalize_row, plain_rows
+from sa2va_trl.data.columns import FEATURES
+from sa2va_trl.data.layout import normalize_row
 from sa2va_trl.data.loading import load_dataset_dict
-from sa2va_trl.data.masks import _binary_mask, decode_mask
+from sa2va_trl.data.masks import decode_mask, judge_mask
 from sa2va_trl.data.readers.mask_folder import read_mask_folder
+from sa2va_trl.data.stored import plain_rows
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.media import masks as mask_pixels
 from sa2va_trl.media.masks import binary_mask
@@ -579,7 +582,7 @@ def test_the_judge_of_pixels_stands_below_everything():
     source = ast.parse(Path(rewards.__file__).read_text())
     imported = {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and node.level}
     assert imported == {"media.masks", "metrics"}
-    assert masks.binary_mask is binary_mask and columns.mask_values is masks.mask_values is mask_pixels.mask_values
+    assert masks.binary_mask is binary_mask and columns.mask_values is mask_pixels.mask_values
 
 
 def test_rewards_judge_pictures_likewise():
@@ -596,7 +599,7 @@ def test_a_decoded_mask_of_several_pages_is_refused(tmp_path):
     with PIL.Image.open(tmp_path / "a.tif") as opened:
         opened.load()
         with pytest.raises(DatasetError, match="holds 3 pictures"):
-            _binary_mask(opened)
+            judge_mask(opened)
     with PIL.Image.open(tmp_path / "a.tif") as file:
         assert page_count(file) == 3
 
