@@ -46,6 +46,16 @@ def mask_mode(features: Features | None, column: str) -> str | None:
 
 
 def check_columns(features: Features, name: str) -> None:
+    """
+    Refuse columns that no style of `ACCEPTED_COLUMNS` can be read from.
+
+    Args:
+        features (`datasets.Features`): of the dataset.
+        name (`str`): what the message calls it.
+
+    Raises:
+        `DatasetError`: naming what is missing, what there is and what is accepted.
+    """
     names = set(features)
     missing = [] if "sample_id" in names else ["`sample_id`"]
     if "messages" not in names and not ({"mask", "phrase"} <= names or {"masks", "phrases"} <= names):
@@ -64,6 +74,16 @@ def check_columns(features: Features, name: str) -> None:
 
 
 def check_features(features: Features, name: str) -> None:
+    """
+    As [`check_columns`], and refuse columns of images and masks that are of another type.
+
+    Args:
+        features (`datasets.Features`): of the dataset.
+        name (`str`): what the message calls it.
+
+    Raises:
+        `DatasetError`: naming the column and how to cast it.
+    """
     check_columns(features, name)
     for column in ("image", "mask"):
         if column in features and not isinstance(features[column], Image):

@@ -23,6 +23,13 @@ def image_tokens(processor: Sa2VAProcessor, sizes: list[tuple[int, int]]) -> lis
     """
     Tokens of each image of a row, of `(width, height)` in pixels; several are the frames of a clip.
 
+    Args:
+        processor (`Sa2VAProcessor`): of the model.
+        sizes (`list[tuple[int, int]]`): of the row's images.
+
+    Returns:
+        `list[int]`: one an image.
+
     Raises:
         `DatasetError`: With the reason alone: the VLM does not take an image of that size.
     """

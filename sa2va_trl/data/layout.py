@@ -34,7 +34,15 @@ class Layout(NamedTuple):
 
 
 def row_layout(row: dict[str, Any]) -> Layout:
-    """Sort a row's values, decoded or not, into one form, and list every fault that shows without decoding."""
+    """
+    Sort a row's values into one form, and list every fault that shows without decoding.
+
+    Args:
+        row (`dict`): in one of the styles of [`~data.columns.ACCEPTED_COLUMNS`], decoded or not.
+
+    Returns:
+        [`Layout`], images and masks as they came.
+    """
     # After `concatenate_datasets` the columns that a row does not use are there, and None.
     row = {name: value for name, value in row.items() if value is not None}
     problems = []
@@ -111,7 +119,7 @@ def normalize_row(row: dict[str, Any]) -> dict[str, Any]:
             - `sample_id` (`str` or `None`).
 
     Raises:
-        `DatasetError`: With the `sample_id` and everything that [`check_dataset`] refuses in one row.
+        `DatasetError`: With the `sample_id` and everything that [`~data.checks.check_dataset`] refuses in one row.
     """
     layout = read_pictures(row_layout(row))
     if layout.problems:
@@ -132,7 +140,13 @@ def bad_row(row: dict[str, Any], problems: list[str]) -> str:
 
 def read_masks(row: dict[str, Any]) -> list[PIL.Image.Image]:
     """
-    The masks of a row whose images need not be there, as [`normalize_row`] gives them.
+    The masks of a row whose images need not be there.
+
+    Args:
+        row (`dict`): as in [`normalize_row`].
+
+    Returns:
+        `list[PIL.Image.Image]`: as from [`normalize_row`].
 
     Raises:
         `DatasetError`: With the `sample_id`, if a mask is unreadable, not binary, or of another size than the others.
@@ -158,7 +172,7 @@ def read_pair(
         features (`datasets.Features`, *optional*): of the dataset that an undecoded row is of.
 
     Returns:
-        Two `PIL.Image.Image` of mode `L`, values 0 and 255; or nothing, where the row has neither.
+        `list[PIL.Image.Image]`: two of mode `L`, values 0 and 255; or none, where the row has neither.
 
     Raises:
         `DatasetError`: With the reason alone: one is missing, unreadable, not binary, of another size than the image,
@@ -184,8 +198,16 @@ def read_pair(
 
 def worse_pair(row: dict[str, Any], pair: list[PIL.Image.Image], mask: Any) -> str | None:
     """
-    How a pair is the wrong way round, or `None`: by the row's `chosen_reward` and `rejected_reward` where it has them,
-    and otherwise by the Dice coefficients with the row's own mask.
+    How a pair is the wrong way round: by the row's `chosen_reward` and `rejected_reward` where it has them, and
+    otherwise by the Dice coefficients with the row's own mask.
+
+    Args:
+        row (`dict`): decoded or not.
+        pair (`list[PIL.Image.Image]`): its preferred and its rejected mask, from [`read_pair`].
+        mask: its own mask, in any form that a row may hold.
+
+    Returns:
+        `str` with both values, or `None` where the pair is the right way round.
     """
     rewards = [row.get("chosen_reward"), row.get("rejected_reward")]
     if None in rewards:

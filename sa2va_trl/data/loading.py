@@ -190,8 +190,8 @@ def load_dataset_dict(
         phrase (`str`, *optional*):
             For data that names no phrase itself (a mask folder then has `"blood vessel"` by default). In lower case
             and without a final dot, as Sa2VA's own data has them, whatever it is given in (`normalize_phrase`).
-        synthetic_kwargs:
-            Passed to `synthetic_splits`.
+        synthetic_kwargs (*optional*):
+            Passed to [`~data.synthetic.synthetic_splits`]; for `"synthetic"` alone.
 
     Returns:
         `datasets.DatasetDict` with `train`, `validation` and `test`, as many as there are; data without splits is
@@ -202,6 +202,23 @@ def load_dataset_dict(
         `FileNotFoundError`: If it is neither an existing folder nor the id of a dataset that the Hub opens.
         `DatasetError`: If the folder has no known format (the message lists those), or bad rows.
         `ValueError`: If `synthetic_kwargs` are given for another dataset.
+
+    Example:
+
+    ```python
+    >>> from sa2va_trl.data import load_dataset_dict
+
+    >>> data = load_dataset_dict(
+    ...     "synthetic", phrase="Coronary Artery.", train_videos=2, validation_videos=1, test_videos=1,
+    ...     frames_per_video=2, size=64,
+    ... )
+    >>> {split: len(rows) for split, rows in data.items()}
+    {'train': 4, 'validation': 2, 'test': 2}
+    >>> row = data["test"][0]
+    >>> row["sample_id"], row["phrase"], row["image"].size, row["mask"].mode
+    ('v0000_f000', 'coronary artery', (64, 64), 'L')
+
+    ```
     """
     name = os.fspath(name_or_path)
     if name == "synthetic":

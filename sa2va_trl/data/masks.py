@@ -67,7 +67,18 @@ LOST = "sa2va_trl_lost"
 
 
 def judge_mask(mask: PIL.Image.Image) -> PIL.Image.Image:
-    """`binary_mask` (mode `L`, 0 and 255) of a decoded picture, with this module's error."""
+    """
+    [`~media.masks.binary_mask`] of a picture that has been decoded or opened, with the error of data.
+
+    Args:
+        mask (`PIL.Image.Image`): before any conversion.
+
+    Returns:
+        `PIL.Image.Image`: Mode `L`, values 0 and 255.
+
+    Raises:
+        `DatasetError`: With the reason alone: it holds several pictures, or is no mask.
+    """
     if fault := pages_fault(mask):
         raise DatasetError(fault)
     try:
@@ -78,8 +89,15 @@ def judge_mask(mask: PIL.Image.Image) -> PIL.Image.Image:
 
 def conversion_fault(decoded: PIL.Image.Image, mask: PIL.Image.Image | None, mode: str | None) -> str | None:
     """
-    What is wrong where `datasets.Image(mode=...)` makes another mask of a picture than its raw pixels say (`None`
-    where they are no mask).
+    What is wrong where `datasets.Image(mode=...)` makes another mask of a picture than its raw pixels say.
+
+    Args:
+        decoded (`PIL.Image.Image`): before the conversion.
+        mask (`PIL.Image.Image` or `None`): what its raw pixels say, where they are a mask.
+        mode (`str` or `None`): that it is converted to.
+
+    Returns:
+        `str`, or `None` where nothing is wrong.
     """
     if mode is None or mode == decoded.mode or (mode == "L" and decoded.mode == "1"):
         return None

@@ -24,6 +24,12 @@ def plain_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
 
     The rows of a stream come undecoded, where its features are known, so that what is checked is what is stored. Steps
     (`map`, `filter`) get them decoded: masks are judged there, before any conversion.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): not changed.
+
+    Returns:
+        The same type; `dataset` itself where it is so already.
     """
     if isinstance(dataset, IterableDataset):
         dataset = dataset.with_format(None)
@@ -108,6 +114,13 @@ def iter_undecoded(dataset: Dataset, batch_size: int = 64) -> Iterator[list[dict
     dataset.
 
     `cast_column(..., List(Image(decode=False)))` would say the same, but writes a copy of the whole dataset to do so.
+
+    Args:
+        dataset (`datasets.Dataset`): not changed.
+        batch_size (`int`, *optional*, defaults to 64): rows that are in memory together.
+
+    Yields:
+        `list[dict]`: the rows of a batch.
     """
     features = dataset.features.copy()
     for column, feature in dataset.features.items():

@@ -15,6 +15,7 @@ from ..data.layout import Layout, normalize_row, row_layout
 from ..data.prompts import conversation
 from ..data.stored import iter_undecoded
 from ..errors import DatasetError
+from ..models.configuration import Sa2VAConfig
 from ..tokens import SEG_TOKEN
 from .fingerprint import json_digest
 
@@ -185,7 +186,7 @@ def view_key(key: str, collator: SegCollator, row_index: int) -> str:
     return json_digest(content)[:32]
 
 
-def feature_bytes(config, images: int, segs: int, itemsize: int) -> int:
+def feature_bytes(config: Sa2VAConfig, images: int, segs: int, itemsize: int) -> int:
     """
     Bytes that the features of one row take.
 
