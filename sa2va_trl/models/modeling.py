@@ -1,7 +1,7 @@
 import copy
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
 from ..errors import CheckpointError
 from .checkpoints import (
@@ -33,6 +33,14 @@ from .segmentation import SegmentationMixin
 
 
 logger = logging.get_logger(__name__)
+# What wrappers and other loops (PEFT's of a causal model, TRL's) pass to every model's `forward`, asking for nothing.
+_IDLE = {
+    "inputs_embeds": (None,),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+    "return_dict": (None, True),
+    "use_cache": (None, False),
+}
 # Modules that quantised loading leaves alone: all but the layers of the language model.
 UNQUANTISED = (
     "vlm.lm_head",
@@ -261,7 +269,7 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`hidden_states`, which language logits are made of, and those that `[SEG]` tokens are read from."""
         length = input_ids.shape[1]
-        if pixel_values is None and self._must_run_everything:
+        if pixel_values is None and self.must_run_everything:
             # An empty image behind the padding of the first row, where nothing sees it. Running the vision tower by
             # itself would not do: ZeRO-3 wants the modules of all ranks in one order.
             pixel_values, image_grid_thw, count = self._empty_image(input_ids.device)
@@ -311,9 +319,12 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
         return torch.zeros((side**2, values), device=device), torch.tensor([[1, side, side]], device=device), 1
 
     @property
-    def _must_run_everything(self) -> bool:
-        # Ranks whose batch holds only text must still run what the other ranks run, in the same order: ZeRO-3 gathers
-        # weights module by module, and DDP waits for every gradient.
+    def must_run_everything(self) -> bool:
+        """
+        Whether all modules have to run, whatever a batch holds: a process whose batch holds only text must still run
+        what the others run, in the same order. ZeRO-3 gathers weights module by module, and DDP waits for every
+        gradient.
+        """
         return self.training or (torch.distributed.is_available() and torch.distributed.is_initialized())
 
     def _seg_features(
@@ -336,7 +347,7 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
         rows, positions = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
         seg_index, image_index, row_index = pair_masks(rows, image_counts)
         pixels = grounding_pixel_values
-        if len(pixels) == 0 and self._must_run_everything:
+        if len(pixels) == 0 and self.must_run_everything:
             pixels = pixels.new_zeros((1, *pixels.shape[1:]))
         if len(pixels):
             pyramid = self.grounding_encoder.encode(pixels)
@@ -378,22 +389,35 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
         _, states = self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)
         return self._seg_features(states, input_ids, grounding_pixel_values, image_counts)
 
-    def _prompts(self, seg_states: torch.Tensor) -> torch.Tensor:
+    def mask_prompts(self, seg_states: torch.Tensor) -> torch.Tensor:
+        """
+        The embeddings that prompt SAM 2: `[SEG]` states through `text_hidden_fcs`.
+
+        Args:
+            seg_states (`torch.Tensor` of shape `(segs, D)`): of [`SegFeatures`].
+
+        Returns:
+            `torch.Tensor` of shape `(segs, C)`, in the type of `text_hidden_fcs`.
+        """
         # Trained modules may be float32 on top of half-precision frozen ones.
         # (By name, not by index: PEFT's wrapper of a trained copy forwards attributes only.)
         return self.text_hidden_fcs(seg_states.to(getattr(self.text_hidden_fcs, "0").weight.dtype))
 
-    def decode_candidates(self, features: SegFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode_candidates(
+        self, features: SegFeatures, prompts: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         The cheap half, before the choice: `text_hidden_fcs` and SAM 2's mask decoder.
 
         Args:
-            features (`SegFeatures`): from `encode`.
+            features (`SegFeatures`): from `encode`, with at least one mask.
+            prompts (`torch.Tensor` of shape `(masks, C)`, *optional*): in place of what `text_hidden_fcs` makes.
 
         Returns:
             Mask logits of shape `(masks, 3, S/4, S/4)` and predicted IoUs of shape `(masks, 3)` in [0, 1], float32.
         """
-        prompts = self._prompts(features.seg_states)[features.seg_index]
+        if prompts is None:
+            prompts = self.mask_prompts(features.seg_states)[features.seg_index]
         mask_logits, ious, object_scores = self.grounding_encoder.decode(
             features.pyramid, prompts, features.image_index
         )
@@ -413,14 +437,38 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
         Returns:
             `mask_logits` of shape `(masks, S/4, S/4)` and their predicted IoUs of shape `(masks,)`, float32.
         """
-        if len(features.seg_index) == 0 and not self._must_run_everything:
-            size = self.config.grounding_config.mask_size
-            none = features.seg_states.new_zeros((0, size, size), dtype=torch.float32)
-            return none, none.new_zeros(0)
-        candidates, ious = self.decode_candidates(_at_least_one(features))
+        output = self._draw(features)
+        return output.mask_logits, output.iou_scores
+
+    def _draw(
+        self, features: SegFeatures, prompts: torch.Tensor | None = None, output_candidates: bool = False
+    ) -> Sa2VAOutput:
+        """What `forward` says of masks."""
+        count = len(features.seg_index)
+        if count == 0 and not self.must_run_everything:
+            grid = self.config.grounding_config
+            candidates = features.seg_states.new_zeros((0, 3, grid.mask_size, grid.mask_size), dtype=torch.float32)
+            ious, prompts = candidates.new_zeros((0, 3)), candidates.new_zeros((0, grid.hidden_dim))
+        else:
+            some = features.at_least_one()
+            if prompts is None:
+                prompts = self.mask_prompts(some.seg_states)[some.seg_index]
+            elif count == 0:
+                prompts = prompts.new_zeros((1, prompts.shape[-1])) + prompts.sum()
+            candidates, ious = self.decode_candidates(some, prompts)
         best = ious.argmax(dim=-1)
         index = torch.arange(len(best), device=best.device)
-        return candidates[index, best], ious[index, best]
+        # (Cut off is what was drawn for form's sake. It stays in the graph.)
+        output = Sa2VAOutput(
+            mask_logits=candidates[index, best][:count],
+            iou_scores=ious[index, best][:count],
+            seg_states=features.seg_states,
+            row_index=features.row_index,
+        )
+        if output_candidates:
+            output.candidate_logits, output.candidate_iou_scores = candidates[:count], ious[:count]
+            output.prompts = prompts[:count]
+        return output
 
     def forward(
         self,
@@ -433,13 +481,18 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
         logits_to_keep: int | torch.Tensor = 0,
         image_grid_thw: torch.LongTensor | None = None,
         features: SegFeatures | None = None,
+        prompts: torch.Tensor | None = None,
         encode_only: bool = False,
-        draw: Callable | None = None,
-        **kwargs,
+        output_candidates: bool = False,
+        **kwargs: Any,
     ) -> Sa2VAOutput:
         """
         Teacher-forced pass over whole conversations: language logits and a mask for each `[SEG]` on each of its
         images.
+
+        DDP, ZeRO-3 and mixed precision wrap this method and no other, so everything that training needs can be had
+        from it: the first half alone (`encode_only`), the second half alone (`features`), all candidates
+        (`output_candidates`) and masks of other prompts than the model's own (`prompts`).
 
         Args:
             input_ids, attention_mask, pixel_values, image_grid_thw: see `hidden_states`.
@@ -450,61 +503,64 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
                 vocabulary is the largest tensor of a training step and only answers need it.
             features (`SegFeatures`, *optional*):
                 In place of the inputs of `encode`, which is skipped: masks without language logits.
+            prompts (`torch.Tensor` of shape `(masks, C)`, *optional*):
+                With `features`: the embeddings to draw from, in place of those that `mask_prompts` makes of the
+                states.
             encode_only (`bool`, *optional*, defaults to `False`):
-                Stop after `encode`, for whoever keeps its features. (Through `forward`, because that is what DDP,
-                ZeRO-3 and mixed precision wrap.)
-            draw (`Callable`, *optional*):
-                With `features`: called with the model and them, and its result is returned. For whoever draws masks
-                in another way, from within `forward` for the same reason.
-            kwargs: what else the collator makes (masks at several sizes, row numbers), which is the trainers'.
+                Stop after `encode`, for whoever keeps its features.
+            output_candidates (`bool`, *optional*, defaults to `False`):
+                Return all three candidates of each mask too, and the embeddings that they were drawn from.
+            kwargs:
+                Nothing: for the keywords that wrappers pass to every model, where they ask for nothing
+                (`use_cache=False`, `return_dict=True`, `None`).
 
         Returns:
             `Sa2VAOutput`.
 
         Raises:
-            `ValueError`: `features` together with `labels`, or neither `features` nor `input_ids`.
+            `ValueError`: `features` together with `labels`, `input_ids` or `encode_only`, `prompts` without
+                `features`, `encode_only` with `output_candidates`, or neither `features` nor `input_ids`.
+            `TypeError`: a keyword that the model does not know, such as the `masks` of a collator's batch, which are
+                the trainer's.
         """
+        if unknown := [
+            name for name, value in kwargs.items() if not any(value is idle for idle in _IDLE.get(name, ()))
+        ]:
+            raise TypeError(
+                f"{type(self).__name__}.forward does not take {', '.join(unknown)}. Of a collator's batch, the masks "
+                "are the trainer's and stay out."
+            )
         if features is not None:
             if labels is not None or input_ids is not None:
                 raise ValueError("`features` stand in for `input_ids`, and there are no language logits for `labels`.")
-            if draw is not None:
-                return draw(self, features)
-            count = len(features.seg_index)
-            # (Cut off is what `decode_masks` drew for form's sake. It stays in the graph.)
-            mask_logits, iou_scores = (drawn[:count] for drawn in self.decode_masks(features))
-            return Sa2VAOutput(
-                mask_logits=mask_logits,
-                iou_scores=iou_scores,
-                seg_states=features.seg_states,
-                row_index=features.row_index,
-            )
+            if encode_only:
+                raise ValueError("encode_only makes `features`; with `features` it has no effect.")
+            return self._draw(features, prompts, output_candidates)
+        if prompts is not None:
+            raise ValueError("`prompts` are drawn on `features`: encode the batch first, with encode_only=True.")
+        if encode_only and output_candidates:
+            raise ValueError("output_candidates has no effect with encode_only=True, which draws no masks.")
         if input_ids is None:
             raise ValueError("The model needs `input_ids`, or the `features` of an earlier `encode`.")
         states, seg_states = self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)
         features = self._seg_features(seg_states, input_ids, grounding_pixel_values, image_counts)
         if encode_only:
             return Sa2VAOutput(seg_states=features.seg_states, row_index=features.row_index, features=features)
-        mask_logits, iou_scores = self.decode_masks(features)
+        output = self._draw(features, output_candidates=output_candidates)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.get_output_embeddings()(states[:, keep])
         if len(features.seg_index) == 0:
-            # Whatever `decode_masks` drew for form's sake stays in the graph and out of the result.
-            logits = logits + 0.0 * mask_logits.sum().to(logits.dtype)
-            mask_logits, iou_scores = mask_logits[:0], iou_scores[:0]
-        loss = None
+            # What was drawn for form's sake has to be reached from the loss.
+            logits = logits + 0.0 * output.mask_logits.sum().to(logits.dtype)
+        output.logits = logits
         if labels is not None:
             targets = F.pad(labels, (0, 1), value=-100)[:, 1:][:, keep]
-            loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
-        return Sa2VAOutput(
-            loss=loss,
-            logits=logits,
-            mask_logits=mask_logits,
-            iou_scores=iou_scores,
-            seg_states=features.seg_states,
-            row_index=features.row_index,
-        )
+            output.loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+        return output
 
-    def generate(self, inputs: torch.LongTensor | None = None, *args, **kwargs):
+    def generate(
+        self, inputs: torch.LongTensor | None = None, *args: Any, **kwargs: Any
+    ) -> torch.LongTensor | ModelOutput:
         """The VLM's own `generate`, with the positions of `hidden_states`. SAM 2 takes no part in it."""
         input_ids = kwargs.pop("input_ids", inputs)
         kwargs |= self._grid_inputs(input_ids, kwargs.get("image_grid_thw"))
@@ -524,16 +580,3 @@ def _of_language_model_only(config: BitsAndBytesConfig | dict) -> BitsAndBytesCo
     config = BitsAndBytesConfig.from_dict(config) if isinstance(config, dict) else copy.deepcopy(config)
     config.llm_int8_skip_modules = [*(config.llm_int8_skip_modules or []), *UNQUANTISED]
     return config
-
-
-def _at_least_one(features: SegFeatures) -> SegFeatures:
-    """The same features, with one mask of a zero prompt where there is none, so that every rank runs the decoder."""
-    if len(features.seg_index):
-        return features
-    states = features.seg_states
-    zero = features.seg_index.new_zeros(1)
-    state = states.new_zeros((1, states.shape[-1])) + states.sum()
-    pyramid = features.pyramid
-    if len(pyramid[0]) == 0:
-        pyramid = tuple(level.new_zeros((1, *level.shape[1:])) for level in pyramid)
-    return SegFeatures(state, zero, zero, zero, pyramid)

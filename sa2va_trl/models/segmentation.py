@@ -229,7 +229,7 @@ class SegmentationMixin:
                 clip=True,
                 **generate_kwargs,
             )
-            prompts = self._prompts(features.seg_states[own[0]])
+            prompts = self.mask_prompts(features.seg_states[own[0]])
             result = Segmentation(
                 text=answers[0],
                 phrases=processor.phrases(answers[0]),

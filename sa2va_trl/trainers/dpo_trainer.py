@@ -1,5 +1,3 @@
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, IterableDataset
@@ -192,16 +190,15 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         if not self._mines:
             return None
         generator = torch.Generator().manual_seed(self.args.seed + self.state.global_step)
-        mine = partial(
-            mine_pairs,
-            masks=inputs["masks"],
+        mined = mine_pairs(
+            self.model,
+            features,
+            inputs["masks"],
             chosen=self.args.online_chosen,
             rejected=self.args.online_rejected,
             min_gap=self.args.min_gap,
             generator=generator,
         )
-        with torch.no_grad():
-            mined = self.model(features=features, draw=mine)
         return mined.chosen, mined.rejected, mined.index
 
     def _compute_loss(self, model, inputs, return_outputs):
