@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers.utils import ModelOutput
 
-from .grounding import upsample_mask_logits
+from ..mask_logits import upsample_mask_logits
 
 
 @dataclass
