@@ -84,7 +84,25 @@ class MaskSampler:
             16 and 64 pixels. Between the points the field is bilinear.
 
     Raises:
-        `ValueError`: an option out of its range, or noise without candidates that use it.
+        `ValueError`: an option out of its range.
+
+    Example:
+
+        ```python
+        >>> from sa2va_trl import MaskSampler, SegCollator, tiny_sa2va
+        >>> from sa2va_trl.data import synthetic_dataset
+        >>> from sa2va_trl.features.encoding import to_model
+
+        >>> model, processor = tiny_sa2va(image_size=128)
+        >>> batch = SegCollator(processor)(list(synthetic_dataset(1, 2, 64)))
+        >>> features = model.eval().encode(**to_model(model, batch))
+        >>> candidates = MaskSampler(embedding=1, field=1)(model, features)
+        >>> candidates.source
+        ('greedy', 'embedding', 'field', 'token', 'token', 'threshold', 'threshold')
+        >>> candidates.mask_logits.shape
+        torch.Size([2, 7, 32, 32])
+
+        ```
     """
 
     embedding: int = 2

@@ -28,8 +28,8 @@ def mask_bce_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def dice_loss(logits: torch.Tensor, targets: torch.Tensor, eps: float = 1.0) -> torch.Tensor:
     """
-    Soft Dice loss with first-power denominators, `1 - (2 sum(p g) + eps) / (sum(p) + sum(g) + eps)` for `p =
-    sigmoid(logits)`, as in the official Sa2VA training code.
+    Soft Dice loss with first-power denominators, as in the official Sa2VA training code:
+    `1 - (2 sum(p g) + eps) / (sum(p) + sum(g) + eps)` for `p = sigmoid(logits)`.
 
     Args:
         logits (`torch.Tensor` of shape `(N, P)` or `(N, H, W)`):
@@ -55,7 +55,7 @@ def dice_loss(logits: torch.Tensor, targets: torch.Tensor, eps: float = 1.0) -> 
 
 def soft_dice(probabilities: torch.Tensor, masks: torch.Tensor, eps: float = 1.0) -> torch.Tensor:
     """
-    Dice of a probability map with a mask, `(2 sum(p m) + eps) / (sum(p) + sum(m) + eps)`.
+    Dice coefficient of a probability map with a mask, `(2 sum(p m) + eps) / (sum(p) + sum(m) + eps)`.
 
     Args:
         probabilities (`torch.Tensor` of shape `(N, P)` or `(N, H, W)`): in [0, 1].

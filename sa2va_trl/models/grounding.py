@@ -1,3 +1,6 @@
+"""SAM 2, prompted by a language embedding."""
+
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 
@@ -144,7 +147,7 @@ def _unsharded():
 
 
 @contextmanager
-def whole_weights():
+def whole_weights() -> Iterator[None]:
     """
     Make a model whole although ZeRO-3 is on, whose shards would otherwise be made with it: random weights that every
     process must draw alike, or a skeleton on the meta device.

@@ -126,6 +126,22 @@ class SegmentationMixin:
             is no PIL image or has more than 8 bits a channel, a threshold outside (0, 1), a video that cannot be read
             or has no frames or frames of different sizes, options of a video without one, or frames to prompt that it
             does not have.
+
+        Example:
+
+            ```python
+            >>> from PIL import Image
+            >>> from sa2va_trl import tiny_sa2va
+
+            >>> model, processor = tiny_sa2va(image_size=128)
+            >>> image = Image.new("RGB", (100, 60))
+            >>> result = model.eval().segment(
+            ...     image=image, text="Segment the vessel.", processor=processor, answer="The <p> vessel </p> [SEG]."
+            ... )
+            >>> result.phrases, result.masks.shape
+            (['vessel'], torch.Size([1, 60, 100]))
+
+            ```
         """
         if processor is None:
             raise ValueError("segment needs `processor`, the Sa2VAProcessor of this model.")
