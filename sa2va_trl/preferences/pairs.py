@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Image
 from scipy import ndimage
 from torch import nn
 
+from ..mask_logits import resize_mask_logits
 from ..models.outputs import SegFeatures
 from ..rewards import get_reward
 from ..sampling import MaskSampler
@@ -203,8 +203,7 @@ def mine_pairs(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     drawn = _sampler((chosen,), (rejected,), sampler)(model, features, generator).mask_logits
     seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
-    if drawn.shape[-2:] != masks.shape[-2:] and len(drawn):
-        drawn = F.interpolate(drawn, size=masks.shape[-2:], mode="bilinear", align_corners=False)
+    drawn = resize_mask_logits(drawn, masks.shape[-2:])
     candidates = (drawn.sigmoid() > model.config.mask_threshold).byte().cpu().numpy()
     kept = []
     for number, (target, own) in enumerate(zip(masks.cpu().numpy(), candidates, strict=True)):

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, set_seed
@@ -34,6 +33,11 @@ from .resuming import ResumingMixin
 
 
 COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "sample_id"]
+# Of the config, the options of [`~losses.mask_losses`].
+MASK_LOSS_OPTIONS = (
+    *("mask_weight", "dice_weight", "skeleton_recall_weight", "cldice_weight", "iou_weight"),
+    *("num_points", "oversample_ratio", "importance_ratio", "cldice_iterations"),
+)
 
 
 class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
@@ -385,42 +389,16 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
         Raises:
             `ValueError`: the batch has another number of masks than the model drew.
         """
-        args, masks = self.args, inputs["masks"]
-        logits, rows = outputs.mask_logits, outputs.row_index
-        if len(logits) != len(masks):
-            raise ValueError(f"The conversations hold {len(logits)} [SEG] for {len(masks)} masks.")
-        if len(masks) == 0:
-            # Still a function of the model's output: ZeRO-3 wants the backward passes of all ranks to run alike.
-            logits = logits.new_zeros(masks.shape) + logits.sum()
-        elif logits.shape[-1] != masks.shape[-1]:
-            logits = F.interpolate(logits[:, None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        values = {}
-        if args.mask_weight or args.dice_weight:
-            points, targets = logits, masks
-            if args.num_points:
-                points, targets = losses.sample_points(
-                    logits, masks, args.num_points, args.oversample_ratio, args.importance_ratio
-                )
-            values["mask_loss"] = losses.mask_bce_loss(points, targets)
-            values["dice_loss"] = losses.dice_loss(points, targets)
-        if args.skeleton_recall_weight:
-            values["skeleton_recall_loss"] = losses.skeleton_recall_loss(logits, inputs["skeletons"])
-        if args.cldice_weight:
-            values["cldice_loss"] = losses.soft_cldice_loss(logits, masks, args.cldice_iterations)
-        if args.iou_weight:
-            predicted, target = (logits > 0).flatten(1), masks.bool().flatten(1)
-            union = (predicted | target).sum(1)
-            achieved = torch.where(union > 0, (predicted & target).sum(1) / union.clamp(min=1), 1.0)
-            values["iou_loss"] = (outputs.iou_scores - achieved) ** 2
-        share = self.mask_shares(rows, inputs)
-        return {name: (value * share).sum() for name, value in values.items()}
-
-    @staticmethod
-    def mask_shares(row_index: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """How much each mask counts, shape `(masks,)`: the masks of a row alike, and all rows of the batch alike."""
-        batch = len(inputs["original_masks"])
-        counts = torch.bincount(row_index, minlength=batch).clamp(min=1)
-        return 1 / (counts[row_index] * batch)
+        options = {name: getattr(self.args, name) for name in MASK_LOSS_OPTIONS}
+        return losses.mask_losses(
+            outputs.mask_logits,
+            outputs.iou_scores,
+            inputs["masks"],
+            outputs.row_index,
+            len(inputs["original_masks"]),
+            inputs.get("skeletons"),
+            **options,
+        )
 
     def _weighted(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
         return sum(getattr(self.args, name.replace("_loss", "_weight")) * value for name, value in values.items())

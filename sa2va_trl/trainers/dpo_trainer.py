@@ -1,7 +1,4 @@
-from functools import partial
-
 import torch
-import torch.nn.functional as F
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from trl import DPOTrainer
@@ -13,6 +10,7 @@ from ..data.collator import TARGETS, SegCollator
 from ..data.columns import PAIR_COLUMNS
 from ..errors import DatasetError
 from ..features.fingerprint import before_the_cut
+from ..mask_logits import resize_mask_logits
 from ..preferences.dataset import check_preferences
 from ..preferences.pairs import mine_pairs
 from .base_trainer import SegTrainerMixin
@@ -192,16 +190,15 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         if not self._mines:
             return None
         generator = torch.Generator().manual_seed(self.args.seed + self.state.global_step)
-        mine = partial(
-            mine_pairs,
-            masks=inputs["masks"],
+        mined = mine_pairs(
+            self.model,
+            features,
+            inputs["masks"],
             chosen=self.args.online_chosen,
             rejected=self.args.online_rejected,
             min_gap=self.args.min_gap,
             generator=generator,
         )
-        with torch.no_grad():
-            mined = self.model(features=features, draw=mine)
         return mined.chosen, mined.rejected, mined.index
 
     def _compute_loss(self, model, inputs, return_outputs):
@@ -212,8 +209,9 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
             loss = self._supervised(outputs, inputs)
         else:
             chosen, rejected, index = pairs
-            logits = _resize(logits, masks)
-            base = None if reference is None else _resize(reference, masks)[index]
+            size = masks.shape[-2:]
+            logits = resize_mask_logits(logits, size)
+            base = None if reference is None else resize_mask_logits(reference, size)[index]
             own, other = losses.mask_rewards(logits[index], chosen, rejected, self.args.score, base)
             each = losses.preference_loss(
                 own - other, self.args.loss_type[0], self.args.beta, self.args.label_smoothing
@@ -221,7 +219,7 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
             # As in `mask_losses`, every row counts alike, with or without a pair, so that neither micro-batches nor
             # processes matter.
             # (The sum of all logits keeps every rank's backward pass the same where none has a pair.)
-            share = self.mask_shares(outputs.row_index, inputs)[index]
+            share = losses.mask_shares(outputs.row_index, len(inputs["original_masks"]))[index]
             loss = (each * share).sum() + 0.0 * logits.sum()
             if self.args.sft_weight:
                 loss = loss + self.args.sft_weight * self._supervised(outputs, inputs)
@@ -252,12 +250,3 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
                 "masks/pairs": (chosen != rejected).flatten(1).any(1).sum() / max(1, len(masks)),
             }
         )
-
-
-def _resize(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Logits on the grid of the masks."""
-    if len(logits) == 0:
-        return logits.new_zeros(masks.shape) + logits.sum()  # still a function of the model's output
-    if logits.shape[-2:] == masks.shape[-2:]:
-        return logits
-    return F.interpolate(logits[:, None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]

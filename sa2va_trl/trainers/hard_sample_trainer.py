@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from .. import losses, mining
+from ..mask_logits import resize_mask_logits
 from .callbacks import _Guide, _Progress
 from .epoch_plan import check_columns, match_scores, plan_epoch, row_weights, select_rows
 from .hard_sample_config import HardSampleConfig
@@ -280,9 +280,7 @@ class HardSampleTrainer(SegSFTTrainer):
 
     @torch.no_grad()
     def _record_rows(self, outputs, masks, numbers) -> None:
-        logits = outputs.mask_logits
-        if logits.shape[-2:] != masks.shape[-2:]:
-            logits = F.interpolate(logits[:, None], masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        logits = resize_mask_logits(outputs.mask_logits, masks.shape[-2:])
         drawn = logits.sigmoid() > self.accelerator.unwrap_model(self.model).config.mask_threshold
         dice = losses.soft_dice(drawn.float(), masks)
         rows = outputs.row_index

@@ -174,10 +174,10 @@ def test_a_batch_of_text_has_no_pixels(tiler):
 def test_the_model_takes_what_the_collator_makes(any_tiny):
     model, processor = any_tiny
     batch = SegCollator(processor)([still(2, 1), text_only(), clip(3, 2, 3), still(1, 4)])
-    originals = batch.pop("original_masks")
+    masks, originals = batch.pop("masks"), batch.pop("original_masks")
     with torch.no_grad():
         outputs = model(**batch)
-    assert outputs.mask_logits.shape == batch["masks"].shape
+    assert outputs.mask_logits.shape == masks.shape
     assert torch.bincount(outputs.row_index, minlength=4).tolist() == [len(masks) for masks in originals]
     assert torch.isfinite(outputs.loss)
 

@@ -382,8 +382,8 @@ def test_predict_asks_in_the_style_that_is_given(monkeypatch, tmp_path, style):
     picture = tmp_path / "one.png"
     Image.effect_noise((100, 60), 80).convert("RGB").save(picture)
     seen = []
-    original = processing._size_of_first_step
-    monkeypatch.setattr(processing, "_size_of_first_step", lambda *size: seen.append(size) or original(*size))
+    original = processing.size_of_first_step
+    monkeypatch.setattr(processing, "size_of_first_step", lambda *size: seen.append(size) or original(*size))
     common = ["--input", picture, "--output_dir", tmp_path / "out", "--model_name_or_path", "tiny-qwen3_vl"]
     recipe(monkeypatch, "predict", *common, "--prompt_style", style, "--answer", "Sure, [SEG].")
     assert bool(seen) == (style == "official")
