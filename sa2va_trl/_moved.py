@@ -31,6 +31,13 @@ MOVED = {
     "trainers.sft": ("trainers.sft_trainer", "trainers.sft_config"),
     "trainers.trainable": ("adapters.presets",),
 }
+# What is called by another name in its new home.
+RENAMED = {
+    "trainers.base": {"COLUMNS": "ROW_COLUMNS"},
+    "trainers.dpo": {"REFUSED": "DPO_REFUSED"},
+    "trainers.plan": {"COLUMNS": "SCORE_COLUMNS"},
+    "trainers.sft": {"REFUSED": "SFT_REFUSED"},
+}
 
 
 class _Finder(MetaPathFinder, Loader):
@@ -39,9 +46,11 @@ class _Finder(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if package == _PACKAGE and name in MOVED else None
 
     def exec_module(self, module):
-        homes = [import_module(f"{_PACKAGE}.{name}") for name in MOVED[module.__name__.partition(".")[2]]]
+        old = module.__name__.partition(".")[2]
+        homes = [import_module(f"{_PACKAGE}.{name}") for name in MOVED[old]]
 
         def look_up(name: str):
+            name = RENAMED.get(old, {}).get(name, name)
             for home in homes:
                 if name in vars(home):
                     return vars(home)[name]

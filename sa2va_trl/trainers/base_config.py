@@ -4,6 +4,7 @@ import os
 from dataclasses import MISSING, dataclass, field, fields
 
 import torch
+from transformers import TrainingArguments
 
 from ..adapters.presets import EMBEDDINGS, LORA, TRAINABLE, get_peft_config
 from ..data.augment import Augmentation
@@ -11,7 +12,7 @@ from ..data.prompts import ANSWERS, QUESTIONS, check_templates
 from ..features.encoding import MODES
 
 
-def refuse(args, reasons: dict[str, str]) -> None:
+def refuse(args: TrainingArguments, reasons: dict[str, str]) -> None:
     """
     Raise for every inherited option that was changed and has no meaning here, all of them at once.
 
@@ -33,8 +34,13 @@ def refuse(args, reasons: dict[str, str]) -> None:
         raise ValueError(f"{type(args).__name__} does not take these options:\n{lines}")
 
 
-def check_cache_options(args) -> None:
+def check_cache_options(args: "SegArguments") -> None:
     """
+    Check the options of cached features.
+
+    Args:
+        args (`SegArguments`): with `cache_features`, `cache_dir`, `cache_views` and `augmentation`.
+
     Raises:
         `ValueError`: an unknown `cache_features`, a `cache_dir` or `cache_views` without a cache, or views of nothing.
     """
@@ -50,7 +56,7 @@ def check_cache_options(args) -> None:
         )
 
 
-def follow_launcher(args) -> None:
+def follow_launcher(args: TrainingArguments) -> None:
     """
     Take over what the launcher says of device and precision, where the options say nothing of them. Without `use_cpu`,
     processes on a machine without GPUs would each train on their own, and DeepSpeed refuses their batch sizes; the
@@ -141,7 +147,7 @@ class SegArguments:
     """
 
     # Inherited options that have no meaning, and what to do instead.
-    _REFUSED = {}
+    _refused = {}
 
     trainable: str | None = field(
         default=None, metadata={"help": f"What trains: one of {', '.join(TRAINABLE)}. Defaults to stage1."}
@@ -188,7 +194,7 @@ class SegArguments:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "dice"
-        refuse(self, self._REFUSED)  # before the base class turns defaults into values
+        refuse(self, self._refused)  # before the base class turns defaults into values
         super().__post_init__()
         if self.data_seed is None:
             self.data_seed = self.seed  # else the order of rows would be that of whatever has seeded torch last

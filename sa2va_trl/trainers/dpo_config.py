@@ -1,3 +1,5 @@
+"""Options of preference optimisation over masks, and those of TRL's that have no meaning for it."""
+
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +12,7 @@ from .base_config import SegArguments, refuse
 
 
 _NO_TOKENS = "preferences are over masks; no log-probability of a token is computed"
-REFUSED = {
+DPO_REFUSED = {
     "max_length": "truncating could cut image tokens or [SEG]; shorten the text or lower the number of tiles",
     "truncation_mode": "nothing is truncated",
     "padding_free": "rows with images are padded",
@@ -64,7 +66,7 @@ class SegDPOConfig(SegArguments, DPOConfig):
     """
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "augmentation"]
-    _REFUSED = REFUSED
+    _refused = DPO_REFUSED
 
     score: str = field(default="region", metadata={"help": "Implicit reward of a mask: dice, log_dice or region."})
     use_reference: bool = field(default=True, metadata={"help": "Measure rewards against the starting model."})

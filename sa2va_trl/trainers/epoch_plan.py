@@ -1,5 +1,7 @@
 """The rows of an epoch of hard-sample training: which, how often and in which order. Pure functions."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 from datasets import Dataset
@@ -9,13 +11,18 @@ from ..features.rows import row_sizes
 from ..mining.selection import select_hard
 
 
+if TYPE_CHECKING:
+    from .hard_sample_config import HardSampleConfig
+
 DIFFICULTIES = ("threshold", "dice", "spread", "cluster")
 CURRICULA = ("none", "difficulty", "thickness")
 # What a plan may need of a score table.
-COLUMNS = ("dice", "spread", "cluster", "thickness", "review")
+SCORE_COLUMNS = ("dice", "spread", "cluster", "thickness", "review")
 
 
-def select_rows(scores: pd.DataFrame, threshold: float = 0.75, worst: float | None = None, include_review=False):
+def select_rows(
+    scores: pd.DataFrame, threshold: float = 0.75, worst: float | None = None, include_review: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Tell hard rows from ordinary ones.
 
@@ -52,8 +59,8 @@ def row_weights(scores: pd.DataFrame, difficulty: str = "threshold", weight_cap:
 
     Args:
         scores (`pandas.DataFrame`): hard rows, with the columns that `difficulty` needs.
-        difficulty (`str`, *optional*, defaults to `"threshold"`): see [`~trainers.hard_sample.HardSampleConfig`].
-        weight_cap (`float`, *optional*, defaults to 3.0): see [`~trainers.hard_sample.HardSampleConfig`].
+        difficulty (`str`, *optional*, defaults to `"threshold"`): see [`HardSampleConfig`].
+        weight_cap (`float`, *optional*, defaults to 3.0): see [`HardSampleConfig`].
 
     Returns:
         `np.ndarray` of shape `(rows,)`, not negative, with a mean of 1 before the cap.
@@ -120,7 +127,7 @@ def plan_epoch(
         length (`int`): rows of an epoch.
         epoch (`int`): from 0.
         seed (`int`, *optional*, defaults to 0): of all epochs.
-        difficulty, weight_cap, easy_share, curriculum: see [`~trainers.hard_sample.HardSampleConfig`].
+        difficulty, weight_cap, easy_share, curriculum: see [`HardSampleConfig`].
 
     Returns:
         `list[int]` of `length` row numbers. Every stretch of it holds ordinary rows in their share. In the order of
@@ -152,8 +159,8 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
         dataset (`datasets.Dataset`): the rows that it is about.
 
     Returns:
-        `pandas.DataFrame` with those of `COLUMNS` that it has, one row a dataset row; `dice` is NaN where a row has no
-        mask.
+        `pandas.DataFrame` with those of `SCORE_COLUMNS` that it has, one row a dataset row; `dice` is NaN where a row
+        has no mask.
 
     Raises:
         `DatasetError`: columns are missing, identifiers are missing, unknown or used twice, or a Dice is none.
@@ -186,12 +193,18 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
         bad = ids[~((dice >= 0) & (dice <= 1))].tolist()
         raise DatasetError(f"{len(bad)} scores have a dice outside of [0, 1], such as that of {bad[0]!r}.")
     found = scores.set_index("sample_id").reindex(own).reset_index(drop=True)
-    found = found[[name for name in COLUMNS if name in found]]
+    found = found[[name for name in SCORE_COLUMNS if name in found]]
     return found.assign(review=found["review"].fillna(False)) if "review" in found else found
 
 
-def check_columns(scores: pd.DataFrame, args) -> None:
+def check_columns(scores: pd.DataFrame, args: "HardSampleConfig") -> None:
     """
+    Check that scores hold what options ask of them.
+
+    Args:
+        scores (`pandas.DataFrame`): one row a dataset row, from [`match_scores`].
+        args (`HardSampleConfig`): with `difficulty`, `curriculum` and `include_review`.
+
     Raises:
         `ValueError`: an option needs a column of the scores that is missing or has gaps, or has no effect without it.
     """

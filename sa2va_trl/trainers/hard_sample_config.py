@@ -1,8 +1,10 @@
+"""Options of training on hard samples."""
+
 from dataclasses import dataclass, field
 
 from .base_config import refuse
 from .epoch_plan import CURRICULA, DIFFICULTIES
-from .sft_config import REFUSED, SegSFTConfig
+from .sft_config import SFT_REFUSED, SegSFTConfig
 
 
 REGRESSIONS = ("warn", "stop", "ignore")
@@ -50,8 +52,8 @@ class HardSampleConfig(SegSFTConfig):
         easy_margin (`float`, *optional*, defaults to 0.02): see `easy_regression`.
     """
 
-    _REFUSED = {
-        **REFUSED,
+    _refused = {
+        **SFT_REFUSED,
         "train_sampling_strategy": "hard samples decide the order; see `difficulty`, `easy_share` and `curriculum`",
         "dataset_repeats": "hard samples decide how often a row is seen; raise num_train_epochs",
         "length_column_name": "hard samples decide the order",
@@ -105,7 +107,7 @@ class HardSampleConfig(SegSFTConfig):
             if self.remine_every < 1:
                 raise ValueError(f"remine_every must be at least 1, got {self.remine_every}.")
             if self.max_steps <= 0 and self.remine_every >= self.num_train_epochs:
-                raise ValueError(_never(self.remine_every, self.num_train_epochs))
+                raise ValueError(never_mined(self.remine_every, self.num_train_epochs))
         if self.easy_margin < 0:
             raise ValueError(f"easy_margin must not be negative, got {self.easy_margin}.")
         if self.easy_regression == "ignore":
@@ -117,5 +119,6 @@ class HardSampleConfig(SegSFTConfig):
                 raise ValueError(f"easy_regression=stop {need}.")
 
 
-def _never(every, epochs) -> str:
+def never_mined(every: int, epochs: float) -> str:
+    """What is wrong with a run that is to score its rows again `every` so many epochs and has no more than that."""
     return f"remine_every={every} never comes in {epochs:g} epochs: lower it, or train for longer."

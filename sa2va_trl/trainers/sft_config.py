@@ -1,3 +1,5 @@
+"""Options of supervised fine-tuning, and those of TRL's that have no meaning for it."""
+
 from dataclasses import dataclass, field
 
 from trl import SFTConfig
@@ -7,7 +9,7 @@ from .base_config import SegArguments
 
 _ANSWERS_ONLY = "the loss is always on the assistant's turns, and on them only"
 _NO_TEXT = "rows are never turned into token rows; they keep their images and masks"
-REFUSED = {
+SFT_REFUSED = {
     "packing": "rows with images cannot be packed",
     "eval_packing": "rows with images cannot be packed",
     "packing_strategy": "rows with images cannot be packed",
@@ -49,7 +51,7 @@ class SegSFTConfig(SegArguments, SFTConfig):
     """
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "augmentation"]
-    _REFUSED = REFUSED
+    _refused = SFT_REFUSED
 
     lm_weight: float = field(default=1.0, metadata={"help": "Weight of the language cross-entropy."})
     max_length: int | None = field(default=None, metadata={"help": "Not available: nothing is truncated."})

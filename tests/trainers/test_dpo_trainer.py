@@ -16,7 +16,7 @@ from trl import DPOConfig
 from sa2va_trl import SegDPOConfig, SegDPOTrainer, tiny_sa2va
 from sa2va_trl.adapters.presets import get_peft_config
 from sa2va_trl.data import DatasetError, synthetic_dataset
-from sa2va_trl.trainers.dpo_config import REFUSED
+from sa2va_trl.trainers.dpo_config import DPO_REFUSED
 
 
 def with_pairs(dataset):
@@ -371,4 +371,4 @@ def test_every_option_that_dpo_adds_is_refused_or_works():
     works = {"beta", "loss_type", "label_smoothing", "disable_dropout"}
     works |= {"learning_rate", "model_init_kwargs", "dataset_num_proc", "activation_offloading"}
     inherited = {entry.name for entry in fields(DPOConfig)} - {entry.name for entry in fields(TrainingArguments)}
-    assert inherited - set(REFUSED) == works & inherited
+    assert inherited - set(DPO_REFUSED) == works & inherited
