@@ -31,7 +31,7 @@ MOVED = {
     "trainers.sft": ("trainers.sft_trainer", "trainers.sft_config"),
     "trainers.trainable": ("adapters.presets",),
 }
-# What is called by another name in its new home.
+# Names that have changed since, by the old module.
 RENAMED = {
     "trainers.base": {"COLUMNS": "ROW_COLUMNS"},
     "trainers.dpo": {"REFUSED": "DPO_REFUSED"},
@@ -47,13 +47,13 @@ class _Finder(MetaPathFinder, Loader):
 
     def exec_module(self, module):
         old = module.__name__.partition(".")[2]
-        homes = [import_module(f"{_PACKAGE}.{name}") for name in MOVED[old]]
+        homes, renamed = [import_module(f"{_PACKAGE}.{name}") for name in MOVED[old]], RENAMED.get(old, {})
 
         def look_up(name: str):
-            name = RENAMED.get(old, {}).get(name, name)
             for home in homes:
-                if name in vars(home):
-                    return vars(home)[name]
+                present = renamed.get(name, name)
+                if present in vars(home):
+                    return vars(home)[present]
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
         module.__getattr__ = look_up

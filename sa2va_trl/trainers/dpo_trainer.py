@@ -66,6 +66,41 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
     Raises:
         `DatasetError`: bad rows, all at once, rows without pairs, or splits that share something.
         `ValueError`: options that contradict each other, or no reference.
+        `TypeError`: a config of another trainer.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+
+    >>> from sa2va_trl import SegDPOConfig, SegDPOTrainer, build_preferences, tiny_sa2va
+    >>> from sa2va_trl.data import synthetic_splits
+
+    >>> model, processor = tiny_sa2va(image_size=64)
+    >>> data = synthetic_splits(1, 1, 1, frames_per_video=2, size=64)
+    >>> pairs = build_preferences(data["train"], model, processor, rejected="dilated", progress=False)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = SegDPOTrainer(
+    ...     model=model,
+    ...     args=SegDPOConfig(
+    ...         folder.name,
+    ...         score="dice",
+    ...         max_steps=1,
+    ...         cache_dir=folder.name,
+    ...         use_cpu=True,
+    ...         report_to="none",
+    ...         logging_strategy="no",
+    ...     ),
+    ...     train_dataset=pairs,
+    ...     eval_dataset=data["validation"],
+    ...     processing_class=processor,
+    ... )
+    >>> trainer.train().global_step  # doctest: +ELLIPSIS
+    {'train_runtime': ...}
+    1
+    >>> folder.cleanup()
+
+    ```
     """
 
     _tag_names = [*SegTrainerMixin._tag_names, "dpo"]

@@ -1,18 +1,14 @@
 """The rows of an epoch of hard-sample training: which, how often and in which order. Pure functions."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from transformers import TrainingArguments
 
 from ..errors import DatasetError, MiningError
 from ..features.rows import row_sizes
 from ..mining.selection import select_hard
 
-
-if TYPE_CHECKING:
-    from .hard_sample_config import HardSampleConfig
 
 DIFFICULTIES = ("threshold", "dice", "spread", "cluster")
 CURRICULA = ("none", "difficulty", "thickness")
@@ -20,9 +16,7 @@ CURRICULA = ("none", "difficulty", "thickness")
 SCORE_COLUMNS = ("dice", "spread", "cluster", "thickness", "review")
 
 
-def select_rows(
-    scores: pd.DataFrame, threshold: float = 0.75, worst: float | None = None, include_review: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def select_rows(scores: pd.DataFrame, threshold: float = 0.75, worst: float | None = None, include_review=False):
     """
     Tell hard rows from ordinary ones.
 
@@ -197,13 +191,13 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     return found.assign(review=found["review"].fillna(False)) if "review" in found else found
 
 
-def check_columns(scores: pd.DataFrame, args: "HardSampleConfig") -> None:
+def check_columns(scores: pd.DataFrame, args: TrainingArguments) -> None:
     """
-    Check that scores hold what options ask of them.
+    Check that the scores have what options need.
 
     Args:
-        scores (`pandas.DataFrame`): one row a dataset row, from [`match_scores`].
-        args (`HardSampleConfig`): with `difficulty`, `curriculum` and `include_review`.
+        scores (`pandas.DataFrame`): from [`match_scores`].
+        args (`HardSampleConfig`): options.
 
     Raises:
         `ValueError`: an option needs a column of the scores that is missing or has gaps, or has no effect without it.

@@ -88,6 +88,45 @@ class HardSampleTrainer(SegSFTTrainer):
     Raises:
         `DatasetError`: bad rows, all at once, splits that share something, or scores of other rows.
         `ValueError`: options that contradict each other, lack a column of the scores, or select nothing or everything.
+        `TypeError`: a config of another trainer, or a stream to train on.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+
+    >>> import pandas as pd
+    >>> from sa2va_trl import HardSampleConfig, HardSampleTrainer, tiny_sa2va
+    >>> from sa2va_trl.data import synthetic_splits
+
+    >>> model, processor = tiny_sa2va(image_size=64)
+    >>> data = synthetic_splits(1, 1, 1, frames_per_video=4, size=64)
+    >>> scores = pd.DataFrame({"sample_id": data["train"]["sample_id"], "dice": [0.8, 0.5, 0.9, 0.7]})
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = HardSampleTrainer(
+    ...     model=model,
+    ...     args=HardSampleConfig(
+    ...         folder.name,
+    ...         worst=0.5,
+    ...         max_steps=1,
+    ...         cache_dir=folder.name,
+    ...         use_cpu=True,
+    ...         report_to="none",
+    ...         logging_strategy="no",
+    ...     ),
+    ...     scores=scores,
+    ...     train_dataset=data["train"],
+    ...     eval_dataset=data["validation"],
+    ...     processing_class=processor,
+    ... )
+    >>> trainer.progress.hard
+    [1, 3]
+    >>> trainer.train().global_step  # doctest: +ELLIPSIS
+    {'train_runtime': ...}
+    1
+    >>> folder.cleanup()
+
+    ```
     """
 
     _tag_names = [*SegSFTTrainer._tag_names[:-1], "hard-samples"]
@@ -385,7 +424,7 @@ class HardSampleTrainer(SegSFTTrainer):
             if before - now > self.args.easy_margin:
                 worse = True
                 self._tell(
-                    f"WARNING: {prefix}_dice_easy fell from {before:.4f} at the start to {now:.4f}, by more than "
+                    f"{prefix}_dice_easy fell from {before:.4f} at the start to {now:.4f}, by more than "
                     f"easy_margin={self.args.easy_margin}: training on hard samples costs ordinary ones. Raise "
                     "easy_share or lower learning_rate."
                     + (" Training stops." if self.args.easy_regression == "stop" else ""),

@@ -57,6 +57,35 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
     Raises:
         `DatasetError`: bad rows, all at once, or splits that share something.
         `ValueError`: options that contradict each other.
+        `TypeError`: a config of another trainer.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+
+    >>> from sa2va_trl import SegSFTConfig, SegSFTTrainer, tiny_sa2va
+    >>> from sa2va_trl.data import synthetic_splits
+
+    >>> model, processor = tiny_sa2va(image_size=64)
+    >>> data = synthetic_splits(1, 1, 1, frames_per_video=2, size=64)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = SegSFTTrainer(
+    ...     model=model,
+    ...     args=SegSFTConfig(
+    ...         folder.name, max_steps=1, use_cpu=True, report_to="none", logging_strategy="no"
+    ...     ),
+    ...     train_dataset=data["train"],
+    ...     eval_dataset=data["validation"],
+    ...     processing_class=processor,
+    ... )
+    >>> trainer.train().global_step  # doctest: +ELLIPSIS
+    {'train_runtime': ...}
+    1
+    >>> trainer.save_model()  # the adapter, the processor and a model card
+    >>> folder.cleanup()
+
+    ```
     """
 
     _tag_names = [*SegTrainerMixin._tag_names, "sft"]

@@ -196,11 +196,11 @@ def test_rows_are_scored_again_with_the_present_policy(tmp_path, data, scores):
     assert plans[-1][1] != plans[0][1] and plans[-1][1] != plans[len(plans) // 2][1]
 
 
-def test_scores_that_tell_nothing_apart_any_more_leave_the_hard_rows(tmp_path, data, scores, caplog):
+def test_scores_that_tell_nothing_apart_any_more_leave_the_hard_rows(tmp_path, data, scores, log):
     trainer = make(tmp_path, data, scores, remine_every=1)  # the tiny model is below 0.75 everywhere
     trainer.train()
     assert trainer.progress.hard == list(range(0, 12, 2))
-    assert "those of before stay. threshold=0.75 selects all of 12 samples" in caplog.text
+    assert "those of before stay. threshold=0.75 selects all of 12 samples" in log.text
 
 
 def test_rows_for_review_are_not_trained_on(tmp_path, data, scores):
@@ -253,7 +253,7 @@ def test_evaluation_rows_are_told_apart_by_the_starting_model(tmp_path, data, he
 
 
 @pytest.mark.parametrize(("what", "steps"), [("stop", 3), ("warn", 6), ("ignore", 6)])
-def test_easy_rows_that_get_worse_stop_or_warn(tmp_path, data, held_out, scores, caplog, what, steps):
+def test_easy_rows_that_get_worse_stop_or_warn(tmp_path, data, held_out, scores, log, what, steps):
     # At this learning rate the tiny model forgets everything within an epoch.
     options = {} if what == "ignore" else {"easy_margin": 0.01}
     trainer = make(
@@ -262,7 +262,7 @@ def test_easy_rows_that_get_worse_stop_or_warn(tmp_path, data, held_out, scores,
     trainer.progress.start["eval"] = [0.9, 0.9, 0.1, 0.1]
     trainer.train()
     assert trainer.state.global_step == steps
-    warnings = [entry for entry in caplog.records if "eval_dice_easy fell from 0.9000 at the start" in entry.message]
+    warnings = [entry for entry in log.records if "eval_dice_easy fell from 0.9000 at the start" in entry.message]
     assert bool(warnings) == (what != "ignore") and all(entry.levelname == "WARNING" for entry in warnings)
 
 
@@ -357,8 +357,7 @@ def test_cached_features_give_the_same_run(tmp_path, data, held_out):
                 assert one[name] == pytest.approx(two[name], abs=1e-5), name
 
 
-def test_features_are_cached_by_default_and_not_with_augmentation(tmp_path, data, scores, caplog):
-    caplog.set_level("INFO", logger="sa2va_trl")
+def test_features_are_cached_by_default_and_not_with_augmentation(tmp_path, data, scores, log):
     for augmentation, state in ((None, "on"), ({"motion_blur": 0.1}, "off, augmentation changes the images")):
         make(
             *(tmp_path, data, scores),
@@ -366,7 +365,7 @@ def test_features_are_cached_by_default_and_not_with_augmentation(tmp_path, data
             cache_dir=str(tmp_path / "cache"),
             augmentation=augmentation,
         )
-        assert f"cache_features=auto: {state}" in caplog.text
+        assert f"cache_features=auto: {state}" in log.text
 
 
 def test_rows_whose_views_are_cached_are_scored_as_they_are(tmp_path, data):

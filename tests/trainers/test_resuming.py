@@ -87,11 +87,11 @@ def files(folder):
 
 
 @pytest.mark.parametrize("steps", [{"max_steps": 4}, {"max_steps": -1, "num_train_epochs": 1.25}, {"max_steps": 3}])
-def test_a_finished_run_is_left_alone(finished, caplog, steps):
+def test_a_finished_run_is_left_alone(finished, log, steps):
     run = make(finished.args.output_dir, **steps)
     output = run.train(resume_from_checkpoint=True)
     assert output.global_step == run.state.global_step == 4
-    (line,) = [line for line in caplog.messages if "finished" in line]
+    (line,) = [line for line in log.messages if "finished" in line]
     assert "checkpoint-4: the run is finished (4 of" in line
     assert_equal(trained(run), trained(finished))
     assert run.evaluate()["eval_dice"] == pytest.approx(finished.evaluate()["eval_dice"], abs=1e-6)
@@ -171,29 +171,28 @@ def test_a_run_that_was_stopped_early_is_finished(tmp_path):
     assert run.state.global_step == 3
 
 
-def test_a_finished_run_on_hard_samples(tmp_path, caplog):
+def test_a_finished_run_on_hard_samples(tmp_path, log):
     options = {"worst": 0.5, "include_review": True, "gradient_accumulation_steps": 1}
     first = make(tmp_path, HardSampleTrainer, **options)
     first.train()
     run = make(tmp_path, HardSampleTrainer, **options)
-    caplog.clear()
+    log.clear()
     assert run.train(resume_from_checkpoint=True).global_step == 4
-    assert "finished" in caplog.text
+    assert "finished" in log.text
     assert_equal(trained(run), trained(first))
 
 
 # What is missing
 
 
-def test_a_checkpoint_without_optimizer_is_refused_unless_a_new_one_is_insisted_on(tmp_path, finished, caplog):
-    caplog.set_level("INFO", logger="sa2va_trl")
+def test_a_checkpoint_without_optimizer_is_refused_unless_a_new_one_is_insisted_on(tmp_path, finished, log):
     make(tmp_path, save_only_model=True).train()
     shutil.rmtree(tmp_path / "checkpoint-4")
     with pytest.raises(ValueError, match="no optimizer state .*--allow_new_optimizer"):
         make(tmp_path).train(resume_from_checkpoint=True)
     run = make(tmp_path, allow_new_optimizer=True)
     run.train(resume_from_checkpoint=True)
-    assert "a new optimizer begins at step 2; the learning rate is that of this step" in caplog.text
+    assert "a new optimizer begins at step 2; the learning rate is that of this step" in log.text
     assert rates(run) == rates(finished)
 
 

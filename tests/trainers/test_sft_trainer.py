@@ -113,15 +113,14 @@ def test_every_trainable_parameter_moves_and_no_frozen_one_does(tmp_path, data, 
     assert {"lm_loss", "mask_loss", "dice_loss", "mean_token_accuracy"} <= set(steps(run)[0])
 
 
-def test_head_trains_nothing_but_the_head_and_says_so(tmp_path, data, caplog):
-    caplog.set_level("INFO", logger="sa2va_trl")
+def test_head_trains_nothing_but_the_head_and_says_so(tmp_path, data, log):
     run = trainer(tmp_path, data, trainable="head")
     model = run.model.get_base_model()
     head = [model.text_hidden_fcs, model.grounding_encoder.mask_decoder]
     expected = sum(p.numel() for module in head for p in module.parameters() if p.requires_grad)
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     assert trained == expected
-    assert f"{trained / 1e6:,.3f} M" in caplog.text
+    assert f"{trained / 1e6:,.3f} M" in log.text
 
 
 @pytest.mark.parametrize("family", SUPPORTED_VLMS)
@@ -404,8 +403,7 @@ def test_masks_of_a_clip_pair_with_what_the_model_draws(tmp_path, data):
 
 @pytest.mark.parametrize("trainable", ["full", "head", "stage1"])
 @pytest.mark.parametrize("separate", [False, True])
-def test_the_decoder_of_the_language_prompt_is_the_one_that_trains(tmp_path, data, caplog, trainable, separate):
-    caplog.set_level("INFO", logger="sa2va_trl")
+def test_the_decoder_of_the_language_prompt_is_the_one_that_trains(tmp_path, data, log, trainable, separate):
     small, processor = tiny_sa2va(image_size=128)
     small.config.grounding_config.separate_tracking_decoder = separate
     model, base = type(small)(small.config), type(small)(small.config)
@@ -424,7 +422,7 @@ def test_the_decoder_of_the_language_prompt_is_the_one_that_trains(tmp_path, dat
     assert decoders == {"sam_mask_decoder_modified" if separate else "sam_mask_decoder"}
     size = sum(parameter.numel() for parameter in model.grounding_encoder.mask_decoder.parameters())
     size //= 1 if trainable == "full" else 2  # beside the copy that trains, PEFT keeps the original
-    line = next(line for line in caplog.text.splitlines() if line.startswith("SAM 2 mask decoder"))
+    line = next(line for line in log.text.splitlines() if line.startswith("SAM 2 mask decoder"))
     assert line.split()[-2] == f"{size / 1e6:,.3f}"
     if trainable != "full":
         run.save_model()
