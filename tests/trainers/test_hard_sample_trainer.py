@@ -1,5 +1,6 @@
 """Training on hard samples: which rows it sees, what trains, what is logged, and that a resumed run goes on alike."""
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from sa2va_trl.metrics import Counts, dice
 from tests.rows import every_kind
 
 
-# See tests/trainers/test_sft.py.
+# See tests/trainers/test_sft_trainer.py.
 UNREACHED = re.compile(r"iou_prediction_head|pred_obj_score_head|output_hypernetworks_mlps")
 
 # At a higher rate the tiny model soon draws nothing at all, and one row is as hard as the other.
@@ -181,7 +182,7 @@ def test_rows_without_masks_are_left_out(tmp_path):
     seen = seen_by(trainer)
     trainer.train()
     with_masks = {number for number, row in enumerate(rows) if row["masks"]}
-    assert {number for batch in seen for number in batch} <= with_masks
+    assert len(seen) == 4 and {number for batch in seen for number in batch} <= with_masks
     assert sorted(trainer.progress.hard + trainer.progress.ordinary) == sorted(with_masks)
 
 
@@ -295,7 +296,7 @@ def test_a_resumed_run_goes_on_alike(tmp_path, data, held_out, cached, steps):
     whole = make(tmp_path, data, None, held_out, **options)
     expected = seen_by(whole)
     whole.train()
-    assert whole.state.global_step == 6
+    assert whole.state.global_step == 6 and len(expected) == 24
     for step in steps:
         again = make(tmp_path, data, None, held_out, **{**options, "save_strategy": "no"})
         rest = seen_by(again)
@@ -317,6 +318,12 @@ def test_a_resumed_run_goes_on_alike(tmp_path, data, held_out, cached, steps):
             assert one == pytest.approx(other, rel=1e-5)
         for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
             assert torch.equal(one, other)
+
+
+def test_what_a_resumed_run_needs_has_the_name_in_checkpoints_that_it_always_had(tmp_path, data, scores):
+    make(tmp_path, data, scores, max_steps=1, save_strategy="steps", save_steps=1).train()
+    state = json.loads((tmp_path / "out" / "checkpoint-1" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["_Progress"]["attributes"]["hard"] == list(range(0, 12, 2))
 
 
 def test_a_checkpoint_of_other_rows_or_options_is_refused(tmp_path, data, scores):
@@ -350,11 +357,14 @@ def test_cached_features_give_the_same_run(tmp_path, data, held_out):
         rows.append(seen_by(trainer))
         trainer.train()
         logs.append([entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry])
-    assert rows[0] == rows[1]
+    assert rows[0] == rows[1] and len(rows[0]) == 10
+    # Five steps an epoch; evaluations of the start and after each epoch.
+    assert len(logs[0]) == 2 * 5 + 3
     for one, two in zip(*logs, strict=True):
-        for name in ("loss", "grad_norm", "masks/dice_hard", "eval_dice", "eval_dice_easy"):
-            if name in one:
-                assert one[name] == pytest.approx(two[name], abs=1e-5), name
+        for name in (
+            ("eval_dice", "eval_dice_easy") if "eval_loss" in one else ("loss", "grad_norm", "masks/dice_hard")
+        ):
+            assert one[name] == pytest.approx(two[name], abs=1e-5), name
 
 
 def test_features_are_cached_by_default_and_not_with_augmentation(tmp_path, data, scores, log):

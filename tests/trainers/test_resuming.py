@@ -164,7 +164,7 @@ def test_a_run_that_was_stopped_early_is_finished(tmp_path):
     assert first.state.global_step == 3
     run = make(tmp_path, **options)
     run.train(resume_from_checkpoint=True)
-    assert run.state.global_step == 3 and rates(run) == rates(first)
+    assert run.state.global_step == 3 and rates(run) == rates(first) and len(rates(run)) == 3
     # Its patience goes on where it was: one more evaluation ends it.
     run = make(tmp_path, **options)
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
@@ -193,7 +193,7 @@ def test_a_checkpoint_without_optimizer_is_refused_unless_a_new_one_is_insisted_
     run = make(tmp_path, allow_new_optimizer=True)
     run.train(resume_from_checkpoint=True)
     assert "a new optimizer begins at step 2; the learning rate is that of this step" in log.text
-    assert rates(run) == rates(finished)
+    assert rates(run) == rates(finished) and len(rates(run)) == 4
 
 
 def test_a_new_optimizer_has_to_take_effect(finished, checkpoint, tmp_path):
