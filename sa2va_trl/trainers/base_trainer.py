@@ -27,7 +27,7 @@ from ..models.checkpoints import HUB_OPTIONS
 from ..models.outputs import Sa2VAOutput
 from .base_config import SegArguments, refuse
 from .callbacks import EpochToCollator
-from .evaluating import EvaluatingMixin, Rows, RowSets
+from .evaluating import EvaluatingMixin, RowSet, RowSets
 from .frozen_features import FrozenFeaturesMixin
 from .publishing import PublishingMixin
 from .resuming import ResumingMixin
@@ -88,7 +88,7 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Res
             self._checked |= {dataset._fingerprint}
         return dataset
 
-    def check_rows(self, dataset: Rows, name: str, args: SegArguments) -> None:
+    def check_rows(self, dataset: RowSet, name: str, args: SegArguments) -> None:
         """
         Check the rows of one set; a trainer adds what it asks of them.
 
@@ -138,7 +138,7 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Res
         return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
     def predict(
-        self, test_dataset: Rows, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+        self, test_dataset: RowSet, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """
         As in `Trainer`: the Dice and IoU of each row. Rows that the constructor has not seen are checked first.
@@ -157,7 +157,7 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Res
         return dataset
 
     @staticmethod
-    def check_splits(train_dataset: Rows | None, eval_dataset: RowSets | None) -> None:
+    def check_splits(train_dataset: RowSet | None, eval_dataset: RowSets | None) -> None:
         """
         Refuse an evaluation set that shares samples, videos or patients with the training set.
 
@@ -176,7 +176,7 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Res
         model: "str | PreTrainedModel | PeftModel",
         args: SegArguments,
         data_collator: Callable[[list[dict]], dict] | None,
-        train_dataset: Rows | None,
+        train_dataset: RowSet | None,
         eval_dataset: RowSets | None,
         processing_class: Sa2VAProcessor | None,
         quantization_config: "BitsAndBytesConfig | None",

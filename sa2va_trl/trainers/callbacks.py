@@ -1,17 +1,12 @@
 """What the mask trainers do when training or an epoch begins and, on hard samples, after an evaluation."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from ..data.collator import SegCollator
 from .hard_sample_config import never_mined
-
-
-if TYPE_CHECKING:
-    from .frozen_features import FrozenFeaturesMixin
-    from .hard_sample_trainer import HardSampleTrainer
 
 
 class EpochToCollator(TrainerCallback):
@@ -30,7 +25,7 @@ class EpochToCollator(TrainerCallback):
 class BuildFeatures(TrainerCallback):
     """Has the features that are missing computed when training begins."""
 
-    def __init__(self, trainer: "FrozenFeaturesMixin"):
+    def __init__(self, trainer: Trainer):
         self.trainer = trainer
 
     # Not earlier: DeepSpeed and mixed precision have wrapped the model, and a resumed run has its weights.
@@ -68,7 +63,7 @@ class _Progress(TrainerCallback, ExportableState):
 class Guide(TrainerCallback):
     """Has a trainer on hard samples evaluate its start, plan its epochs and watch its ordinary rows."""
 
-    def __init__(self, trainer: "HardSampleTrainer"):
+    def __init__(self, trainer: Trainer):
         self.trainer = trainer
 
     def on_train_begin(

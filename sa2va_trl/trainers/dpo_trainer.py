@@ -22,7 +22,7 @@ from ..features.fingerprint import before_the_cut
 from ..models import Sa2VAProcessor
 from ..preferences.dataset import check_preferences
 from ..preferences.pairs import mine_pairs
-from .base_trainer import Rows, RowSets, SegTrainerMixin
+from .base_trainer import RowSet, RowSets, SegTrainerMixin
 from .dpo_config import SegDPOConfig
 
 
@@ -114,7 +114,7 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         ref_model: PreTrainedModel | None = None,
         args: SegDPOConfig | None = None,
         data_collator: SegCollator | None = None,
-        train_dataset: Rows | None = None,
+        train_dataset: RowSet | None = None,
         eval_dataset: RowSets | None = None,
         processing_class: Sa2VAProcessor | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
@@ -165,7 +165,7 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         return reasons
 
     @staticmethod
-    def _check_pair_columns(train_dataset: Rows | None, args: SegDPOConfig) -> None:
+    def _check_pair_columns(train_dataset: RowSet | None, args: SegDPOConfig) -> None:
         columns = getattr(train_dataset, "column_names", None)
         if columns is None and isinstance(train_dataset, IterableDataset):
             return  # the collator asks each row for its pair
@@ -175,7 +175,7 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
                 "mine them while training with pairs='online'."
             )
 
-    def check_rows(self, dataset: Rows, name: str, args: SegDPOConfig) -> None:
+    def check_rows(self, dataset: RowSet, name: str, args: SegDPOConfig) -> None:
         super().check_rows(dataset, name, args)
         if args.pairs == "dataset" and isinstance(dataset, Dataset) and set(PAIR_COLUMNS) <= set(dataset.column_names):
             check_preferences(dataset, name, args.allow_worse)

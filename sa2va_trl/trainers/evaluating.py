@@ -20,8 +20,8 @@ from .mask_statistics import MaskMetrics, mask_statistics, mean_statistics, name
 
 
 # What a trainer is given to train on, and to evaluate.
-Rows = Dataset | IterableDataset
-RowSets = Rows | dict[str, Rows]
+RowSet = Dataset | IterableDataset
+RowSets = RowSet | dict[str, RowSet]
 
 
 class EvaluatingMixin:

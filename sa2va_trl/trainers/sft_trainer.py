@@ -15,7 +15,7 @@ from .. import losses
 from ..data.collator import TARGETS, SegCollator
 from ..models import Sa2VAProcessor
 from ..models.outputs import Sa2VAOutput
-from .base_trainer import Rows, RowSets, SegTrainerMixin
+from .base_trainer import RowSet, RowSets, SegTrainerMixin
 from .sft_config import SegSFTConfig
 
 
@@ -97,7 +97,7 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         model: "str | PreTrainedModel | PeftModel",
         args: SegSFTConfig | None = None,
         data_collator: SegCollator | None = None,
-        train_dataset: Rows | None = None,
+        train_dataset: RowSet | None = None,
         eval_dataset: RowSets | None = None,
         processing_class: Sa2VAProcessor | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
