@@ -1,6 +1,13 @@
+"""Direct preference optimisation over masks, against the model that training starts from."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
@@ -11,10 +18,15 @@ from ..data.columns import PAIR_COLUMNS
 from ..errors import DatasetError
 from ..features.fingerprint import before_the_cut
 from ..mask_logits import resize_mask_logits
+from ..models import Sa2VAProcessor
 from ..preferences.dataset import check_preferences
 from ..preferences.pairs import mine_pairs
-from .base_trainer import SegTrainerMixin
+from .base_trainer import RowSet, RowSets, SegTrainerMixin
 from .dpo_config import SegDPOConfig
+
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
 
 class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
@@ -53,6 +65,41 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
     Raises:
         `DatasetError`: bad rows, all at once, rows without pairs, or splits that share something.
         `ValueError`: options that contradict each other, or no reference.
+        `TypeError`: a config of another trainer.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+
+    >>> from sa2va_trl import SegDPOConfig, SegDPOTrainer, build_preferences, tiny_sa2va
+    >>> from sa2va_trl.data import synthetic_splits
+
+    >>> model, processor = tiny_sa2va(image_size=64)
+    >>> data = synthetic_splits(1, 1, 1, frames_per_video=2, size=64)
+    >>> pairs = build_preferences(data["train"], model, processor, rejected="dilated", progress=False)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = SegDPOTrainer(
+    ...     model=model,
+    ...     args=SegDPOConfig(
+    ...         folder.name,
+    ...         score="dice",
+    ...         max_steps=1,
+    ...         cache_dir=folder.name,
+    ...         use_cpu=True,
+    ...         report_to="none",
+    ...         logging_strategy="no",
+    ...     ),
+    ...     train_dataset=pairs,
+    ...     eval_dataset=data["validation"],
+    ...     processing_class=processor,
+    ... )
+    >>> trainer.train().global_step  # doctest: +ELLIPSIS
+    {'train_runtime': ...}
+    1
+    >>> folder.cleanup()
+
+    ```
     """
 
     _tag_names = [*SegTrainerMixin._tag_names, "dpo"]
@@ -62,19 +109,19 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
 
     def __init__(
         self,
-        model,
-        ref_model=None,
+        model: "str | PreTrainedModel | PeftModel",
+        ref_model: PreTrainedModel | None = None,
         args: SegDPOConfig | None = None,
         data_collator: SegCollator | None = None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
-        compute_metrics=None,
-        callbacks=None,
-        optimizers=(None, None),
-        quantization_config=None,
-        peft_config=None,
-        mask_metrics=None,
+        train_dataset: RowSet | None = None,
+        eval_dataset: RowSets | None = None,
+        processing_class: Sa2VAProcessor | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: PeftConfig | None = None,
+        mask_metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None,
     ):
         if args is None:
             args = SegDPOConfig("sa2va-dpo")
@@ -117,31 +164,27 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         return reasons
 
     @staticmethod
-    def _check_pair_columns(train_dataset, args) -> None:
+    def _check_pair_columns(train_dataset: RowSet | None, args: SegDPOConfig) -> None:
         columns = getattr(train_dataset, "column_names", None)
         if columns is None and isinstance(train_dataset, IterableDataset):
             return  # the collator asks each row for its pair
         if args.pairs == "dataset" and not set(PAIR_COLUMNS) <= set(columns or []):
             raise DatasetError(
-                "train_dataset has no chosen_mask and rejected_mask: make them with recipes/build_preferences.py, or "
+                "train_dataset has no chosen_mask and rejected_mask: make them with `sa2va-trl build_preferences`, or "
                 "mine them while training with pairs='online'."
             )
 
-    def check_rows(self, dataset, name, args):
+    def check_rows(self, dataset: RowSet, name: str, args: SegDPOConfig) -> None:
         super().check_rows(dataset, name, args)
         if args.pairs == "dataset" and isinstance(dataset, Dataset) and set(PAIR_COLUMNS) <= set(dataset.column_names):
             check_preferences(dataset, name, args.allow_worse)
 
     @staticmethod
-    def collator_options(args):
-        # Stored pairs are none of an online run's, in training and in evaluation.
-        return {"allow_worse": args.allow_worse, "with_pairs": None if args.pairs == "dataset" else False}
-
-    def prepare_run(self, model, args, data_collator, *rest) -> dict:
-        prepared = super().prepare_run(model, args, data_collator, *rest)
-        if data_collator is None:
-            prepared["data_collator"].with_pairs = args.pairs == "dataset"
-        return prepared
+    def collator_options(args: SegDPOConfig, training: bool) -> dict[str, Any]:
+        # Stored pairs are none of an online run's, in training and in evaluation. Else training needs a pair of every
+        # row, and evaluation takes those that rows have.
+        with_pairs = False if args.pairs == "online" else True if training else None
+        return {"allow_worse": args.allow_worse, "with_pairs": with_pairs}
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

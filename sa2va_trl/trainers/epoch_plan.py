@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from transformers import TrainingArguments
 
 from ..errors import DatasetError, MiningError
 from ..features.rows import row_sizes
@@ -12,7 +13,7 @@ from ..mining.selection import select_hard
 DIFFICULTIES = ("threshold", "dice", "spread", "cluster")
 CURRICULA = ("none", "difficulty", "thickness")
 # What a plan may need of a score table.
-COLUMNS = ("dice", "spread", "cluster", "thickness", "review")
+SCORE_COLUMNS = ("dice", "spread", "cluster", "thickness", "review")
 
 
 def select_rows(scores: pd.DataFrame, threshold: float = 0.75, worst: float | None = None, include_review=False):
@@ -52,8 +53,8 @@ def row_weights(scores: pd.DataFrame, difficulty: str = "threshold", weight_cap:
 
     Args:
         scores (`pandas.DataFrame`): hard rows, with the columns that `difficulty` needs.
-        difficulty (`str`, *optional*, defaults to `"threshold"`): see [`~trainers.hard_sample.HardSampleConfig`].
-        weight_cap (`float`, *optional*, defaults to 3.0): see [`~trainers.hard_sample.HardSampleConfig`].
+        difficulty (`str`, *optional*, defaults to `"threshold"`): see [`~trainers.HardSampleConfig`].
+        weight_cap (`float`, *optional*, defaults to 3.0): see [`~trainers.HardSampleConfig`].
 
     Returns:
         `np.ndarray` of shape `(rows,)`, not negative, with a mean of 1 before the cap.
@@ -120,7 +121,7 @@ def plan_epoch(
         length (`int`): rows of an epoch.
         epoch (`int`): from 0.
         seed (`int`, *optional*, defaults to 0): of all epochs.
-        difficulty, weight_cap, easy_share, curriculum: see [`~trainers.hard_sample.HardSampleConfig`].
+        difficulty, weight_cap, easy_share, curriculum: see [`~trainers.HardSampleConfig`].
 
     Returns:
         `list[int]` of `length` row numbers. Every stretch of it holds ordinary rows in their share. In the order of
@@ -152,8 +153,8 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
         dataset (`datasets.Dataset`): the rows that it is about.
 
     Returns:
-        `pandas.DataFrame` with those of `COLUMNS` that it has, one row a dataset row; `dice` is NaN where a row has no
-        mask.
+        `pandas.DataFrame` with those of `SCORE_COLUMNS` that it has, one row a dataset row; `dice` is NaN where a row
+        has no mask.
 
     Raises:
         `DatasetError`: columns are missing, identifiers are missing, unknown or used twice, or a Dice is none.
@@ -186,12 +187,18 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
         bad = ids[~((dice >= 0) & (dice <= 1))].tolist()
         raise DatasetError(f"{len(bad)} scores have a dice outside of [0, 1], such as that of {bad[0]!r}.")
     found = scores.set_index("sample_id").reindex(own).reset_index(drop=True)
-    found = found[[name for name in COLUMNS if name in found]]
+    found = found[[name for name in SCORE_COLUMNS if name in found]]
     return found.assign(review=found["review"].fillna(False)) if "review" in found else found
 
 
-def check_columns(scores: pd.DataFrame, args) -> None:
+def check_columns(scores: pd.DataFrame, args: TrainingArguments) -> None:
     """
+    Check that the scores have what options need.
+
+    Args:
+        scores (`pandas.DataFrame`): from [`match_scores`].
+        args (`HardSampleConfig`): options.
+
     Raises:
         `ValueError`: an option needs a column of the scores that is missing or has gaps, or has no effect without it.
     """

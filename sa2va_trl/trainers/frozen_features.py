@@ -1,5 +1,7 @@
 """Features of what is frozen, computed once, in place of the images of a run."""
 
+from typing import Any
+
 import torch
 from datasets import Dataset
 
@@ -11,11 +13,16 @@ from ..features.fingerprint import before_the_cut, fingerprint, random_before_th
 from ..features.rows import NumberedRows, View, feature_bytes, row_facts, view_key
 from ..features.store import FeatureStore, features_folder
 from ..processes import everywhere
-from .callbacks import _BuildFeatures
+from .callbacks import BuildFeatures
 
 
 class FrozenFeaturesMixin:
-    """Whether a run reads features in place of images (`cache_features`), and computing those that are missing."""
+    """
+    Whether a run reads features in place of images (`cache_features`), and computing those that are missing.
+
+    Of the trainer it needs what `Trainer` has; a config with `cache_features`, `cache_dir` and `cache_views`; the
+    collators `data_collator` and `eval_collator`; and `_tell`.
+    """
 
     features: FeatureStore | None = None
     _features_ready = False
@@ -117,7 +124,7 @@ class FrozenFeaturesMixin:
         self.features, self._features_ready = store, not missing
         self.data_collator = FeatureCollator(self.data_collator, store)
         self.eval_collator = FeatureCollator(self.eval_collator, store)
-        self.add_callback(_BuildFeatures(self))
+        self.add_callback(BuildFeatures(self))
 
     def _without_features(self, reason: str) -> None:
         self._tell(f"cache_features=auto: off, {reason}.")
@@ -137,10 +144,6 @@ class FrozenFeaturesMixin:
             for index, key in enumerate(rows):
                 seen = view_key(key, view.collator, index)
                 self._feature_rows[seen], self._feature_sizes[seen] = (view, index), sizes[key]
-
-    def _tell(self, message: str) -> None:
-        if self.is_world_process_zero():
-            print(message)
 
     @property
     def _feature_dtypes(self) -> tuple[torch.dtype | None, str | None]:
@@ -194,5 +197,6 @@ class FrozenFeaturesMixin:
         drop = [name for name in IMAGE_COLUMNS if name in dataset.column_names]
         return NumberedRows(dataset.remove_columns(drop), keys)
 
-    def floating_point_ops(self, inputs):
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        # (Nothing of the language model, whose operations Trainer counts, runs on features.)
         return 0 if "features" in inputs else super().floating_point_ops(inputs)

@@ -1,21 +1,33 @@
+"""Supervised fine-tuning on hard samples, which the trainer draws and may score again."""
+
+import logging
 import math
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from torch.utils.data import Sampler
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from peft import PeftModel
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .. import losses, mining
+from ..data.collator import SegCollator
 from ..mask_logits import resize_mask_logits
-from .callbacks import _Guide, _Progress
+from ..models import Sa2VAProcessor
+from ..models.outputs import Sa2VAOutput
+from .base_trainer import RowSets
+from .callbacks import Guide, _Progress
+from .checkpoints_to_resume import read_state, resolve_checkpoint
 from .epoch_plan import check_columns, match_scores, plan_epoch, row_weights, select_rows
 from .hard_sample_config import HardSampleConfig
-from .resuming import check_rows, resolve_checkpoint
+from .run_record import check_same_rows
 from .sft_trainer import SegSFTTrainer
 
 
@@ -29,13 +41,13 @@ class _EpochSampler(Sampler):
     behind both its skipping of batches and its sharding, which is where a resumed run on several processes has it.
     """
 
-    def __init__(self, length: int, plan):
+    def __init__(self, length: int, plan: Callable[[int], list[int]]):
         self.length, self.plan, self.epoch = length, plan, 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.length
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         return iter(self.plan(self.epoch))
 
 
@@ -43,7 +55,7 @@ class _EpochSampler(Sampler):
 class _WithRowNumbers:
     """Batches of `collator` with the rows' numbers in the training set."""
 
-    collator: object
+    collator: Callable[[list[dict]], dict]
 
     def __call__(self, rows: list[dict]) -> dict:
         return {**self.collator(rows), "row_numbers": torch.tensor([row["row_index"] for row in rows])}
@@ -76,6 +88,45 @@ class HardSampleTrainer(SegSFTTrainer):
     Raises:
         `DatasetError`: bad rows, all at once, splits that share something, or scores of other rows.
         `ValueError`: options that contradict each other, lack a column of the scores, or select nothing or everything.
+        `TypeError`: a config of another trainer, or a stream to train on.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+
+    >>> import pandas as pd
+    >>> from sa2va_trl import HardSampleConfig, HardSampleTrainer, tiny_sa2va
+    >>> from sa2va_trl.data import synthetic_splits
+
+    >>> model, processor = tiny_sa2va(image_size=64)
+    >>> data = synthetic_splits(1, 1, 1, frames_per_video=4, size=64)
+    >>> scores = pd.DataFrame({"sample_id": data["train"]["sample_id"], "dice": [0.8, 0.5, 0.9, 0.7]})
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = HardSampleTrainer(
+    ...     model=model,
+    ...     args=HardSampleConfig(
+    ...         folder.name,
+    ...         worst=0.5,
+    ...         max_steps=1,
+    ...         cache_dir=folder.name,
+    ...         use_cpu=True,
+    ...         report_to="none",
+    ...         logging_strategy="no",
+    ...     ),
+    ...     scores=scores,
+    ...     train_dataset=data["train"],
+    ...     eval_dataset=data["validation"],
+    ...     processing_class=processor,
+    ... )
+    >>> trainer.progress.hard
+    [1, 3]
+    >>> trainer.train().global_step  # doctest: +ELLIPSIS
+    {'train_runtime': ...}
+    1
+    >>> folder.cleanup()
+
+    ```
     """
 
     _tag_names = [*SegSFTTrainer._tag_names[:-1], "hard-samples"]
@@ -86,14 +137,14 @@ class HardSampleTrainer(SegSFTTrainer):
 
     def __init__(
         self,
-        model,
+        model: "str | PreTrainedModel | PeftModel",
         args: HardSampleConfig | None = None,
-        data_collator=None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
+        data_collator: SegCollator | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: RowSets | None = None,
+        processing_class: Sa2VAProcessor | None = None,
         scores: pd.DataFrame | str | os.PathLike | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         if args is None:
             args = HardSampleConfig("sa2va-hard-sample")
@@ -119,7 +170,7 @@ class HardSampleTrainer(SegSFTTrainer):
             raise ValueError("easy_regression=stop needs an eval_dataset to watch.")
         self.data_collator = _WithRowNumbers(self.data_collator)
         self.add_callback(_Progress())
-        self.add_callback(_Guide(self))
+        self.add_callback(Guide(self))
         self._sampler = self._loader = None
         if self._given_scores is not None:
             self._adopt(self._given_scores, epoch=0)
@@ -128,10 +179,18 @@ class HardSampleTrainer(SegSFTTrainer):
 
     @property
     def progress(self) -> _Progress:
+        """What a resumed run goes on with: the scores, which rows are hard, and when they were found to be."""
         # Looked up each time: Trainer may put a restored callback in the place of the first.
         return next(entry for entry in self.callback_handler.callbacks if isinstance(entry, _Progress))
 
-    def prepare_run(self, model, args, data_collator, train_dataset, *rest) -> dict:
+    def prepare_run(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        args: HardSampleConfig,
+        data_collator: SegCollator | None,
+        train_dataset: Dataset,
+        *rest: Any,
+    ) -> dict[str, Any]:
         prepared = super().prepare_run(model, args, data_collator, train_dataset, *rest)
         if self._given_scores is not None:
             scores = self._given_scores
@@ -147,12 +206,15 @@ class HardSampleTrainer(SegSFTTrainer):
         Score the training rows with the present model, see [`~mining.score_dataset`], and mark runs of hard frames and
         rows for review. All processes call it together.
 
+        Returns:
+            `pandas.DataFrame`: one row a training row with masks, as [`~mining.mine`] leaves it.
+
         Raises:
             `ValueError`: DeepSpeed holds the weights and training has not begun.
             `MiningError`: no row, or every row, is hard.
         """
         if self.is_deepspeed_enabled and not self.is_in_train:
-            raise ValueError("With DeepSpeed, give the trainer scores: recipes/mine_hard_samples.py makes them.")
+            raise ValueError("With DeepSpeed, give the trainer scores: `sa2va-trl mine_hard_samples` makes them.")
         # Under mixed precision the model computes as it does in training only once Trainer has wrapped it.
         if self.features is not None and not self._features_ready and self._feature_dtypes == (None, None):
             self.build_features()
@@ -221,7 +283,7 @@ class HardSampleTrainer(SegSFTTrainer):
         options = {name: getattr(args, name) for name in ("difficulty", "weight_cap", "easy_share", "curriculum")}
         return plan_epoch(scores, *masks, progress.length, epoch, args.data_seed, **options)
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         resume_from_checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if resume_from_checkpoint is None and self.progress.columns is None:
             self._tell("Hard samples: no scores were given; the training rows are scored first.")
@@ -235,13 +297,13 @@ class HardSampleTrainer(SegSFTTrainer):
         return super().finished(checkpoint)
 
     def _restore(self, checkpoint: str) -> None:
-        state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+        state = read_state(checkpoint)
         if _Progress.__name__ not in state.stateful_callbacks:
             raise ValueError(f"resume_from_checkpoint={checkpoint!r} is no checkpoint of training on hard samples.")
         for name, value in state.stateful_callbacks[_Progress.__name__]["attributes"].items():
             setattr(self.progress, name, value)
         saved = {"count": len(self.progress.columns["dice"]), "digest": self.progress.digest}
-        check_rows(checkpoint, saved, self._rows_digest())
+        check_same_rows(checkpoint, saved, self._rows_digest())
         began = self.progress.options
         changed = [f"{name}={began[name]}" for name in FIXED if began[name] != getattr(self.args, name)]
         if changed:
@@ -255,23 +317,29 @@ class HardSampleTrainer(SegSFTTrainer):
                 self._adopt(self._score_again(), epoch)
             except mining.MiningError as error:
                 progress.mined_at = epoch
-                self._tell(f"Hard samples: those of before stay. {error}")
+                self._tell(f"Hard samples: those of before stay. {error}", logging.WARNING)
         self._sampler.epoch = epoch
 
     def _get_train_sampler(self, train_dataset=None):
         self._sampler = _EpochSampler(self.progress.length, self._plan)
         return self._sampler
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
         self._loader = super().get_train_dataloader()
         return self._loader
 
-    def num_examples(self, dataloader):
+    def num_examples(self, dataloader: DataLoader) -> int:
         return len(self._sampler) if dataloader is self._loader else super().num_examples(dataloader)
 
     # Hard and easy apart
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Sa2VAOutput]:
         numbers = inputs.pop("row_numbers", None)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if numbers is not None:
@@ -300,8 +368,13 @@ class HardSampleTrainer(SegSFTTrainer):
             self.evaluate()
 
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
-    ):
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         # Points that losses are computed on are drawn at random, and a resumed run does not evaluate or mine again.
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
@@ -329,7 +402,15 @@ class HardSampleTrainer(SegSFTTrainer):
         return {"hard": known & (start < limit), "easy": known & ~(start < limit)}
 
     def easy_has_regressed(self, metrics: dict) -> bool:
-        """Compare the easy evaluation rows with what they were at the start, and say so where they got worse."""
+        """
+        Compare the easy evaluation rows with what they were at the start, and say so where they got worse.
+
+        Args:
+            metrics (`dict`): of an evaluation, by their names with its prefix.
+
+        Returns:
+            `bool`: whether they are worse by more than `easy_margin`.
+        """
         if self.args.easy_regression == "ignore":
             return False
         worse = False
@@ -341,9 +422,10 @@ class HardSampleTrainer(SegSFTTrainer):
             if before - now > self.args.easy_margin:
                 worse = True
                 self._tell(
-                    f"WARNING: {prefix}_dice_easy fell from {before:.4f} at the start to {now:.4f}, by more than "
+                    f"{prefix}_dice_easy fell from {before:.4f} at the start to {now:.4f}, by more than "
                     f"easy_margin={self.args.easy_margin}: training on hard samples costs ordinary ones. Raise "
                     "easy_share or lower learning_rate."
-                    + (" Training stops." if self.args.easy_regression == "stop" else "")
+                    + (" Training stops." if self.args.easy_regression == "stop" else ""),
+                    logging.WARNING,
                 )
         return worse

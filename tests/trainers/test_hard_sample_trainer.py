@@ -1,5 +1,6 @@
 """Training on hard samples: which rows it sees, what trains, what is logged, and that a resumed run goes on alike."""
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from sa2va_trl.metrics import Counts, dice
 from tests.rows import every_kind
 
 
-# See tests/trainers/test_sft.py.
+# See tests/trainers/test_sft_trainer.py.
 UNREACHED = re.compile(r"iou_prediction_head|pred_obj_score_head|output_hypernetworks_mlps")
 
 # At a higher rate the tiny model soon draws nothing at all, and one row is as hard as the other.
@@ -181,7 +182,7 @@ def test_rows_without_masks_are_left_out(tmp_path):
     seen = seen_by(trainer)
     trainer.train()
     with_masks = {number for number, row in enumerate(rows) if row["masks"]}
-    assert {number for batch in seen for number in batch} <= with_masks
+    assert len(seen) == 4 and {number for batch in seen for number in batch} <= with_masks
     assert sorted(trainer.progress.hard + trainer.progress.ordinary) == sorted(with_masks)
 
 
@@ -196,11 +197,11 @@ def test_rows_are_scored_again_with_the_present_policy(tmp_path, data, scores):
     assert plans[-1][1] != plans[0][1] and plans[-1][1] != plans[len(plans) // 2][1]
 
 
-def test_scores_that_tell_nothing_apart_any_more_leave_the_hard_rows(tmp_path, data, scores, capsys):
+def test_scores_that_tell_nothing_apart_any_more_leave_the_hard_rows(tmp_path, data, scores, log):
     trainer = make(tmp_path, data, scores, remine_every=1)  # the tiny model is below 0.75 everywhere
     trainer.train()
     assert trainer.progress.hard == list(range(0, 12, 2))
-    assert "those of before stay. threshold=0.75 selects all of 12 samples" in capsys.readouterr().out
+    assert "those of before stay. threshold=0.75 selects all of 12 samples" in log.text
 
 
 def test_rows_for_review_are_not_trained_on(tmp_path, data, scores):
@@ -253,7 +254,7 @@ def test_evaluation_rows_are_told_apart_by_the_starting_model(tmp_path, data, he
 
 
 @pytest.mark.parametrize(("what", "steps"), [("stop", 3), ("warn", 6), ("ignore", 6)])
-def test_easy_rows_that_get_worse_stop_or_warn(tmp_path, data, held_out, scores, capsys, what, steps):
+def test_easy_rows_that_get_worse_stop_or_warn(tmp_path, data, held_out, scores, log, what, steps):
     # At this learning rate the tiny model forgets everything within an epoch.
     options = {} if what == "ignore" else {"easy_margin": 0.01}
     trainer = make(
@@ -262,8 +263,8 @@ def test_easy_rows_that_get_worse_stop_or_warn(tmp_path, data, held_out, scores,
     trainer.progress.start["eval"] = [0.9, 0.9, 0.1, 0.1]
     trainer.train()
     assert trainer.state.global_step == steps
-    warned = "eval_dice_easy fell from 0.9000 at the start" in capsys.readouterr().out
-    assert warned == (what != "ignore")
+    warnings = [entry for entry in log.records if "eval_dice_easy fell from 0.9000 at the start" in entry.message]
+    assert bool(warnings) == (what != "ignore") and all(entry.levelname == "WARNING" for entry in warnings)
 
 
 # Resuming
@@ -295,7 +296,7 @@ def test_a_resumed_run_goes_on_alike(tmp_path, data, held_out, cached, steps):
     whole = make(tmp_path, data, None, held_out, **options)
     expected = seen_by(whole)
     whole.train()
-    assert whole.state.global_step == 6
+    assert whole.state.global_step == 6 and len(expected) == 24
     for step in steps:
         again = make(tmp_path, data, None, held_out, **{**options, "save_strategy": "no"})
         rest = seen_by(again)
@@ -317,6 +318,12 @@ def test_a_resumed_run_goes_on_alike(tmp_path, data, held_out, cached, steps):
             assert one == pytest.approx(other, rel=1e-5)
         for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
             assert torch.equal(one, other)
+
+
+def test_what_a_resumed_run_needs_has_the_name_in_checkpoints_that_it_always_had(tmp_path, data, scores):
+    make(tmp_path, data, scores, max_steps=1, save_strategy="steps", save_steps=1).train()
+    state = json.loads((tmp_path / "out" / "checkpoint-1" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["_Progress"]["attributes"]["hard"] == list(range(0, 12, 2))
 
 
 def test_a_checkpoint_of_other_rows_or_options_is_refused(tmp_path, data, scores):
@@ -350,14 +357,17 @@ def test_cached_features_give_the_same_run(tmp_path, data, held_out):
         rows.append(seen_by(trainer))
         trainer.train()
         logs.append([entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry])
-    assert rows[0] == rows[1]
+    assert rows[0] == rows[1] and len(rows[0]) == 10
+    # Five steps an epoch; evaluations of the start and after each epoch.
+    assert len(logs[0]) == 2 * 5 + 3
     for one, two in zip(*logs, strict=True):
-        for name in ("loss", "grad_norm", "masks/dice_hard", "eval_dice", "eval_dice_easy"):
-            if name in one:
-                assert one[name] == pytest.approx(two[name], abs=1e-5), name
+        for name in (
+            ("eval_dice", "eval_dice_easy") if "eval_loss" in one else ("loss", "grad_norm", "masks/dice_hard")
+        ):
+            assert one[name] == pytest.approx(two[name], abs=1e-5), name
 
 
-def test_features_are_cached_by_default_and_not_with_augmentation(tmp_path, data, scores, capsys):
+def test_features_are_cached_by_default_and_not_with_augmentation(tmp_path, data, scores, log):
     for augmentation, state in ((None, "on"), ({"motion_blur": 0.1}, "off, augmentation changes the images")):
         make(
             *(tmp_path, data, scores),
@@ -365,7 +375,7 @@ def test_features_are_cached_by_default_and_not_with_augmentation(tmp_path, data
             cache_dir=str(tmp_path / "cache"),
             augmentation=augmentation,
         )
-        assert f"cache_features=auto: {state}" in capsys.readouterr().out
+        assert f"cache_features=auto: {state}" in log.text
 
 
 def test_rows_whose_views_are_cached_are_scored_as_they_are(tmp_path, data):

@@ -214,20 +214,20 @@ REASONS = {
 
 
 @pytest.mark.parametrize(("options", "reason"), REASONS.values(), ids=REASONS)
-def test_what_needs_the_pixels_is_named(tmp_path, data, capsys, options, reason):
+def test_what_needs_the_pixels_is_named(tmp_path, data, log, options, reason):
     with pytest.raises(ValueError, match=f"(?s)cache_features=on is not possible.*{reason}"):
         trainer(tmp_path, data, "on", **options)
     run = trainer(tmp_path, data, "auto", **options)
     assert run.features is None and isinstance(run.data_collator, SegCollator)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "cache_features" in line]
+    (line,) = [line for line in log.messages if "cache_features" in line]
     assert line.startswith("cache_features=auto: off") and reason.split("=")[0] in line
     assert not (tmp_path / "cache").exists()
 
 
-def test_auto_says_what_it_does_and_what_it_takes(tmp_path, data, capsys):
+def test_auto_says_what_it_does_and_what_it_takes(tmp_path, data, log):
     run = trainer(tmp_path, data, "auto")
     assert isinstance(run.data_collator, FeatureCollator)
-    said = capsys.readouterr().out
+    said = log.text
     assert "cache_features=auto: on" in said and "9 to compute" in said and str(run.features.folder) in said
     run.train()
     stored = sum(file.stat().st_size for file in run.features.folder.glob("*.bin"))
@@ -249,12 +249,12 @@ def test_dropout_and_transforms_before_the_head_are_named(tmp_path, data):
         trainer(tmp_path, data, "on", data_collator=other)
 
 
-def test_too_little_room(tmp_path, data, capsys, monkeypatch):
+def test_too_little_room(tmp_path, data, log, monkeypatch):
     monkeypatch.setattr(FeatureStore, "free", lambda self: 1000)
     with pytest.raises(FeatureError, match=r"cache_features=on: .* bytes are needed .* 1,000 can be written"):
         trainer(tmp_path, data, "on")
     run = trainer(tmp_path, data, "auto")
-    assert run.features is None and "no room" in capsys.readouterr().out
+    assert run.features is None and "no room" in log.text
     run.train()
 
 

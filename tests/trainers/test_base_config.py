@@ -1,12 +1,15 @@
-"""What accelerate's launcher says of the device and of precision."""
+"""What the configs share: how options are explained, and what accelerate's launcher says of device and precision."""
 
+import re
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 import torch
+from trl import DPOConfig, SFTConfig
 
-from sa2va_trl import SegSFTConfig
-from sa2va_trl.trainers.base_config import follow_launcher
+from sa2va_trl import HardSampleConfig, SegDPOConfig, SegSFTConfig
+from sa2va_trl.trainers.base_config import SegArguments, follow_launcher
 
 
 NAMES = ("MIXED_PRECISION", "USE_CPU", "USE_DEEPSPEED")
@@ -61,3 +64,24 @@ def test_a_configuration_for_gpus_is_refused_without_one(monkeypatch, environmen
 def test_configs_take_it_over(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     assert SegSFTConfig(str(tmp_path)).use_cpu
+
+
+@pytest.mark.parametrize(
+    ("config", "parents"),
+    [
+        (SegArguments, ()),
+        (SegSFTConfig, (SegArguments, SFTConfig)),
+        (SegDPOConfig, (SegArguments, DPOConfig)),
+        (HardSampleConfig, (SegSFTConfig,)),
+    ],
+)
+def test_every_option_has_an_entry_and_a_help_text_of_its_own(config, parents):
+    inherited = {entry.name for parent in parents for entry in fields(parent)}
+    own = [entry for entry in fields(config) if entry.name in config.__annotations__]
+    assert own
+    for entry in own:
+        text = entry.metadata["help"]
+        assert text.endswith(".") and len(text.split()) > 3, entry.name  # a sentence that stands alone in --help
+        if entry.name not in inherited:
+            (kind,) = re.findall(rf"^        {entry.name} \(`(\w+)[^)]*\*optional\*", config.__doc__, re.MULTILINE)
+            assert kind in ("bool", "int", "float", "str", "dict", "list"), entry.name
