@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .files import whole_file
 from .metrics import METRICS
 
 
@@ -193,8 +194,12 @@ def _metric_rows(metrics: dict | str | os.PathLike | None) -> list[dict]:
 
 
 def write_card(folder: str | os.PathLike, card: ModelCard) -> None:
-    """Write `README.md` beside, then rename."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".README.md.tmp").write_text(str(card), encoding="utf-8")
-    (folder / ".README.md.tmp").replace(folder / "README.md")
+    """
+    Write a card as the `README.md` of a folder.
+
+    Args:
+        folder (`str` or `os.PathLike`): made if it is not there.
+        card (`ModelCard`): from [`model_card`].
+    """
+    with whole_file(Path(folder) / "README.md") as temporary:
+        temporary.write_text(str(card), encoding="utf-8")

@@ -13,7 +13,7 @@ from ..data.columns import _layout, iter_undecoded, normalize_row
 from ..data.prompts import conversation
 from ..errors import DatasetError
 from ..models.processing import SEG_TOKEN
-from .fingerprint import _json_digest
+from .fingerprint import json_digest
 
 
 # Column of a data set whose rows may be read from a store.
@@ -123,7 +123,7 @@ def view_key(key: str, collator: SegCollator, row_index: int) -> str:
     if collator.augmentation is None:
         return key
     content = [key, repr(collator.augmentation), collator.seed, collator.view, int(row_index)]
-    return _json_digest(content)[:32]
+    return json_digest(content)[:32]
 
 
 def row_sizes(dataset: Dataset) -> list[tuple[int, int]]:

@@ -22,10 +22,11 @@ from PIL import Image
 from ..data.columns import normalize_row
 from ..evaluation import film_strip, predict_probabilities, stored_features
 from ..files import file_name, write_json, written_beside
+from ..mining.hardness import one_limit
 from ..mining.runs import check_options
 from ..mining.score_files import fingerprint_of, save_scores
 from ..mining.scoring import score_dataset
-from ..mining.selection import hard_threshold, mine, summary
+from ..mining.selection import hard_limit, mine, summary
 from ..mining.unlabelled import predict_unlabelled, score_unlabelled
 from ..processes import leave_process_group
 from ..sampling import MaskSampler
@@ -38,7 +39,8 @@ from .loading import get_split, load_data, load_model
 class MiningArguments:
     dataset_split: str = field(default="train", metadata={"help": "Split to mine."})
     output_dir: str = field(default="outputs/hard_samples", metadata={"help": "Where the results go."})
-    threshold: float | None = field(default=None, metadata={"help": "Dice below which a sample is hard (0.75)."})
+    hard_below: float | None = field(default=None, metadata={"help": "Dice below which a sample is hard (0.75)."})
+    threshold: float | None = field(default=None, metadata={"help": "An earlier name of hard_below."})
     worst: float | None = field(default=None, metadata={"help": "In its place, the share of samples that is hard."})
     max_gap: int = field(default=0, metadata={"help": "Other frames that a run of hard ones may go over."})
     min_length: int = field(default=2, metadata={"help": "Hard frames that a run needs."})
@@ -59,7 +61,8 @@ class MiningArguments:
         if self.sampler is not None:
             options = json.loads(self.sampler) if isinstance(self.sampler, str) else self.sampler
             self.sampler = MaskSampler(**options)
-        check_options(self.threshold, self.worst, self.max_gap, self.min_length, self.smoothing, self.tau_low)
+        self.hard_below = one_limit(self.hard_below, self.threshold)
+        check_options(self.hard_below, self.worst, self.max_gap, self.min_length, self.smoothing, self.tau_low)
         if self.num_sheets < 0:
             raise ValueError(f"num_sheets must not be negative, got {self.num_sheets}.")
         if self.labels and self.method is not None:
@@ -115,8 +118,8 @@ def main():
     by = "dice" if args.labels else "consistency"
     scores = score(args, model, processor, dataset, prints)
     options = {"max_gap": args.max_gap, "min_length": args.min_length, "smoothing": args.smoothing, "by": by}
-    mined = mine(scores, args.threshold, args.worst, tau_low=args.tau_low, **options)
-    threshold = hard_threshold(scores, args.threshold, args.worst, by)
+    mined = mine(scores, args.hard_below, args.worst, tau_low=args.tau_low, **options)
+    threshold = hard_limit(scores, args.hard_below, args.worst, by)
     leave_process_group()
     if not state.is_main_process:
         return

@@ -375,7 +375,7 @@ def test_a_threshold_that_selects_nothing_or_everything_says_what_would(dice, th
     frame = scored(dice)
     with pytest.raises(MiningError, match="selects (none|all) of") as error:
         select_hard(frame, threshold)
-    offers = re.findall(r"(\S+) selects (\d+)[,.]", str(error.value).split("threshold of")[-1])
+    offers = re.findall(r"(\S+) selects (\d+)[,.]", str(error.value).split("limit of")[-1])
     assert bool(offers) == (min(dice) < max(dice))
     for value, count in offers:
         assert select_hard(frame, float(value)).sum() == int(count)

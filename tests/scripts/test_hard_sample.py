@@ -58,5 +58,5 @@ def test_configs_parse(file, tmp_path):
     _, _, _, training, _ = parser.parse_args_and_config(arguments)
     assert training.output_dir == str(tmp_path) and training.trainable == "head" and training.lm_weight == 0
     if file.parent.name == "sa2va_internvl3_8b":
-        assert (training.threshold, training.learning_rate, training.num_train_epochs) == (0.75, 1e-5, 5)
+        assert (training.hard_below, training.learning_rate, training.num_train_epochs) == (None, 1e-5, 5)
         assert (training.gradient_accumulation_steps, training.weight_decay, training.easy_share) == (2, 0.01, 0)

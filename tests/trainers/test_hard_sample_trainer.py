@@ -106,7 +106,7 @@ def logged(trainer, name):
 
 def test_defaults_are_those_of_the_method():
     args = HardSampleConfig("out", report_to="none")
-    assert (args.threshold, args.learning_rate, args.num_train_epochs) == (0.75, 1e-5, 5)
+    assert (args.hard_below, args.worst, args.learning_rate, args.num_train_epochs) == (None, None, 1e-5, 5)
     assert (args.gradient_accumulation_steps, args.weight_decay) == (2, 0.01)
     assert (args.dice_weight, args.mask_weight, args.lm_weight) == (1.0, 0.5, 0.0)
     assert SegSFTConfig("out", report_to="none").learning_rate != args.learning_rate
@@ -200,7 +200,7 @@ def test_scores_that_tell_nothing_apart_any_more_leave_the_hard_rows(tmp_path, d
     trainer = make(tmp_path, data, scores, remine_every=1)  # the tiny model is below 0.75 everywhere
     trainer.train()
     assert trainer.progress.hard == list(range(0, 12, 2))
-    assert "those of before stay. threshold=0.75 selects all of 12 samples" in capsys.readouterr().out
+    assert "those of before stay. hard_below=0.75 selects all of 12 samples" in capsys.readouterr().out
 
 
 def test_rows_for_review_are_not_trained_on(tmp_path, data, scores):
@@ -326,7 +326,7 @@ def test_a_checkpoint_of_other_rows_or_options_is_refused(tmp_path, data, scores
     with pytest.raises(DatasetError, match="other rows"):
         make(tmp_path, other, None).train(resume_from_checkpoint=checkpoint)
     changed = make(tmp_path, data, scores, threshold=0.6, easy_share=0.0)
-    with pytest.raises(ValueError, match="begun with threshold=0.75, easy_share=0.5: resume it with the same"):
+    with pytest.raises(ValueError, match="begun with hard_below=0.75, easy_share=0.5: resume it with the same"):
         changed.train(resume_from_checkpoint=checkpoint)
 
 
@@ -386,7 +386,7 @@ def test_rows_whose_views_are_cached_are_scored_as_they_are(tmp_path, data):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": 0.0}, "threshold must lie"),
+        ({"threshold": 0.0}, "hard_below must lie"),
         ({"worst": 1.0}, "worst must lie"),
         ({"worst": 0.2, "threshold": 0.5}, "worst=0.2 says which rows are hard"),
         ({"difficulty": "loss"}, "difficulty must be one of"),
@@ -416,8 +416,8 @@ def test_options_without_a_meaning_raise(tmp_path, options, message):
         ({"difficulty": "cluster"}, "difficulty=cluster needs a column 'cluster'"),
         ({"curriculum": "thickness"}, "curriculum=thickness needs a column 'thickness'"),
         ({"include_review": True}, "include_review=True needs a column 'review'"),
-        ({"threshold": 0.3}, "threshold=0.3 selects none of 12 samples"),
-        ({"threshold": 0.95}, "threshold=0.95 selects all of 12 samples"),
+        ({"threshold": 0.3}, "hard_below=0.3 selects none of 12 samples"),
+        ({"threshold": 0.95}, "hard_below=0.95 selects all of 12 samples"),
     ],
 )
 def test_scores_that_cannot_serve_an_option_say_so(tmp_path, data, scores, options, message):
