@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from sa2va_trl.files import replaced_together, write_json
+from sa2va_trl.files import replaced_together, whole_file, write_json
 
 
 NAMES = ["a", "b", "list.json"]
@@ -109,3 +109,16 @@ def test_a_reader_never_meets_half_a_file(tmp_path, monkeypatch):
     write_json(path, {"new": True})
     assert seen == [(True, {"old": True})]  # written beside, on the same file system, before it replaces
     assert json.loads(path.read_text()) == {"new": True}
+
+
+def test_what_was_there_stays_where_writing_fails(tmp_path):
+    (tmp_path / "scores").write_text("old")
+    with pytest.raises(OSError, match="full"), whole_file(tmp_path / "scores") as temporary:
+        temporary.write_text("ne")
+        raise OSError("full")
+    assert [file.name for file in tmp_path.iterdir()] == ["scores"]
+    assert (tmp_path / "scores").read_text() == "old"
+    with whole_file(tmp_path / "scores") as temporary:
+        temporary.write_text("new")
+        assert (tmp_path / "scores").read_text() == "old"
+    assert (tmp_path / "scores").read_text() == "new" and len(list(tmp_path.iterdir())) == 1

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,7 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from samples import TARGET, box, sample
 
-from sa2va_trl.evaluation.results import aggregate, score
+from sa2va_trl.evaluation.results import (
+    aggregate,
+    from_worst_to_best,
+    save_results,
+    score,
+    worst_and_improved,
+)
 from sa2va_trl.metrics import METRICS
 
 
@@ -88,3 +96,43 @@ def test_patients_come_before_videos():
     assert both != aggregate(table(dice, video_id=videos))
     one = aggregate(table(dice, patient_id=["p"] * 20, video_id=videos))
     assert one["dice"]["ci95"] == [None, None] and one["dice"]["mean"] == pytest.approx(dice.mean())
+
+
+# Files
+
+
+def test_samples_to_look_at_go_from_the_worst_to_the_best():
+    samples = table([0.5, 0.1, 0.9, 0.3, 0.7])
+    assert from_worst_to_best(samples, 3)["sample_id"].tolist() == ["1", "0", "2"]
+    assert from_worst_to_best(samples, 9)["dice"].tolist() == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert from_worst_to_best(samples, 0).empty and from_worst_to_best(samples, 1)["dice"].tolist() == [0.1]
+
+
+def test_the_worst_and_the_most_improved_are_named():
+    before, after = table([0.5, 0.1, 0.9, 0.3]), table([0.4, 0.8, 0.9, 0.35]).iloc[::-1]
+    assert worst_and_improved(before, after, 2) == {
+        "worst_00": "3",
+        "worst_01": "0",
+        "improved_00": "1",
+        "improved_01": "3",
+    }
+    # Where less is better there are fewer, and a sample that is no better is none of them.
+    assert list(worst_and_improved(before, after, 4)) == [f"worst_0{n}" for n in range(4)] + [
+        "improved_00",
+        "improved_01",
+    ]
+
+
+def test_results_are_written_whole_and_an_earlier_router_goes(tmp_path):
+    samples = table([0.5, 0.1])
+    save_results(tmp_path / "new", aggregate(samples), samples, {"by": "spread"})
+    assert {file.name for file in (tmp_path / "new").iterdir()} == {
+        "metrics.json",
+        "per_sample.parquet",
+        "router.json",
+    }
+    assert json.loads((tmp_path / "new" / "router.json").read_text()) == {"by": "spread"}
+    save_results(tmp_path / "new", aggregate(samples), samples)
+    assert {file.name for file in (tmp_path / "new").iterdir()} == {"metrics.json", "per_sample.parquet"}
+    assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == aggregate(samples)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "new" / "per_sample.parquet"), samples, check_dtype=False)

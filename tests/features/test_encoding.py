@@ -8,7 +8,7 @@ from rows import every_kind
 
 from sa2va_trl import SegCollator, tiny_sa2va
 from sa2va_trl.data import DatasetError
-from sa2va_trl.features.encoding import FeatureCollator, encoder
+from sa2va_trl.features.encoding import FeatureCollator, RowEncoder, encoder
 from sa2va_trl.features.fingerprint import fingerprint
 from sa2va_trl.features.rows import KEY, feature_bytes, row_keys, row_sizes
 from sa2va_trl.features.store import FeatureStore
@@ -126,3 +126,19 @@ def test_features_take_the_place_of_text_and_nothing_else(tiny):
         model(features=features, labels=batch["labels"])
     with pytest.raises(ValueError, match="input_ids"):
         model()
+
+
+def test_rows_go_through_the_model_in_batches(tmp_path, tiny):
+    model, processor = tiny
+    dataset = every_kind()
+    store, keys, _ = built(tmp_path, model, processor, dataset)
+    for features in (None, (store, keys)):
+        rows = RowEncoder(model, processor, dataset, features, batch_size=4, progress=False)
+        batches = list(rows.batches("some"))
+        assert [(start, len(decoded), len(masks)) for start, decoded, masks, _ in batches] == [(0, 4, 4), (4, 2, 2)]
+        for start, decoded, masks, encoded in batches:
+            numbers = range(start, start + len(decoded))
+            assert [row["sample_id"] for row in decoded] == [dataset[number]["sample_id"] for number in numbers]
+            again, targets, expected = rows(numbers)
+            assert torch.equal(encoded.seg_states, expected.seg_states)
+            assert [len(own) for own in masks] == [len(own) for own in targets] == [len(row["masks"]) for row in again]
