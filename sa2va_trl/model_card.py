@@ -132,7 +132,7 @@ def model_card(
         is_adapter (`bool`, *optional*, defaults to `False`): whether base weights are needed beside these.
         repo_id (`str`, *optional*): where the card will be, for its example.
         dataset_name (`str` or `list[str]`, *optional*): training data; left out unless Hub ids.
-        trainable (`str`, *optional*): from [`~trainers.trainable.trainable_table`].
+        trainable (`str`, *optional*): from [`~adapters.presets.trainable_table`].
         stage (`str`, *optional*): what kind of training it was.
         metrics (`dict`, `str` or `os.PathLike`, *optional*):
             An evaluation's `metrics.json` or its content. Only means, intervals and counts of known metrics are read.

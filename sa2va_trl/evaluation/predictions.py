@@ -174,7 +174,7 @@ def read_predictions(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tu
     Args:
         folder (`str` or `os.PathLike`):
             With one mask `SAMPLE_ID.png` a row, 0 and 255. Where the identifier is not fit for a file name, the file
-            has it to the letter, or the name that [`~evaluation.overlays.file_name`] makes of it.
+            has it to the letter, or the name that [`~files.file_name`] makes of it.
         dataset (`datasets.Dataset`): rows with one object each.
 
     Yields:

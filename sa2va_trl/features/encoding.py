@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
+from peft import PeftModel
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from ..data.collator import TARGETS, SegCollator, _stack, check_fit, stack_pairs
 from ..data.columns import plain_rows, read_masks
@@ -42,6 +44,20 @@ def to_model(model: nn.Module, batch: dict) -> dict:
     }
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """
+    A model without what trains it on several processes (DDP, DeepSpeed) or compiles it.
+
+    Args:
+        model (`nn.Module`): wrapped or not; a `PeftModel` is a model.
+
+    Returns:
+        `nn.Module`.
+    """
+    # accelerate loads DeepSpeed, where it is installed, to find out whether a model is one of its own.
+    return model if isinstance(model, (PreTrainedModel, PeftModel)) else extract_model_from_parallel(model)
+
+
 def max_positions(model: nn.Module) -> int:
     """The most tokens of a row that a model, or a `PeftModel` around one, has positions for."""
     return model.config.text_config.max_position_embeddings
@@ -71,7 +87,7 @@ class RowEncoder:
         batch_size: int = 4,
         progress: bool = True,
     ):
-        self.model, self.bare, self.dataset = model, extract_model_from_parallel(model), plain_rows(dataset)
+        self.model, self.bare, self.dataset = model, unwrapped(model), plain_rows(dataset)
         self.batch_size, self.progress = batch_size, progress
         self.collator, self.keys = SegCollator(processor, max_length=max_positions(self.bare), with_pairs=False), None
         if features is not None:
@@ -160,7 +176,7 @@ class FeatureCollator:
         store (`FeatureStore`): with the rows' features.
 
     Returns:
-        `dict` with `image_counts`, `features` ([`~models.modeling.SegFeatures`]), `masks`, `original_masks` and, if
+        `dict` with `image_counts`, `features` ([`~models.outputs.SegFeatures`]), `masks`, `original_masks` and, if
         asked for, `skeletons`, see [`~data.collator.SegCollator`]. The order is that of the rows.
     """
 

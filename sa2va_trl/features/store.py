@@ -89,7 +89,7 @@ class FeatureStore:
         self.__init__(self.root, prints)
 
     def free(self) -> int:
-        """Bytes that can be written where the features go."""
+        """Bytes that can be written where the features go; 0 where nothing can."""
         folder = self.folder.absolute()
         while not folder.exists():
             folder = folder.parent
@@ -138,7 +138,8 @@ class FeatureStore:
             keys (`list[str]`): of the rows, in their order.
 
         Returns:
-            `SegFeatures` and the images of each row, shape `(batch,)`.
+            `SegFeatures` on the CPU, in the types that they were computed in (the coarse level of the pyramid in
+            float32, whatever the model computes in), and the images of each row, shape `(batch,)`, int64.
 
         Raises:
             `FeatureError`: a row is not there.
@@ -166,7 +167,13 @@ class FeatureStore:
         return SegFeatures(levels[0], seg_index, image_index, row_index, tuple(levels[1:])), images
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of `keys` that are not there, each once."""
+        """
+        Args:
+            keys (`Iterable[str]`): of rows.
+
+        Returns:
+            `list[str]`: those that are not there, each once, in their order.
+        """
         return [key for key in dict.fromkeys(keys) if key not in self.records]
 
     @contextmanager

@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import nn
 
 from ..data.columns import IDENTIFIERS, iter_undecoded
 from ..data.prompts import ANSWERS, QUESTIONS
 from ..errors import MiningError
+from ..features.encoding import unwrapped
 from ..features.fingerprint import fingerprint
 from ..features.rows import row_keys
 from ..files import whole_file
@@ -43,7 +43,7 @@ def fingerprint_of(model: nn.Module, processor: Sa2VAProcessor, dataset: Dataset
     Returns:
         `dict` of strings and numbers, which JSON can hold.
     """
-    prints = fingerprint(extract_model_from_parallel(model), processor, parts=("",))
+    prints = fingerprint(unwrapped(model), processor, parts=("",))
     # Not the versions of packages: scores stay what they were measured to be.
     kept = {name: prints[name] for name in ("weights", "config", "processor", "dtype")}
     return {"format": SCORES_FORMAT, "model": kept, "dataset": _dataset_digest(dataset), "rows": len(dataset)}

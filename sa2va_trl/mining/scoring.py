@@ -63,7 +63,7 @@ def score_dataset(
         progress (`bool`, *optional*, defaults to `True`): show a bar.
 
     Returns:
-        `pandas.DataFrame`: one row a row with masks, in the order of the data set, with
+        `pandas.DataFrame`: one row a row with masks, in the order of the data set, with (numbers are float64)
             - `sample_id` and those of `patient_id`, `video_id`, `frame_index` that the data set has;
             - `dice`, `iou`, `precision`, `recall`, `cldice` of the model's own mask, averaged over the row's masks;
             - `predicted_iou`: what the model expects of its mask;
@@ -79,6 +79,22 @@ def score_dataset(
         `DatasetError`: bad rows.
         `MiningError`: no row with a mask, or videos without an order (see [`check_frames`]).
         `ValueError`: an option out of its range.
+
+    Example:
+
+        ```python
+        >>> from sa2va_trl import tiny_sa2va
+        >>> from sa2va_trl.data import synthetic_dataset
+        >>> from sa2va_trl.mining import mine, score_dataset
+
+        >>> model, processor = tiny_sa2va(image_size=128)
+        >>> dataset = synthetic_dataset(num_videos=1, frames_per_video=4, size=64)
+        >>> scores = score_dataset(model, processor, dataset, progress=False)
+        >>> mined = mine(scores, worst=0.5)
+        >>> len(mined), int(mined["hard"].sum())
+        (4, 2)
+
+        ```
     """
     check_score_options(batch_size, threshold, tolerance)
     sampler = default_sampler() if sampler is None else sampler

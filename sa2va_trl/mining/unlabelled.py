@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from PIL import Image
 from torch import nn
@@ -17,6 +16,7 @@ from torch import nn
 from ..data.columns import plain_rows
 from ..data.prompts import ANSWERS, QUESTIONS
 from ..errors import MiningError
+from ..features.encoding import unwrapped
 from ..media.pictures import read_image
 from ..metrics import NearMask, agreement, dices, measure, motion
 from ..models import Sa2VAProcessor, Segmentation
@@ -41,7 +41,7 @@ class _Unlabelled:
     def __call__(self, piece: pd.DataFrame, generator: torch.Generator) -> list["_Seen"]:
         rows = [self.dataset[int(number)] for number in piece["row"]]
         images, questions = _requests(rows)
-        model = extract_model_from_parallel(self.model)
+        model = unwrapped(self.model)
         results = _segment(model, self.processor, images, questions, self.threshold)
         frames = []
         for image, question, result in zip(images, questions, results, strict=True):
@@ -71,7 +71,7 @@ class _Unlabelled:
         clip = [frames[before]] if before is not None else []
         own = len(clip)
         clip += [frame, *([frames[after]] if after is not None else [])]
-        result = extract_model_from_parallel(self.model).segment(
+        result = unwrapped(self.model).segment(
             video=[part.image for part in clip],
             text=frame.question,
             processor=self.processor,

@@ -79,6 +79,22 @@ def build_preferences(
         `DatasetError`: bad rows, clips, conversations about several objects, no row with a mask, or no pair with a gap
             of `min_gap`; the message says how many pairs other gaps would give.
         `ValueError`: a bad option, or features of other rows.
+
+    Example:
+
+        ```python
+        >>> from sa2va_trl import build_preferences, tiny_sa2va
+        >>> from sa2va_trl.data import synthetic_dataset
+
+        >>> model, processor = tiny_sa2va(image_size=128)
+        >>> dataset = synthetic_dataset(num_videos=1, frames_per_video=2, size=64)
+        >>> pairs = build_preferences(dataset, model, processor, rejected=["greedy", "eroded"], progress=False)
+        >>> sorted(set(pairs["pair_kind"]))
+        ['ground_truth_vs_eroded', 'ground_truth_vs_greedy']
+        >>> pairs[0]["chosen_mask"].size, pairs[0]["chosen_reward"]
+        ((64, 64), 1.0)
+
+        ```
     """
     chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
     rejected = (rejected,) if isinstance(rejected, str) else tuple(rejected)

@@ -57,8 +57,8 @@ def row_weights(scores: pd.DataFrame, difficulty: str = "threshold", weight_cap:
 
     Args:
         scores (`pandas.DataFrame`): hard rows, with the columns that `difficulty` needs.
-        difficulty (`str`, *optional*, defaults to `"threshold"`): see [`~trainers.hard_sample.HardSampleConfig`].
-        weight_cap (`float`, *optional*, defaults to 3.0): see [`~trainers.hard_sample.HardSampleConfig`].
+        difficulty (`str`, *optional*, defaults to `"threshold"`): see [`~trainers.HardSampleConfig`].
+        weight_cap (`float`, *optional*, defaults to 3.0): see [`~trainers.HardSampleConfig`].
 
     Returns:
         `np.ndarray` of shape `(rows,)`, not negative, with a mean of 1 before the cap.
@@ -125,7 +125,7 @@ def plan_epoch(
         length (`int`): rows of an epoch.
         epoch (`int`): from 0.
         seed (`int`, *optional*, defaults to 0): of all epochs.
-        difficulty, weight_cap, easy_share, curriculum: see [`~trainers.hard_sample.HardSampleConfig`].
+        difficulty, weight_cap, easy_share, curriculum: see [`~trainers.HardSampleConfig`].
 
     Returns:
         `list[int]` of `length` row numbers. Every stretch of it holds ordinary rows in their share. In the order of

@@ -3,12 +3,13 @@ import pickle
 import pytest
 import torch
 from feature_stores import ANSWER, QUESTION, built
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from rows import every_kind
 
 from sa2va_trl import SegCollator, tiny_sa2va
 from sa2va_trl.data import DatasetError
-from sa2va_trl.features.encoding import FeatureCollator, RowEncoder, encoder
+from sa2va_trl.features.encoding import FeatureCollator, RowEncoder, encoder, unwrapped
 from sa2va_trl.features.fingerprint import fingerprint
 from sa2va_trl.features.rows import KEY, feature_bytes, row_keys, row_sizes
 from sa2va_trl.features.store import FeatureStore
@@ -142,3 +143,10 @@ def test_rows_go_through_the_model_in_batches(tmp_path, tiny):
             again, targets, expected = rows(numbers)
             assert torch.equal(encoded.seg_states, expected.seg_states)
             assert [len(own) for own in masks] == [len(own) for own in targets] == [len(row["masks"]) for row in again]
+
+
+def test_what_wraps_a_model_is_taken_off(tiny):
+    model, _ = tiny
+    assert unwrapped(model) is unwrapped(torch.nn.DataParallel(model)) is model
+    adapted = get_peft_model(model, LoraConfig(target_modules=["text_hidden_fcs.0"]))
+    assert unwrapped(adapted) is unwrapped(torch.nn.DataParallel(adapted)) is adapted
