@@ -14,7 +14,7 @@ MOVED = {
     "arguments": ("scripts.arguments", "scripts.loading", "scripts.training", "processes"),
     "data.corruptions": ("preferences.corruptions",),
     "data.features": (
-        *("features.store", "features.rows", "features.encoding", "features.fingerprint"),
+        *("features.store", "features.rows", "features.encoding", "features.fingerprint", "features.decision"),
         *("processes", "errors"),
     ),
     "data.frames": ("models.frame_policy",),
@@ -33,6 +33,7 @@ MOVED = {
 }
 # Names that have changed since, by the old module.
 RENAMED = {
+    "data.features": {"FORMAT": "FEATURES_FORMAT"},
     "trainers.base": {"COLUMNS": "ROW_COLUMNS"},
     "trainers.dpo": {"REFUSED": "DPO_REFUSED"},
     "trainers.plan": {"COLUMNS": "SCORE_COLUMNS"},

@@ -27,6 +27,13 @@ def tiny():
     return model.eval(), processor
 
 
+@pytest.fixture(scope="module")
+def network():
+    """One tiny model for a whole file, in which nothing changes it, and its processor."""
+    model, processor = tiny_sa2va(image_size=128)
+    return model.eval(), processor
+
+
 @pytest.fixture(params=SUPPORTED_VLMS)
 def any_tiny(request):
     """As `tiny`, of each VLM family in turn."""

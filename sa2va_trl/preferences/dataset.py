@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCard
 from pyarrow.parquet import ParquetWriter
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..data.checks import check_dataset
 from ..data.columns import PAIR_COLUMNS, mask_mode
@@ -20,14 +19,14 @@ from ..data.known import content_key, is_good, is_good_row, remember
 from ..data.layout import read_pair, row_layout, worse_pair
 from ..data.stored import iter_undecoded, plain_rows
 from ..errors import BadRow, DatasetError
-from ..features.encoding import RowEncoder
-from ..features.store import FeatureStore
+from ..features.encoding import RowEncoder, Stored
 from ..files import written_beside
 from ..media.pictures import decode_image, displayed_size, quiet_pillow
+from ..models import Sa2VAProcessor
 from ..models.grounding import upsample_mask_logits
 from ..rewards import get_reward
 from ..sampling import MaskSampler
-from .pairs import _check_gap, _encode, _sampler, make_pair
+from .pairs import check_gap, encoded_mask, make_pair, sampler_of
 
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ logger = logging.getLogger(__name__)
 def build_preferences(
     dataset: Dataset,
     model: nn.Module,
-    processor,
+    processor: Sa2VAProcessor,
     chosen: str | list[str] = "ground_truth",
     rejected: str | list[str] = "greedy",
     reward: str | dict[str, float] | Callable[..., list[float]] = "dice",
@@ -46,7 +45,7 @@ def build_preferences(
     batch_size: int = 4,
     seed: int = 0,
     progress: bool = True,
-    features: tuple[FeatureStore, list[str]] | None = None,
+    features: Stored | None = None,
 ) -> Dataset:
     """
     Preference pairs of every object of a dataset, at the size of its image.
@@ -84,12 +83,28 @@ def build_preferences(
         `DatasetError`: bad rows, clips, conversations about several objects, no row with a mask, or no pair with a gap
             of `min_gap`; the message says how many pairs other gaps would give.
         `ValueError`: a bad option, or features of other rows.
+
+    Example:
+
+        ```python
+        >>> from sa2va_trl import build_preferences, tiny_sa2va
+        >>> from sa2va_trl.data import synthetic_dataset
+
+        >>> model, processor = tiny_sa2va(image_size=128)
+        >>> dataset = synthetic_dataset(num_videos=1, frames_per_video=2, size=64)
+        >>> pairs = build_preferences(dataset, model, processor, rejected=["greedy", "eroded"], progress=False)
+        >>> sorted(set(pairs["pair_kind"]))
+        ['ground_truth_vs_eroded', 'ground_truth_vs_greedy']
+        >>> pairs[0]["chosen_mask"].size, pairs[0]["chosen_reward"]
+        ((64, 64), 1.0)
+
+        ```
     """
     chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
     rejected = (rejected,) if isinstance(rejected, str) else tuple(rejected)
-    sampler = _sampler(chosen, rejected, sampler)
+    sampler = sampler_of(chosen, rejected, sampler)
     reward = get_reward(reward)
-    _check_gap(min_gap)
+    check_gap(min_gap)
     dataset = plain_rows(dataset)
     check_dataset(dataset, name="dataset")
     dataset = one_object_a_row(dataset)
@@ -102,7 +117,7 @@ def build_preferences(
 
     columns = {name: [] for name in PREFERENCE_FEATURES}
     indices, gaps, counts = [], [], Counter()
-    drawn = _draw_candidates(model, processor, dataset, sampler, batch_size, seed, progress, features)
+    drawn = _draw_candidates(RowEncoder(model, processor, dataset, features, batch_size, progress), sampler, seed)
     for position, (target, candidates) in enumerate(drawn):
         for better, worse in kinds:
             rng = np.random.default_rng([seed, position])
@@ -115,8 +130,8 @@ def build_preferences(
             if gaps[-1] < min_gap:
                 continue
             indices.append(position)
-            columns["chosen_mask"].append(_encode(pair.chosen))
-            columns["rejected_mask"].append(_encode(pair.rejected))
+            columns["chosen_mask"].append(encoded_mask(pair.chosen))
+            columns["rejected_mask"].append(encoded_mask(pair.rejected))
             columns["chosen_reward"].append(pair.chosen_reward)
             columns["rejected_reward"].append(pair.rejected_reward)
             columns["pair_kind"].append(f"{better}_vs_{worse}")
@@ -206,14 +221,12 @@ def _replace_column(dataset: Dataset, name: str, values: list) -> Dataset:
 
 
 @torch.no_grad()
-def _draw_candidates(model, processor, dataset, sampler, batch_size, seed, progress, features):
+def _draw_candidates(rows: RowEncoder, sampler: MaskSampler, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each row its mask of shape `(H, W)` and its candidates of shape `(K, H, W)`, both uint8 {0, 1}."""
-    model.eval()
+    model = rows.model.eval()
     generator = torch.Generator().manual_seed(seed)
-    encode = RowEncoder(model, processor, dataset, features)
     size, threshold = model.config.grounding_config.image_size, model.config.mask_threshold
-    for start in tqdm(range(0, len(dataset), batch_size), desc="draw candidates", disable=not progress):
-        _, targets, encoded = encode(range(start, min(start + batch_size, len(dataset))))
+    for _, _, targets, encoded in rows.batches("draw candidates"):
         mask_logits = sampler(model, encoded, generator).mask_logits
         for own, target in zip(mask_logits, targets, strict=True):
             probabilities = upsample_mask_logits(own, size, target.shape[-2:]).sigmoid()

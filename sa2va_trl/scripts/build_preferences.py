@@ -11,17 +11,14 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
-from PIL import Image
 
 from ..data.checks import check_dataset
-from ..data.layout import normalize_row
-from ..evaluation import overlay, stored_features
+from ..evaluation import stored_features
 from ..preferences.dataset import build_preferences, one_object_a_row, save_preferences
 from ..preferences.pairs import CHOSEN, REJECTED
+from ..preferences.sheets import contact_sheet
 from ..rewards import get_reward
 from ..sampling import MaskSampler
 from .arguments import DataArguments, ModelArguments, RecipeParser
@@ -60,20 +57,6 @@ class PreferenceArguments:
             self.sampler = MaskSampler(**options)
         if self.push_to_hub != (self.hub_dataset_id is not None):
             raise ValueError("push_to_hub and hub_dataset_id go together: give both or neither.")
-
-
-def contact_sheet(pairs: Dataset, count: int) -> Image.Image:
-    """Pairs from the smallest to the largest gap: image, chosen and rejected mask, coloured as in [`overlay`]."""
-    gaps = np.array(pairs["chosen_reward"]) - np.array(pairs["rejected_reward"])
-    picked = np.argsort(gaps)[np.linspace(0, len(gaps) - 1, min(count, len(gaps))).round().astype(int)]
-    strips = []
-    for row in pairs.select(picked):
-        (image,), (target,) = (normalize_row(row)[name] for name in ("images", "masks"))
-        chosen, rejected, target = (np.asarray(m) > 0 for m in (row["chosen_mask"], row["rejected_mask"], target))
-        right = np.asarray(overlay(image, rejected, target))[:, image.width :]
-        strip = Image.fromarray(np.concatenate([np.asarray(overlay(image, chosen, target)), right], axis=1))
-        strips.append(strip.resize((768, max(round(256 * image.height / image.width), 1))))
-    return Image.fromarray(np.concatenate([np.asarray(strip) for strip in strips]))
 
 
 def main():

@@ -10,16 +10,13 @@ Score a model, or masks that another tool has written, on a data set: at each im
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
-from ..data.layout import normalize_row
 from ..data.splits import check_no_leakage
-from ..evaluation import evaluate, overlay, predict_probabilities, read_predictions, stored_features
-from ..evaluation.overlays import save_overlays
+from ..evaluation import evaluate, predict_probabilities, read_predictions, stored_features
+from ..evaluation.overlays import KeptMasks, draw_samples, save_overlays
+from ..evaluation.results import from_worst_to_best, save_results
 from ..evaluation.routing import fit_router, predict_routed, routing_report
-from ..files import file_name, write_json
 from ..metrics import METRICS
 from .arguments import DataArguments, ModelArguments, RecipeParser, RouterArguments
 from .loading import get_split, load_data, load_model, load_router
@@ -66,12 +63,6 @@ def check_router(args: EvaluateArguments, router_args: RouterArguments) -> None:
         )
 
 
-def by_frame(masks: np.ndarray, row: dict) -> np.ndarray:
-    """All objects of a row in one mask a frame, `(frames, H, W)`, from one mask an object and frame."""
-    frames = len(row.get("images") or [None])
-    return masks.reshape(-1, frames, *masks.shape[1:]).any(0)
-
-
 def main():
     parser = RecipeParser((EvaluateArguments, DataArguments, ModelArguments, RouterArguments))
     args, data_args, model_args, router_args = parser.parse_args_and_config()
@@ -103,36 +94,13 @@ def main():
     else:
         predictions = read_predictions(args.predictions_dir, dataset)
 
-    # One bit a pixel is kept of every image, so that the worst can be drawn once all are known.
-    found = {}
-
-    def keep(row, probabilities, scores):
-        found[row["sample_id"]] = np.packbits(by_frame(probabilities > args.threshold, row))
-
-    metrics, samples = evaluate(dataset, predictions, args.threshold, on_row=keep)
-
-    output = Path(args.output_dir)
-    order = samples.sort_values("dice", kind="stable").reset_index(drop=True)
-    chosen = order.iloc[
-        np.unique(np.linspace(0, len(order) - 1, min(args.num_overlays, len(order))).round().astype(int))
-    ]
-    positions = {sample_id: position for position, sample_id in enumerate(dataset["sample_id"])}
-    pictures = []
-    for sample_id, dice in zip(chosen["sample_id"], chosen["dice"], strict=True):
-        row = normalize_row(dataset[positions[sample_id]])
-        target = by_frame(np.stack([np.asarray(mask) > 0 for mask in row["masks"]]), row)
-        prediction = np.unpackbits(found[sample_id], count=target.size).reshape(target.shape).astype(bool)
-        # The frames of a clip stand below each other.
-        panels = [np.asarray(overlay(*frame)) for frame in zip(row["images"], prediction, target, strict=True)]
-        pictures.append((f"dice_{dice:.3f}_{file_name(sample_id)}", Image.fromarray(np.concatenate(panels))))
-    save_overlays(pictures, output / "overlays")
-    samples.to_parquet(output / ".per_sample.parquet.tmp")
-    (output / ".per_sample.parquet.tmp").replace(output / "per_sample.parquet")
-    write_json(output / "metrics.json", metrics)
-    (output / "router.json").unlink(missing_ok=True)  # an earlier evaluation may have had one
+    kept, output = KeptMasks(args.threshold), Path(args.output_dir)
+    metrics, samples = evaluate(dataset, predictions, args.threshold, on_row=kept)
+    save_overlays(draw_samples(dataset, from_worst_to_best(samples, args.num_overlays), kept), output / "overlays")
+    about = None
     if router is not None:
-        about = fitted or {"by": router.by, "threshold": router.threshold}
-        write_json(output / "router.json", {**about, "fitted_on": args.route_split})
+        about = {**(fitted or {"by": router.by, "threshold": router.threshold}), "fitted_on": args.route_split}
+    save_results(output, metrics, samples, about)
 
     print(
         f"\n{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {args.threshold}"

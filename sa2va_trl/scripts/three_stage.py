@@ -18,16 +18,14 @@ from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from datasets import Dataset
-from PIL import Image
 
 from ..data import check_no_leakage, load_dataset_dict
 from ..data.columns import GROUP_COLUMNS
-from ..data.layout import normalize_row
-from ..evaluation import compare, comparison_table, overlay, predict_probabilities
-from ..evaluation.overlays import save_overlays
+from ..evaluation import compare, comparison_table, predict_probabilities
+from ..evaluation.overlays import draw_beside, save_overlays
+from ..evaluation.results import worst_and_improved
 from ..files import file_name, write_json
 from .arguments import DataArguments, ModelArguments, RecipeParser
 from .loading import get_split, load_data, load_model
@@ -99,25 +97,14 @@ def check_splits(data, data_args: DataArguments, record: Path) -> None:
 
 def pictures(models: list[str], args: dict, test: Dataset, before: pd.DataFrame, after: pd.DataFrame, count: int):
     """Names and pictures (image, first model's mask, second model's) of the worst and the most improved frames."""
-    before, after = (table.set_index("sample_id")["dice"] for table in (before, after))
-    gain = (after - before[after.index]).sort_values(ascending=False)
-    chosen = {f"worst_{n:02}": name for n, name in enumerate(after.sort_values().index[:count])}
-    chosen |= {f"improved_{n:02}": name for n, name in enumerate(gain.index[:count]) if gain[name] > 0}
+    chosen = worst_and_improved(before, after, count)
     positions = {name: position for position, name in enumerate(test["sample_id"])}
     rows = test.select([positions[name] for name in dict.fromkeys(chosen.values())])
-    strips = {}
-    for model_name in models:
-        model, processor = load_model(ModelArguments(model_name_or_path=model_name, **args))
-        for row, probabilities in predict_probabilities(model, processor, rows, progress=False):
-            read = normalize_row(row)
-            target = np.any([np.asarray(mask) > 0 for mask in read["masks"]], axis=0)
-            image = read["images"][0]
-            drawn = np.asarray(overlay(image, (probabilities > 0.5).any(0), target))
-            own = strips.setdefault(row["sample_id"], [drawn[:, : image.width]])
-            own.append(drawn[:, image.width :])
+    loaded = (load_model(ModelArguments(model_name_or_path=name, **args)) for name in models)
+    strips = draw_beside(predict_probabilities(*model, rows, progress=False) for model in loaded)
+    before, after = (table.set_index("sample_id")["dice"] for table in (before, after))
     for title, name in chosen.items():
-        label = f"{title}_{before[name]:.3f}_{after[name]:.3f}_{file_name(name)}"
-        yield label, Image.fromarray(np.concatenate(strips[name], axis=1))
+        yield f"{title}_{before[name]:.3f}_{after[name]:.3f}_{file_name(name)}", strips[name]
 
 
 def main():

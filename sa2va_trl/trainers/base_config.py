@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from ..adapters.presets import EMBEDDINGS, LORA, TRAINABLE, get_peft_config
 from ..data.augment import Augmentation
 from ..data.prompts import ANSWERS, QUESTIONS, check_templates
-from ..features.encoding import MODES
+from ..features.decision import MODES
 
 
 def refuse(args: TrainingArguments, reasons: dict[str, str]) -> None:

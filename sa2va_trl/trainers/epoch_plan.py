@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from ..errors import DatasetError, MiningError
 from ..features.rows import row_sizes
+from ..mining.hardness import takes_threshold, what_is_hard
 from ..mining.selection import select_hard
 
 
@@ -16,14 +17,17 @@ CURRICULA = ("none", "difficulty", "thickness")
 SCORE_COLUMNS = ("dice", "spread", "cluster", "thickness", "review")
 
 
-def select_rows(scores: pd.DataFrame, threshold: float = 0.75, worst: float | None = None, include_review=False):
+@takes_threshold
+def select_rows(
+    scores: pd.DataFrame, hard_below: float | None = None, worst: float | None = None, include_review: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Tell hard rows from ordinary ones.
 
     Args:
         scores (`pandas.DataFrame`): one row a dataset row, with `dice` (NaN: no mask) and, if known, `review`.
-        threshold (`float`, *optional*, defaults to 0.75): rows with a Dice below it are hard.
-        worst (`float`, *optional*): in place of `threshold`, this share of the rows is hard.
+        hard_below (`float`, *optional*): rows with a Dice below it are hard; 0.75 where `worst` is not given either.
+        worst (`float`, *optional*): in its place, this share of the rows is hard.
         include_review (`bool`, *optional*, defaults to `False`): keep rows that are flagged for review.
 
     Returns:
@@ -43,7 +47,7 @@ def select_rows(scores: pd.DataFrame, threshold: float = 0.75, worst: float | No
             "or train on them with include_review=True."
         )
     hard = np.zeros(len(dice), dtype=bool)
-    hard[usable] = select_hard(scores[usable], None if worst is not None else threshold, worst)
+    hard[usable] = select_hard(scores[usable], hard_below, worst)
     return hard, usable & ~hard
 
 
@@ -189,6 +193,26 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     found = scores.set_index("sample_id").reindex(own).reset_index(drop=True)
     found = found[[name for name in SCORE_COLUMNS if name in found]]
     return found.assign(review=found["review"].fillna(False)) if "review" in found else found
+
+
+def check_marks(args: TrainingArguments, recorded: dict | None) -> None:
+    """
+    Check that the runs that scores mark are of the frames that are hard here.
+
+    Args:
+        args (`HardSampleConfig`): options.
+        recorded (`dict`, *optional*): what was decided when the scores were mined, see [`~mining.hardness.decided`].
+
+    Raises:
+        `ValueError`: `difficulty="cluster"`, and an option says that something else is hard.
+    """
+    own = what_is_hard(args.hard_below, args.worst, recorded)
+    if args.difficulty == "cluster" and recorded not in (None, own):
+        (name, value), (other, mined) = *own.items(), *recorded.items()
+        raise ValueError(
+            f"{name}={value:g} contradicts difficulty=cluster: the scores mark runs of frames that are hard by "
+            f"{other}={mined:g}. Leave {name} out, or mine again with it."
+        )
 
 
 def check_columns(scores: pd.DataFrame, args: TrainingArguments) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..mining.hardness import one_limit
 from .base_config import refuse
 from .epoch_plan import CURRICULA, DIFFICULTIES
 from .sft_config import SFT_REFUSED, SegSFTConfig
@@ -23,8 +24,12 @@ class HardSampleConfig(SegSFTConfig):
     Parameters:
         > Parameters that say which rows are hard
 
-        threshold (`float`, *optional*, defaults to 0.75): rows with a Dice below it are hard.
-        worst (`float`, *optional*): in place of `threshold`, this share of the rows is hard, those of the lowest Dice.
+        hard_below (`float`, *optional*):
+            Rows with a Dice below it are hard. Without it and `worst`, what mining has decided holds, which the scores
+            say, and 0.75 where they say nothing.
+        worst (`float`, *optional*):
+            In place of `hard_below`, this share of the rows is hard, those of the lowest Dice.
+        threshold (`float`, *optional*): an earlier name of `hard_below`.
         include_review (`bool`, *optional*, defaults to `False`):
             Train on rows that the scores flag for `review` (suspected label noise) too.
         remine_every (`int`, *optional*):
@@ -95,8 +100,15 @@ class HardSampleConfig(SegSFTConfig):
     mask_weight: float = field(default=0.5, metadata={"help": "Weight of the binary cross-entropy of masks."})
     dice_weight: float = field(default=1.0, metadata={"help": "Weight of the Dice loss of masks."})
 
-    threshold: float = field(default=0.75, metadata={"help": "Rows with a Dice below it are hard."})
-    worst: float | None = field(default=None, metadata={"help": "Share of rows that is hard, in place of threshold."})
+    hard_below: float | None = field(
+        default=None,
+        metadata={"help": "Rows with a Dice below it are hard; what the scores say, or 0.75, by default."},
+    )
+    worst: float | None = field(
+        default=None,
+        metadata={"help": "Share of the rows that is hard, in place of hard_below."},
+    )
+    threshold: float | None = field(default=None, metadata={"help": "An earlier name of hard_below."})
     include_review: bool = field(
         default=False,
         metadata={"help": "Train also on rows that the scores flag for review, whose labels may be wrong."},
@@ -143,12 +155,13 @@ class HardSampleConfig(SegSFTConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold must lie in (0, 1], got {self.threshold}.")
+        self.hard_below = one_limit(self.hard_below, self.threshold)
+        if self.hard_below is not None and not 0 < self.hard_below <= 1:
+            raise ValueError(f"hard_below must lie in (0, 1], got {self.hard_below}.")
         if self.worst is not None:
             if not 0 < self.worst < 1:
                 raise ValueError(f"worst must lie between 0 and 1, got {self.worst}.")
-            refuse(self, {"threshold": f"worst={self.worst} says which rows are hard"})
+            refuse(self, {"hard_below": f"worst={self.worst} says which rows are hard"})
         if not 0 <= self.easy_share < 1:
             raise ValueError(f"easy_share must lie in [0, 1), got {self.easy_share}: 0 trains on hard rows only.")
         if self.weight_cap < 1:

@@ -20,19 +20,20 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from .. import losses, mining
 from ..data.collator import SegCollator
 from ..mask_logits import resize_mask_logits
+from ..mining.hardness import what_is_hard
 from ..models import Sa2VAProcessor
 from ..models.outputs import Sa2VAOutput
 from .base_trainer import RowSets
 from .callbacks import Guide, _Progress
 from .checkpoints_to_resume import read_state, resolve_checkpoint
-from .epoch_plan import check_columns, match_scores, plan_epoch, row_weights, select_rows
+from .epoch_plan import check_columns, check_marks, match_scores, plan_epoch, row_weights, select_rows
 from .hard_sample_config import HardSampleConfig
 from .run_record import check_same_rows
 from .sft_trainer import SegSFTTrainer
 
 
 # What a resumed run cannot change: its rows have been chosen, and it is in the middle of a plan.
-FIXED = ("threshold", "worst", "include_review", "difficulty", "weight_cap", "easy_share", "curriculum")
+FIXED = ("hard_below", "worst", "include_review", "difficulty", "weight_cap", "easy_share", "curriculum")
 
 
 class _EpochSampler(Sampler):
@@ -65,10 +66,11 @@ class HardSampleTrainer(SegSFTTrainer):
     """
     Supervised fine-tuning on hard samples, with a share of ordinary ones in every epoch.
 
-    Every row of the training set has a Dice, of the model that training starts from. Those below `args.threshold` (or
-    the worst share) are hard. An epoch holds them once and as many ordinary rows as `args.easy_share` asks for,
-    rounded up to whole updates, and keeps that length when `args.remine_every` scores the rows again. Its order is a
-    pure function of scores, options, seed and epoch: processes, resumed and repeated runs all see the same rows.
+    Every row of the training set has a Dice, of the model that training starts from. Those below `args.hard_below` (or
+    the worst share; without either, what mining has decided) are hard. An epoch holds them once and as many ordinary
+    rows as `args.easy_share` asks for, rounded up to whole updates, and keeps that length when `args.remine_every`
+    scores the rows again. Its order is a pure function of scores, options, seed and epoch: processes, resumed and
+    repeated runs all see the same rows.
 
     Logged: the losses of [`SegSFTTrainer`], `masks/dice_hard` and `masks/dice_easy` (Dice of the drawn masks on the
     grid of the loss), and from every evaluation `eval_dice_hard` and `eval_dice_easy`, where evaluation rows are told
@@ -79,7 +81,8 @@ class HardSampleTrainer(SegSFTTrainer):
         args (`HardSampleConfig`): options.
         scores (`pandas.DataFrame` or path, *optional*):
             One row a training row with masks: `sample_id`, `dice` and, where an option needs them, `spread`,
-            `cluster`, `thickness` and `review`. Without them the trainer scores the rows itself before it starts.
+            `cluster`, `thickness` and `review`; those of [`~mining.selection.mine`] say what is hard where `args` do
+            not. Without them the trainer scores the rows itself before it starts.
         train_dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`]; those without masks are left
             out.
         data_collator, eval_dataset, processing_class, compute_metrics, callbacks, optimizers,
@@ -156,6 +159,8 @@ class HardSampleTrainer(SegSFTTrainer):
                 "drawn by number, which a stream has not."
             )
         self._given_scores = scores
+        # What was hard when they were mined.
+        self._recorded = None
         self._evaluates_training = scores is None or args.remine_every is not None
         super().__init__(
             model,
@@ -197,6 +202,8 @@ class HardSampleTrainer(SegSFTTrainer):
             if not isinstance(scores, pd.DataFrame):
                 prints = mining.fingerprint_of(prepared["model"], prepared["processing_class"], train_dataset)
                 scores = mining.read_scores(scores, prints)
+            self._recorded = mining.decided(scores)
+            check_marks(args, self._recorded)
             self._given_scores = match_scores(scores, prepared["train_dataset"])
             check_columns(self._given_scores, args)
         return prepared
@@ -231,11 +238,15 @@ class HardSampleTrainer(SegSFTTrainer):
                 threshold=self.model.config.mask_threshold,
                 progress=not self.args.disable_tqdm,
             )
-        return mining.mine(scores, **self._hard_options())
+        return mining.mine(scores, **self._what_is_hard())
 
-    def _hard_options(self) -> dict:
-        args = self.args
-        return {"threshold": None if args.worst is not None else args.threshold, "worst": args.worst}
+    def _what_is_hard(self) -> dict:
+        return what_is_hard(self.args.hard_below, self.args.worst, self._recorded)
+
+    def _fixed(self) -> dict:
+        """What a resumed run cannot change, as it is here."""
+        options = {name: getattr(self.args, name) for name in FIXED}
+        return options | {"hard_below": None, "worst": None} | self._what_is_hard()
 
     def _score_again(self) -> pd.DataFrame:
         """The present scores, with what the present model changes of them."""
@@ -250,16 +261,16 @@ class HardSampleTrainer(SegSFTTrainer):
             names = ("sample_id", "video_id", "frame_index")
             rows = self.train_dataset.select_columns([name for name in names if name in self.train_dataset.features])
             rows = rows.to_pandas().assign(dice=scores["dice"])
-            scores["cluster"] = mining.mark_clusters(rows, mining.hard_threshold(rows, **self._hard_options()))
+            scores["cluster"] = mining.mark_clusters(rows, mining.hard_limit(rows, **self._what_is_hard()))
         return scores
 
     def _adopt(self, scores: pd.DataFrame, epoch: int) -> None:
         """Take scores for the plans from `epoch` on."""
         args, progress = self.args, self.progress
-        hard, ordinary = select_rows(scores, args.threshold, args.worst, args.include_review)
+        hard, ordinary = select_rows(scores, **self._what_is_hard(), include_review=args.include_review)
         row_weights(scores[hard], args.difficulty, args.weight_cap)  # raises before anything is taken over
         progress.digest = self._rows_digest()["digest"]
-        progress.options = {name: getattr(args, name) for name in FIXED}
+        progress.options = self._fixed()
         progress.columns = {
             name: scores[name].astype(object).where(scores[name].notna(), None).tolist() for name in scores
         }
@@ -305,7 +316,13 @@ class HardSampleTrainer(SegSFTTrainer):
         saved = {"count": len(self.progress.columns["dice"]), "digest": self.progress.digest}
         check_same_rows(checkpoint, saved, self._rows_digest())
         began = self.progress.options
-        changed = [f"{name}={began[name]}" for name in FIXED if began[name] != getattr(self.args, name)]
+        if "threshold" in began:  # of an earlier version, which had it beside `worst` too
+            limit = began.pop("threshold")
+            began["hard_below"] = limit if began["worst"] is None else None
+        if self._recorded is None:  # no scores are given: those of the checkpoint say it
+            self._recorded = {name: began[name] for name in ("hard_below", "worst") if began[name] is not None}
+        own = self._fixed()
+        changed = [f"{name}={began[name]}" for name in FIXED if began[name] != own[name]]
         if changed:
             raise ValueError(f"{checkpoint} was begun with {', '.join(changed)}: resume it with the same options.")
 
@@ -395,10 +412,10 @@ class HardSampleTrainer(SegSFTTrainer):
     def _eval_parts(self, prefix: str) -> dict[str, np.ndarray]:
         start = np.array(self.progress.start[prefix], dtype=float)
         known = ~np.isnan(start)
-        args = self.args
-        limit = args.threshold
-        if args.worst is not None and known.any():
-            limit = np.quantile(start[known], args.worst)
+        hard = self._what_is_hard()
+        limit = hard.get("hard_below", mining.HARD_BELOW)
+        if "worst" in hard and known.any():
+            limit = np.quantile(start[known], hard["worst"])
         return {"hard": known & (start < limit), "easy": known & ~(start < limit)}
 
     def easy_has_regressed(self, metrics: dict) -> bool:

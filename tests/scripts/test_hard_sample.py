@@ -58,5 +58,18 @@ def test_configs_parse(file, tmp_path):
     _, _, _, training, _ = parser.parse_args_and_config(arguments)
     assert training.output_dir == str(tmp_path) and training.trainable == "head" and training.lm_weight == 0
     if file.parent.name == "sa2va_internvl3_8b":
-        assert (training.threshold, training.learning_rate, training.num_train_epochs) == (0.75, 1e-5, 5)
+        assert (training.hard_below, training.learning_rate, training.num_train_epochs) == (None, 1e-5, 5)
         assert (training.gradient_accumulation_steps, training.weight_decay, training.easy_share) == (2, 0.01, 0)
+
+
+@pytest.mark.parametrize("name", ["hard_below", "threshold"])
+def test_the_limit_is_taken_under_both_of_its_names(tmp_path, name):
+    from trl import TrlParser
+
+    from sa2va_trl import HardSampleConfig
+
+    (tmp_path / "options.yaml").write_text(f"{name}: 0.6\n")
+    common = ["--output_dir", str(tmp_path), "--use_cpu", "true"]
+    for options in (["--config", str(tmp_path / "options.yaml")], [f"--{name}", "0.6"]):
+        (training,) = TrlParser(HardSampleConfig).parse_args_and_config([*common, *options])
+        assert training.hard_below == 0.6

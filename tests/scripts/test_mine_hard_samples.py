@@ -49,7 +49,7 @@ def test_what_mining_leaves(monkeypatch, tmp_path, capsys):
 
 
 def test_a_threshold_that_selects_all_says_what_would_and_scores_nothing_twice(monkeypatch, tmp_path):
-    with pytest.raises(MiningError, match=r"threshold=1.5 selects all of 12 samples.*A threshold of 0\.\d+ selects"):
+    with pytest.raises(MiningError, match=r"hard_below=1.5 selects all of 12 samples.*A limit of 0\.\d+ selects"):
         mine(monkeypatch, tmp_path, "--threshold", 1.5)
     assert [file.name for file in tmp_path.iterdir()] == [".partial"]
 
