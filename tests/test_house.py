@@ -22,6 +22,7 @@ FLOORS = (
     ("mining", "preferences"),
     ("trainers",),
     ("scripts",),
+    ("cli",),
     ("_moved", "_registration"),
     ("__init__",),
 )
