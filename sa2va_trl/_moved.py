@@ -60,5 +60,6 @@ class _Finder(MetaPathFinder, Loader):
         module.__getattr__ = look_up
 
 
-if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-    sys.meta_path.append(_Finder())
+def install() -> None:
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())

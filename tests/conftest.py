@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 
@@ -18,6 +19,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         distributed = item.path.parent.name == "distributed"
         item.add_marker(pytest.mark.xdist_group("distributed" if distributed else item.path.name))
+
+
+@pytest.fixture(autouse=True)
+def _log_of_the_library():
+    """As it is without a task, which shows it on the screen from then on."""
+    logger = logging.getLogger("sa2va_trl")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

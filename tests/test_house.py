@@ -22,7 +22,8 @@ FLOORS = (
     ("mining", "preferences"),
     ("trainers",),
     ("scripts",),
-    ("_moved",),
+    ("cli",),
+    ("_moved", "_registration"),
     ("__init__",),
 )
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}

@@ -129,7 +129,7 @@ def load_adapter(model: PreTrainedModel, adapter: str, merge: bool = False) -> S
     """
     if is_sharded(model):
         raise ValueError(
-            "An adapter cannot be loaded into a model that ZeRO-3 has sharded: merge it first with recipes/merge.py "
+            "An adapter cannot be loaded into a model that ZeRO-3 has sharded: merge it first with sa2va-trl merge "
             "and give the result as the model."
         )
     folder = _adapter_folder(adapter)

@@ -189,7 +189,7 @@ def compare(
     Args:
         tables (`Mapping[str, pandas.DataFrame]`):
             By name of the run, one row a sample with `sample_id`, `metric` and, where they are known, `patient_id` and
-            `video_id`, as `recipes/evaluate.py` leaves them in `per_sample.parquet`. The order of rows is free.
+            `video_id`, as `sa2va-trl evaluate` leaves them in `per_sample.parquet`. The order of rows is free.
         metric (`str`, *optional*, defaults to `"dice"`): column to compare; higher is better.
         pairs (`Sequence[tuple[str, str]]`, *optional*):
             Names to compare, (before, after); each run with the one before it by default. They are one family for

@@ -86,13 +86,11 @@ def read_scores(path: str | os.PathLike, fingerprint: dict | None = None) -> pd.
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise MiningError(
-            f"{path} cannot be read as scores: {error}. recipes/mine_hard_samples.py writes them."
+            f"{path} cannot be read as scores: {error}. sa2va-trl mine_hard_samples writes them."
         ) from error
     metadata = table.schema.metadata or {}
     if _METADATA not in metadata:
-        raise MiningError(
-            f"{path} holds no scores of recipes/mine_hard_samples.py: it says of no model what it is of."
-        )
+        raise MiningError(f"{path} holds no scores of sa2va-trl mine_hard_samples: it says of no model what it is of.")
     own = json.loads(metadata[_METADATA])
     if fingerprint is not None:
         wrong = []

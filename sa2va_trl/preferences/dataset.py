@@ -265,7 +265,7 @@ def check_preferences(dataset: Dataset, name: str = "train_dataset", allow_worse
     if missing := [column for column in PAIR_COLUMNS if not isinstance(dataset.features.get(column), Image)]:
         raise DatasetError(
             f"{name} has no image column {' and '.join(f'`{column}`' for column in missing)}: pairs need both; "
-            "recipes/build_preferences.py makes them from images and masks."
+            "sa2va-trl build_preferences makes them from images and masks."
         )
     bad, worse, position = [], [], 0
     with quiet_pillow():

@@ -3,7 +3,7 @@ Score a model, or masks that another tool has written, on a data set: at each im
 
     sa2va-trl evaluate --model_name_or_path outputs/tiny/sft --dataset_name synthetic --output_dir outputs/eval
     sa2va-trl evaluate --predictions_dir MASKS --dataset_name DIR --output_dir outputs/eval
-    sa2va-trl evaluate --model_name_or_path BASE --adapter STAGE2 --router_adapter STAGE3 \
+    sa2va-trl evaluate --model_name_or_path BASE --adapter STAGE2 --router_adapter STAGE3 \\
         --route_split validation --dataset_name DIR --output_dir outputs/eval
 """
 
@@ -25,16 +25,18 @@ from .loading import get_split, load_data, load_model, load_router
 @dataclass
 class EvaluateArguments:
     dataset_split: str = field(default="test", metadata={"help": "Split to score."})
-    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Where the results go."})
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for the results."})
     predictions_dir: str | None = field(
         default=None, metadata={"help": "Folder of mask PNGs named by sample_id, in place of a model."}
     )
     threshold: float = field(default=0.5, metadata={"help": "Probability above which a pixel is foreground."})
-    batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
+    batch_size: int = field(default=8, metadata={"help": "Images in a forward pass."})
     cache_features: str = field(
         default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
     )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where they are; beside the data by default."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the frozen features; beside the data by default."}
+    )
     num_overlays: int = field(default=12, metadata={"help": "Pictures to draw, from the worst to the best image."})
     route_split: str | None = field(
         default=None, metadata={"help": "Split to choose the router's threshold on, in place of route_threshold."}
@@ -63,9 +65,13 @@ def check_router(args: EvaluateArguments, router_args: RouterArguments) -> None:
         )
 
 
-def main():
-    parser = RecipeParser((EvaluateArguments, DataArguments, ModelArguments, RouterArguments))
-    args, data_args, model_args, router_args = parser.parse_args_and_config()
+def make_parser() -> RecipeParser:
+    kinds = (EvaluateArguments, DataArguments, ModelArguments, RouterArguments)
+    return RecipeParser(kinds, prog="sa2va-trl evaluate", description=__doc__)
+
+
+def main() -> None:
+    args, data_args, model_args, router_args = make_parser().parse_args_and_config()
     check_router(args, router_args)
     data = load_data(data_args)
     dataset = get_split(data, args.dataset_split, "dataset_split")

@@ -14,8 +14,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 
 from ..evaluation import stored_features
 from ..files import file_name, write_json, written_beside
@@ -26,33 +28,42 @@ from ..mining.scoring import score_dataset
 from ..mining.selection import hard_limit, mine, summary
 from ..mining.sheets import draw_run, run_frames
 from ..mining.unlabelled import score_unlabelled
+from ..models import Sa2VAProcessor
 from ..processes import leave_process_group
 from ..sampling import MaskSampler
 from ..trainers.base_config import refuse
 from .arguments import DataArguments, ModelArguments, RecipeParser
-from .loading import get_split, load_data, load_model
+from .loading import Model, get_split, load_data, load_model
 
 
 @dataclass
 class MiningArguments:
     dataset_split: str = field(default="train", metadata={"help": "Split to mine."})
-    output_dir: str = field(default="outputs/hard_samples", metadata={"help": "Where the results go."})
+    output_dir: str = field(default="outputs/hard_samples", metadata={"help": "Folder for the results."})
     hard_below: float | None = field(default=None, metadata={"help": "Dice below which a sample is hard (0.75)."})
     threshold: float | None = field(default=None, metadata={"help": "An earlier name of hard_below."})
-    worst: float | None = field(default=None, metadata={"help": "In its place, the share of samples that is hard."})
+    worst: float | None = field(
+        default=None, metadata={"help": "Share of samples that is hard, in place of hard_below."}
+    )
     max_gap: int = field(default=0, metadata={"help": "Other frames that a run of hard ones may go over."})
     min_length: int = field(default=2, metadata={"help": "Hard frames that a run needs."})
     smoothing: int = field(default=1, metadata={"help": "Odd width of a running median over the frames' Dice."})
-    tau_low: float = field(default=0.3, metadata={"help": "Rows whose candidates are all below it are reviewed."})
-    labels: bool = field(default=True, metadata={"help": "Whether to look at the masks."})
+    tau_low: float = field(
+        default=0.3, metadata={"help": "Dice; rows whose candidate masks are all below it are reviewed."}
+    )
+    labels: bool = field(default=True, metadata={"help": "Whether to score with the rows' own masks."})
     method: str | None = field(default=None, metadata={"help": "Without labels: tracking (default) or neighbours."})
-    sampler: dict | str | None = field(default=None, metadata={"help": 'Of the candidates: {"tokens": true}.'})
+    sampler: dict | str | None = field(
+        default=None, metadata={"help": 'Options of MaskSampler for the candidate masks: {"tokens": true}.'}
+    )
     mask_threshold: float = field(default=0.5, metadata={"help": "Probability above which a pixel is foreground."})
-    batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
+    batch_size: int = field(default=8, metadata={"help": "Images in a forward pass."})
     cache_features: str = field(
         default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
     )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where they are; beside the data by default."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the frozen features; beside the data by default."}
+    )
     num_sheets: int = field(default=12, metadata={"help": "Runs to draw, from the hardest on."})
 
     def __post_init__(self):
@@ -70,7 +81,9 @@ class MiningArguments:
             refuse(self, dict.fromkeys(names, "labels=false has no use for it"))
 
 
-def score(args: MiningArguments, model, processor, dataset, prints: dict):
+def score(
+    args: MiningArguments, model: Model, processor: Sa2VAProcessor, dataset: Dataset, prints: dict
+) -> pd.DataFrame:
     """The table of scores. What a killed run has scored is kept beside the results until they are there."""
     options = {"batch_size": args.batch_size, "threshold": args.mask_threshold, "prints": prints}
     options["partial_dir"] = Path(args.output_dir) / ".partial"
@@ -80,9 +93,13 @@ def score(args: MiningArguments, model, processor, dataset, prints: dict):
     return score_dataset(model, processor, dataset, features=features, sampler=args.sampler, **options)
 
 
-def main():
-    parser = RecipeParser((MiningArguments, DataArguments, ModelArguments))
-    args, data_args, model_args = parser.parse_args_and_config()
+def make_parser() -> RecipeParser:
+    kinds = (MiningArguments, DataArguments, ModelArguments)
+    return RecipeParser(kinds, prog="sa2va-trl mine_hard_samples", description=__doc__)
+
+
+def main() -> None:
+    args, data_args, model_args = make_parser().parse_args_and_config()
     state = PartialState(cpu=not torch.cuda.is_available())
     dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
     # As training loads it, so that the scores are known to be of the model that is trained on.

@@ -1,8 +1,6 @@
 import json
 import logging
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tasks import run_task
 
 from sa2va_trl import Sa2VAForConditionalGeneration
 from sa2va_trl.data import DatasetError
 from sa2va_trl.evaluation.overlays import object_names
 from sa2va_trl.files import file_name
+from sa2va_trl.models import processing
 
 
-ROOT = Path(__file__).parents[2]
 FOLDERS = ("masks", "probabilities", "overlays")
 
 
 @pytest.fixture
-def predict(monkeypatch, tmp_path):
+def predict(tmp_path):
     """Run the recipe on the tiny model; what it says of the pictures."""
 
     def call(source, *options, answer="Sure, [SEG].", output=tmp_path / "output"):
         common = ("--model_name_or_path", "tiny", "--grounding_image_size", 64, "--answer", answer)
-        given = ("predict", *common, "--input", source, "--output_dir", output, *options)
-        monkeypatch.setattr(sys, "argv", list(map(str, given)))
-        runpy.run_path(str(ROOT / "recipes" / "predict.py"), run_name="__main__")
+        run_task("predict", *common, "--input", source, "--output_dir", output, *options)
         return json.loads((output / "predictions.json").read_text())["predictions"]
 
     return call
@@ -112,15 +109,16 @@ def test_options_of_a_video_are_refused_for_one_page(predict, tmp_path, options)
         predict(path, *options)
 
 
-def test_a_folder_is_read_in_whole_or_what_is_not_is_named(predict, tmp_path, caplog, capsys):
+def test_a_folder_is_read_in_whole_or_what_is_not_is_named(predict, tmp_path, monkeypatch, caplog, capsys):
     folder = tmp_path / "input"
     (folder / "deeper").mkdir(parents=True)
     save_run(folder, "tif", [picture(0), picture(1)])
     picture(2).save(folder / "still.jfif", format="JPEG")
     for name in ("scan.dcm", "film.mp4", "._still.png", "Thumbs.db"):
         (folder / name).touch()
-    with caplog.at_level(logging.WARNING, "sa2va_trl"):
-        entries = predict(folder)
+    # (A task keeps the package's log to itself.)
+    monkeypatch.setattr(logging.getLogger("sa2va_trl"), "handlers", [caplog.handler])
+    entries = predict(folder)
     assert [entry["name"] for entry in entries] == ["run_f00000", "run_f00001", "still"]
     assert ["frame" in entry for entry in entries] == [True, True, False]
     (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("sa2va_trl.media")]
@@ -290,3 +288,118 @@ def test_names_of_masks_are_unique_and_stable(pictures):
     ]
     if len({name for group in plain for name in group}) == len(every):
         assert found == plain
+
+
+@pytest.mark.parametrize("kind", ["image", "folder", "video", "video, frame by frame"])
+def test_predict_writes_masks_probabilities_and_json(monkeypatch, tmp_path, trained, kind):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(3)]
+    source = tmp_path / "input"
+    if kind == "folder":
+        source.mkdir()
+        for index, frame in enumerate(frames):
+            Image.fromarray(frame).save(source / f"frame {index}.png")
+    elif kind == "image":
+        source = source.with_suffix(".png")
+        Image.fromarray(frames[0]).save(source)
+        frames = frames[:1]
+    else:
+        av = pytest.importorskip("av")
+        source = source.with_suffix(".mp4")
+        with av.open(str(source), "w") as container:
+            stream = container.add_stream("mpeg4", rate=5)
+            stream.width, stream.height = 64, 48
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+    output = tmp_path / "output"
+    whole = {"image": [], "folder": [], "video": [3], "video, frame by frame": []}[kind]
+    clips = watch_segment(monkeypatch)
+    run_task(
+        "predict",
+        *("--model_name_or_path", trained, "--input", source, "--output_dir", output),
+        *("--answer", "Sure, [SEG].", "--threshold", 0.25),
+        *(("--per_frame", "true") if kind == "video, frame by frame" else ()),
+    )
+    assert clips == whole
+    written = json.loads((output / "predictions.json").read_text())["predictions"]
+    assert len(written) == len(frames)
+    for entry in written:
+        (found,) = entry["objects"]
+        mask = np.asarray(Image.open(output / found["mask"]))
+        stem = Path(found["mask"]).stem
+        probabilities = np.load(output / "probabilities" / f"{stem}.npy")
+        assert mask.shape == probabilities.shape == (48, 64)
+        assert np.array_equal(mask > 0, probabilities > 0.25)
+        assert (output / "overlays" / f"{stem}.png").exists()
+
+
+def watch_segment(monkeypatch):
+    """The lengths of the clips that are segmented."""
+    segment, clips = Sa2VAForConditionalGeneration.segment, []
+
+    def watched(self, **arguments):
+        result = segment(self, **arguments)
+        if "video" in arguments:
+            clips.append(result.low_res_logits.shape[1])
+        return result
+
+    monkeypatch.setattr(Sa2VAForConditionalGeneration, "segment", watched)
+    return clips
+
+
+def test_bad_pictures_of_a_folder_are_reported_together(tmp_path, trained):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    Image.new("L", (64, 64)).save(folder / "good.png")
+    (folder / "torn.png").write_bytes((folder / "good.png").read_bytes()[:40])
+    Image.fromarray(np.full((64, 64), 40000, dtype=np.uint16)).save(folder / "deep.png")
+    with pytest.raises(DatasetError, match="2 of 3") as error:
+        run_task("predict", "--model_name_or_path", trained, "--input", folder, "--output_dir", tmp_path / "o")
+    assert "torn.png" in str(error.value) and "deep.png" in str(error.value)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("style", ["training", "official"])
+def test_predict_asks_in_the_style_that_is_given(monkeypatch, tmp_path, style):
+    picture = tmp_path / "one.png"
+    Image.effect_noise((100, 60), 80).convert("RGB").save(picture)
+    seen = []
+    original = processing.size_of_first_step
+    monkeypatch.setattr(processing, "size_of_first_step", lambda *size: seen.append(size) or original(*size))
+    common = ["--input", picture, "--output_dir", tmp_path / "out", "--model_name_or_path", "tiny-qwen3_vl"]
+    run_task("predict", *common, "--prompt_style", style, "--answer", "Sure, [SEG].")
+    assert bool(seen) == (style == "official")
+
+
+# With a second model
+
+
+PICTURES = [np.random.default_rng(seed).integers(0, 255, (48, 64, 3), dtype=np.uint8) for seed in range(3)]
+
+
+def predict_folder(tmp_path, name, *options):
+    source = tmp_path / "input"
+    source.mkdir(exist_ok=True)
+    for index, picture in enumerate(PICTURES):
+        Image.fromarray(picture).save(source / f"{index}.png")
+    common = ("--input", source, "--output_dir", tmp_path / name, "--answer", "Sure, [SEG].")
+    run_task("predict", *common, "--grounding_image_size", 64, *options)
+    entries = json.loads((tmp_path / name / "predictions.json").read_text())["predictions"]
+    return entries, [np.load(file) for file in sorted((tmp_path / name / "probabilities").glob("*.npy"))]
+
+
+def test_predict_routes(monkeypatch, tmp_path, second, capsys):
+    entries, first = predict_folder(tmp_path, "first")
+    assert all("routed" not in entry for entry in entries)
+    _, other = predict_folder(tmp_path, "second", "--model_name_or_path", second)
+    scores = [entry["objects"][0]["predicted_iou"] for entry in entries]
+    middle = float(np.sort(scores)[:2].mean())
+    options = ("--router_model", second, "--route_threshold", middle)
+    entries, found = predict_folder(tmp_path, "routed", *options)
+    assert [entry["routed"] for entry in entries] == [score < middle for score in scores]
+    assert [entry["predicted_iou"] for entry in entries] == pytest.approx(scores)
+    for entry, maps, one, two in zip(entries, found, first, other, strict=True):
+        np.testing.assert_array_equal(maps, two if entry["routed"] else one)
+        assert np.abs(one - two).max() > 0.01
+    assert "1 of 3 images went to the second model" in capsys.readouterr().out

@@ -1,7 +1,6 @@
 """All stages in one command. The steps run in this process, where a real run starts a new one for each."""
 
 import json
-import runpy
 import subprocess
 import sys
 from dataclasses import make_dataclass
@@ -11,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from tasks import run_task
 
 from sa2va_trl.data import DatasetError
 
@@ -46,18 +46,17 @@ OPTIONS = {
 class Runner:
     """Stands in for `subprocess`: runs a recipe here, or fails where it is told to."""
 
-    def __init__(self, monkeypatch):
-        self.monkeypatch, self.lines, self.fail_at = monkeypatch, [], None
+    def __init__(self):
+        self.lines, self.fail_at = [], None
 
     def run(self, line, check):
         assert check and line[0] == sys.executable
-        name = Path(line[1]).name
+        assert line[1:3] == ["-m", "sa2va_trl.cli"]
+        name = line[3]
         if name == self.fail_at:
             raise subprocess.CalledProcessError(1, line)
-        self.lines.append([name, *line[2:]])
-        with self.monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", line[1:])
-            runpy.run_path(line[1], run_name="__main__")
+        self.lines.append(line[3:])
+        run_task(*line[3:])
 
     @property
     def names(self):
@@ -66,17 +65,15 @@ class Runner:
 
 @pytest.fixture
 def steps(monkeypatch):
-    runner = Runner(monkeypatch)
+    runner = Runner()
     monkeypatch.setattr(subprocess, "run", runner.run)
     return runner
 
 
-def three_stage(monkeypatch, folder, **options):
+def three_stage(folder, **options):
     file = folder / "options.yaml"
     file.write_text(yaml.safe_dump({**OPTIONS, "output_dir": str(folder / "out"), **options}))
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "argv", ["three_stage.py", "--config", str(file)])
-        runpy.run_path(str(ROOT / "recipes" / "three_stage.py"), run_name="__main__")
+    run_task("three_stage", "--config", file)
 
 
 @pytest.fixture(scope="module")
@@ -86,22 +83,20 @@ def stage1(tmp_path_factory):
     file = folder / "options.yaml"
     options = {name: OPTIONS[name] for name in ("model_name_or_path", "grounding_image_size", "synthetic")}
     file.write_text(yaml.safe_dump({**options, **TRAINING, "trainable": "full", "output_dir": str(folder / "model")}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["sft.py", "--config", str(file)])
-        runpy.run_path(str(ROOT / "recipes" / "sft.py"), run_name="__main__")
+    run_task("sft", "--config", file)
     return {"first_stage": 2, "model_name_or_path": str(folder / "model"), "grounding_image_size": None}
 
 
-def test_three_stages_from_the_start_and_again(monkeypatch, tmp_path, steps, capsys):
+def test_three_stages_from_the_start_and_again(tmp_path, steps, capsys):
     stage1 = {**TRAINING, "trainable": "stage1", "lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0}
-    steps.fail_at = "hard_sample.py"
+    steps.fail_at = "hard_sample"
     with pytest.raises(subprocess.CalledProcessError):
-        three_stage(monkeypatch, tmp_path, stage1=stage1)
-    before = ["sft.py", "merge.py", "build_preferences.py", "dpo.py", "merge.py", "mine_hard_samples.py"]
+        three_stage(tmp_path, stage1=stage1)
+    before = ["sft", "merge", "build_preferences", "dpo", "merge", "mine_hard_samples"]
     assert steps.names == before
     steps.fail_at = None
-    three_stage(monkeypatch, tmp_path, stage1=stage1)
-    after = ["hard_sample.py", "merge.py", "sft.py", "merge.py", *["evaluate.py"] * 5]
+    three_stage(tmp_path, stage1=stage1)
+    after = ["hard_sample", "merge", "sft", "merge", *["evaluate"] * 5]
     assert steps.names == [*before, *after]
 
     output = tmp_path / "out"
@@ -130,48 +125,48 @@ def test_three_stages_from_the_start_and_again(monkeypatch, tmp_path, steps, cap
     assert 2 <= len(pictures) <= 4 and Image.open(pictures[0]).size == (3 * 64, 64)
 
     capsys.readouterr()
-    three_stage(monkeypatch, tmp_path, stage1=stage1)
+    three_stage(tmp_path, stage1=stage1)
     assert len(steps.names) == len(before) + len(after)
     assert "stage3 - control" in capsys.readouterr().out
     with pytest.raises(ValueError, match="stage2 was made with other options"):
-        three_stage(monkeypatch, tmp_path, stage1=stage1, stage2={**OPTIONS["stage2"], "score": "dice"})
+        three_stage(tmp_path, stage1=stage1, stage2={**OPTIONS["stage2"], "score": "dice"})
     for change in ({"test_videos": 1}, {"size": 96}):
         with pytest.raises(ValueError, match="begun with other data or splits"):
-            three_stage(monkeypatch, tmp_path, stage1=stage1, synthetic={**OPTIONS["synthetic"], **change})
+            three_stage(tmp_path, stage1=stage1, synthetic={**OPTIONS["synthetic"], **change})
 
 
 @pytest.mark.parametrize(
     ("section", "name"), [("preferences", "preferences"), ("mining", "mined samples")], ids=["pairs", "scores"]
 )
 def test_held_out_patients_in_a_step_are_an_error(monkeypatch, tmp_path, steps, stage1, section, name):
-    recipe = {"preferences": "build_preferences.py", "mining": "mine_hard_samples.py"}[section]
+    recipe = {"preferences": "build_preferences", "mining": "mine_hard_samples"}[section]
     run = steps.run
 
     def leaky(line, check):
-        return run([*line, "--dataset_split", "test"] if Path(line[1]).name == recipe else line, check)
+        return run([*line, "--dataset_split", "test"] if line[3] == recipe else line, check)
 
     monkeypatch.setattr(subprocess, "run", leaky)
     with pytest.raises(DatasetError, match=f"{name} and test overlap"):
-        three_stage(monkeypatch, tmp_path, **stage1)
-    assert "hard_sample.py" not in steps.names
+        three_stage(tmp_path, **stage1)
+    assert "hard_sample" not in steps.names
 
 
 def test_what_cannot_work_is_said_before_anything_runs(monkeypatch, tmp_path, steps):
     with pytest.raises(ValueError, match="first_stage must be 1 or 2"):
-        three_stage(monkeypatch, tmp_path, first_stage=3)
+        three_stage(tmp_path, first_stage=3)
     with pytest.raises(ValueError, match="cache_features must be on or off"):
-        three_stage(monkeypatch, tmp_path, cache_features="auto")
+        three_stage(tmp_path, cache_features="auto")
     for step, option in (
         ("stage1", "dataset_train_split"),
         ("preferences", "dataset_split"),
         ("control", "max_steps"),
     ):
         with pytest.raises(ValueError, match=f"{step}: {option} cannot be set there"):
-            three_stage(monkeypatch, tmp_path, **{step: {option: "test"}})
+            three_stage(tmp_path, **{step: {option: "test"}})
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         with pytest.raises(ValueError, match="launcher"):
-            three_stage(monkeypatch, tmp_path)
+            three_stage(tmp_path)
     assert steps.lines == [] and not (tmp_path / "out").exists()
 
 
@@ -185,12 +180,13 @@ def test_training_steps_are_started_by_the_launcher(monkeypatch, tmp_path, stage
     monkeypatch.setattr(subprocess, "run", run)
     options = {"stage1": {**TRAINING, "trainable": "full"}, "launcher": "accelerate launch --config_file 'a b.yaml'"}
     with pytest.raises(subprocess.CalledProcessError):
-        three_stage(monkeypatch, tmp_path, **options)
-    assert lines[0][:4] == ["accelerate", "launch", "--config_file", "a b.yaml"] and lines[0][4].endswith("sft.py")
+        three_stage(tmp_path, **options)
+    assert lines[0][:4] == ["accelerate", "launch", "--config_file", "a b.yaml"]
+    assert lines[0][4:7] == ["-m", "sa2va_trl.cli", "sft"]
     (tmp_path / "other").mkdir()
     with pytest.raises(subprocess.CalledProcessError):  # nothing trains in the first step
-        three_stage(monkeypatch, tmp_path / "other", **stage1, launcher="accelerate launch")
-    assert lines[1][0] == sys.executable and lines[1][1].endswith("build_preferences.py")
+        three_stage(tmp_path / "other", **stage1, launcher="accelerate launch")
+    assert lines[1][:4] == [sys.executable, "-m", "sa2va_trl.cli", "build_preferences"]
 
 
 @pytest.mark.parametrize(

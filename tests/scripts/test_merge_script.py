@@ -1,17 +1,11 @@
-import runpy
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from peft import get_peft_model
+from tasks import run_task
 
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from sa2va_trl.adapters import peft_model
 from sa2va_trl.adapters.presets import get_peft_config
-
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +24,17 @@ def adapter(tmp_path_factory):
     return folder
 
 
-def merge(monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", ["merge", *map(str, options)])
-    runpy.run_path(str(ROOT / "recipes" / "merge.py"), run_name="__main__")
-
-
 def masks(model, processor, image):
     result = model.eval().segment(image=image, text="Vessel?", processor=processor, answer="Sure, [SEG].")
     return result.mask_logits
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_merged_model_is_a_checkpoint_of_its_own(monkeypatch, tmp_path, adapter, image, capsys, dtype):
+def test_merged_model_is_a_checkpoint_of_its_own(tmp_path, adapter, image, capsys, dtype):
     output = tmp_path / "merged"
     image.save(tmp_path / "image.png")
     options = ("--adapter", adapter, "--output_dir", output, "--result_dtype", dtype)
-    merge(monkeypatch, *options, *(("--image", tmp_path / "image.png") if dtype == "float32" else ()))
+    run_task("merge", *options, *(("--image", tmp_path / "image.png") if dtype == "float32" else ()))
     printed = capsys.readouterr().out
     assert "language logits" in printed and "mask logits" in printed
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".png") == ["merged"]
@@ -72,15 +61,15 @@ def test_a_merged_model_that_differs_is_not_written(monkeypatch, tmp_path, adapt
     real = peft_model.merge_adapter
     monkeypatch.setattr("sa2va_trl.scripts.merge.merge_adapter", forget_one_layer)
     with pytest.raises(ValueError, match="nothing was written"):
-        merge(monkeypatch, "--adapter", adapter, "--output_dir", tmp_path / "merged")
+        run_task("merge", "--adapter", adapter, "--output_dir", tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_merged_is_refused_before_anything_is_loaded(monkeypatch, tmp_path, adapter):
+def test_what_cannot_be_merged_is_refused_before_anything_is_loaded(tmp_path, adapter):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").write_text("kept")
     with pytest.raises(ValueError, match="not empty"):
-        merge(monkeypatch, "--adapter", adapter, "--output_dir", tmp_path / "full")
+        run_task("merge", "--adapter", adapter, "--output_dir", tmp_path / "full")
     assert (tmp_path / "full" / "precious").read_text() == "kept"
     output = ("--output_dir", tmp_path / "merged")
     for options, message in (
@@ -90,17 +79,17 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_loaded(monkeypatch,
         (("--adapter", adapter, "--result_dtype", "int8"), "result_dtype"),
     ):
         with pytest.raises(ValueError, match=message):
-            merge(monkeypatch, *options, *output)
+            run_task("merge", *options, *output)
     with pytest.raises(FileNotFoundError):
-        merge(monkeypatch, "--adapter", adapter, "--image", tmp_path / "none.png", *output)
+        run_task("merge", "--adapter", adapter, "--image", tmp_path / "none.png", *output)
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_wrong_base_is_refused(monkeypatch, tmp_path, adapter):
+def test_a_wrong_base_is_refused(tmp_path, adapter):
     model, processor = tiny_sa2va(seed=1)
     model.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")
     options = ("--model_name_or_path", tmp_path / "base", "--adapter", adapter, "--output_dir", tmp_path / "merged")
     with pytest.raises(ValueError, match="load the base that it was trained on"):
-        merge(monkeypatch, *options)
+        run_task("merge", *options)
     assert not (tmp_path / "merged").exists()

@@ -1,25 +1,17 @@
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from families import FAMILIES, tiny_family
 from safetensors.torch import load_file
+from tasks import run_task
 
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_trl.adapters.peft_model import load_adapter
 from sa2va_trl.errors import CheckpointError
 
 
-ROOT = Path(__file__).parents[2]
 DELTA = "text_hidden_fcs.2.bias"
-
-
-def convert(monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", ["convert", *map(str, options)])
-    runpy.run_path(str(ROOT / "recipes" / "convert.py"), run_name="__main__")
 
 
 def write(folder, family="qwen2", layout="published"):
@@ -67,14 +59,14 @@ def delta(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_published_to_native_and_back_is_bit_for_bit(monkeypatch, tmp_path, family, capsys):
+def test_published_to_native_and_back_is_bit_for_bit(tmp_path, family, capsys):
     model = write(tmp_path / "published", family)
-    convert(monkeypatch, "--source", tmp_path / "published", "--output_dir", tmp_path / "native")
+    run_task("convert", "--source", tmp_path / "published", "--output_dir", tmp_path / "native")
     assert f"{model.num_parameters():,} parameters" in capsys.readouterr().out
     assert "model_type" in json.loads((tmp_path / "native" / "config.json").read_text())["vlm_config"]
     same(Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "native").state_dict(), model.state_dict())
     again = tmp_path / "again"
-    convert(monkeypatch, "--source", tmp_path / "native", "--layout", "published", "--output_dir", again)
+    run_task("convert", "--source", tmp_path / "native", "--layout", "published", "--output_dir", again)
     same(load_file(again / "model.safetensors"), load_file(tmp_path / "published" / "model.safetensors"))
     # (The native layout adds the chat template, which then stays.)
     names = {path.name for path in (tmp_path / "published").iterdir()} | {"chat_template.jinja"}
@@ -84,20 +76,20 @@ def test_published_to_native_and_back_is_bit_for_bit(monkeypatch, tmp_path, fami
     assert first.tokenizer.get_vocab() == last.tokenizer.get_vocab() and first.to_dict() == last.to_dict()
 
 
-def test_weights_are_cast(monkeypatch, tmp_path):
+def test_weights_are_cast(tmp_path):
     model = write(tmp_path / "published")
     output = tmp_path / "native"
-    convert(monkeypatch, "--source", tmp_path / "published", "--output_dir", output, "--dtype", "bfloat16")
+    run_task("convert", "--source", tmp_path / "published", "--output_dir", output, "--dtype", "bfloat16")
     stored = load_file(output / "model.safetensors")
     same(stored, cast({name: model.state_dict()[name] for name in stored}))
 
 
-def test_a_delta_becomes_an_adapter_or_a_model(monkeypatch, tmp_path, image, delta):
+def test_a_delta_becomes_an_adapter_or_a_model(tmp_path, image, delta):
     base, file = delta
     source = ("--source", file, "--model_name_or_path", base)
-    convert(monkeypatch, *source, "--output_dir", tmp_path / "adapter")
-    convert(monkeypatch, *source, "--merge", "true", "--output_dir", tmp_path / "merged")
-    convert(monkeypatch, *source, "--merge", "true", "--layout", "published", "--output_dir", tmp_path / "published")
+    run_task("convert", *source, "--output_dir", tmp_path / "adapter")
+    run_task("convert", *source, "--merge", "true", "--output_dir", tmp_path / "merged")
+    run_task("convert", *source, "--merge", "true", "--layout", "published", "--output_dir", tmp_path / "published")
     processor = Sa2VAProcessor.from_pretrained(tmp_path / "adapter")
     plain = Sa2VAForConditionalGeneration.from_pretrained(base)
     before = mask_logits(plain, processor, image)
@@ -114,11 +106,11 @@ def test_a_delta_becomes_an_adapter_or_a_model(monkeypatch, tmp_path, image, del
     )
 
 
-def test_scale_and_dtype_of_a_merged_delta(monkeypatch, tmp_path, delta):
+def test_scale_and_dtype_of_a_merged_delta(tmp_path, delta):
     base, file = delta
     source = ("--source", file, "--model_name_or_path", base, "--merge", "true", "--layout", "published")
-    convert(monkeypatch, *source, "--lora_alpha", 2, "--output_dir", tmp_path / "float32")
-    convert(monkeypatch, *source, "--lora_alpha", 2, "--dtype", "bfloat16", "--output_dir", tmp_path / "bfloat16")
+    run_task("convert", *source, "--lora_alpha", 2, "--output_dir", tmp_path / "float32")
+    run_task("convert", *source, "--lora_alpha", 2, "--dtype", "bfloat16", "--output_dir", tmp_path / "bfloat16")
     full, half = (load_file(tmp_path / dtype / "model.safetensors") for dtype in ("float32", "bfloat16"))
     # Merged in full precision and rounded once.
     same(half, cast(full))
@@ -128,7 +120,7 @@ def test_scale_and_dtype_of_a_merged_delta(monkeypatch, tmp_path, delta):
     torch.testing.assert_close(full[f"{name}.weight"], before + 2 / 4 * lora["B"] @ lora["A"])
 
 
-def test_options_that_cannot_work_are_refused(monkeypatch, tmp_path):
+def test_options_that_cannot_work_are_refused(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").write_text("kept")
     model, delta = ("--source", tmp_path / "model"), ("--source", tmp_path / "iter_7.pth")
@@ -146,7 +138,7 @@ def test_options_that_cannot_work_are_refused(monkeypatch, tmp_path):
     ):
         output = () if "--output_dir" in options else ("--output_dir", tmp_path / "output")
         with pytest.raises(ValueError, match=message):
-            convert(monkeypatch, *options, *output)
+            run_task("convert", *options, *output)
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "precious"]
     assert (tmp_path / "full" / "precious").read_text() == "kept"
 
@@ -160,11 +152,11 @@ def test_nothing_is_written_on_failure(monkeypatch, tmp_path, delta):
         source = ("--source", tmp_path / name, "--model_name_or_path", base)
         for options in ((), ("--merge", "true")):
             with pytest.raises(CheckpointError, match=message):
-                convert(monkeypatch, *source, *options, "--output_dir", tmp_path / "output")
+                run_task("convert", *source, *options, "--output_dir", tmp_path / "output")
     # Also where the model has been written already and its processor cannot be.
     with monkeypatch.context() as patch:
         patch.setattr(Sa2VAProcessor, "save_pretrained", lambda *args, **kwargs: 1 / 0)
         for options in (("--source", base), ("--source", file, "--model_name_or_path", base)):
             with pytest.raises(ZeroDivisionError):
-                convert(patch, *options, "--output_dir", tmp_path / "output")
+                run_task("convert", *options, "--output_dir", tmp_path / "output")
     assert sorted(tmp_path.iterdir()) == before

@@ -1,19 +1,17 @@
 """The recipe of stage 3 and its YAML."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from tasks import run_task
 
 
 ROOT = Path(__file__).parents[2]
-RECIPE = str(ROOT / "recipes" / "hard_sample.py")
 
 
-def test_the_recipe_leaves_adapter_processor_card_and_state(monkeypatch, tmp_path, capsys):
+def test_the_recipe_leaves_adapter_processor_card_and_state(tmp_path, capsys):
     output = tmp_path / "out"
     options = {
         "model_name_or_path": "tiny",
@@ -32,8 +30,7 @@ def test_the_recipe_leaves_adapter_processor_card_and_state(monkeypatch, tmp_pat
         "cache_dir": str(tmp_path / "cache"),
     }
     (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
-    monkeypatch.setattr(sys, "argv", ["hard_sample", "--config", str(tmp_path / "options.yaml")])
-    runpy.run_path(RECIPE, run_name="__main__")
+    run_task("hard_sample", "--config", tmp_path / "options.yaml")
     assert "2 of 4 rows are hard" in capsys.readouterr().out
     names = {path.name for path in output.iterdir()}
     assert {"adapter_model.safetensors", "processor_config.json", "README.md", "trainer_state.json"} <= names

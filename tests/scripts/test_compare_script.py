@@ -1,23 +1,13 @@
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from tasks import run_task
 
 from sa2va_trl.evaluation import compare, comparison_table
 from sa2va_trl.evaluation.results import aggregate
 from sa2va_trl.metrics import METRICS
-
-
-SCRIPT = Path(__file__).parents[2] / "recipes" / "compare.py"
-
-
-def recipe(monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", ["compare", *map(str, options)])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 @pytest.fixture
@@ -38,9 +28,9 @@ def read(folder):
     return pd.read_parquet(folder / "per_sample.parquet")
 
 
-def test_comparison_is_written_and_printed(monkeypatch, tmp_path, folders, capsys):
+def test_comparison_is_written_and_printed(tmp_path, folders, capsys):
     output = tmp_path / "output"
-    recipe(monkeypatch, *folders, "--output_dir", output)
+    run_task("compare", *folders, "--output_dir", output)
     found = json.loads((output / "comparison.json").read_text())
     assert found == compare({folder.name: read(folder) for folder in folders})
     assert comparison_table(found) in capsys.readouterr().out
@@ -55,11 +45,11 @@ def test_comparison_is_written_and_printed(monkeypatch, tmp_path, folders, capsy
     assert all(entry["clusters"] == 4 for entry in found["differences"])
 
 
-def test_metric_names_and_reference(monkeypatch, tmp_path, folders):
+def test_metric_names_and_reference(tmp_path, folders):
     output = tmp_path / "output"
     names = ["control", "two", "three"]
     options = ("--metric", "iou", "--reference", "control", "--output_dir", output)
-    recipe(monkeypatch, *folders, "--names", *names, *options)
+    run_task("compare", *folders, "--names", *names, *options)
     found = json.loads((output / "comparison.json").read_text())
     assert found["metric"] == "iou"
     assert found["runs"]["two"]["mean"] == pytest.approx(read(folders[1])["iou"].mean())
@@ -72,12 +62,12 @@ def test_metric_names_and_reference(monkeypatch, tmp_path, folders):
     )
 
 
-def test_folders_of_one_name_go_by_their_paths(monkeypatch, tmp_path, folders):
+def test_folders_of_one_name_go_by_their_paths(tmp_path, folders):
     for folder in folders[:2]:
         (folder / "evaluation").mkdir()
         (folder / "per_sample.parquet").rename(folder / "evaluation" / "per_sample.parquet")
     paths = [folder / "evaluation" for folder in folders[:2]]
-    recipe(monkeypatch, *paths, "--output_dir", tmp_path / "output")
+    run_task("compare", *paths, "--output_dir", tmp_path / "output")
     found = json.loads((tmp_path / "output" / "comparison.json").read_text())
     assert list(found["runs"]) == list(map(str, paths))
 
@@ -86,7 +76,7 @@ def test_folders_of_one_name_go_by_their_paths(monkeypatch, tmp_path, folders):
     ("options", "message"),
     [
         (("stage1",), "two or more evaluation folders, got only"),
-        (("stage1", "none"), "No per_sample.parquet in .*none: run recipes/evaluate.py"),
+        (("stage1", "none"), "No per_sample.parquet in .*none: run sa2va-trl evaluate"),
         (("stage1", "other"), "different samples: only 'stage1' has frame0"),
         (("stage1", "stage1"), "a name of its own"),
         (("stage1", "stage2", "--names", "a"), "1 names for 2 folders"),
@@ -101,5 +91,5 @@ def test_bad_input_is_refused_and_nothing_is_written(monkeypatch, tmp_path, fold
     read(folders[1]).query("sample_id != 'frame0'").to_parquet(tmp_path / "other" / "per_sample.parquet")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
-        recipe(monkeypatch, *options, "--output_dir", tmp_path / "output")
+        run_task("compare", *options, "--output_dir", tmp_path / "output")
     assert not (tmp_path / "output").exists()

@@ -1,35 +1,30 @@
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from tasks import run_task
 
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.errors import MiningError
 from sa2va_trl.mining.score_files import read_scores
 
 
-ROOT = Path(__file__).parents[2]
 DATA = {"train_videos": 1, "validation_videos": 1, "test_videos": 2, "frames_per_video": 6, "size": 64}
 COMMON = ["--grounding_image_size", "128", "--dataset_split", "test", "--synthetic", json.dumps(DATA)]
 
 
-def mine(monkeypatch, output, *options):
-    arguments = ["mine_hard_samples", *COMMON, "--output_dir", str(output), *map(str, options)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    runpy.run_path(str(ROOT / "recipes" / "mine_hard_samples.py"), run_name="__main__")
+def mine(output, *options):
+    run_task("mine_hard_samples", *COMMON, "--output_dir", output, *options)
 
 
-def test_what_mining_leaves(monkeypatch, tmp_path, capsys):
+def test_what_mining_leaves(tmp_path, capsys):
     output = tmp_path / "hard"
     (output / "clusters").mkdir(parents=True)
     (output / "clusters" / "of_an_earlier_call.png").touch()
-    mine(monkeypatch, output, "--worst", 0.5)
+    mine(output, "--worst", 0.5)
     assert {file.name for file in output.iterdir()} == {"scores.parquet", "hard_samples.json", "clusters"}
     found = json.loads((output / "hard_samples.json").read_text())
     scores = read_scores(output / "scores.parquet", found["fingerprint"])
@@ -50,7 +45,7 @@ def test_what_mining_leaves(monkeypatch, tmp_path, capsys):
 
 def test_a_threshold_that_selects_all_says_what_would_and_scores_nothing_twice(monkeypatch, tmp_path):
     with pytest.raises(MiningError, match=r"hard_below=1.5 selects all of 12 samples.*A limit of 0\.\d+ selects"):
-        mine(monkeypatch, tmp_path, "--threshold", 1.5)
+        mine(tmp_path, "--threshold", 1.5)
     assert [file.name for file in tmp_path.iterdir()] == [".partial"]
 
     def never(*args):
@@ -58,19 +53,19 @@ def test_a_threshold_that_selects_all_says_what_would_and_scores_nothing_twice(m
 
     with monkeypatch.context() as again:
         again.setattr("sa2va_trl.mining.scoring._Scorer.__call__", never)
-        mine(again, tmp_path, "--worst", 0.5, "--num_sheets", 0)
+        mine(tmp_path, "--worst", 0.5, "--num_sheets", 0)
     assert not (tmp_path / ".partial").exists() and (tmp_path / "scores.parquet").exists()
 
 
-def test_without_labels(monkeypatch, tmp_path):
-    mine(monkeypatch, tmp_path, "--labels", "false", "--worst", 0.5, "--method", "neighbours", "--min_length", 1)
+def test_without_labels(tmp_path):
+    mine(tmp_path, "--labels", "false", "--worst", 0.5, "--method", "neighbours", "--min_length", 1)
     found = json.loads((tmp_path / "hard_samples.json").read_text())
     scores = pd.read_parquet(tmp_path / "scores.parquet")
     assert found["by"] == "consistency" and "dice" not in scores and not scores["review"].any()
     assert len(list((tmp_path / "clusters").iterdir())) == len(found["clusters"]) > 0
 
 
-def test_clips_are_drawn_by_their_first_frames(monkeypatch, tmp_path):
+def test_clips_are_drawn_by_their_first_frames(tmp_path):
     frames = [dict(row) for row in synthetic_dataset(1, 6, 64)]
     kinds = {"images": List(ImageFeature()), "masks": List(ImageFeature(mode="L")), "phrases": List(Value("string"))}
     names = {"sample_id": Value("string"), "video_id": Value("string"), "frame_index": Value("int64")}
@@ -85,8 +80,7 @@ def test_clips_are_drawn_by_their_first_frames(monkeypatch, tmp_path):
     DatasetDict(test=Dataset.from_list(clips, Features(kinds | names))).save_to_disk(tmp_path / "data")
     options = ["--grounding_image_size", 64, "--dataset_split", "test", "--dataset_name", tmp_path / "data"]
     options += ["--output_dir", tmp_path / "hard", "--worst", 0.4, "--min_length", 1]
-    monkeypatch.setattr(sys, "argv", ["mine_hard_samples", *map(str, options)])
-    runpy.run_path(str(ROOT / "recipes" / "mine_hard_samples.py"), run_name="__main__")
+    run_task("mine_hard_samples", *options)
     (sheet,) = (tmp_path / "hard" / "clusters").iterdir()
     assert Image.open(sheet).size in [(2 * 192, 20 + 2 * 192), (3 * 192, 20 + 2 * 192)]
 
@@ -106,7 +100,7 @@ def test_clips_are_drawn_by_their_first_frames(monkeypatch, tmp_path):
         (["--sampler", '{"field": -1}'], "field"),
     ],
 )
-def test_options_that_cannot_be_are_refused_before_anything_is_scored(monkeypatch, tmp_path, options, message):
+def test_options_that_cannot_be_are_refused_before_anything_is_scored(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        mine(monkeypatch, tmp_path, *options)
+        mine(tmp_path, *options)
     assert not any(tmp_path.iterdir())
