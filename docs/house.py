@@ -42,7 +42,6 @@ ONLY = {
     "models": GROUND | {"media"},
 }
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
-FACE = ("_moved", "__init__")  # what the package shows and its old names: no room of the picture
 
 
 def files_of(root: Path) -> dict[str, Path]:
@@ -148,7 +147,7 @@ def needed_arrows(root: Path) -> list[tuple[str, str]]:
     return [
         (room, other)
         for room in HEIGHT
-        if room not in FACE
+        if not room.startswith("_")
         for other in sorted(below[room])
         if not any(other in all_below(between) for between in below[room])
     ]
@@ -202,7 +201,8 @@ def draw(root: Path) -> str:
     files = {}
     for module, file in files_of(root).items():
         files.setdefault(room_of(module), []).append(file)
-    floors = [[room for room in floor if room not in FACE] for floor in FLOORS]
+    # (The face of the package and its old names are no rooms.)
+    floors = [[room for room in floor if not room.startswith("_")] for floor in FLOORS]
     floors = [floor for floor in floors if floor]
     at, ways = lay_out(floors, needed_arrows(root))
     level = {index: GAP + STEP * (len(floors) - 1 - index) for index in range(len(floors))}
