@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
         name = item.nodeid.removeprefix("tests/")
         distributed = item.path.parent.name == "distributed"
         item.add_marker(pytest.mark.xdist_group("distributed" if distributed else item.path.name))
-        if distributed or name.startswith(LONGER):
+        if name.startswith(LONGER):
             item.add_marker("longer")
     order = [*FIRST, ""]
     items.sort(key=lambda item: next(i for i, start in enumerate(order) if start in item.nodeid))
