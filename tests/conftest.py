@@ -13,9 +13,8 @@ from sa2va_trl.models.configuration import SUPPORTED_VLMS
 
 
 TESTS = Path(__file__).parent
-# Beginnings of the names of tests that take more than some two seconds.
-LONGER = tuple(line.split("#")[0].strip() for line in (TESTS / "longer.txt").read_text().splitlines())
-LONGER = tuple(filter(None, LONGER))
+# Tests that `make test-fast` leaves out.
+LONGER = {line.split("#")[0].strip() for line in (TESTS / "longer.txt").read_text().splitlines()}
 # What takes longest begins first, so that no worker is left with it at the end.
 FIRST = ("distributed/", "models/test_reference.py", "models/test_qwen_reference.py")
 
@@ -24,10 +23,10 @@ def pytest_collection_modifyitems(items):
     # With several workers (`pytest -n 2 --dist loadgroup`) a file stays on one of them, which shares its fixtures, and
     # runs of several processes follow one another in those that stand ready.
     for item in items:
-        name = item.nodeid.removeprefix("tests/")
+        name = f"{item.path.relative_to(TESTS).as_posix()}::{item.originalname}"
         distributed = item.path.parent.name == "distributed"
         item.add_marker(pytest.mark.xdist_group("distributed" if distributed else item.path.name))
-        if name.startswith(LONGER):
+        if name in LONGER:
             item.add_marker("longer")
     order = [*FIRST, ""]
     items.sort(key=lambda item: next(i for i, start in enumerate(order) if start in item.nodeid))
