@@ -3,8 +3,8 @@ Which tests `make test-fast` does not wait for: a plugin that measures those of 
 
     PYTHONPATH=tests python -m pytest -p longer tests
 
-By processor time, so that it does not matter what else the machine does, and with all fixtures that a test asks for, so
-that it does not matter which test was the first to ask. Tests that are not run keep what the list says of them.
+By processor time, so that it does not matter what else the machine does, and with all fixtures that a test asks for,
+so that it does not matter which test asked first. Tests that are not run keep what the list says of them.
 """
 
 import os
