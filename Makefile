@@ -5,18 +5,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Of the tests.
 WORKERS ?= 2
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test quality clean
+.PHONY: demo test test-fast quality house clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python recipes/three_stage.py --config recipes/configs/tiny/three_stage.yaml --output_dir outputs/demo
 
+# All of it, the longest first.
 test: $(VENV)/.installed-test
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests
+	$(PYTEST) -n $(WORKERS) tests
+
+# What one runs before a commit: without launches, official references and other tests of more than some two seconds.
+test-fast: $(VENV)/.installed-test
+	$(PYTEST) -n $(WORKERS) -m "not slow and not longer" tests
 
 quality: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The picture of the package in CONTRIBUTING.md.
+house:
+	$(PYTHON) docs/house.py
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

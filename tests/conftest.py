@@ -13,12 +13,24 @@ from sa2va_trl import tiny_sa2va
 from sa2va_trl.models.configuration import SUPPORTED_VLMS
 
 
+TESTS = Path(__file__).parent
+# Tests that `make test-fast` leaves out.
+LONGER = {line.split("#")[0].strip() for line in (TESTS / "longer.txt").read_text().splitlines()}
+# What takes longest begins first, so that no worker is left with it at the end.
+FIRST = ("distributed/", "models/test_reference.py", "models/test_qwen_reference.py")
+
+
 def pytest_collection_modifyitems(items):
     # With several workers (`pytest -n 2 --dist loadgroup`) a file stays on one of them, which shares its fixtures, and
-    # runs of two processes, which would want the same port, follow one another.
+    # runs of several processes follow one another in those that stand ready.
     for item in items:
+        name = f"{item.path.relative_to(TESTS).as_posix()}::{item.originalname}"
         distributed = item.path.parent.name == "distributed"
         item.add_marker(pytest.mark.xdist_group("distributed" if distributed else item.path.name))
+        if name in LONGER:
+            item.add_marker("longer")
+    order = [*FIRST, ""]
+    items.sort(key=lambda item: next(i for i, start in enumerate(order) if start in item.nodeid))
 
 
 @pytest.fixture(autouse=True)

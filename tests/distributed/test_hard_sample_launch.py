@@ -46,8 +46,7 @@ def scores(data, tmp_path_factory):
 
 
 def run(launcher, folder, dataset, **options):
-    line = launch.command(launcher, folder, "hard_sample", {**OPTIONS, "dataset_name": dataset, **options})
-    return launch.log_of(line, folder)
+    return launch.run(launcher, folder, "hard_sample", {**OPTIONS, "dataset_name": dataset, **options})
 
 
 NAMES = ("loss", "grad_norm", "mask_loss", "dice_loss", "masks/dice_hard", "masks/dice_easy")

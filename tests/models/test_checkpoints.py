@@ -432,7 +432,6 @@ print(peak * 1024 / sum(p.numel() * p.element_size() for p in model.parameters()
 """
 
 
-@pytest.mark.slow
 def test_peak_memory_stays_near_the_models_size(published, tmp_path):
     """A checkpoint of 1.3 GB in float32 is loaded in bfloat16 within 1.2 times the model's 0.65 GB."""
     small, model = published

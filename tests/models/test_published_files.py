@@ -211,7 +211,6 @@ def official(python, folders, image):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
 def test_the_official_tools_read_it(official_python, tmp_path, request):
     processors = {family: make_processor(family, tmp_path / f"{family}_source") for family in FAMILIES}
     processors |= {f"tiny_{family}": tiny_family(family)[1] for family in FAMILIES}
@@ -252,7 +251,6 @@ def test_the_official_tools_read_it(official_python, tmp_path, request):
         assert read["pixels"] == pytest.approx(pixels["pixel_values"].double().sum().item(), rel=1e-2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen25", "qwen3", "internvl"])
 def test_published_files_come_out_as_they_went_in(official_python, shared, tmp_path, kind):
     """The recorded folders of the official converter, read and written: the official tools find the same."""

@@ -1,0 +1,48 @@
+import launch
+import pytest
+from datasets import DatasetDict, Features, List, Value
+from datasets import Image as ImageFeature
+
+from sa2va_trl.data import synthetic_dataset
+
+
+def pytest_runtest_teardown(item, nextitem):
+    if nextitem is None or nextitem.path.parent != item.path.parent:
+        launches = (launch.ONE, launch.DDP, launch.ZERO3)
+        for launcher in launches:
+            launcher.dismiss()
+        for launcher in launches:
+            launcher.stop()
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory):
+    """Rows with a mask and rows of text only, so that ranks meet batches of different kinds."""
+    features = Features(
+        {
+            "image": ImageFeature(),
+            "masks": List(ImageFeature(mode="L")),
+            "phrases": List(Value("string")),
+            "messages": List({"role": Value("string"), "content": Value("string")}),
+            "sample_id": Value("string"),
+        }
+    )
+
+    def split(first_video, text_rows):
+        source = synthetic_dataset(num_videos=1, frames_per_video=8, size=64, first_video=first_video)
+
+        def convert(row, index):
+            if index in text_rows:
+                chat = [
+                    {"role": "user", "content": "Which side?"},
+                    {"role": "assistant", "content": "Left " * (1 + index)},
+                ]
+                return {"image": None, "masks": [], "phrases": [], "messages": chat}
+            return {"image": row["image"], "masks": [row["mask"]], "phrases": [row["phrase"]], "messages": None}
+
+        drop = [name for name in source.column_names if name != "sample_id"]
+        return source.map(convert, with_indices=True, remove_columns=drop, features=features)
+
+    folder = tmp_path_factory.mktemp("mixed")
+    DatasetDict(train=split(0, {0, 3, 5}), validation=split(2, {1})).save_to_disk(folder / "data")
+    return str(folder / "data")
