@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from .models.outputs import SegFeatures
@@ -150,7 +149,7 @@ class MaskSampler:
         Returns:
             [`Candidates`].
         """
-        config = extract_model_from_parallel(model).config
+        config = getattr(model, "module", model).config  # (DDP and DeepSpeed have none, or one of their own.)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
 
         own = model(features=features, output_candidates=True)
