@@ -57,7 +57,7 @@ WANTED, UNSEEN = named()
 
 def test_what_is_imported_is_named():
     always, within = imported("sa2va_trl")
-    assert {"torch", "PIL", "sam2"} <= always and "av" in within
+    assert {"torch", "numpy"} <= always and "av" in within
     assert always <= WANTED[""]
     assert within <= set().union(*(modules for extra, modules in WANTED.items() if extra not in ("test", "quality")))
 

@@ -12,7 +12,10 @@ from house import ROOT, files_of
 
 MODULES = files_of(ROOT)
 # Names with a leading underscore that another module may import, and why.
-PRIVATE = {"_moved": "finds modules by their old names; nobody calls it"}
+PRIVATE = {
+    "_moved": "finds modules by their old names; nobody calls it",
+    "_registration": "tells transformers of the model; nobody calls it",
+}
 # (Of `*rest` and `**options`, which are passed on, the types are those of where they go.)
 PASSED_ON = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -54,12 +57,18 @@ def without_type(name, function):
 
 
 def has_docstring(name, thing, module):
-    """Its own, or that of the method which it stands in for; a constructor's class and a task's module have it."""
+    """
+    Its own, or that of the method which it stands in for, of a mixin in the classes that it is mixed into; a
+    constructor's class and a task's module have it.
+    """
     if name.endswith(".__init__") or (name == "main" and module.__doc__):
         return True
     if "." in name:
         owner, member = name.split(".")
-        return any(inspect.getdoc(getattr(base, member, None)) for base in getattr(module, owner).__mro__)
+        classes = [getattr(module, owner)]
+        for each in classes:
+            classes += each.__subclasses__()
+        return any(getattr(vars(base).get(member), "__doc__", None) for each in classes for base in each.__mro__)
     return bool(thing.__doc__)
 
 
@@ -96,7 +105,8 @@ def private_imports(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == "sa2va_trl"):
             for alias in node.names:
-                modules.add(alias.asname or alias.name)
+                if alias.name[0].islower():  # no class, whose private names may be those that its base looks for
+                    modules.add(alias.asname or alias.name)
                 if alias.name.startswith("_") and alias.name not in PRIVATE:
                     yield node.lineno, alias.name
     for node in ast.walk(tree):
@@ -118,7 +128,9 @@ def test_no_module_takes_a_private_name_of_another(folder):
 
 
 def test_a_private_name_of_another_module_would_be_seen():
-    code = "from .a import _b, c\nfrom . import d, _moved\nfrom torch import _dynamo\nd._e()\nd.f\nc.__doc__\n"
+    code = (
+        "from .a import _b, C\nfrom . import d, _moved\nfrom torch import _dynamo\nd._e()\nd.f\nC._tags\nd.__doc__\n"
+    )
     assert list(private_imports(ast.parse(code))) == [(1, "_b"), (4, "d._e")]
 
 
@@ -129,7 +141,7 @@ LIKE_AN_ENTRY = re.compile(r"`?\w*(Error|Exception|Interrupt)`?\s*(:|\()")
 
 def odd_raises(docstring):
     """Entries of the section `Raises:` of a docstring that are not written as the others are."""
-    lines = inspect.cleandoc(docstring).splitlines()
+    lines = docstring.splitlines()
     odd = []
     for start, line in enumerate(lines):
         if line.strip() != "Raises:":
