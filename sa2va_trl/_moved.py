@@ -61,5 +61,6 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def install() -> None:
+    """Let the old names of modules be found, from now on."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

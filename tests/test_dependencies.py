@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from house import ROOT
+from house import ROOT, runs
 
 
 # Packages whose modules have other names.
@@ -40,7 +40,7 @@ def imported(*folders):
     always, within = set(), set()
     for file in (file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))):
         tree = ast.parse(file.read_text())
-        for node in ast.walk(tree):
+        for node in runs(tree):
             if isinstance(node, ast.Import):
                 names = {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:

@@ -81,6 +81,7 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         self.vlm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
         return self.vlm.get_output_embeddings()
 
     def set_output_embeddings(self, value: nn.Module) -> None:

@@ -33,6 +33,7 @@ class MaskPair(NamedTuple):
 
     @property
     def gap(self) -> float:
+        """By how much the chosen mask's reward is higher."""
         return self.chosen_reward - self.rejected_reward
 
 

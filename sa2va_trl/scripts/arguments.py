@@ -39,9 +39,11 @@ class RecipeParser(TrlParser):
     """
 
     def format_usage(self) -> str:
+        """The line of the usage, of the command and not of the file that argparse has been called from."""
         return f"usage: {usage(self)}\n"
 
     def format_help(self) -> str:
+        """The page of `--help`, with the task's own options first."""
         return help_page(self, self.dataclass_types)
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs: Any) -> tuple:
@@ -186,6 +188,7 @@ class RouterArguments:
 
     @property
     def has_router(self) -> bool:
+        """Whether a second model was given."""
         return self.router_model is not None or self.router_adapter is not None
 
     def __post_init__(self):

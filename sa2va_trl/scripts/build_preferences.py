@@ -68,6 +68,7 @@ class PreferenceArguments:
 
 
 def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
     kinds = (PreferenceArguments, DataArguments, ModelArguments)
     return RecipeParser(kinds, prog="sa2va-trl build_preferences", description=__doc__)
 

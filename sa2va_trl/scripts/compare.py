@@ -42,6 +42,7 @@ def names_of(folders: list[str], names: list[str] | None) -> list[str]:
 
 
 def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
     parser = RecipeParser((CompareArguments,), prog="sa2va-trl compare", description=__doc__)
     parser.add_argument("evaluations", nargs="+", help="Folders that sa2va-trl evaluate has left, in order.")
     return parser

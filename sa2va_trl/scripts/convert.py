@@ -55,6 +55,7 @@ class ConvertArguments:
 
 
 def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
     kinds = (ConvertArguments,)
     return RecipeParser(kinds, prog="sa2va-trl convert", description=__doc__)
 

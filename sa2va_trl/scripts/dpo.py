@@ -25,6 +25,7 @@ class PreferenceArguments:
 
 
 def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
     kinds = (DataArguments, SplitArguments, PreferenceArguments, SegDPOConfig, ModelArguments)
     return RecipeParser(kinds, prog="sa2va-trl dpo", description=__doc__)
 

@@ -50,6 +50,10 @@ class EvaluateArguments:
 
 
 def check_router(args: EvaluateArguments, router_args: RouterArguments) -> None:
+    """
+    Raises:
+        `ValueError`: options of a router that contradict each other, lack another or have no effect.
+    """
     if not router_args.has_router:
         if args.route_split is not None:
             raise ValueError("route_split has no effect without router_model or router_adapter.")
@@ -66,6 +70,7 @@ def check_router(args: EvaluateArguments, router_args: RouterArguments) -> None:
 
 
 def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
     kinds = (EvaluateArguments, DataArguments, ModelArguments, RouterArguments)
     return RecipeParser(kinds, prog="sa2va-trl evaluate", description=__doc__)
 

@@ -35,6 +35,7 @@ class ScoreArguments:
 
 
 def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
     kinds = (DataArguments, SplitArguments, ScoreArguments, HardSampleConfig, ModelArguments)
     return RecipeParser(kinds, prog="sa2va-trl hard_sample", description=__doc__)
 

@@ -101,8 +101,9 @@ def render(task: str) -> str:
 
 
 if __name__ == "__main__":
+    pages = {task: render(task) for task in TASKS}  # before anything is deleted
     HELP.mkdir(exist_ok=True)
     for page in HELP.glob("*.txt"):
         page.unlink()
-    for task in TASKS:
-        (HELP / f"{task}.txt").write_text(render(task), encoding="utf-8")
+    for task, page in pages.items():
+        (HELP / f"{task}.txt").write_text(page, encoding="utf-8")

@@ -53,6 +53,7 @@ def logits(model: Model, processor: Sa2VAProcessor, image: Image.Image) -> dict[
 
 
 def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
     kinds = (MergeArguments, ModelArguments)
     return RecipeParser(kinds, prog="sa2va-trl merge", description=__doc__)
 

@@ -94,6 +94,7 @@ def score(
 
 
 def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
     kinds = (MiningArguments, DataArguments, ModelArguments)
     return RecipeParser(kinds, prog="sa2va-trl mine_hard_samples", description=__doc__)
 

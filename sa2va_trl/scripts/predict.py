@@ -74,10 +74,12 @@ class PredictArguments:
 
     @property
     def is_video(self) -> bool:
+        """Whether the input is one clip."""
         return is_clip(self.input)
 
     @property
     def tracking_options(self) -> dict:
+        """Options of `segment` that only a video takes."""
         return {"frame_policy": self.frame_policy, "num_frames": self.num_frames, "tracking": self.tracking}
 
     def __post_init__(self):
@@ -93,6 +95,10 @@ class PredictArguments:
 
 
 def check_router(args: PredictArguments, router_args: RouterArguments) -> None:
+    """
+    Raises:
+        `ValueError`: a router without a threshold, or for a video that is tracked as a whole.
+    """
     if router_args.has_router and router_args.route_threshold is None:
         raise ValueError("A router needs route_threshold; sa2va-trl evaluate can choose one (route_split).")
     if router_args.has_router and args.is_video and not args.per_frame:
@@ -184,6 +190,7 @@ def named(file: str | Path) -> Iterator[None]:
 
 
 def warn(name: str, result: Segmentation) -> None:
+    """Say where an answer has drawn nothing, above the progress bar."""
     if not len(result.iou_scores):
         tqdm.write(f"{name}: the answer holds no [SEG], so there is no mask: {result.text[:100]!r}")
 
@@ -215,6 +222,7 @@ def save(folder: Path, picture: Picture, result: Segmentation, route: dict, take
 
 
 def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
     kinds = (PredictArguments, ModelArguments, RouterArguments)
     return RecipeParser(kinds, prog="sa2va-trl predict", description=__doc__)
 

@@ -14,6 +14,7 @@ from .training import train_and_save
 
 
 def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
     kinds = (DataArguments, SplitArguments, SegSFTConfig, ModelArguments)
     return RecipeParser(kinds, prog="sa2va-trl sft", description=__doc__)
 

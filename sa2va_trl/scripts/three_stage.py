@@ -112,6 +112,7 @@ def pictures(
 
 
 def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
     kinds = (ThreeStageArguments, DataArguments, ModelArguments)
     return RecipeParser(kinds, prog="sa2va-trl three_stage", description=__doc__)
 
