@@ -7,6 +7,7 @@ from .collator import SegCollator
 from .loading import load_dataset_dict
 from .readers.mask_folder import read_mask_folder
 from .readers.sa2va_json import read_sa2va_json
+from .scenes import named_dataset, named_splits, structure_dataset
 from .splits import check_no_leakage, group_split
 from .synthetic import synthetic_dataset, synthetic_splits
 
@@ -19,8 +20,11 @@ __all__ = [
     "check_no_leakage",
     "group_split",
     "load_dataset_dict",
+    "named_dataset",
+    "named_splits",
     "read_mask_folder",
     "read_sa2va_json",
+    "structure_dataset",
     "synthetic_dataset",
     "synthetic_splits",
 ]

@@ -181,7 +181,7 @@ def load_dataset_dict(
     Args:
         name_or_path (`str` or `os.PathLike`):
             One of
-            - `"synthetic"`: generated angiography (`synthetic_splits`).
+            - `"synthetic"`: generated angiography (`synthetic_splits`, `named_splits`).
             - A folder in a reader's layout, with or without one sub-folder a split (`train`; `val`, `valid` or
               `validation`; `test`).
             - A folder that `datasets.load_dataset` opens (Parquet, or images with `metadata.jsonl`), or that
@@ -191,7 +191,8 @@ def load_dataset_dict(
             For data that names no phrase itself (a mask folder then has `"blood vessel"` by default). In lower case
             and without a final dot, as Sa2VA's own data has them, whatever it is given in (`normalize_phrase`).
         synthetic_kwargs (*optional*):
-            Passed to [`~data.synthetic.synthetic_splits`]; for `"synthetic"` alone.
+            For `"synthetic"` alone: arguments of [`~data.synthetic.synthetic_splits`], or with `scene="named"` of
+            [`~data.scenes.named_splits`].
 
     Returns:
         `datasets.DatasetDict` with `train`, `validation` and `test`, as many as there are; data without splits is
@@ -201,7 +202,7 @@ def load_dataset_dict(
     Raises:
         `FileNotFoundError`: If it is neither an existing folder nor the id of a dataset that the Hub opens.
         `DatasetError`: If the folder has no known format (the message lists those), or bad rows.
-        `ValueError`: If `synthetic_kwargs` are given for another dataset.
+        `ValueError`: If `synthetic_kwargs` are given for another dataset, or one of them is unknown or out of range.
 
     Example:
 
@@ -222,11 +223,9 @@ def load_dataset_dict(
     """
     name = os.fspath(name_or_path)
     if name == "synthetic":
-        from .synthetic import synthetic_splits
+        from .scenes import generated_splits
 
-        if phrase is not None:
-            synthetic_kwargs["phrase"] = normalize_phrase(phrase)
-        return synthetic_splits(**synthetic_kwargs)
+        return generated_splits(phrase=phrase, **synthetic_kwargs)
     if synthetic_kwargs:
         raise ValueError(f"{', '.join(synthetic_kwargs)}: only for the dataset 'synthetic', not for {name!r}")
 

@@ -5,6 +5,7 @@ Nothing here is clinical data, and no score on it says anything about patients: 
 """
 
 import io
+from collections.abc import Callable
 
 import datasets
 import numpy as np
@@ -31,7 +32,8 @@ FEATURES = datasets.Features(
 )
 
 
-def _png(array: np.ndarray) -> dict:
+def png_cell(array: np.ndarray) -> dict:
+    """A grey picture (H, W), uint8, as the cell of a column of images."""
     buffer = io.BytesIO()
     PILImage.fromarray(array).save(buffer, format="PNG", compress_level=1)
     return {"bytes": buffer.getvalue(), "path": None}
@@ -89,8 +91,8 @@ def synthetic_dataset(
         video = generate_video(seed, number, frames_per_video, size)
         for index in range(frames_per_video):
             row = {
-                "image": _png(video.frames[index]),
-                "mask": _png(video.masks[index] * np.uint8(255)),
+                "image": png_cell(video.frames[index]),
+                "mask": png_cell(video.masks[index] * np.uint8(255)),
                 "phrase": phrase,
                 "sample_id": f"v{number:04d}_f{index:03d}",
                 "video_id": f"v{number:04d}",
@@ -135,6 +137,33 @@ def synthetic_splits(
     Raises:
         `ValueError`: If an argument is out of range; the message names it.
     """
+
+    def make(count: int, first_video: int) -> datasets.Dataset:
+        return synthetic_dataset(count, frames_per_video, size, seed, first_video, phrase, videos_per_patient)
+
+    return numbered_splits(make, train_videos, validation_videos, test_videos, videos_per_patient)
+
+
+def numbered_splits(
+    make: Callable[[int, int], datasets.Dataset],
+    train_videos: int,
+    validation_videos: int,
+    test_videos: int,
+    videos_per_patient: int,
+) -> datasets.DatasetDict:
+    """
+    Splits of numbered runs, numbered as [`synthetic_splits`] says.
+
+    Args:
+        make (`Callable`): from a number of runs and the number of the first to their rows.
+        train_videos, validation_videos, test_videos, videos_per_patient (`int`): as in [`synthetic_splits`].
+
+    Returns:
+        `datasets.DatasetDict` with `train`, `validation` and `test`.
+
+    Raises:
+        `ValueError`: If an argument is out of range; the message names it.
+    """
     counts = {"test": test_videos, "validation": validation_videos, "train": train_videos}
     for split, count in counts.items():
         check_integer(f"{split}_videos", count, 1)
@@ -142,6 +171,6 @@ def synthetic_splits(
 
     splits, first_video = {}, 0
     for split, count in counts.items():
-        splits[split] = synthetic_dataset(count, frames_per_video, size, seed, first_video, phrase, videos_per_patient)
+        splits[split] = make(count, first_video)
         first_video += -(-count // videos_per_patient) * videos_per_patient
     return datasets.DatasetDict({split: splits[split] for split in ("train", "validation", "test")})

@@ -209,7 +209,8 @@ class DataArguments:
         dataset_name (`str`, *optional*, defaults to `"synthetic"`):
             `"synthetic"`, a folder in any format that a reader knows, or a Hub id.
         phrase (`str`, *optional*): what the masks show, where the data do not say it.
-        synthetic (`dict`, *optional*): arguments of [`~data.synthetic.synthetic_splits`].
+        synthetic (`dict`, *optional*):
+            Arguments of [`~data.synthetic.synthetic_splits`], or with `scene: named` of [`~data.scenes.named_splits`].
     """
 
     dataset_name: str = field(default="synthetic", metadata={"help": "synthetic, a folder or a Hub id."})

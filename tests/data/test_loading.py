@@ -190,7 +190,8 @@ class TestLoadDatasetDict:
     def test_synthetic_passes_its_options(self, monkeypatch):
         seen = {}
         monkeypatch.setattr(
-            "sa2va_trl.data.synthetic.synthetic_splits", lambda **kwargs: seen.update(kwargs) or DatasetDict()
+            "sa2va_trl.data.synthetic.synthetic_splits",
+            lambda phrase, seed: seen.update(phrase=phrase, seed=seed) or DatasetDict(),
         )
         assert load_dataset_dict("synthetic", phrase="Artery.", seed=7) == DatasetDict()
         assert seen == {"seed": 7, "phrase": "artery"}
