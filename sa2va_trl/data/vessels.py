@@ -314,8 +314,11 @@ def _middle(tree: VesselTree, parts: tuple[int, ...]) -> np.ndarray | None:
     return points.mean(axis=0) if len(points) else None
 
 
-def _clear(tree: VesselTree, margin: float = 0.012, around: float = 0.05) -> np.ndarray:
-    """Points (P,) about which a stretch of the vessel is free of other branches, and inside the picture."""
+def _clear(tree: VesselTree, margin: float = 0.012, around: float = 0.05, beyond: float = 0.09) -> np.ndarray:
+    """
+    Points (P,) about which a stretch of the vessel (`around` either way) is free of other branches and inside the
+    picture, and that are further than `beyond` from the ends of their branch.
+    """
     far = np.linalg.norm(tree.points[:, None] - tree.points[None], axis=2)
     room = (tree.whole[:, None] + tree.whole[None]) / REFERENCE_SIZE + margin
     alone = ((far > room) | (tree.branch[:, None] == tree.branch[None])).all(axis=1)
@@ -325,6 +328,6 @@ def _clear(tree: VesselTree, margin: float = 0.012, around: float = 0.05) -> np.
         own = np.flatnonzero(tree.branch == number)
         arc = tree.arc[own]
         near = np.abs(arc[:, None] - arc[None]) <= around
-        whole = (arc - around >= arc[0]) & (arc + around <= arc[-1])
+        whole = (arc - beyond >= arc[0]) & (arc + beyond <= arc[-1])
         clear[own] = whole & (alone[own][None] | ~near).all(axis=1)
     return clear
