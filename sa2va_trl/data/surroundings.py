@@ -148,8 +148,9 @@ def collimator(rng: np.random.Generator, size: int) -> np.ndarray:
         frame's width, above 0 inside.
     """
     x, y = np.meshgrid((np.arange(size) + 0.5) / size - 0.5, (np.arange(size) + 0.5) / size - 0.5)
-    left, right, top, bottom = 0.5 - rng.uniform(0.01, 0.07, 4)
-    rounding = rng.choice([0.004, rng.uniform(0.05, 0.16), rng.uniform(0.2, 0.34)])
+    # Two blades of three are in the picture.
+    left, right, top, bottom = 0.5 - np.where(rng.uniform(size=4) < 0.67, rng.uniform(0.008, 0.05, 4), -0.1)
+    rounding = rng.choice([0.004, rng.uniform(0.05, 0.14), rng.uniform(0.18, 0.3)])
     x, y = (np.stack([x, y], axis=-1) @ _rotation(rng.uniform(-0.03, 0.03))).transpose(2, 0, 1)
     # Signed distance of a box with rounded corners.
     beyond_x = np.maximum(x - right, -left - x) + rounding

@@ -272,14 +272,14 @@ def main_sides(tree: VesselTree) -> tuple[int, ...]:
 
     Returns:
         `tuple[int, ...]`: `FIRST_MAIN` and `SECOND_MAIN`, the left one first; empty where there is one main vessel, or
-        the middles of the two (of what the picture shows of them) are not clearly side by side: less than 8 % of the
+        the middles of the two (of what the picture shows of them) are not clearly side by side: less than 10 % of the
         width apart, or less than half as far as they are one above the other.
     """
     middles = {part: _middle(tree, (part,)) for part in (FIRST_MAIN, SECOND_MAIN)}
     if any(middle is None for middle in middles.values()):
         return ()
     across, down = np.abs(middles[FIRST_MAIN] - middles[SECOND_MAIN])
-    if across < max(0.08, 0.5 * down):
+    if across < max(0.1, 0.5 * down):
         return ()
     return tuple(sorted(middles, key=lambda part: middles[part][0]))
 
