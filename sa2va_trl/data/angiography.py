@@ -29,8 +29,9 @@ SCENES = ("plain", "named")
 # Washed-out vessels keep at least this filling, so a branch that has once been filled stays in the mask.
 _RESIDUAL_FILLING = 0.5
 _MIN_RADIUS = 0.8  # pixels of the actual frame: thinner tubes could slip between pixel centres
-# Of named scenes: how many have a catheter and a diaphragm, and how many have 0, 1, 2 and 3 narrowings.
-_WITH_CATHETER, _WITH_DIAPHRAGM, _WITH_NARROWINGS = 0.7, 0.7, (0.35, 0.35, 0.2, 0.1)
+# Of named scenes: how many have a catheter and a diaphragm, and how many 0, 1, 2 and 3 narrowings (or fewer, where the
+# tree has no room for them).
+_WITH_CATHETER, _WITH_DIAPHRAGM, _WITH_NARROWINGS = 0.7, 0.7, (0.25, 0.35, 0.25, 0.15)
 
 
 @dataclass(frozen=True)

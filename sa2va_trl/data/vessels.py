@@ -251,7 +251,7 @@ def narrowed(tree: VesselTree, rng: np.random.Generator, count: int, thickest: f
     free, radii = _clear(tree) & (tree.whole >= thickest), tree.radii.copy()
     for _ in range(count):
         places = np.flatnonzero(free)
-        depth, width = rng.uniform(0.5, 0.75), rng.uniform(0.025, 0.04)
+        depth, width = rng.uniform(0.5, 0.75), rng.uniform(0.03, 0.045)
         if not places.size:
             break
         place = rng.choice(places)
