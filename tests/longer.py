@@ -1,7 +1,7 @@
 """
 Which tests `make test-fast` does not wait for: a plugin that measures those of a run and writes `longer.txt`.
 
-    PYTHONPATH=tests python -m pytest -p longer tests
+    PYTHONPATH=tests python -m pytest -p longer -n 2 --dist loadgroup tests
 
 By processor time, so that it does not matter what else the machine does, and with all fixtures that a test asks for,
 so that it does not matter which test asked first. Tests that are not run keep what the list says of them.
@@ -12,6 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 
 LIMIT = 1.0  # seconds
@@ -52,8 +53,21 @@ def pytest_runtest_call(item):
         TESTS[name] = max(TESTS[name], seconds)
 
 
-def pytest_sessionfinish():
+def is_there(name: str) -> bool:
+    """Whether there is a test of this name."""
+    file, _, function = name.partition("::")
+    path = LIST.parent / file
+    return path.is_file() and f"def {function}(" in path.read_text()
+
+
+def listed() -> dict[str, float]:
+    """The tests of the list, and their seconds."""
     lines = [line.partition("  # ") for line in LIST.read_text().splitlines() if "::" in line]
-    entries = {name: float(seconds.split()[0]) for name, _, seconds in lines if name not in TESTS}
-    entries |= {name: seconds for name, seconds in TESTS.items() if seconds > LIMIT}
-    LIST.write_text(HEAD + "".join(f"{name}  # {seconds:.1f} s\n" for name, seconds in sorted(entries.items())))
+    return {name: float(seconds.split()[0]) for name, _, seconds in lines}
+
+
+def pytest_sessionfinish():
+    with FileLock(LIST.with_suffix(".lock")):  # of several workers each has its share
+        kept = {name: seconds for name, seconds in listed().items() if name not in TESTS and is_there(name)}
+        long = kept | {name: seconds for name, seconds in TESTS.items() if seconds > LIMIT}
+        LIST.write_text(HEAD + "".join(f"{name}  # {seconds:.1f} s\n" for name, seconds in sorted(long.items())))
