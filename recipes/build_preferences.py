@@ -6,8 +6,8 @@ Make preference pairs of masks: of every object a better and a worse mask, from 
     python recipes/build_preferences.py --chosen ground_truth stitched --rejected greedy worst …
 """
 
-from sa2va_trl.scripts.build_preferences import main
+from sa2va_trl.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main("build_preferences")

@@ -5,8 +5,8 @@ that respect patients.
     python recipes/compare.py outputs/eval/stage1 outputs/eval/stage2 --output_dir outputs/comparison
 """
 
-from sa2va_trl.scripts.compare import main
+from sa2va_trl.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main("compare")

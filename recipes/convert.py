@@ -7,8 +7,8 @@ Convert checkpoints: the layout that Sa2VA publishes to the native one and back,
     python recipes/convert.py --source iter_3672.pth --model_name_or_path BASE --output_dir outputs/adapter
 """
 
-from sa2va_trl.scripts.convert import main
+from sa2va_trl.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main("convert")

@@ -7,8 +7,8 @@ Stage 2: preference optimisation over masks.
         --config recipes/configs/sa2va_internvl3_8b/dpo.yaml --dataset_name DIR --preferences PAIRS --output_dir OUT
 """
 
-from sa2va_trl.scripts.dpo import main
+from sa2va_trl.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main("dpo")

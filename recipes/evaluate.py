@@ -7,8 +7,8 @@ Score a model, or masks that another tool has written, on a data set: at each im
         --route_split validation --dataset_name DIR --output_dir outputs/eval
 """
 
-from sa2va_trl.scripts.evaluate import main
+from sa2va_trl.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main("evaluate")

@@ -10,8 +10,8 @@ Stage 3: training on hard samples, with a share of ordinary ones.
 Without scores the rows are scored before training starts.
 """
 
-from sa2va_trl.scripts.hard_sample import main
+from sa2va_trl.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main("hard_sample")

@@ -4,8 +4,8 @@ Merge an adapter into its base model: a model of its own, checked against the ad
     python recipes/merge.py --model_name_or_path BASE --adapter ADAPTER --output_dir MERGED --result_dtype bfloat16
 """
 
-from sa2va_trl.scripts.merge import main
+from sa2va_trl.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main("merge")

@@ -8,8 +8,8 @@ look at. What it leaves is what hard-sample training starts from.
     python recipes/mine_hard_samples.py --labels false --worst 0.2 …   # frames that do not fit their neighbours
 """
 
-from sa2va_trl.scripts.mine_hard_samples import main
+from sa2va_trl.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main("mine_hard_samples")

@@ -10,8 +10,8 @@ and so is every page of such a file. Whatever else the folder holds is named and
 The results of an earlier call in `output_dir` are replaced, as soon as all of the new ones are there.
 """
 
-from sa2va_trl.scripts.predict import main
+from sa2va_trl.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main("predict")

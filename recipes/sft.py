@@ -6,8 +6,8 @@ Stage 1: supervised fine-tuning of Sa2VA on images with masks.
         --config recipes/configs/sa2va_internvl3_8b/sft.yaml --dataset_name DIR --output_dir OUT
 """
 
-from sa2va_trl.scripts.sft import main
+from sa2va_trl.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main("sft")

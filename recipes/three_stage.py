@@ -11,8 +11,8 @@ and one that is done is not run again. To train on several processes, set `launc
         --launcher "accelerate launch --config_file accelerate_configs/zero3.yaml"
 """
 
-from sa2va_trl.scripts.three_stage import main
+from sa2va_trl.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    main("three_stage")

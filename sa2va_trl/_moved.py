@@ -14,7 +14,7 @@ MOVED = {
     "arguments": ("scripts.arguments", "scripts.loading", "scripts.training", "processes"),
     "data.corruptions": ("preferences.corruptions",),
     "data.features": (
-        *("features.store", "features.rows", "features.encoding", "features.fingerprint"),
+        *("features.store", "features.rows", "features.encoding", "features.fingerprint", "features.decision"),
         *("processes", "errors"),
     ),
     "data.frames": ("models.frame_policy",),
@@ -31,6 +31,14 @@ MOVED = {
     "trainers.sft": ("trainers.sft_trainer", "trainers.sft_config"),
     "trainers.trainable": ("adapters.presets",),
 }
+# Names that have changed since, by the old module.
+RENAMED = {
+    "data.features": {"FORMAT": "FEATURES_FORMAT"},
+    "trainers.base": {"COLUMNS": "ROW_COLUMNS"},
+    "trainers.dpo": {"REFUSED": "DPO_REFUSED"},
+    "trainers.plan": {"COLUMNS": "SCORE_COLUMNS"},
+    "trainers.sft": {"REFUSED": "SFT_REFUSED"},
+}
 
 
 class _Finder(MetaPathFinder, Loader):
@@ -39,16 +47,20 @@ class _Finder(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if package == _PACKAGE and name in MOVED else None
 
     def exec_module(self, module):
-        homes = [import_module(f"{_PACKAGE}.{name}") for name in MOVED[module.__name__.partition(".")[2]]]
+        old = module.__name__.partition(".")[2]
+        homes, renamed = [import_module(f"{_PACKAGE}.{name}") for name in MOVED[old]], RENAMED.get(old, {})
 
         def look_up(name: str):
             for home in homes:
-                if name in vars(home):
-                    return vars(home)[name]
+                present = renamed.get(name, name)
+                if present in vars(home):
+                    return vars(home)[present]
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
         module.__getattr__ = look_up
 
 
-if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-    sys.meta_path.append(_Finder())
+def install() -> None:
+    """Let the old names of modules be found, from now on."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())

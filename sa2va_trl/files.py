@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -51,12 +52,38 @@ def replaced_together(folder: str | Path, names: Sequence[str]) -> Iterator[Path
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: Path, content) -> None:
-    """Write beside, then rename: a reader never meets half a file."""
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """
+    Write a file beside, then rename it: a reader never meets half of it, and what was there stays if anything fails.
+
+    Args:
+        path (`str` or `os.PathLike`): of the file; its folder is made if it is not there.
+
+    Yields:
+        The path to write to.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """
+    Write beside, then rename: a reader never meets half a file.
+
+    Args:
+        path (`Path`): of the file; its folder is made if it is not there.
+        content: whatever `json` can hold.
+    """
+    text = json.dumps(content, indent=2) + "\n"
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def file_name(sample_id: str) -> str:

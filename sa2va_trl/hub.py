@@ -8,15 +8,14 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS
-from transformers.utils import logging
 
 from .adapters.base_model import BASE_RECORD, PURE, SAMPLES, base_fingerprint, base_record, check_base  # noqa: F401  (defined here once)
 from .adapters.peft_model import SegPeftModel, adapter_prompt_options, load_adapter, merge_adapter  # noqa: F401  (defined here once)
 from .model_card import CARD, model_card, public_name, write_card  # noqa: F401  (defined here once)
+from .models import Sa2VAProcessor
 from .models.checkpoints import ADAPTER_CONFIG
 
 
-logger = logging.get_logger(__name__)
 # What a run can be resumed from, other than the weights. A pickle of `TrainingArguments` is not among them.
 _RESUME = re.compile(r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|resume\.json")
 
@@ -40,7 +39,7 @@ def weight_files(folder: str | os.PathLike, is_adapter: bool) -> list[str]:
 
 
 def commit_operations(
-    folder: str | os.PathLike, is_adapter: bool, processor=None, path_in_repo: str = ""
+    folder: str | os.PathLike, is_adapter: bool, processor: Sa2VAProcessor | None = None, path_in_repo: str = ""
 ) -> list[CommitOperationAdd]:
     """
     What of a trainer's folder is pushed: the model, its card and its processor.

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .files import whole_file
 from .metrics import METRICS
 
 
@@ -131,7 +132,7 @@ def model_card(
         is_adapter (`bool`, *optional*, defaults to `False`): whether base weights are needed beside these.
         repo_id (`str`, *optional*): where the card will be, for its example.
         dataset_name (`str` or `list[str]`, *optional*): training data; left out unless Hub ids.
-        trainable (`str`, *optional*): from [`~trainers.trainable.trainable_table`].
+        trainable (`str`, *optional*): from [`~adapters.presets.trainable_table`].
         stage (`str`, *optional*): what kind of training it was.
         metrics (`dict`, `str` or `os.PathLike`, *optional*):
             An evaluation's `metrics.json` or its content. Only means, intervals and counts of known metrics are read.
@@ -193,8 +194,12 @@ def _metric_rows(metrics: dict | str | os.PathLike | None) -> list[dict]:
 
 
 def write_card(folder: str | os.PathLike, card: ModelCard) -> None:
-    """Write `README.md` beside, then rename."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".README.md.tmp").write_text(str(card), encoding="utf-8")
-    (folder / ".README.md.tmp").replace(folder / "README.md")
+    """
+    Write a card as the `README.md` of a folder.
+
+    Args:
+        folder (`str` or `os.PathLike`): made if it is not there.
+        card (`ModelCard`): from [`model_card`].
+    """
+    with whole_file(Path(folder) / "README.md") as temporary:
+        temporary.write_text(str(card), encoding="utf-8")

@@ -1,6 +1,7 @@
 """What processes of one run tell each other."""
 
 import time
+from typing import Any
 
 import torch
 
@@ -21,8 +22,16 @@ def leave_process_group() -> None:
         time.sleep(0.5)
 
 
-def everywhere(value) -> list:
-    """The values of all processes, in their order."""
+def everywhere(value: Any) -> list:
+    """
+    The values of all processes, in their order. All have to call it together.
+
+    Args:
+        value: what this process gives, if any other is to hear of it something that `pickle` can take.
+
+    Returns:
+        `list`: one entry a process, of a single one where there is no group.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     values = [None] * torch.distributed.get_world_size()
@@ -33,6 +42,9 @@ def everywhere(value) -> list:
 def raise_first(failure: Exception | None) -> None:
     """
     Raise on all processes what went wrong on any. All have to call it together.
+
+    Args:
+        failure (`Exception`, *optional*): of this process.
 
     Raises:
         `Exception`: the process's own failure.
@@ -45,6 +57,7 @@ def raise_first(failure: Exception | None) -> None:
         raise FeatureError(f"Another process failed: {failures[0]}")
 
 
-def _rank() -> int:
+def process_rank() -> int:
+    """Number of this process among those of the run; 0 where it is alone."""
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_rank() if ready else 0

@@ -38,6 +38,19 @@ def dice_reward(pred_masks: list, mask: list | None = None, masks: list | None =
 
     Raises:
         `ValueError`: a sample has no target, or another number or size of masks than predicted.
+
+    Example:
+
+        ```python
+        >>> import numpy as np
+        >>> from sa2va_trl.rewards import dice_reward
+
+        >>> target = np.zeros((8, 8), dtype=np.uint8)
+        >>> target[:4] = 1
+        >>> dice_reward(pred_masks=[target, 1 - target], mask=[target, target])
+        [1.0, 0.0]
+
+        ```
     """
     return _score(lambda pred, target: dice(confusion_counts(pred, target)), pred_masks, mask, masks)
 
@@ -91,8 +104,11 @@ def get_reward(reward: str | dict[str, float] | Callable[..., list[float]]) -> C
 
     Args:
         reward (`str`, `dict` or `Callable`):
-            `"dice"`, `"cldice"` or `"betti0"`; weights of several as a `dict` or as JSON (`'{"dice": 0.6, "cldice":
-            0.4}'`); or a function with TRL's signature, which is returned as it is.
+            `"dice"`, `"cldice"` or `"betti0"`; weights of several as a `dict`, or as JSON such as
+            `'{"dice": 0.6, "cldice": 0.4}'`; or a function with TRL's signature, which is returned as it is.
+
+    Returns:
+        `Callable`: with TRL's signature.
 
     Raises:
         `ValueError`: an unknown name or weights that make no mean.

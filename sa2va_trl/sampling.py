@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .models.modeling import _at_least_one
 from .models.outputs import SegFeatures
 
 
@@ -84,7 +83,25 @@ class MaskSampler:
             16 and 64 pixels. Between the points the field is bilinear.
 
     Raises:
-        `ValueError`: an option out of its range, or noise without candidates that use it.
+        `ValueError`: an option out of its range.
+
+    Example:
+
+        ```python
+        >>> from sa2va_trl import MaskSampler, SegCollator, tiny_sa2va
+        >>> from sa2va_trl.data import synthetic_dataset
+        >>> from sa2va_trl.features.encoding import to_model
+
+        >>> model, processor = tiny_sa2va(image_size=128)
+        >>> batch = SegCollator(processor)(list(synthetic_dataset(1, 2, 64)))
+        >>> features = model.eval().encode(**to_model(model, batch))
+        >>> candidates = MaskSampler(embedding=1, field=1)(model, features)
+        >>> candidates.source
+        ('greedy', 'embedding', 'field', 'token', 'token', 'threshold', 'threshold')
+        >>> candidates.mask_logits.shape
+        torch.Size([2, 7, 32, 32])
+
+        ```
     """
 
     embedding: int = 2
@@ -121,7 +138,9 @@ class MaskSampler:
     ) -> Candidates:
         """
         Args:
-            model (`Sa2VAForConditionalGeneration` or `PeftModel`): left as it is, in its own mode.
+            model (`nn.Module`):
+                `Sa2VAForConditionalGeneration`, a `PeftModel`, or what wraps one (DDP, DeepSpeed); left as it is, in
+                its own mode. Under `torch.distributed` all processes call it together, with or without masks.
             features (`SegFeatures`): from its `encode`.
             generator (`torch.Generator`, *optional*):
                 Source of all randomness, on any device; seeded with 0 by default. The noise of one mask after the
@@ -130,53 +149,45 @@ class MaskSampler:
         Returns:
             [`Candidates`].
         """
-        count = len(features.seg_index)
-        size = model.config.grounding_config.mask_size
-        if count == 0 and not model._must_run_everything:
-            return self._none(features.seg_states, model.config.grounding_config.hidden_dim, size)
-        features = _at_least_one(features)
+        config = getattr(model, "module", model).config  # (DDP and DeepSpeed have none, or one of their own.)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
 
-        three, ious = model.decode_candidates(features)
-        masks = torch.arange(len(ious), device=ious.device)
-        best = ious.argmax(dim=-1)
-        greedy = three[masks, best]
-        mean = model._prompts(features.seg_states)[features.seg_index]
+        own = model(features=features, output_candidates=True)
+        greedy, mean = own.mask_logits, own.prompts
         # (As the embedding's own scale, so that the noise means the same to every checkpoint.)
         std = self.embedding_noise * mean.detach().float().square().mean(-1).sqrt().clamp(min=1e-6)
-        embedding_noise, grids = self._draw(len(masks), mean.shape[-1], generator, mean.device)
+        embedding_noise, grids = self._draw(len(mean), mean.shape[-1], generator, mean.device)
 
         parts = [greedy[:, None]]
         log_prob = [torch.full_like(greedy[:, :1, 0], math.nan)]
         drawn = mean[:, None].float() + std[:, None, None] * embedding_noise
         if self.embedding:
-            decoded, scores, _ = model.grounding_encoder.decode(
-                features.pyramid, drawn.flatten(end_dim=1), features.image_index.repeat_interleave(self.embedding)
-            )
-            chosen = decoded[torch.arange(len(decoded), device=decoded.device), scores.argmax(dim=-1)]
-            parts.append(chosen.unflatten(0, (len(masks), self.embedding)))
+            decoded = model(features=features.repeat(self.embedding), prompts=drawn.flatten(end_dim=1)).mask_logits
+            parts.append(decoded.unflatten(0, (len(mean), self.embedding)))
             log_prob.append(gaussian_log_prob(drawn.detach(), mean, std))
         if self.field:
-            parts.append(greedy[:, None] + self._upsample(grids, size))
+            parts.append(greedy[:, None] + self._upsample(grids, config.grounding_config.mask_size))
             squares = sum(grid.square().sum((-2, -1)) for grid in grids) / self.field_noise**2
             points = sum(side**2 for side in self.field_grids)
             log_prob.append(-0.5 * squares - points * (math.log(self.field_noise) + 0.5 * math.log(2 * math.pi)))
         if self.tokens:
+            best = own.candidate_iou_scores.argmax(dim=-1)
+            masks = torch.arange(len(best), device=best.device)
             others = (best[:, None] + torch.arange(1, 3, device=best.device)) % 3
-            parts.append(three[masks[:, None], others.sort(dim=-1).values])
+            parts.append(own.candidate_logits[masks[:, None], others.sort(dim=-1).values])
         if self.thresholds:
-            own = _logit(model.config.mask_threshold)
-            shifts = greedy.new_tensor([own - _logit(threshold) for threshold in self.thresholds])
+            usual = _logit(config.mask_threshold)
+            shifts = greedy.new_tensor([usual - _logit(threshold) for threshold in self.thresholds])
             parts.append(greedy[:, None] + shifts[:, None, None])
         densities = torch.cat(log_prob, dim=1)
         rest = len(self.source) - densities.shape[1]
         return Candidates(
-            mask_logits=torch.cat(parts, dim=1)[:count],
-            log_prob=F.pad(densities, (0, rest), value=math.nan)[:count],
+            mask_logits=torch.cat(parts, dim=1),
+            log_prob=F.pad(densities, (0, rest), value=math.nan),
             source=self.source,
-            embeddings=drawn.detach()[:count],
-            embedding_std=std[:count],
-            iou_scores=ious[masks, best][:count],
+            embeddings=drawn.detach(),
+            embedding_std=std,
+            iou_scores=own.iou_scores,
         )
 
     def _draw(
@@ -187,7 +198,8 @@ class MaskSampler:
         noise = [
             torch.randn(sum(sizes), generator=generator, device=generator.device).to(device) for _ in range(masks)
         ]
-        embedding, *fields = torch.stack(noise).split(sizes, dim=1)
+        noise = torch.stack(noise) if noise else torch.zeros(0, sum(sizes), device=device)
+        embedding, *fields = noise.split(sizes, dim=1)
         grids = [
             self.field_noise * values.reshape(masks, self.field, side, side)
             for values, side in zip(fields, self.field_grids, strict=True)
@@ -197,17 +209,6 @@ class MaskSampler:
     @staticmethod
     def _upsample(grids: list[torch.Tensor], size: int) -> torch.Tensor:
         return sum(F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=False) for grid in grids)
-
-    def _none(self, states: torch.Tensor, width: int, size: int) -> Candidates:
-        count = len(self.source)
-        return Candidates(
-            mask_logits=states.new_zeros((0, count, size, size), dtype=torch.float32),
-            log_prob=states.new_zeros((0, count), dtype=torch.float32),
-            source=self.source,
-            embeddings=states.new_zeros((0, self.embedding, width), dtype=torch.float32),
-            embedding_std=states.new_zeros(0, dtype=torch.float32),
-            iou_scores=states.new_zeros(0, dtype=torch.float32),
-        )
 
 
 def _logit(probability: float) -> float:

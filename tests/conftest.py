@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 
@@ -32,9 +33,24 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: next(i for i, start in enumerate(order) if start in item.nodeid))
 
 
+@pytest.fixture(autouse=True)
+def _log_of_the_library():
+    """As it is without a task, which shows it on the screen from then on."""
+    logger = logging.getLogger("sa2va_trl")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
+
+
 @pytest.fixture
 def tiny():
     """A fresh tiny model, in evaluation mode, and its processor."""
+    model, processor = tiny_sa2va(image_size=128)
+    return model.eval(), processor
+
+
+@pytest.fixture(scope="module")
+def network():
+    """One tiny model for a whole file, in which nothing changes it, and its processor."""
     model, processor = tiny_sa2va(image_size=128)
     return model.eval(), processor
 

@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from house import ROOT
+from house import ROOT, runs
 
 
 # Packages whose modules have other names.
@@ -40,11 +40,7 @@ def imported(*folders):
     always, within = set(), set()
     for file in (file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))):
         tree = ast.parse(file.read_text())
-        for_types = [
-            node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        ]
-        tree.body = [node for node in tree.body if node not in for_types]
-        for node in ast.walk(tree):
+        for node in runs(tree):
             if isinstance(node, ast.Import):
                 names = {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:

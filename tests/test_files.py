@@ -1,6 +1,8 @@
+import json
+
 import pytest
 
-from sa2va_trl.files import replaced_together
+from sa2va_trl.files import replaced_together, whole_file, write_json
 
 
 NAMES = ["a", "b", "list.json"]
@@ -79,3 +81,44 @@ def test_a_failure_while_places_are_taken_puts_all_back(tmp_path, monkeypatch, s
         write(new, "second")
     assert files(folder) == before
     assert sorted(path.name for path in folder.iterdir()) == sorted(earlier)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "folder" / "metrics.json"
+    write_json(path, {"dice": {"mean": 0.5}})
+    assert json.loads(path.read_text()) == {"dice": {"mean": 0.5}}
+    write_json(path, [1, 2])
+    assert json.loads(path.read_text()) == [1, 2]
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == [1, 2]
+    assert [entry.name for entry in path.parent.iterdir()] == ["metrics.json"]
+
+
+def test_a_reader_never_meets_half_a_file(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"old": True})
+    original, seen = type(path).write_text, []
+
+    def watched(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        seen.append((self.parent == path.parent, json.loads(path.read_text())))
+        return result
+
+    monkeypatch.setattr(type(path), "write_text", watched)
+    write_json(path, {"new": True})
+    assert seen == [(True, {"old": True})]  # written beside, on the same file system, before it replaces
+    assert json.loads(path.read_text()) == {"new": True}
+
+
+def test_what_was_there_stays_where_writing_fails(tmp_path):
+    (tmp_path / "scores").write_text("old")
+    with pytest.raises(OSError, match="full"), whole_file(tmp_path / "scores") as temporary:
+        temporary.write_text("ne")
+        raise OSError("full")
+    assert [file.name for file in tmp_path.iterdir()] == ["scores"]
+    assert (tmp_path / "scores").read_text() == "old"
+    with whole_file(tmp_path / "scores") as temporary:
+        temporary.write_text("new")
+        assert (tmp_path / "scores").read_text() == "old"
+    assert (tmp_path / "scores").read_text() == "new" and len(list(tmp_path.iterdir())) == 1

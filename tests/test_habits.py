@@ -16,6 +16,7 @@ MODULES = files_of(ROOT)
 PRIVATE = {
     "_moved": "finds modules by their old names; nobody calls it",
     "_registration": "tells transformers of the model; nobody calls it",
+    "_Progress": "its name is in trainer_state.json of checkpoints",
 }
 # (Of `*rest` and `**options`, which are passed on, the types are those of where they go.)
 PASSED_ON = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -631,3 +631,83 @@ def test_preference_options_are_checked(arguments, message):
         losses.preference_loss(torch.zeros(1), **arguments)
     with pytest.raises(ValueError, match="`score` must be one of"):
         losses.mask_rewards(torch.zeros(1, 4), torch.zeros(1, 4), torch.zeros(1, 4), "iou")
+
+
+# The mask losses of a batch
+
+WEIGHTS = ("mask_weight", "dice_weight", "skeleton_recall_weight", "cldice_weight", "iou_weight")
+
+
+def drawn_batch():
+    """Logits, predicted IoUs, masks on a finer grid, and the row of each mask."""
+    logits = 3 * torch.sin(torch.arange(3 * 16 * 16).reshape(3, 16, 16) * 0.37)
+    masks = (torch.cos(torch.arange(3 * 24 * 24).reshape(3, 24, 24) * 0.11) > 0.3).byte()
+    return logits, torch.tensor([0.2, 0.5, 0.9]), masks, torch.tensor([0, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("num_points", "mask_loss", "dice"),
+    [(0, 0.5601446628570557, 0.2729187309741974), (200, 0.4104825258255005, 0.2636168897151947)],
+)
+def test_mask_losses_are_what_they_have_always_been(num_points, mask_loss, dice):
+    """Recorded when they were the trainer's."""
+    logits, ious, masks, rows = drawn_batch()
+    torch.manual_seed(0)
+    found = losses.mask_losses(
+        *(logits, ious, masks, rows, 4, tubed_skeleton(masks)),
+        **dict.fromkeys(WEIGHTS, 1.0),
+        num_points=num_points,
+        cldice_iterations=3,
+    )
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {
+            "mask_loss": mask_loss,
+            "dice_loss": dice,
+            "skeleton_recall_loss": 0.2460964024066925,
+            "cldice_loss": 0.24283187091350555,
+            "iou_loss": 0.052833691239356995,
+        },
+        rel=1e-5,
+    )
+
+
+def test_every_row_of_a_batch_counts_alike():
+    rows = torch.tensor([0, 2, 2, 2])
+    share = losses.mask_shares(rows, 4)
+    torch.testing.assert_close(torch.zeros(4).index_add(0, rows, share), torch.tensor([0.25, 0, 0.25, 0]))
+    assert share.unique().tolist() == pytest.approx([1 / 12, 1 / 4])
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_a_weight_says_which_losses_are_computed_and_not_how_much_they_count(weight):
+    logits, ious, masks, rows = drawn_batch()
+    skeletons = tubed_skeleton(masks)
+
+    def found(value):
+        weights = {**dict.fromkeys(WEIGHTS, 0.0), weight: value}
+        return losses.mask_losses(logits, ious, masks, rows, 4, skeletons, **weights, num_points=0)
+
+    names = {weight.replace("_weight", "_loss")}
+    if weight in WEIGHTS[:2]:
+        names = {"mask_loss", "dice_loss"}
+    assert set(found(1.0)) == names and not found(0.0)
+    for name, value in found(7.0).items():
+        assert torch.equal(value, found(1.0)[name])
+
+
+@pytest.mark.parametrize("size", [16, 24])
+def test_mask_losses_without_masks_are_zero_and_have_a_gradient(size):
+    logits, ious = torch.zeros(0, 16, 16, requires_grad=True), torch.zeros(0)
+    masks, rows = torch.zeros(0, size, size, dtype=torch.uint8), torch.zeros(0, dtype=torch.long)
+    found = losses.mask_losses(logits, ious, masks, rows, 2, masks, **dict.fromkeys(WEIGHTS, 1.0))
+    assert len(found) == 5 and all(value == 0 for value in found.values())
+    sum(found.values()).backward()
+    assert logits.grad is not None
+
+
+def test_mask_losses_name_what_does_not_fit():
+    logits, ious, masks, rows = drawn_batch()
+    with pytest.raises(ValueError, match=r"hold 3 \[SEG\] for 2 masks"):
+        losses.mask_losses(logits, ious, masks[:2], rows, 4)
+    with pytest.raises(ValueError, match="needs `skeletons`"):
+        losses.mask_losses(logits, ious, masks, rows, 4, skeleton_recall_weight=1.0)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections import defaultdict
@@ -13,12 +14,11 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 from peft import PeftModel
 from torch import nn
-from transformers.utils import logging
 
 from ..model_card import public_name
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 BASE_RECORD = "base_model.json"
@@ -31,12 +31,13 @@ _WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")
 _ADDED = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)(\.|$)")
 
 
-def _is_packed(parameter: torch.Tensor) -> bool:
+def is_packed(parameter: torch.Tensor) -> bool:
     """Whether a quantised tensor, whose values cannot be compared with those of the weights it stands for."""
     return not parameter.is_floating_point() or type(parameter).__module__.startswith("bitsandbytes")
 
 
-def _is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has shared the weights out."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
@@ -74,7 +75,7 @@ def base_fingerprint(model: nn.Module) -> dict[str, dict[str, str] | None]:
             continue
         name = _WRAPPERS.sub("", name)
         part = _part(name, id(parameter) in linear)
-        if _is_packed(parameter):
+        if is_packed(parameter):
             packed.add(part)
         else:
             parts[part].append((name, parameter))
@@ -154,7 +155,7 @@ def check_base(model: nn.Module, record: dict, folder: str | os.PathLike, adapte
     """
     file = Path(folder) / BASE_RECORD
     if not file.is_file():
-        logger.warning(f"{adapter or folder} has no {BASE_RECORD}: its base model cannot be checked.")
+        logger.warning("%s has no %s: its base model cannot be checked.", adapter or folder, BASE_RECORD)
         return
     try:
         expected = json.loads(file.read_text())
@@ -167,7 +168,7 @@ def check_base(model: nn.Module, record: dict, folder: str | os.PathLike, adapte
         raise ValueError(f"{file} is not a record of a base model: {error!r}.") from error
     found = record["fingerprint"]
     if wanted is None or found is None:
-        logger.warning(f"PEFT changes the base of {adapter or folder} at its start: it cannot be checked.")
+        logger.warning("PEFT changes the base of %s at its start: it cannot be checked.", adapter or folder)
     else:
         # A part that is quantised on either side cannot be compared.
         both = [part for part in sorted(wanted.keys() & found.keys()) if wanted[part] and found[part]]

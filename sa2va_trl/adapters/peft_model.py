@@ -18,7 +18,7 @@ from transformers.utils import PROCESSOR_NAME
 from ..files import write_json
 from ..model_card import model_card, public_name, write_card
 from ..models.checkpoints import ADAPTER_CONFIG, folders_first
-from .base_model import BASE_RECORD, PURE, _is_packed, _is_sharded, base_record, check_base
+from .base_model import BASE_RECORD, PURE, base_record, check_base, is_packed, is_sharded
 
 
 class SegPeftModel(PeftModel):
@@ -42,7 +42,13 @@ class SegPeftModel(PeftModel):
             model.base_record["fingerprint"] = None
         return model
 
-    def save_pretrained(self, save_directory, safe_serialization=True, selected_adapters=None, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: str,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        **kwargs,
+    ) -> None:
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write a pickle: adapters are saved as safetensors.")
         # (TRL's copy of an adapter to measure preferences against is nobody's business later.)
@@ -60,7 +66,7 @@ class SegPeftModel(PeftModel):
             write_json(folder / ADAPTER_CONFIG, config)
             write_json(folder / BASE_RECORD, self.base_record)
 
-    def create_or_update_model_card(self, output_dir: str):
+    def create_or_update_model_card(self, output_dir: str) -> None:
         """In place of PEFT's card, which names the local path of the base."""
         base = public_name(self.get_base_model().config._name_or_path)
         write_card(output_dir, model_card(title="Sa2VA adapter", base_model=base, is_adapter=True))
@@ -121,9 +127,9 @@ def load_adapter(model: PreTrainedModel, adapter: str, merge: bool = False) -> S
         `ValueError`: the base is another one than the adapter's; the adapter lacks weights, or has some that the
         model has no place for; or the base is sharded.
     """
-    if _is_sharded(model):
+    if is_sharded(model):
         raise ValueError(
-            "An adapter cannot be loaded into a model that ZeRO-3 has sharded: merge it first with recipes/merge.py "
+            "An adapter cannot be loaded into a model that ZeRO-3 has sharded: merge it first with sa2va-trl merge "
             "and give the result as the model."
         )
     folder = _adapter_folder(adapter)
@@ -163,9 +169,9 @@ def merge_adapter(model: PeftModel, dtype: torch.dtype | None = None) -> PreTrai
         `ValueError`: the base is quantised or sharded, or the adapter holds numbers that are not finite.
     """
     base = model.get_base_model()
-    if any(_is_packed(parameter) for parameter in base.parameters()):
+    if any(is_packed(parameter) for parameter in base.parameters()):
         raise ValueError("An adapter cannot be merged into quantised weights: load the base unquantised, then merge.")
-    if _is_sharded(base):
+    if is_sharded(base):
         raise ValueError("An adapter cannot be merged into weights that ZeRO-3 has sharded.")
     was_tied = base.config.tie_word_embeddings
     if was_tied:

@@ -1,7 +1,9 @@
+"""Rows: read, checked, prompted and put into batches."""
+
 from ..errors import DatasetError
 from .augment import Augmentation
+from .checks import check_dataset
 from .collator import SegCollator
-from .columns import check_dataset
 from .loading import load_dataset_dict
 from .readers.mask_folder import read_mask_folder
 from .readers.sa2va_json import read_sa2va_json

@@ -1,3 +1,5 @@
+"""Random changes of training rows, the same for all pictures of a row."""
+
 import math
 from dataclasses import dataclass
 

@@ -1,29 +1,23 @@
-import json
+"""Rows to batches: prompts and teacher-forced answers, tiles, pixels and masks."""
+
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from datasets import Dataset
 from PIL import Image
 
-from ..errors import BadRow, DatasetError
+from ..errors import DatasetError
 from ..losses import tubed_skeleton
-from ..media.pictures import displayed_size, quiet_pillow
 from ..models.processing import Sa2VAProcessor
 from .augment import Augmentation
-from .columns import (
-    IMAGE_COLUMNS,
-    PHRASE_COLUMNS,
-    _layout,
-    bad_row,
-    iter_undecoded,
-    normalize_row,
-    read_pair,
-    worse_pair,
-)
+from .fit import image_tokens, too_long
+from .layout import bad_row, normalize_row, read_pair, worse_pair
 from .prompts import ANSWERS, QUESTIONS, check_templates, conversation
+
+
+# It could be imported from here before it had a file of its own.
+from .fit import check_fit  # noqa: F401  # isort: skip
 
 
 # What is made for the trainer, not for the model.
@@ -70,7 +64,7 @@ class SegCollator:
             [`~preferences.build_preferences`]).
 
     Raises:
-        `DatasetError`: naming the `sample_id` of a row that [`~data.columns.check_dataset`] would refuse, whose pair
+        `DatasetError`: naming the `sample_id` of a row that [`~data.checks.check_dataset`] would refuse, whose pair
             [`~preferences.check_preferences`] would refuse, or that does not fit the model.
     """
 
@@ -164,8 +158,8 @@ class SegCollator:
             **pixels,
             "grounding_pixel_values": self.processor.grounding_inputs([image for group in images for image in group]),
             "image_counts": torch.tensor(counts),
-            "original_masks": [_stack(group, size=None) for group in masks],
-            "masks": _stack([mask for group in masks for mask in group], size=self.mask_size),
+            "original_masks": [stack_masks(group, size=None) for group in masks],
+            "masks": stack_masks([mask for group in masks for mask in group], size=self.mask_size),
             **stack_pairs(pairs, self.mask_size),
         }
         if self.with_skeletons:
@@ -178,7 +172,7 @@ class SegCollator:
 
         Args:
             raw (`dict`): the row as it came.
-            masks (`list[PIL.Image.Image]`): its masks, from [`~data.columns.normalize_row`].
+            masks (`list[PIL.Image.Image]`): its masks, from [`~data.layout.normalize_row`].
             frames (`int`, *optional*, defaults to 1): its images.
 
         Raises:
@@ -211,104 +205,6 @@ class SegCollator:
         return {name: torch.cat([part[name] for part in pixels]) for name in names}, [blocks for _, blocks in parts]
 
 
-def image_tokens(processor: Sa2VAProcessor, sizes: list[tuple[int, int]]) -> list[int]:
-    """
-    Tokens of each image of a row, of `(width, height)` in pixels; several are the frames of a clip.
-
-    Raises:
-        `DatasetError`: With the reason alone: the VLM does not take an image of that size.
-    """
-    counts = []
-    for width, height in sizes:
-        try:
-            counts.append(processor.num_image_tokens((width, height), clip=len(sizes) > 1))
-        except ValueError as error:
-            raise DatasetError(
-                f"an image of {width} x {height} pixels (width x height) does not fit the model ({error}): crop or "
-                "pad it"
-            ) from error
-    return counts
-
-
-def too_long(length: int, max_length: int | None) -> str | None:
-    """What is wrong with a row of so many tokens; else `None`."""
-    if max_length is None or length <= max_length:
-        return None
-    return (
-        f"needs {length:,} tokens, the model has {max_length:,} positions: give it fewer or smaller images, or less "
-        "text"
-    )
-
-
-def check_fit(dataset: Dataset, collator: SegCollator, name: str = "train_dataset") -> None:
-    """
-    Check that rows fit the model, all at once: images of a size that the VLM takes, and no more tokens than it has
-    positions. No pixel is decoded, and each text is tokenised once. Of rows with a `with_transform`, which may change
-    both, nothing is known before the collator sees them.
-
-    Args:
-        dataset (`datasets.Dataset`): rows that have passed [`~data.columns.check_dataset`].
-        collator (`SegCollator`): with the processor, the templates and `max_length`.
-        name (`str`, *optional*, defaults to `"train_dataset"`): what the message calls the dataset.
-
-    Raises:
-        `DatasetError`: With every row that does not fit.
-    """
-    if dataset.format["type"] == "custom":
-        return
-    wanted = [*IMAGE_COLUMNS, *PHRASE_COLUMNS, "messages", "sample_id"]
-    dataset = dataset.select_columns([column for column in wanted if column in dataset.column_names])
-    processor, lengths, bad, position = collator.processor, {}, [], 0
-    one = processor.image_block(1)
-
-    def length(messages: list[dict], frames: int = 0) -> int:
-        return len(processor.encode_chat(messages, [one] * frames)[0])
-
-    # Each turn is tokenised on its own, so the longest turns make the longest conversation.
-    answer = _longest(collator.answers, lambda answer: length([{"role": "assistant", "content": answer}]))
-
-    def question(phrase: str, frames: int) -> str:
-        def of(template: str) -> int:
-            return length(conversation([phrase], [template], [answer])[:1], frames)
-
-        return _longest(collator.questions, of)
-
-    def text_length(layout) -> int:
-        """Of the longest that the templates can make, with one token an image."""
-        frames = len(layout.images)
-        key = (frames, json.dumps(layout.messages or layout.phrases))
-        if key not in lengths:
-            chat = layout.messages
-            if chat is None:
-                number = len(layout.phrases)
-                # All images stand in the first turn.
-                shown = [frames] + [0] * (number - 1)
-                questions = [question(phrase, count) for phrase, count in zip(layout.phrases, shown, strict=True)]
-                chat = conversation(layout.phrases, questions, [answer] * number)
-            lengths[key] = length(chat, frames)
-        return lengths[key]
-
-    with quiet_pillow():
-        for rows in iter_undecoded(dataset):
-            for row in rows:
-                layout = _layout(row)
-                try:
-                    counts = image_tokens(processor, [displayed_size(image) for image in layout.images])
-                    fault = too_long(text_length(layout) + sum(counts) - len(counts), collator.max_length)
-                except ValueError as error:  # of an image, or of the processor
-                    fault = str(error)
-                if fault is not None:
-                    bad.append(BadRow(position, row["sample_id"], None, fault))
-                position += 1
-    if bad:
-        raise DatasetError(f"{name}: {len(bad)} of {len(dataset)} rows do not fit the model:", bad)
-
-
-def _longest(templates: list[str] | tuple[str, ...], length: Callable[[str], int]) -> str:
-    """(Of one alone, nothing is reckoned.)"""
-    return templates[0] if len(templates) == 1 else max(templates, key=length)
-
-
 def preference_pair(row: dict) -> list[Image.Image]:
     """The preferred and the rejected mask of a row (mode `L`, 0 and 255), or nothing."""
     return read_pair(row, None)
@@ -334,11 +230,22 @@ def stack_pairs(pairs: list[list[Image.Image]], size: int) -> dict[str, torch.Te
     if not all(pairs):
         raise DatasetError("Rows with and without chosen_mask and rejected_mask are mixed in one batch.")
     names = ("chosen_masks", "rejected_masks")
-    return {name: _stack(list(group), size) for name, group in zip(names, zip(*pairs, strict=True), strict=True)}
+    return {name: stack_masks(list(group), size) for name, group in zip(names, zip(*pairs, strict=True), strict=True)}
 
 
-def _stack(masks: list[Image.Image], size: int | None) -> torch.Tensor:
-    """Masks as uint8 {0, 1}; on a square of side `size` (nearest, as Sa2VA's training), or at their own size."""
+def stack_masks(masks: list[Image.Image], size: int | None) -> torch.Tensor:
+    """
+    Masks as one tensor.
+
+    Args:
+        masks (`list[PIL.Image.Image]`): mode `L`, 0 and 255.
+        size (`int` or `None`):
+            Side of the square that they are drawn on (nearest, as in Sa2VA's training); `None` for their own size,
+            which is one then.
+
+    Returns:
+        `torch.Tensor` of shape `(masks, H, W)`, uint8 {0, 1}.
+    """
     if not masks:
         return torch.zeros((0, size or 1, size or 1), dtype=torch.uint8)
     if size is not None:

@@ -13,24 +13,27 @@ import datasets
 from datasets import Dataset, DatasetDict, Image
 
 from ..errors import DatasetError
-from .columns import FEATURES, PHRASE_COLUMNS, iter_undecoded
+from .columns import FEATURES, PHRASE_COLUMNS
 from .prompts import normalize_phrase
-from .readers.folders import SPLITS, _find_pair, _listed, _metadata_of, _walk
-from .readers.image_metadata import read_image_metadata
-from .readers.mask_folder import read_mask_folder
-from .readers.sa2va_json import read_sa2va_json
+from .readers.folders import SPLITS, listed_below, walk
+from .readers.image_metadata import is_image_metadata, read_image_metadata
+from .readers.mask_folder import is_mask_folder, read_mask_folder
+from .readers.sa2va_json import is_sa2va_json, read_sa2va_json
+from .stored import iter_undecoded
 
 
 logger = logging.getLogger(__name__)
+# A format is a file of `readers` and a line here. The first whose layout a folder has reads it.
+READERS = (
+    (is_sa2va_json, read_sa2va_json),
+    (is_image_metadata, read_image_metadata),
+    (is_mask_folder, read_mask_folder),
+)
 
 
 def _reader_of(folder: Path) -> Callable[..., Dataset] | None:
     """The reader whose layout a folder has."""
-    if (folder / "annotations.json").is_file():
-        return read_sa2va_json
-    if _metadata_of(folder):
-        return read_image_metadata
-    return read_mask_folder if _find_pair(folder) else None
+    return next((reader for has_layout, reader in READERS if has_layout(folder)), None)
 
 
 def _is_prepared(folder: Path) -> bool:
@@ -50,7 +53,7 @@ def _cache_of(folder: Path) -> Path:
     cards list their files, and the first that was read is what comes back for all of them.
     """
     found = hashlib.sha256(str(folder.resolve()).encode())
-    for file in filter(Path.is_file, _walk(folder)[0]):
+    for file in filter(Path.is_file, walk(folder)[0]):
         state = file.stat()
         found.update(f"{file.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
     return Path(datasets.config.HF_DATASETS_CACHE) / f"sa2va_trl-{found.hexdigest()[:16]}"
@@ -80,7 +83,7 @@ def _warn_unused(folder: Path, used: set[str]) -> None:
     ]
     if unused:
         logger.warning(
-            "%s: left out, each a dataset that can be named by itself: %s.", folder, _listed(unused, folder)
+            "%s: left out, each a dataset that can be named by itself: %s.", folder, listed_below(unused, folder)
         )
 
 
@@ -89,7 +92,7 @@ def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
         loaded = datasets.load_from_disk(str(folder))
         return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
     # An image folder with metadata often holds images/ and masks/ as well: what says more about itself comes first.
-    if not (folder / "annotations.json").is_file() and _is_prepared(folder):
+    if not is_sa2va_json(folder) and _is_prepared(folder):
         try:
             return datasets.load_dataset(str(folder), cache_dir=str(_cache_of(folder)))
         except Exception as error:  # datasets wraps anything in DatasetGenerationError, whose text says nothing
@@ -185,9 +188,10 @@ def load_dataset_dict(
               `save_to_disk` wrote.
             - The id of a dataset on the Hub (`user/name`).
         phrase (`str`, *optional*):
-            For data that names no phrase itself (a mask folder then has `"blood vessel"` by default).
-        synthetic_kwargs:
-            Passed to `synthetic_splits`.
+            For data that names no phrase itself (a mask folder then has `"blood vessel"` by default). In lower case
+            and without a final dot, as Sa2VA's own data has them, whatever it is given in (`normalize_phrase`).
+        synthetic_kwargs (*optional*):
+            Passed to [`~data.synthetic.synthetic_splits`]; for `"synthetic"` alone.
 
     Returns:
         `datasets.DatasetDict` with `train`, `validation` and `test`, as many as there are; data without splits is
@@ -198,6 +202,23 @@ def load_dataset_dict(
         `FileNotFoundError`: If it is neither an existing folder nor the id of a dataset that the Hub opens.
         `DatasetError`: If the folder has no known format (the message lists those), or bad rows.
         `ValueError`: If `synthetic_kwargs` are given for another dataset.
+
+    Example:
+
+    ```python
+    >>> from sa2va_trl.data import load_dataset_dict
+
+    >>> data = load_dataset_dict(
+    ...     "synthetic", phrase="Coronary Artery.", train_videos=2, validation_videos=1, test_videos=1,
+    ...     frames_per_video=2, size=64,
+    ... )
+    >>> {split: len(rows) for split, rows in data.items()}
+    {'train': 4, 'validation': 2, 'test': 2}
+    >>> row = data["test"][0]
+    >>> row["sample_id"], row["phrase"], row["image"].size, row["mask"].mode
+    ('v0000_f000', 'coronary artery', (64, 64), 'L')
+
+    ```
     """
     name = os.fspath(name_or_path)
     if name == "synthetic":

@@ -1,4 +1,4 @@
-"""What a mask says; see [`~media.masks`], which rewards judge by as well."""
+"""Masks of rows: from polygons, to PNG, and decoded and judged (by [`~media.masks`], as rewards judge)."""
 
 import io
 from typing import Any
@@ -8,14 +8,21 @@ import PIL.Image
 from skimage.draw import polygon2mask
 
 from ..errors import DatasetError
-from ..media.masks import binary_mask, mask_values
-from ..media.pictures import MAX_PIXELS, _several_pages, decode_image, read_image
+from ..media.masks import binary_mask
+from ..media.pictures import MAX_PIXELS, decode_image, pages_fault, read_image
 
 
-__all__ = ["binary_mask", "mask_values"]
+def encode_mask(mask: np.ndarray | PIL.Image.Image) -> dict[str, Any]:
+    """
+    A mask as a stored `datasets.Image` value.
 
+    Args:
+        mask (`np.ndarray` of shape `(height, width)` and type `bool`, or `PIL.Image.Image`): 0 and 1, or a picture as
+            it is to be.
 
-def _png(mask: np.ndarray | PIL.Image.Image) -> dict[str, Any]:
+    Returns:
+        `dict`: PNG in `bytes`, of an array in mode `L`, values 0 and 255; `path` is `None`.
+    """
     if isinstance(mask, np.ndarray):
         mask = PIL.Image.fromarray(mask.astype(np.uint8) * 255)
     buffer = io.BytesIO()
@@ -55,13 +62,24 @@ def polygons_to_mask(polygons: list[list[float]], size: tuple[int, int]) -> np.n
     return mask
 
 
-# In the `info` of a mask that a stream has decoded: what is wrong with it, which its pixels no longer say.
-_LOST = "sa2va_trl_lost"
+#: In the `info` of a mask that a stream has decoded: what is wrong with it, which its pixels no longer say.
+LOST = "sa2va_trl_lost"
 
 
-def _binary_mask(mask: PIL.Image.Image) -> PIL.Image.Image:
-    """`binary_mask` (mode `L`, 0 and 255) of a decoded picture, with this module's error."""
-    if fault := _several_pages(mask):
+def judge_mask(mask: PIL.Image.Image) -> PIL.Image.Image:
+    """
+    [`~media.masks.binary_mask`] of a picture that has been decoded or opened, with the error of data.
+
+    Args:
+        mask (`PIL.Image.Image`): before any conversion.
+
+    Returns:
+        `PIL.Image.Image`: Mode `L`, values 0 and 255.
+
+    Raises:
+        `DatasetError`: With the reason alone: it holds several pictures, or is no mask.
+    """
+    if fault := pages_fault(mask):
         raise DatasetError(fault)
     try:
         return binary_mask(mask)
@@ -69,10 +87,17 @@ def _binary_mask(mask: PIL.Image.Image) -> PIL.Image.Image:
         raise DatasetError(str(error)) from error
 
 
-def _read_otherwise(decoded: PIL.Image.Image, mask: PIL.Image.Image | None, mode: str | None) -> str | None:
+def conversion_fault(decoded: PIL.Image.Image, mask: PIL.Image.Image | None, mode: str | None) -> str | None:
     """
-    What is wrong where `datasets.Image(mode=...)` makes another mask of a picture than its raw pixels say (`None`
-    where they are no mask).
+    What is wrong where `datasets.Image(mode=...)` makes another mask of a picture than its raw pixels say.
+
+    Args:
+        decoded (`PIL.Image.Image`): before the conversion.
+        mask (`PIL.Image.Image` or `None`): what its raw pixels say, where they are a mask.
+        mode (`str` or `None`): that it is converted to.
+
+    Returns:
+        `str`, or `None` where nothing is wrong.
     """
     if mode is None or mode == decoded.mode or (mode == "L" and decoded.mode == "1"):
         return None
@@ -116,16 +141,16 @@ def decode_mask(
         read_image(source, max_pixels) if isinstance(source, PIL.Image.Image) else decode_image(source, max_pixels)
     )
     reasons, mask = [], None
-    if fault := decoded.info.get(_LOST):
+    if fault := decoded.info.get(LOST):
         raise DatasetError(fault)
     if size is not None and decoded.size != size:
         reasons.append(f"is {decoded.width} x {decoded.height}, its image {size[0]} x {size[1]} (width x height)")
     try:
-        mask = _binary_mask(decoded)
+        mask = judge_mask(decoded)
     except DatasetError as error:
         reasons.append(str(error))
     else:
-        if reason := _read_otherwise(decoded, mask, mode):
+        if reason := conversion_fault(decoded, mask, mode):
             reasons.append(reason)
     if reasons:
         raise DatasetError(" and ".join(reasons))

@@ -1,13 +1,25 @@
 """Phrases, and the conversations that are made of them."""
 
+from typing import Any
+
 from ..errors import DatasetError
 from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN, reserved_tokens
+
+
+QUESTIONS = ("Please segment the {phrase}.",)
+ANSWERS = ("Sure, [SEG].",)
 
 
 def normalize_phrase(text: str) -> str:
     """
     Bring a phrase into the form that Sa2VA's fine-tuning data has: no outer white space, no dot at the end, lower
     case.
+
+    Args:
+        text (`str`): as somebody wrote it.
+
+    Returns:
+        `str`.
 
     Raises:
         `DatasetError`: If nothing is left, or it holds a token that the processor writes itself.
@@ -19,10 +31,6 @@ def normalize_phrase(text: str) -> str:
     if found := [token for token in (SEG_TOKEN, IMAGE_PLACEHOLDER) if token in text] + reserved_tokens(text):
         raise DatasetError(f"phrase {text!r} holds the reserved token {', '.join(found)}")
     return phrase
-
-
-QUESTIONS = ("Please segment the {phrase}.",)
-ANSWERS = ("Sure, [SEG].",)
 
 
 def conversation(phrases: list[str], questions: list[str], answers: list[str]) -> list[dict]:
@@ -46,6 +54,12 @@ def conversation(phrases: list[str], questions: list[str], answers: list[str]) -
 
 def check_templates(questions: list[str] | tuple[str, ...], answers: list[str] | tuple[str, ...]) -> None:
     """
+    Refuse templates that cannot be used.
+
+    Args:
+        questions (`list[str]`): each with `{phrase}`.
+        answers (`list[str]`): each with one `[SEG]`.
+
     Raises:
         `ValueError`: no template, a question without `{phrase}`, or an answer without exactly one `[SEG]`.
     """
@@ -61,3 +75,76 @@ def check_templates(questions: list[str] | tuple[str, ...], answers: list[str] |
     for answer in answers:
         if answer.count("[SEG]") != 1:
             raise ValueError(f"answer_templates: {answer!r} must hold [SEG] exactly once, one for each object.")
+
+
+def _message_text(content: Any) -> str | None:
+    """
+    The text of a message's content (a string, or a list of typed parts), None where it has another form. Images among
+    the parts show as one placeholder, which is what the processor makes of them.
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not all(isinstance(part, dict) and "type" in part for part in content):
+        return None
+    if not all(part["type"] in ("text", "image") for part in content):
+        return None
+    texts = [part.get("text") for part in content if part["type"] == "text"]
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    return "".join([IMAGE_PLACEHOLDER] * (len(texts) < len(content)) + texts)
+
+
+def check_messages(messages: Any, has_images: bool) -> tuple[int, list[str]]:
+    """
+    Judge the conversation of a row.
+
+    Args:
+        messages (`list[dict]`): with `role` and `content` (a string, or a list of typed parts).
+        has_images (`bool`): whether the row has an image, whose place the first user turn may say.
+
+    Returns:
+        The number of `[SEG]` in the assistant turns, and what is wrong with the conversation.
+    """
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
+    ):
+        return 0, ["messages is malformed: expected a list of {'role', 'content'}"]
+    problems, count, previous, first_user = [], 0, None, True
+    for number, message in enumerate(messages):
+        role, text = message["role"], _message_text(message["content"])
+        if role not in ("system", "user", "assistant"):
+            problems.append(f"messages is malformed: role {role!r} in message {number} (system, user or assistant)")
+        elif role == "system" and number > 0:
+            problems.append(f"messages is malformed: message {number} is a system turn, only the first may be")
+        elif role == "assistant" and previous != "user":
+            problems.append(f"messages is malformed: message {number} is an assistant turn that follows no user turn")
+        elif role == "user" and previous == "user":
+            problems.append(f"messages is malformed: messages {number - 1} and {number} are both user turns")
+        if text:
+            allowed = 1 if role == "user" and first_user and has_images else 0
+            if text.count(IMAGE_PLACEHOLDER) > allowed:
+                problems.append(
+                    f"messages is malformed: {IMAGE_PLACEHOLDER} (or an image part) in message {number} ({role}); it "
+                    "may stand once, in the first user turn of a row with an image"
+                )
+            for token in reserved_tokens(text):
+                problems.append(f"messages is malformed: message {number} holds the reserved token {token}")
+        first_user = first_user and role != "user"
+        if text is None:
+            problems.append(
+                f"messages is malformed: content of message {number} is neither a string nor typed parts (text with "
+                "its `text`, or image)"
+            )
+        elif role == "assistant":
+            count += text.count(SEG_TOKEN)
+            if not text.strip():
+                problems.append(f"messages is malformed: message {number} (assistant) is empty")
+        elif SEG_TOKEN in text:
+            # The model takes a mask prompt from every [SEG] of a sequence, whoever says it.
+            problems.append(
+                f"messages is malformed: {SEG_TOKEN} in message {number} ({role}); only the assistant may say it"
+            )
+        previous = role
+    if previous != "assistant":
+        problems.append("messages is malformed: it does not end with an assistant turn")
+    return count, problems

@@ -1,10 +1,5 @@
-"""Generated X-ray coronary angiography cine runs with geometrically exact vessel masks.
-
-A run is one branching vessel tree, drawn as tapering tubes around smooth centre lines. Motion acts on the centre-line
-points, so mask and image come from the same geometry and agree exactly. Contrast agent flows in from the root and
-washes out, a catheter (dark, not in the mask), ribs, spine and diaphragm distract, and one contiguous stretch of every
-run is made hard on purpose (faint contrast, motion blur, fewer photons). The generator therefore knows what a
-difficulty-mining method should find.
+"""
+Generated coronary angiography as a dataset: runs of [`~data.angiography.generate_video`], with identifiers and splits.
 
 Nothing here is clinical data, and no score on it says anything about patients: it is for tests, demos and debugging.
 """
@@ -15,7 +10,11 @@ import datasets
 import numpy as np
 from PIL import Image as PILImage
 
-from .angiography import VISIBLE_FILLING, SyntheticVideo, _check_integer, generate_video  # noqa: F401  (defined here once)
+from .angiography import check_integer, generate_video
+
+
+# They could be imported from here before they had a file of their own.
+from .angiography import VISIBLE_FILLING, SyntheticVideo  # noqa: F401  # isort: skip
 
 
 FEATURES = datasets.Features(
@@ -71,7 +70,7 @@ def synthetic_dataset(
         (`"v0003_f007"`), `video_id` (`"v0003"`), `frame_index`, `patient_id` (`"p0001"`) and `hard`, held in memory.
 
     Raises:
-        ValueError: If an argument is out of range; the message names it.
+        `ValueError`: If an argument is out of range; the message names it.
     """
     for name, value, minimum in (
         ("num_videos", num_videos, 1),
@@ -81,7 +80,7 @@ def synthetic_dataset(
         ("first_video", first_video, 0),
         ("videos_per_patient", videos_per_patient, 1),
     ):
-        _check_integer(name, value, minimum)
+        check_integer(name, value, minimum)
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError(f"`phrase` must be a non-empty string, but is {phrase!r}.")
 
@@ -134,12 +133,12 @@ def synthetic_splits(
         `datasets.DatasetDict` with `train`, `validation` and `test`.
 
     Raises:
-        ValueError: If an argument is out of range; the message names it.
+        `ValueError`: If an argument is out of range; the message names it.
     """
     counts = {"test": test_videos, "validation": validation_videos, "train": train_videos}
     for split, count in counts.items():
-        _check_integer(f"{split}_videos", count, 1)
-    _check_integer("videos_per_patient", videos_per_patient, 1)
+        check_integer(f"{split}_videos", count, 1)
+    check_integer("videos_per_patient", videos_per_patient, 1)
 
     splits, first_video = {}, 0
     for split, count in counts.items():

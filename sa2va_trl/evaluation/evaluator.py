@@ -1,10 +1,12 @@
-from collections.abc import Iterator
+"""An evaluation: what is predicted of the rows of a dataset, scored."""
+
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from ..data.columns import check_dataset
+from ..data.checks import check_dataset
 from ..errors import DatasetError
 from ..files import write_json  # noqa: F401  (defined here once)
 from ..metrics import METRICS  # noqa: F401  (defined here once)
@@ -17,7 +19,10 @@ from .results import (
 
 
 def evaluate(
-    dataset: Dataset, predictions: Iterator[tuple[dict, np.ndarray]], threshold: float = 0.5, on_row=None
+    dataset: Dataset,
+    predictions: Iterator[tuple[dict, np.ndarray]],
+    threshold: float = 0.5,
+    on_row: Callable[[dict, np.ndarray, dict], None] | None = None,
 ) -> tuple[dict[str, dict], pd.DataFrame]:
     """
     Score predictions of a dataset.
@@ -26,7 +31,9 @@ def evaluate(
         dataset (`datasets.Dataset`): checked before anything is predicted.
         predictions (iterator): from [`predict_probabilities`] or [`read_predictions`] over the same rows.
         threshold (`float`, *optional*, defaults to 0.5): between 0 and 1.
-        on_row (`callable`, *optional*): called with (row, probabilities, scores), for overlays and maps.
+        on_row (`Callable`, *optional*):
+            Called with each row, its probabilities (float32, as they came) and its scores, for overlays and maps; such
+            as [`~evaluation.overlays.KeptMasks`].
 
     Returns:
         Metrics as in [`aggregate`], and the samples they come from.
@@ -34,6 +41,24 @@ def evaluate(
     Raises:
         `DatasetError`: bad rows, or no row with a mask.
         `ValueError`: a threshold outside (0, 1).
+
+    Example:
+
+        ```python
+        >>> from sa2va_trl import tiny_sa2va
+        >>> from sa2va_trl.data import synthetic_dataset
+        >>> from sa2va_trl.evaluation import evaluate, predict_probabilities
+
+        >>> model, processor = tiny_sa2va(image_size=128)
+        >>> dataset = synthetic_dataset(num_videos=1, frames_per_video=2, size=64)
+        >>> predictions = predict_probabilities(model, processor, dataset, progress=False)
+        >>> metrics, samples = evaluate(dataset, predictions)
+        >>> list(metrics)
+        ['dice', 'iou', 'precision', 'recall', 'specificity', 'accuracy']
+        >>> metrics["dice"]["n"], samples["sample_id"].tolist()
+        (2, ['v0000_f000', 'v0000_f001'])
+
+        ```
     """
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")

@@ -1,9 +1,15 @@
+"""Pictures of predictions: masks drawn on their images."""
+
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from datasets import Dataset
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.layout import normalize_row
 from ..files import file_name
 
 
@@ -32,6 +38,97 @@ def overlay(image: Image.Image, prediction: np.ndarray, target: np.ndarray | Non
     for name, part in parts.items():
         drawn[part] = 0.35 * drawn[part] + 0.65 * np.array(COLOURS[name], dtype=np.float32)
     return Image.fromarray(np.concatenate([plain, drawn.round().astype(np.uint8)], axis=1))
+
+
+def by_frame(masks: np.ndarray, row: dict) -> np.ndarray:
+    """
+    All objects of a row in one mask a frame.
+
+    Args:
+        masks (`np.ndarray` of shape `(objects x frames, H, W)`): bool, one an object and frame, frames of an object
+            one after the other.
+        row (`dict`): that they are of; an image counts as one frame.
+
+    Returns:
+        `np.ndarray` of shape `(frames, H, W)`: bool.
+    """
+    frames = len(row.get("images") or [None])
+    return masks.reshape(-1, frames, *masks.shape[1:]).any(0)
+
+
+class KeptMasks:
+    """
+    Masks that an evaluation has seen, one bit a pixel of each image, so that the worst can be drawn once all are
+    known. Give it to [`~evaluation.evaluate`] as `on_row`.
+
+    Args:
+        threshold (`float`, *optional*, defaults to 0.5): probability above which a pixel belongs to a mask.
+    """
+
+    def __init__(self, threshold: float = 0.5):
+        self.threshold, self.bits = threshold, {}
+
+    def __call__(self, row: dict, probabilities: np.ndarray, scores: dict) -> None:
+        self.bits[row["sample_id"]] = np.packbits(by_frame(probabilities > self.threshold, row))
+
+    def masks(self, sample_id: str, shape: tuple[int, int, int]) -> np.ndarray:
+        """
+        Args:
+            sample_id (`str`): of a row that was seen.
+            shape (`tuple[int, int, int]`): frames, height and width of its images.
+
+        Returns:
+            `np.ndarray` of this shape: bool, all objects in one mask a frame.
+        """
+        return np.unpackbits(self.bits[sample_id], count=int(np.prod(shape))).reshape(shape).astype(bool)
+
+
+def draw_samples(dataset: Dataset, samples: pd.DataFrame, kept: KeptMasks) -> Iterator[tuple[str, Image.Image]]:
+    """
+    Pictures of evaluated samples. The frames of a clip stand below each other.
+
+    Args:
+        dataset (`datasets.Dataset`): the rows that were evaluated.
+        samples (`pandas.DataFrame`): those to draw, such as [`~evaluation.results.from_worst_to_best`] chooses.
+        kept (`KeptMasks`): what was predicted of them.
+
+    Yields:
+        A name that begins with the Dice coefficient, and a picture as of [`overlay`].
+    """
+    positions = {sample_id: position for position, sample_id in enumerate(dataset["sample_id"])}
+    for sample_id, dice in zip(samples["sample_id"], samples["dice"], strict=True):
+        row = normalize_row(dataset[positions[sample_id]])
+        target = by_frame(np.stack([np.asarray(mask) > 0 for mask in row["masks"]]), row)
+        prediction = kept.masks(sample_id, target.shape)
+        panels = [np.asarray(overlay(*frame)) for frame in zip(row["images"], prediction, target, strict=True)]
+        yield f"dice_{dice:.3f}_{file_name(sample_id)}", Image.fromarray(np.concatenate(panels))
+
+
+def draw_beside(
+    predictions: Iterable[Iterable[tuple[dict, np.ndarray]]], threshold: float = 0.5
+) -> dict[str, Image.Image]:
+    """
+    What several models draw on the same images, side by side.
+
+    Args:
+        predictions (iterable):
+            For each model what [`~evaluation.predict_probabilities`] yields of the same rows of one image each.
+        threshold (`float`, *optional*, defaults to 0.5): probability above which a pixel belongs to a mask.
+
+    Returns:
+        `dict[str, PIL.Image.Image]`: by `sample_id` the image, then the same one with each model's masks, coloured as
+        in [`overlay`].
+    """
+    strips = {}
+    for predicted in predictions:
+        for row, probabilities in predicted:
+            read = normalize_row(row)
+            target = np.any([np.asarray(mask) > 0 for mask in read["masks"]], axis=0)
+            image = read["images"][0]
+            drawn = np.asarray(overlay(image, (probabilities > threshold).any(0), target))
+            own = strips.setdefault(row["sample_id"], [drawn[:, : image.width]])
+            own.append(drawn[:, image.width :])
+    return {name: Image.fromarray(np.concatenate(parts, axis=1)) for name, parts in strips.items()}
 
 
 def film_strip(
@@ -93,10 +190,10 @@ def object_names(name: str, objects: int, taken: set[str]) -> list[str]:
         stem += f"-{zlib.crc32(name.encode(errors='surrogatepass')):08x}"
 
 
-def save_overlays(rows: list[tuple[str, Image.Image]], folder: Path) -> None:
+def save_overlays(rows: Iterable[tuple[str, Image.Image]], folder: Path) -> None:
     """
     Args:
-        rows (`list[tuple[str, PIL.Image.Image]]`): identifiers and pictures.
+        rows (iterable of `tuple[str, PIL.Image.Image]`): identifiers and pictures.
         folder (`Path`): made if it is not there.
     """
     folder.mkdir(parents=True, exist_ok=True)

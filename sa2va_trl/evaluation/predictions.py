@@ -1,36 +1,45 @@
 """Probability maps of the rows of a dataset: of a model, or of another tool's files."""
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
+from torch import nn
 
-from ..data.collator import SegCollator, check_fit
-from ..data.columns import check_dataset, normalize_row, plain_rows
+from ..data.checks import check_dataset
+from ..data.collator import SegCollator
+from ..data.fit import check_fit
+from ..data.layout import normalize_row
 from ..data.masks import decode_mask
+from ..data.stored import plain_rows
 from ..errors import DatasetError
-from ..features.encoding import MODES, RowEncoder, encoder, max_positions, to_model
+from ..features.decision import Rows, decide_features
+from ..features.encoding import RowEncoder, Stored, encoder, max_positions, to_model
 from ..features.fingerprint import fingerprint
-from ..features.rows import feature_bytes, row_keys, row_sizes
+from ..features.rows import feature_bytes, row_facts
 from ..features.store import FeatureStore, features_folder
 from ..files import file_name
+from ..models import Sa2VAProcessor
 from ..models.grounding import upsample_mask_logits
 from ..models.outputs import Sa2VAOutput, SegFeatures
 
 
+logger = logging.getLogger(__name__)
+
+
 def stored_features(
-    model,
-    processor,
+    model: nn.Module,
+    processor: Sa2VAProcessor,
     dataset: Dataset,
     cache_features: str = "auto",
     cache_dir: str | os.PathLike | None = None,
     batch_size: int = 4,
     progress: bool = True,
-) -> tuple[FeatureStore, list[str]] | None:
+) -> Stored | None:
     """
     Frozen features of a data set, for [`predict_probabilities`]. One pass over the data gains nothing from computing
     them first, so `"auto"` takes those that training or an earlier evaluation has left, and computes none.
@@ -42,7 +51,7 @@ def stored_features(
         cache_features (`str`, *optional*, defaults to `"auto"`): `"auto"`, `"on"` (computes what is missing), `"off"`.
         cache_dir (`str` or `os.PathLike`, *optional*): of the features; beside the data set by default.
         batch_size (`int`, *optional*, defaults to 4): rows a pass.
-        progress (`bool`, *optional*, defaults to `True`): show a bar, and say what was decided.
+        progress (`bool`, *optional*, defaults to `True`): show a bar, and log what was decided.
 
     Returns:
         The store and the key of each row, or `None` where the pixels are to be used.
@@ -52,52 +61,51 @@ def stored_features(
         `ValueError`: an unknown `cache_features`, a `cache_dir` without a cache, or `"on"` with a transform.
         `FeatureError`: `"on"` and no room.
     """
-    if cache_features not in MODES:
-        raise ValueError(f"cache_features must be one of {', '.join(MODES)}, got {cache_features!r}.")
     if cache_features == "off":
         if cache_dir is not None:
             raise ValueError("cache_dir has no meaning with cache_features=off.")
         return None
-    tell = print if progress else lambda message: None
-    dataset = plain_rows(dataset)
-    if dataset.format["type"] is not None:
-        if cache_features == "on":
-            raise ValueError("cache_features=on: the dataset has a transform, which may change the images.")
-        tell("cache_features=auto: off, the dataset has a transform.")
-        return None
-    root = Path(cache_dir or features_folder(dataset))
-    if cache_features == "auto" and not root.is_dir():
-        tell(f"cache_features=auto: off, there are no features in {root}.")
-        return None
-    check_dataset(dataset, name="dataset")
+    dataset, keys = plain_rows(dataset), []
     collator = SegCollator(processor, max_length=max_positions(model))
-    check_fit(dataset, collator, name="dataset")
-    keys = row_keys(dataset, collator.questions[0], collator.answers[0])
-    store = FeatureStore(root, fingerprint(model, processor)).open()
-    missing = store.missing(keys)
-    if cache_features == "auto" and missing:
-        tell(f"cache_features=auto: off, {root} lacks the features of {len(missing)} rows with this model.")
+
+    def root() -> Path:
+        return Path(cache_dir or features_folder(dataset))
+
+    def reasons() -> list[str]:
+        if dataset.format["type"] is not None:
+            return ["the dataset has a transform, which may change the images"]
+        return [f"there are no features in {root()}"] if cache_features == "auto" and not root().is_dir() else []
+
+    def find() -> Rows:
+        check_dataset(dataset, name="dataset")
+        check_fit(dataset, collator, name="dataset")
+        facts = row_facts(dataset, collator.questions[0], collator.answers[0])
+        keys.extend(row.key for row in facts)
+        sizes = {row.key: (row.images, row.segs) for row in facts}
+
+        def need(which: Iterable[str]) -> int:
+            return sum(feature_bytes(model.config, *sizes[key], model.dtype.itemsize) for key in which)
+
+        return Rows(FeatureStore(root(), fingerprint(model, processor)).open(), list(sizes), need)
+
+    decision = decide_features(cache_features, reasons, find, compute=False)
+    if progress and decision.message is not None:
+        logger.info(decision.message)
+    if decision.rows is None:
         return None
-    sizes = dict(zip(keys, row_sizes(dataset), strict=True))
-
-    def need(which: list[str]) -> int:
-        return sum(feature_bytes(model.config, *sizes[key], model.dtype.itemsize) for key in which)
-
-    size = f"{len(missing)} rows to compute, {need(missing):,} bytes"
-    tell(f"cache_features={cache_features}: on, from {store.folder}; {size}.")
-    rows = {key: (dataset, index) for index, key in enumerate(keys)}
-    store.build(rows, encoder(model, collator, lambda batch: to_model(model, batch)), batch_size, need, progress)
+    store, rows = decision.rows.store, {key: (dataset, index) for index, key in enumerate(keys)}
+    encode = encoder(model, collator, lambda batch: to_model(model, batch))
+    store.build(rows, encode, batch_size, decision.rows.need, progress)
     return store, keys
 
 
-@torch.no_grad()
 def predict_probabilities(
-    model,
-    processor,
+    model: nn.Module,
+    processor: Sa2VAProcessor,
     dataset: Dataset,
     batch_size: int = 4,
     progress: bool = True,
-    features: tuple[FeatureStore, list[str]] | None = None,
+    features: Stored | None = None,
 ) -> Iterator[tuple[dict, np.ndarray]]:
     """
     Probability maps of every row, teacher-forced: the answer is given, one forward pass a batch.
@@ -105,7 +113,7 @@ def predict_probabilities(
     Args:
         model (`Sa2VAForConditionalGeneration` or `PeftModel`): in evaluation mode afterwards.
         processor (`Sa2VAProcessor`): of the model.
-        dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`].
+        dataset (`datasets.Dataset`): rows as in [`~data.checks.check_dataset`].
         batch_size (`int`, *optional*, defaults to 4): rows a forward pass.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
         features (*optional*): from [`stored_features`] of the same model and rows; only the mask head runs then.
@@ -114,40 +122,50 @@ def predict_probabilities(
         The decoded row and its probabilities, `np.ndarray` of shape `(masks, H, W)`, float32 in [0, 1], at the image's
         own size. Rows without masks are left out.
     """
-    for _, rows, targets, _, outputs in passes(model, processor, dataset, batch_size, progress, features):
-        for position, (row, target) in enumerate(zip(rows, targets, strict=True)):
+    yield from probabilities(RowEncoder(model, processor, dataset, features, batch_size, progress))
+
+
+@torch.no_grad()
+def probabilities(rows: RowEncoder) -> Iterator[tuple[dict, np.ndarray]]:
+    """What [`predict_probabilities`] yields of these rows through their model."""
+    for _, decoded, targets, _, outputs in passes(rows):
+        for position, (row, target) in enumerate(zip(decoded, targets, strict=True)):
             if len(target):
-                yield row, probabilities_of(model, outputs, position, target)
+                yield row, probabilities_of(rows.model, outputs, position, target)
 
 
 @torch.no_grad()
 def passes(
-    model,
-    processor,
-    dataset: Dataset,
-    batch_size: int,
-    progress: bool,
-    features: tuple[FeatureStore, list[str]] | None,
+    rows: RowEncoder,
 ) -> Iterator[tuple[int, list[dict], list[torch.Tensor], SegFeatures, Sa2VAOutput]]:
     """
-    The forward passes of [`predict_probabilities`].
+    Forward passes over rows, in batches.
 
     Args:
-        model, processor, dataset, batch_size, progress, features: as there.
+        rows (`RowEncoder`): rows and their model, which is in evaluation mode afterwards.
 
     Yields:
         For every batch the position of its first row, the decoded rows, their masks of shape `(masks, H, W)`, features
         and what the mask head made of them.
     """
-    model.eval()
-    encode = RowEncoder(model, processor, dataset, features)
-    for start in tqdm(range(0, len(dataset), batch_size), desc="predict", disable=not progress):
-        rows, targets, encoded = encode(range(start, min(start + batch_size, len(dataset))))
-        yield start, rows, targets, encoded, model(features=encoded)
+    rows.model.eval()
+    for start, decoded, targets, encoded in rows.batches("predict"):
+        yield start, decoded, targets, encoded, rows.model(features=encoded)
 
 
-def probabilities_of(model, outputs: Sa2VAOutput, position: int, target: torch.Tensor) -> np.ndarray:
-    """Probabilities of one row of a batch, `(masks, H, W)`, at the size of its masks `target`."""
+def probabilities_of(model: nn.Module, outputs: Sa2VAOutput, position: int, target: torch.Tensor) -> np.ndarray:
+    """
+    Probabilities of one row of a batch.
+
+    Args:
+        model (`nn.Module`): that has drawn them.
+        outputs (`Sa2VAOutput`): of the batch.
+        position (`int`): of the row in the batch.
+        target (`torch.Tensor` of shape `(masks, H, W)`): its masks, whose size counts.
+
+    Returns:
+        `np.ndarray` of shape `(masks, H, W)`, float32 in [0, 1].
+    """
     logits = outputs.mask_logits[outputs.row_index == position]
     size = model.config.grounding_config.image_size
     return upsample_mask_logits(logits, size, target.shape[-2:]).sigmoid().cpu().numpy()
@@ -160,7 +178,7 @@ def read_predictions(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tu
     Args:
         folder (`str` or `os.PathLike`):
             With one mask `SAMPLE_ID.png` a row, 0 and 255. Where the identifier is not fit for a file name, the file
-            has it to the letter, or the name that [`~evaluation.overlays.file_name`] makes of it.
+            has it to the letter, or the name that [`~files.file_name`] makes of it.
         dataset (`datasets.Dataset`): rows with one object each.
 
     Yields:

@@ -15,12 +15,13 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 
+from ..features.encoding import RowEncoder, Stored
 from ..features.fingerprint import fingerprint
-from ..features.store import FeatureStore
 from ..metrics import spread
+from ..models import Sa2VAProcessor, Segmentation
 from ..models.outputs import SegFeatures
 from ..sampling import MaskSampler, default_sampler
-from .predictions import passes, predict_probabilities, probabilities_of
+from .predictions import passes, probabilities, probabilities_of
 from .results import ROUTE, score
 
 
@@ -46,7 +47,7 @@ class Router:
             only, otherwise it runs as a whole on the frames that it gets.
         by (`str`, *optional*, defaults to `"predicted_iou"`):
             `"predicted_iou"` of the first model's mask; `"spread"` of its candidate masks (see
-            [`~measurements.spread`]) on the decoder's own grid, which takes two more passes of its mask decoder.
+            [`~metrics.spread`]) on the decoder's own grid, which takes two more passes of its mask decoder.
         threshold (`float`, *optional*, defaults to 0.5):
             Frames with a predicted IoU below it, or a spread above it, go to the second model.
         sampler (`MaskSampler`, *optional*): of the candidates; see [`~sampling.default_sampler`].
@@ -56,7 +57,7 @@ class Router:
     """
 
     model: nn.Module
-    processor: object
+    processor: Sa2VAProcessor
     shared: bool
     by: str = "predicted_iou"
     threshold: float = 0.5
@@ -105,7 +106,9 @@ class Router:
         """What is said of a frame: whether it was `"routed"`, and by what."""
         return {"routed": self.is_hard(value), self.by: value}
 
-    def segment(self, first: nn.Module, processor, **request) -> tuple[object, dict[str, float | bool]]:
+    def segment(
+        self, first: nn.Module, processor: Sa2VAProcessor, **request
+    ) -> tuple[Segmentation, dict[str, float | bool]]:
         """
         Segment one image with the model that it belongs to.
 
@@ -133,6 +136,12 @@ class Router:
 
 def check_route(by: str, threshold: float) -> None:
     """
+    Check the options of a [`Router`].
+
+    Args:
+        by (`str`): what frames are judged by.
+        threshold (`float`): from which on they go to the second model.
+
     Raises:
         `ValueError`: an unknown `by`, or a threshold that is no finite number.
     """
@@ -147,7 +156,9 @@ def is_hard(value: float, by: str, threshold: float) -> bool:
     return value < threshold if by == "predicted_iou" else value > threshold
 
 
-def make_router(first: nn.Module, processor, second: nn.Module, second_processor, **options) -> Router:
+def make_router(
+    first: nn.Module, processor: Sa2VAProcessor, second: nn.Module, second_processor: Sa2VAProcessor, **options
+) -> Router:
     """
     A router between two models. Where nothing that features depend on differs, compared byte by byte, they share the
     modules that make them: the second takes no memory but for its head, and must not be used by itself any more.
@@ -172,18 +183,11 @@ def make_router(first: nn.Module, processor, second: nn.Module, second_processor
 
 @torch.no_grad()
 def _both(
-    model: nn.Module,
-    processor,
-    router: Router,
-    dataset: Dataset,
-    batch_size: int,
-    progress: bool,
-    features: tuple[FeatureStore, list[str]] | None,
-    wanted: Callable[[float], bool],
+    rows: RowEncoder, router: Router, wanted: Callable[[float], bool]
 ) -> Iterator[tuple[dict, float, np.ndarray, np.ndarray | None]]:
     """Every row, its value, the first model's probabilities and, where `wanted(value)`, the second's."""
-    for start, rows, targets, encoded, outputs in passes(model, processor, dataset, batch_size, progress, features):
-        values = router.values(model, encoded, outputs.iou_scores)
+    for start, decoded, targets, encoded, outputs in passes(rows):
+        values = router.values(rows.model, encoded, outputs.iou_scores)
         chosen = [position for position, value in values.items() if wanted(value)]
         second = {}
         if chosen and router.shared:
@@ -191,22 +195,22 @@ def _both(
             for position in chosen:
                 second[position] = probabilities_of(router.model, others, position, targets[position])
         elif chosen:
-            part = dataset.select([start + position for position in chosen])
-            predicted = predict_probabilities(router.model, router.processor, part, batch_size, progress=False)
-            second = {position: found for position, (_, found) in zip(chosen, predicted, strict=True)}
+            part = rows.dataset.select([start + position for position in chosen])
+            whole = RowEncoder(router.model, router.processor, part, batch_size=rows.batch_size, progress=False)
+            second = {position: found for position, (_, found) in zip(chosen, probabilities(whole), strict=True)}
         for position, value in values.items():
-            first = probabilities_of(model, outputs, position, targets[position])
-            yield rows[position], value, first, second.get(position)
+            first = probabilities_of(rows.model, outputs, position, targets[position])
+            yield decoded[position], value, first, second.get(position)
 
 
 def predict_routed(
     model: nn.Module,
-    processor,
+    processor: Sa2VAProcessor,
     router: Router,
     dataset: Dataset,
     batch_size: int = 4,
     progress: bool = True,
-    features: tuple[FeatureStore, list[str]] | None = None,
+    features: Stored | None = None,
 ) -> Iterator[tuple[dict, np.ndarray]]:
     """
     As [`~evaluation.predict_probabilities`], each row by the model that it belongs to. [`~evaluation.score`] then
@@ -222,9 +226,8 @@ def predict_routed(
     Yields:
         As there.
     """
-    for row, value, first, second in _both(
-        model, processor, router, dataset, batch_size, progress, features, router.is_hard
-    ):
+    rows = RowEncoder(model, processor, dataset, features, batch_size, progress)
+    for row, value, first, second in _both(rows, router, router.is_hard):
         yield {**row, ROUTE: router.route(value)}, first if second is None else second
 
 
@@ -274,13 +277,13 @@ def fit_threshold(
 
 def fit_router(
     model: nn.Module,
-    processor,
+    processor: Sa2VAProcessor,
     router: Router,
     dataset: Dataset,
     threshold: float = 0.5,
     batch_size: int = 4,
     progress: bool = True,
-    features: tuple[FeatureStore, list[str]] | None = None,
+    features: Stored | None = None,
 ) -> dict:
     """
     Choose the threshold of a router by its Dice, see [`fit_threshold`]. Both models run on all rows.
@@ -299,9 +302,8 @@ def fit_router(
         `ValueError`: no row with a mask.
     """
     values, first, second = [], [], []
-    for row, value, one, other in _both(
-        model, processor, router, dataset, batch_size, progress, features, lambda value: True
-    ):
+    rows = RowEncoder(model, processor, dataset, features, batch_size, progress)
+    for row, value, one, other in _both(rows, router, lambda value: True):
         values.append(value)
         first.append(score(row, one, threshold)["dice"])
         second.append(score(row, other, threshold)["dice"])

@@ -41,9 +41,8 @@ def bootstrap_ci(
         single cluster, from which no spread can be estimated.
 
     Raises:
-        ValueError: if `values` is empty, not one-dimensional or not finite, if `clusters` has another length or a
-        missing
-            label, or if `confidence` or `resamples` is out of its range.
+        `ValueError`: `values` is empty, not one-dimensional or not finite, `clusters` has another length or a missing
+            label, or `confidence` or `resamples` is out of its range.
     """
     values = _check_values(values)
     if not 0 < confidence < 1:
@@ -83,7 +82,7 @@ def summarize(values: Sequence[float], clusters: Sequence[Hashable] | None = Non
         `[None, None]` for a single image or cluster) and `n` (images).
 
     Raises:
-        ValueError: as `bootstrap_ci`.
+        `ValueError`: as `bootstrap_ci`.
     """
     values = _check_values(values)
     bounds = bootstrap_ci(values, clusters)
@@ -121,8 +120,8 @@ def paired_difference(
 
     The test is Wilcoxon's signed-rank test (two-sided; zero differences are left out). With `clusters` it is over the
     clusters' mean differences, however few they are: frames of one patient are not independent, and a test that takes
-    them for it finds differences where there are none. The price is that k clusters cannot give a p value below 2^(1 -
-    k): to pass 0.05 takes at least six, before any correction.
+    them for it finds differences where there are none. The price is that `k` clusters cannot give a p value below
+    `2 ** (1 - k)`: to pass 0.05 takes at least six, before any correction.
 
     Args:
         before, after (`Sequence[float]`):
@@ -138,7 +137,7 @@ def paired_difference(
         them).
 
     Raises:
-        ValueError: as `bootstrap_ci`, or if `before` and `after` differ in length.
+        `ValueError`: as `bootstrap_ci`, or `before` and `after` differ in length.
     """
     before, after = _check_values(before, "before"), _check_values(after, "after")
     if len(before) != len(after):
@@ -170,7 +169,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
         `list[float]`: adjusted values, in the same order.
 
     Raises:
-        ValueError: a value that is no probability.
+        `ValueError`: a value that is no probability.
     """
     values = np.asarray(p_values, dtype=np.float64).reshape(-1)
     if not ((values >= 0) & (values <= 1)).all():  # NaN is refused too
@@ -190,7 +189,7 @@ def compare(
     Args:
         tables (`Mapping[str, pandas.DataFrame]`):
             By name of the run, one row a sample with `sample_id`, `metric` and, where they are known, `patient_id` and
-            `video_id`, as `recipes/evaluate.py` leaves them in `per_sample.parquet`. The order of rows is free.
+            `video_id`, as `sa2va-trl evaluate` leaves them in `per_sample.parquet`. The order of rows is free.
         metric (`str`, *optional*, defaults to `"dice"`): column to compare; higher is better.
         pairs (`Sequence[tuple[str, str]]`, *optional*):
             Names to compare, (before, after); each run with the one before it by default. They are one family for
@@ -201,9 +200,24 @@ def compare(
         `paired_difference` says, and `wilcoxon_p_holm`.
 
     Raises:
-        ValueError: fewer than two tables, a pair of unknown or equal names or a repeated one, a table without a
+        `ValueError`: fewer than two tables, a pair of unknown or equal names or a repeated one, a table without a
             column, with a sample twice or with other samples, patients or videos than the first, or values that are
             not finite.
+
+    Example:
+
+        ```python
+        >>> import pandas as pd
+        >>> from sa2va_trl.evaluation import compare
+
+        >>> samples = {"sample_id": ["a", "b", "c"], "patient_id": ["p", "q", "r"]}
+        >>> before = pd.DataFrame({**samples, "dice": [0.50, 0.70, 0.60]})
+        >>> after = pd.DataFrame({**samples, "dice": [0.75, 0.70, 0.85]})
+        >>> (difference,) = compare({"SFT": before, "DPO": after})["differences"]
+        >>> round(difference["mean"], 4), difference["improved"], difference["ties"], difference["clusters"]
+        (0.1667, 1.0, 1, 3)
+
+        ```
     """
     names = list(tables)
     if len(names) < 2:

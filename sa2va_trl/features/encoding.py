@@ -1,26 +1,42 @@
 """Features of rows: computed, and read in place of the images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
+from peft import PeftModel
 from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
-from ..data.collator import TARGETS, SegCollator, _stack, check_fit, stack_pairs
-from ..data.columns import plain_rows, read_masks
+from ..data.collator import TARGETS, SegCollator, stack_masks, stack_pairs
+from ..data.fit import check_fit
+from ..data.layout import read_masks
+from ..data.stored import plain_rows
 from ..losses import tubed_skeleton
+from ..models import Sa2VAProcessor
 from ..models.outputs import SegFeatures
 from .rows import KEY, view_key
 from .store import FeatureStore
 
 
-MODES = ("auto", "on", "off")
+# A store and the key of each row of a data set in it.
+Stored = tuple[FeatureStore, list[str]]
 
 
 def to_model(model: nn.Module, batch: dict) -> dict:
-    """What a model takes of a collator's batch, on its device and in its type."""
+    """
+    What a model takes of a collator's batch, on its device and in its type.
+
+    Args:
+        model (`nn.Module`): a Sa2VA model, or a `PeftModel` around one.
+        batch (`dict`): from [`~data.collator.SegCollator`] or [`FeatureCollator`].
+
+    Returns:
+        `dict` without what losses are taken against; floating-point tensors in the model's type, others in their own.
+    """
     return {
         name: value.to(model.device)
         if name == "features"
@@ -30,6 +46,20 @@ def to_model(model: nn.Module, batch: dict) -> dict:
     }
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """
+    A model without what trains it on several processes (DDP, DeepSpeed) or compiles it.
+
+    Args:
+        model (`nn.Module`): wrapped or not; a `PeftModel` is a model.
+
+    Returns:
+        `nn.Module`.
+    """
+    # accelerate loads DeepSpeed, where it is installed, to find out whether a model is one of its own.
+    return model if isinstance(model, (PreTrainedModel, PeftModel)) else extract_model_from_parallel(model)
+
+
 def max_positions(model: nn.Module) -> int:
     """The most tokens of a row that a model, or a `PeftModel` around one, has positions for."""
     return model.config.text_config.max_position_embeddings
@@ -37,19 +67,30 @@ def max_positions(model: nn.Module) -> int:
 
 class RowEncoder:
     """
-    Rows of a data set with their features, from the pixels or from a store.
+    Rows of a data set through a model, in batches: their features, from the pixels or from a store.
+
+    Made once by what is given model and rows, and passed to what goes through them.
 
     Args:
         model (`Sa2VAForConditionalGeneration`, or whatever wraps it): in the mode that it is to encode in.
         processor (`Sa2VAProcessor`): of the model.
-        dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`].
+        dataset (`datasets.Dataset`): rows as in [`~data.checks.check_dataset`].
         features (*optional*): a store and the key of each row, from [`~evaluation.stored_features`].
+        batch_size (`int`, *optional*, defaults to 4): rows a pass.
+        progress (`bool`, *optional*, defaults to `True`): show a bar.
     """
 
     def __init__(
-        self, model: nn.Module, processor, dataset: Dataset, features: tuple[FeatureStore, list[str]] | None = None
+        self,
+        model: nn.Module,
+        processor: Sa2VAProcessor,
+        dataset: Dataset,
+        features: Stored | None = None,
+        batch_size: int = 4,
+        progress: bool = True,
     ):
-        self.model, self.bare, self.dataset = model, extract_model_from_parallel(model), plain_rows(dataset)
+        self.model, self.bare, self.dataset = model, unwrapped(model), plain_rows(dataset)
+        self.batch_size, self.progress = batch_size, progress
         self.collator, self.keys = SegCollator(processor, max_length=max_positions(self.bare), with_pairs=False), None
         if features is not None:
             store, self.keys = features
@@ -64,7 +105,8 @@ class RowEncoder:
             numbers (`Iterable[int]`): of the rows of one batch.
 
         Returns:
-            The decoded rows, for each its masks of shape `(masks, H, W)`, and their features.
+            The decoded rows, for each its masks of shape `(masks, H, W)` (uint8 {0, 1}, the images' own sizes), and
+            their features.
         """
         numbers = [int(number) for number in numbers]
         rows = [self.dataset[number] for number in numbers]
@@ -76,8 +118,24 @@ class RowEncoder:
             encoded = batch["features"].to(self.bare.device)
         return rows, batch["original_masks"], encoded
 
+    def batches(self, title: str) -> Iterator[tuple[int, list[dict], list[torch.Tensor], SegFeatures]]:
+        """
+        All rows, in their order.
 
-def encoder(model: nn.Module, collator: SegCollator, prepare: Callable[[dict], dict]):
+        Args:
+            title (`str`): of the bar.
+
+        Yields:
+            For every batch the position of its first row, the decoded rows, their masks and their features.
+        """
+        count = len(self.dataset)
+        for start in tqdm(range(0, count, self.batch_size), desc=title, disable=not self.progress):
+            yield start, *self(range(start, min(start + self.batch_size, count)))
+
+
+def encoder(
+    model: nn.Module, collator: SegCollator, prepare: Callable[[dict], dict]
+) -> Callable[[list[dict]], tuple[SegFeatures, list[int], list[int]]]:
     """
     What [`FeatureStore.build`] takes as `encode`.
 
@@ -120,7 +178,7 @@ class FeatureCollator:
         store (`FeatureStore`): with the rows' features.
 
     Returns:
-        `dict` with `image_counts`, `features` ([`~models.modeling.SegFeatures`]), `masks`, `original_masks` and, if
+        `dict` with `image_counts`, `features` ([`~models.outputs.SegFeatures`]), `masks`, `original_masks` and, if
         asked for, `skeletons`, see [`~data.collator.SegCollator`]. The order is that of the rows.
     """
 
@@ -143,8 +201,8 @@ class FeatureCollator:
             # First, because Trainer takes the batch's size from the first tensor.
             "image_counts": image_counts,
             "features": features,
-            "original_masks": [_stack(group, size=None) for group in masks],
-            "masks": _stack([mask for group in masks for mask in group], size=self.collator.mask_size),
+            "original_masks": [stack_masks(group, size=None) for group in masks],
+            "masks": stack_masks([mask for group in masks for mask in group], size=self.collator.mask_size),
             **stack_pairs(pairs, self.collator.mask_size),
         }
         if self.collator.with_skeletons:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..models import Sa2VAProcessor
+
 
 # Of the files and of how rows are told apart: raise it when either changes.
-FORMAT = 1
+FEATURES_FORMAT = 1
 BEFORE_THE_CUT = ("vlm.model.", "grounding_encoder.sam2_model.image_encoder.")
 
 
@@ -68,7 +71,7 @@ def weights_digest(model: nn.Module, dtype: torch.dtype | None = None, parts: tu
         found = hashlib.sha256()
         for tensor in tensors:
             found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            found.update(_bytes(tensor))
+            found.update(flat_bytes(tensor))
         return found.digest()
 
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -108,7 +111,7 @@ def weights_digest(model: nn.Module, dtype: torch.dtype | None = None, parts: tu
 
 def fingerprint(
     model: nn.Module,
-    processor,
+    processor: Sa2VAProcessor,
     dtype: torch.dtype | None = None,
     autocast: str | None = None,
     parts: tuple[str, ...] = BEFORE_THE_CUT,
@@ -151,10 +154,10 @@ def fingerprint(
     state = [] if config.seg_state == "normed" else [config.seg_state]
     parts_of_config = [_sizes(part.to_dict()) for part in (config.vlm_config, config.grounding_config)]
     return {
-        "format": FORMAT,
+        "format": FEATURES_FORMAT,
         "weights": weights_digest(model, dtype, parts),
-        "config": _json_digest([*parts_of_config, *state]),
-        "processor": _json_digest(settings),
+        "config": json_digest([*parts_of_config, *state]),
+        "processor": json_digest(settings),
         "dtype": str(dtype or next(before_the_cut(model))[1].dtype),
         "autocast": autocast,
         **{name: version(name) for name in ("torch", "transformers", "sam2", "pillow")},
@@ -172,10 +175,19 @@ def _sizes(content: dict) -> dict:
     }
 
 
-def _json_digest(content) -> str:
+def json_digest(content: Any) -> str:
+    """
+    SHA-256 of what JSON makes of a content, names in order.
+
+    Args:
+        content: lists, `dict`s, strings and numbers; of anything else, what `str` makes of it.
+
+    Returns:
+        `str`: hexadecimal.
+    """
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _bytes(tensor: torch.Tensor) -> np.ndarray:
+def flat_bytes(tensor: torch.Tensor) -> np.ndarray:
     """The bytes of a tensor on the CPU, flat; a view where it is contiguous."""
     return tensor.contiguous().flatten().view(torch.uint8).numpy()

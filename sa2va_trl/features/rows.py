@@ -4,48 +4,108 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from datasets import Dataset
 
 from ..data.collator import SegCollator
-from ..data.columns import _layout, iter_undecoded, normalize_row
+from ..data.columns import IDENTIFIERS
+from ..data.layout import Layout, normalize_row, row_layout
 from ..data.prompts import conversation
+from ..data.stored import iter_undecoded
 from ..errors import DatasetError
-from ..models.processing import SEG_TOKEN
-from .fingerprint import _json_digest
+from ..models.configuration import Sa2VAConfig
+from ..tokens import SEG_TOKEN
+from .fingerprint import json_digest
 
 
 # Column of a data set whose rows may be read from a store.
 KEY = "features_key"
 
 
-def row_keys(dataset: Dataset, question: str, answer: str) -> list[str]:
+class RowFacts(NamedTuple):
     """
-    What tells rows apart, from what is stored: nothing is decoded. Rows with the same images and the same text have
-    one key; their masks and identifiers play no part.
+    What is known of a stored row before anything is decoded.
+
+    Args:
+        images, segs (`int`): its images and `[SEG]`s.
+        key (`str`):
+            What tells its features apart: rows with the same images and the same text have one key; their masks and
+            identifiers play no part.
+        digest (`str` or `None`): what tells it apart in whole: images, text, masks and identifiers.
+    """
+
+    images: int
+    segs: int
+    key: str
+    digest: str | None
+
+
+def row_facts(dataset: Dataset, question: str, answer: str, digests: bool = False) -> list[RowFacts]:
+    """
+    All that is known of rows before anything is decoded, in one pass.
 
     Args:
         dataset (`datasets.Dataset`): checked rows.
         question, answer (`str`): templates for rows with phrases.
+        digests (`bool`, *optional*, defaults to `False`): whether `digest`, for which masks are read, is asked for.
 
     Returns:
-        `list[str]`: one a row.
+        `list[RowFacts]`: one a row.
     """
-    keys = []
+    facts = []
     for rows in iter_undecoded(dataset):
         for row in rows:
-            layout, found = _layout(row), hashlib.sha256()
-            for image in layout.images:
-                stored = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-                found.update(hashlib.sha256(stored).digest())
-            chat = layout.messages
-            if chat is None:
-                number = len(layout.phrases)
-                chat = conversation(layout.phrases, [question] * number, [answer] * number)
-            found.update(json.dumps(chat, sort_keys=True).encode())
-            keys.append(found.hexdigest()[:32])
-    return keys
+            layout = row_layout(row)
+            key = _key(layout, question, answer)
+            digest = _digest(row, key, layout.masks) if digests else None
+            facts.append(RowFacts(len(layout.images), _segs(layout), key, digest))
+    return facts
+
+
+def row_keys(dataset: Dataset, question: str, answer: str) -> list[str]:
+    """The keys alone, see [`row_facts`]."""
+    return [facts.key for facts in row_facts(dataset, question, answer)]
+
+
+def row_sizes(dataset: Dataset) -> list[tuple[int, int]]:
+    """Images and `[SEG]`s of every row; of files nothing is read, as their keys would need it."""
+    layouts = (row_layout(row) for rows in iter_undecoded(dataset) for row in rows)
+    return [(len(layout.images), _segs(layout)) for layout in layouts]
+
+
+# What follows is part of files on disk: of the names of features, and of what scores are of.
+
+
+def _key(layout: Layout, question: str, answer: str) -> str:
+    found = hashlib.sha256()
+    for image in layout.images:
+        found.update(_content(image))
+    chat = layout.messages
+    if chat is None:
+        number = len(layout.phrases)
+        chat = conversation(layout.phrases, [question] * number, [answer] * number)
+    found.update(json.dumps(chat, sort_keys=True).encode())
+    return found.hexdigest()[:32]
+
+
+def _digest(row: dict, key: str, masks: list[dict]) -> str:
+    found = hashlib.sha256(key.encode())
+    for mask in masks:
+        found.update(_content(mask))
+    names = [None if row.get(name) is None else str(row[name]) for name in IDENTIFIERS]
+    found.update(json.dumps(names).encode())
+    return found.hexdigest()
+
+
+def _content(picture: dict) -> bytes:
+    stored = picture["bytes"] if picture["bytes"] is not None else Path(picture["path"]).read_bytes()
+    return hashlib.sha256(stored).digest()
+
+
+def _segs(layout: Layout) -> int:
+    return len(layout.phrases) if layout.messages is None else str(layout.messages).count(SEG_TOKEN)
 
 
 class NumberedRows(torch.utils.data.Dataset):
@@ -123,21 +183,10 @@ def view_key(key: str, collator: SegCollator, row_index: int) -> str:
     if collator.augmentation is None:
         return key
     content = [key, repr(collator.augmentation), collator.seed, collator.view, int(row_index)]
-    return _json_digest(content)[:32]
+    return json_digest(content)[:32]
 
 
-def row_sizes(dataset: Dataset) -> list[tuple[int, int]]:
-    """Images and `[SEG]`s of every row."""
-    sizes = []
-    for rows in iter_undecoded(dataset):
-        for row in rows:
-            layout = _layout(row)
-            segs = len(layout.phrases) if layout.messages is None else str(layout.messages).count(SEG_TOKEN)
-            sizes.append((len(layout.images), segs))
-    return sizes
-
-
-def feature_bytes(config, images: int, segs: int, itemsize: int) -> int:
+def feature_bytes(config: Sa2VAConfig, images: int, segs: int, itemsize: int) -> int:
     """
     Bytes that the features of one row take.
 

@@ -8,11 +8,12 @@ up where it ended.
 """
 
 import json
+import logging
 import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,13 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..errors import FeatureError
+from ..files import whole_file, write_json
 from ..models.outputs import SegFeatures, pair_masks
-from ..processes import _rank, everywhere, raise_first
-from .fingerprint import _bytes, _json_digest
+from ..processes import everywhere, process_rank, raise_first
+from .fingerprint import flat_bytes, json_digest
 
+
+logger = logging.getLogger(__name__)
 
 # Hidden, or `datasets.load_dataset` would take the files for data.
 FOLDER = ".sa2va_features"
@@ -75,7 +79,7 @@ class FeatureStore:
 
     def __init__(self, root: str | os.PathLike, prints: dict):
         self.root, self.prints = Path(root), prints
-        self.folder = self.root / _json_digest(prints)[:16]
+        self.folder = self.root / json_digest(prints)[:16]
         self.records: dict[str, Record] = {}
         self._sound: set[Record] = set()
         self._maps: dict[str, np.ndarray] = {}
@@ -85,7 +89,7 @@ class FeatureStore:
         self.__init__(self.root, prints)
 
     def free(self) -> int:
-        """Bytes that can be written where the features go."""
+        """Bytes that can be written where the features go; 0 where nothing can."""
         folder = self.folder.absolute()
         while not folder.exists():
             folder = folder.parent
@@ -99,10 +103,10 @@ class FeatureStore:
         Look at what is there, and compare every checksum: each process does its share, and all have to call it
         together. Rows whose bytes are damaged or missing do not count.
         """
-        found = everywhere(self._scan() if _rank() == 0 else None)[0]
+        found = everywhere(self._scan() if process_rank() == 0 else None)[0]
         new = [record for record in found if record not in self._sound]
         shares = everywhere(None)
-        good = {record for record in new[_rank() :: len(shares)] if self._is_sound(record)}
+        good = {record for record in new[process_rank() :: len(shares)] if self._is_sound(record)}
         self._sound = (self._sound & set(found)).union(*everywhere(good))
         self.records = {record.key: record for record in found if record in self._sound}
         return self
@@ -134,7 +138,8 @@ class FeatureStore:
             keys (`list[str]`): of the rows, in their order.
 
         Returns:
-            `SegFeatures` and the images of each row, shape `(batch,)`.
+            `SegFeatures` on the CPU, in the types that they were computed in (the coarse level of the pyramid in
+            float32, whatever the model computes in), and the images of each row, shape `(batch,)`, int64.
 
         Raises:
             `FeatureError`: a row is not there.
@@ -149,7 +154,7 @@ class FeatureStore:
             # Rows without an image have nothing in a level but its shape.
             kind, shape = next((entry for entry in kinds if entry[1][0]), kinds[0])
             joined = torch.empty((sum(entry[1][0] for entry in kinds), *shape[1:]), dtype=getattr(torch, kind))
-            target, end = _bytes(joined), 0
+            target, end = flat_bytes(joined), 0
             for row, (record, (_, own)) in enumerate(zip(records, kinds, strict=True)):
                 size = joined.element_size() * int(np.prod(own))
                 target[end : end + size] = self._map(record.part)[starts[row] : starts[row] + size]
@@ -161,8 +166,14 @@ class FeatureStore:
         seg_index, image_index, row_index = pair_masks(torch.arange(len(keys)).repeat_interleave(segs), images)
         return SegFeatures(levels[0], seg_index, image_index, row_index, tuple(levels[1:])), images
 
-    def missing(self, keys) -> list[str]:
-        """Those of `keys` that are not there, each once."""
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """
+        Args:
+            keys (`Iterable[str]`): of rows.
+
+        Returns:
+            `list[str]`: those that are not there, each once, in their order.
+        """
         return [key for key in dict.fromkeys(keys) if key not in self.records]
 
     @contextmanager
@@ -172,20 +183,20 @@ class FeatureStore:
         lock, told = FileLock(self.folder / "lock"), False
         while True:
             taken = True
-            if _rank() == 0:
+            if process_rank() == 0:
                 try:
                     lock.acquire(timeout=5)
                 except Timeout:
                     taken = False
                     if not told:
-                        print(f"Another process is computing the features in {self.folder}: waiting for it.")
+                        logger.info("Another process is computing the features in %s: waiting for it.", self.folder)
                         told = True
             if everywhere(taken)[0]:
                 break
         try:
             yield
         finally:
-            if _rank() == 0:
+            if process_rank() == 0:
                 lock.release()
 
     def build(
@@ -226,7 +237,7 @@ class FeatureStore:
         with self._locked():
             self.open()
             missing = self.missing(rows)
-            if _rank() == 0:
+            if process_rank() == 0:
                 self._drop_unsound()
                 failure = self._no_room(need(missing)) if need is not None else None
             raise_first(failure)
@@ -242,12 +253,10 @@ class FeatureStore:
         return len(missing)
 
     def _write(self, rows, missing, encode, batch_size, need, progress) -> None:
-        rank, world = _rank(), len(everywhere(None))
+        rank, world = process_rank(), len(everywhere(None))
         own, failure, written = missing[rank::world], None, set()
         if rank == 0 and not (self.folder / "fingerprint.json").exists():
-            temporary = self.folder / ".fingerprint.json.tmp"
-            temporary.write_text(json.dumps(self.prints, indent=2) + "\n")
-            temporary.replace(self.folder / "fingerprint.json")
+            write_json(self.folder / "fingerprint.json", self.prints)
         with _Part(self.folder) as part:
             # As many calls on every process, the last ones for form's sake: ZeRO-3 gathers weights together.
             steps = range(0, len(missing[0::world]), batch_size)
@@ -285,9 +294,8 @@ class FeatureStore:
             if len(keep) == len(lines) and keep:
                 continue
             if keep:
-                temporary = file.with_suffix(".tmp")
-                temporary.write_text("".join(f"{line}\n" for line in keep))
-                temporary.replace(file)
+                with whole_file(file) as temporary:
+                    temporary.write_text("".join(f"{line}\n" for line in keep))
             else:
                 file.unlink()
                 file.with_suffix(".bin").unlink(missing_ok=True)
@@ -329,7 +337,7 @@ class _Part:
         start, line_start, crc = self.end, lines.tell(), _crc_of(key, kinds)
         try:
             for tensor in tensors:
-                stored = _bytes(tensor)
+                stored = flat_bytes(tensor)
                 crc = zlib.crc32(stored, crc)
                 self.end += _write_all(data, stored)
             entry = {"key": key, "offset": start, "size": self.end - start, "crc": crc, "tensors": kinds}

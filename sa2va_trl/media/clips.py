@@ -61,13 +61,25 @@ def read_media(path: str | Path) -> Iterator[tuple[str, Image.Image]]:
         `DatasetError`: not an image or a video, a folder without images, an unreadable file, a video without frames or
             with damage that its decoder cannot get over, or frames of different sizes. Nothing has been given out
             then.
+        `ImportError`: a video, and PyAV is not installed (`pip install 'sa2va_trl[video]'`).
     """
     for picture in read_pictures(path):
         yield picture.name, picture.image
 
 
 def read_pictures(path: str | Path) -> Iterator[Picture]:
-    """As [`read_media`], with the file and frame of every picture."""
+    """
+    As [`read_media`], with the file and frame of every picture.
+
+    Args:
+        path (`str` or `Path`): an image, a video, or a folder of images.
+
+    Yields:
+        [`Picture`]
+
+    Raises:
+        `FileNotFoundError`, `DatasetError`, `ImportError`: as there.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder {path}.")
@@ -228,6 +240,7 @@ def open_video(video: Sequence[Image.Image] | np.ndarray | str | os.PathLike) ->
         `FileNotFoundError`: there is no such file.
         `ValueError`: no frames, frames of different sizes or of more than 8 bits a channel, an array of another type
             or shape, or (`DatasetError`) a file that cannot be read.
+        `ImportError`: the file of a video, and PyAV is not installed (`pip install 'sa2va_trl[video]'`).
     """
     if isinstance(video, _Clip):
         yield video

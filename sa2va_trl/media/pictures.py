@@ -64,11 +64,12 @@ def _page_type(image: PIL.Image.Image, number: int) -> int:
 
 
 def page_count(image: PIL.Image.Image) -> int:
-    """Pictures in an opened image file, see [`picture_pages`]."""
+    """Number of pictures in an opened image file, see [`picture_pages`]."""
     return len(picture_pages(image))
 
 
-def _several_pages(image: PIL.Image.Image) -> str | None:
+def pages_fault(image: PIL.Image.Image) -> str | None:
+    """What is wrong with an opened image file that is to be one picture, and holds several; else `None`."""
     numbers = picture_pages(image)
     if len(numbers) > 1:
         return (
@@ -119,8 +120,12 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
         max_pixels (`int`, *optional*, defaults to `100_000_000`):
             The largest width x height accepted.
 
+    Returns:
+        `PIL.Image.Image`: Opened; `source` itself where it is a decoded image.
+
     Raises:
-        `DatasetError`: With the reason alone; the caller knows the row.
+        `DatasetError`: With the reason alone; the caller knows the row. It is missing, unreadable or too large, holds
+            several pictures, or Pillow would decode it wrongly.
     """
     if isinstance(source, PIL.Image.Image):
         image = source
@@ -148,7 +153,7 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
         fault = f"is too large: {width} x {height} pixels, the limit is {max_pixels:,}; scale it down"
     else:
         try:
-            fault = _several_pages(image) or _scrambled(image) or loses_depth(image)
+            fault = pages_fault(image) or _scrambled(image) or loses_depth(image)
         except Exception as error:
             fault = f"is unreadable or truncated ({type(error).__name__}: {error})"
     if fault is not None:
@@ -160,8 +165,17 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
 
 def displayed_size(source: Any, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """
-    (width, height) of an image as `datasets.Image` decodes it, from the header where the format allows. Arguments and
-    errors as in `open_image`; a decoded image is as its pixels lie.
+    The size of an image as `datasets.Image` decodes it, from the header where the format allows.
+
+    Args:
+        source (`PIL.Image.Image`, `dict` or path): As in `open_image`; a decoded image is as its pixels lie.
+        max_pixels (`int`, *optional*, defaults to `100_000_000`): The largest width x height accepted.
+
+    Returns:
+        `tuple[int, int]`: (width, height) in pixels.
+
+    Raises:
+        `DatasetError`: As `open_image`.
     """
     image = open_image(source, max_pixels)
     if image is source:
@@ -200,7 +214,17 @@ def too_deep(image: PIL.Image.Image) -> str | None:
 
 def decode_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
     """
-    Decode an image in full, turned upright as `datasets.Image` turns it. Arguments and errors as in `open_image`.
+    Decode an image in full, turned upright as `datasets.Image` turns it.
+
+    Args:
+        source (`PIL.Image.Image`, `dict` or path): As in `open_image`.
+        max_pixels (`int`, *optional*, defaults to `100_000_000`): The largest width x height accepted.
+
+    Returns:
+        `PIL.Image.Image`: In its own mode.
+
+    Raises:
+        `DatasetError`: As `open_image`, or damaged.
     """
     image = open_image(source, max_pixels)
     try:
@@ -210,12 +234,25 @@ def decode_image(source: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
         raise DatasetError(f"is unreadable or truncated ({type(error).__name__}: {error})") from error
 
 
-def _file_of(value: Any) -> str | None:
+def file_of(value: Any) -> str | None:
+    """The path of an undecoded `datasets.Image` value, where it has one."""
     return value.get("path") if isinstance(value, dict) else None
 
 
-def _source(value: Any) -> Any:
-    """What `open_image` takes, of an image or mask in any form that a row, a transform or a stream may hold."""
+def picture_source(value: Any) -> Any:
+    """
+    What `open_image` takes, of an image or mask in any form that a row, a transform or a stream may hold.
+
+    Args:
+        value: what `open_image` takes, bytes of a file, or an array (nested lists, a tensor) of shape `(H, W)`,
+            `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)`, bool or whole numbers in [0, 255].
+
+    Returns:
+        `PIL.Image.Image`, `dict` or path; an array becomes a picture of 8 bits a channel, True 255.
+
+    Raises:
+        `DatasetError`: With the reason alone: an array of another shape, type or range, or no image at all.
+    """
     if isinstance(value, PIL.Image.Image | dict | str | os.PathLike):
         return value
     if isinstance(value, bytes):
@@ -241,8 +278,20 @@ def _source(value: Any) -> Any:
 
 
 def read_image(value: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
-    """An image of a row in any form that it may have, decoded; errors as in `open_image`."""
-    value = _source(value)
+    """
+    An image of a row in any form that it may have, decoded.
+
+    Args:
+        value: as in `picture_source`.
+        max_pixels (`int`, *optional*, defaults to `100_000_000`): The largest width x height accepted.
+
+    Returns:
+        `PIL.Image.Image`: In its own mode; turned upright, unless it came decoded.
+
+    Raises:
+        `DatasetError`: As `picture_source` and `open_image`, or damaged.
+    """
+    value = picture_source(value)
     if not isinstance(value, PIL.Image.Image):
         return decode_image(value, max_pixels)
     # Whoever decoded it has turned it the way that its masks lie.

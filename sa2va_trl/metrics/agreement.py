@@ -34,6 +34,14 @@ class NearMask(NamedTuple):
 
     @classmethod
     def of(cls, mask: np.ndarray, tolerance: float) -> "NearMask":
+        """
+        Args:
+            mask (`np.ndarray` of shape `(H, W)`): bool.
+            tolerance (`float`): in pixels.
+
+        Returns:
+            `NearMask`: the mask, and the pixels within the tolerance of it.
+        """
         return cls(mask, ndimage.distance_transform_edt(~mask) <= tolerance if mask.any() else mask)
 
 

@@ -24,6 +24,10 @@ from skimage.measure import label
 from skimage.morphology import skeletonize
 
 
+# What a metric of `Counts` is: a number where the counts are numbers, and of their kind and shape where they are more.
+Ratio = float | np.ndarray | torch.Tensor
+
+
 class Counts(NamedTuple):
     """Pixel counts of a binary confusion matrix: integers, or arrays or tensors of one shape."""
 
@@ -47,7 +51,7 @@ def confusion_counts(pred: np.ndarray, target: np.ndarray) -> Counts:
         `Counts` of Python integers.
 
     Raises:
-        ValueError: if the shapes differ, there are no pixels, or a value is neither 0 nor 1.
+        `ValueError`: the shapes differ, there are no pixels, or a value is neither 0 nor 1.
     """
     pred, target = _check_masks(pred, target)
     tp = int(np.count_nonzero(pred & target))
@@ -56,32 +60,47 @@ def confusion_counts(pred: np.ndarray, target: np.ndarray) -> Counts:
     return Counts(tp, fp, fn, pred.size - tp - fp - fn)
 
 
-def dice(counts: Counts):
-    """Dice coefficient (F1 score), `2 tp / (2 tp + fp + fn)`; 1 if both masks are empty."""
+def dice(counts: Counts) -> Ratio:
+    """
+    Dice coefficient (F1 score), `2 tp / (2 tp + fp + fn)`; 1 if both masks are empty.
+
+    Example:
+
+        ```python
+        >>> import numpy as np
+        >>> from sa2va_trl.metrics import confusion_counts, dice
+
+        >>> pred, target = np.zeros((2, 8, 8), dtype=bool)
+        >>> target[:4], pred[1:4] = True, True
+        >>> round(dice(confusion_counts(pred, target)), 4)
+        0.8571
+
+        ```
+    """
     return _ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn, 1.0)
 
 
-def iou(counts: Counts):
+def iou(counts: Counts) -> Ratio:
     """Intersection over union (Jaccard index), `tp / (tp + fp + fn)`; 1 if both masks are empty."""
     return _ratio(counts.tp, counts.tp + counts.fp + counts.fn, 1.0)
 
 
-def precision(counts: Counts):
+def precision(counts: Counts) -> Ratio:
     """Positive predictive value, `tp / (tp + fp)`; of an empty prediction 1 if the target is empty too, else 0."""
     return _ratio(counts.tp, counts.tp + counts.fp, counts.fn == 0)
 
 
-def recall(counts: Counts):
+def recall(counts: Counts) -> Ratio:
     """Sensitivity, `tp / (tp + fn)`; of an empty target 1 if the prediction is empty too, else 0."""
     return _ratio(counts.tp, counts.tp + counts.fn, counts.fp == 0)
 
 
-def specificity(counts: Counts):
+def specificity(counts: Counts) -> Ratio:
     """True-negative rate, `tn / (tn + fp)`; 1 if the target has no negative pixel."""
     return _ratio(counts.tn, counts.tn + counts.fp, 1.0)
 
 
-def accuracy(counts: Counts):
+def accuracy(counts: Counts) -> Ratio:
     """Share of the pixels that are right, `(tp + tn) / (tp + fp + fn + tn)`."""
     return _ratio(counts.tp + counts.tn, counts.tp + counts.fp + counts.fn + counts.tn, 1.0)
 
@@ -97,11 +116,11 @@ def segmentation_metrics(pred: np.ndarray, target: np.ndarray) -> dict[str, floa
             Target mask.
 
     Returns:
-        `dict[str, float]` with the keys `dice`, `iou`, `precision`, `recall`, `specificity` and `accuracy`, all in [0,
-        1].
+        `dict[str, float]` with the keys `dice`, `iou`, `precision`, `recall`, `specificity` and `accuracy`: all lie in
+        [0, 1].
 
     Raises:
-        ValueError: if the shapes differ, there are no pixels, or a value is neither 0 nor 1.
+        `ValueError`: the shapes differ, there are no pixels, or a value is neither 0 nor 1.
     """
     counts = confusion_counts(pred, target)
     return {metric.__name__: metric(counts) for metric in (dice, iou, precision, recall, specificity, accuracy)}
@@ -123,7 +142,7 @@ def cldice(pred: np.ndarray, target: np.ndarray) -> float:
         `float` in [0, 1]: 1 if both masks are empty, 0 if only one is.
 
     Raises:
-        ValueError: if the shapes differ or are not `(H, W)`, there are no pixels, or a value is neither 0 nor 1.
+        `ValueError`: the shapes differ or are not `(H, W)`, there are no pixels, or a value is neither 0 nor 1.
     """
     pred, target = _check_masks(pred, target, planar=True)
     if not pred.any() or not target.any():
@@ -150,7 +169,7 @@ def betti0_error(pred: np.ndarray, target: np.ndarray) -> int:
         `int`, 0 or more; lower is better.
 
     Raises:
-        ValueError: if the shapes differ or are not `(H, W)`, there are no pixels, or a value is neither 0 nor 1.
+        `ValueError`: the shapes differ or are not `(H, W)`, there are no pixels, or a value is neither 0 nor 1.
     """
     ours, theirs = _components(pred, target)
     return abs(ours - theirs)
@@ -171,7 +190,7 @@ def betti0_score(pred: np.ndarray, target: np.ndarray) -> float:
         `float` in [0, 1]: 1 for equal numbers (also of two empty masks), 0 if only one mask is empty.
 
     Raises:
-        ValueError: if the shapes differ or are not `(H, W)`, there are no pixels, or a value is neither 0 nor 1.
+        `ValueError`: the shapes differ or are not `(H, W)`, there are no pixels, or a value is neither 0 nor 1.
     """
     ours, theirs = _components(pred, target)
     return min(ours, theirs) / max(ours, theirs) if max(ours, theirs) else 1.0

@@ -2,8 +2,12 @@
 
 from ..errors import MiningError
 from ..sampling import default_sampler
-from .runs import THRESHOLD, check_frames, check_options, on_the_grid, temporal_clusters, usual_step, videos
-from .score_files import FORMAT, METRICS, fingerprint_of, read_scores, save_scores
+from .hardness import HARD_BELOW, decided
+from .hardness import HARD_BELOW as THRESHOLD  # (its earlier name)
+from .runs import check_frames, check_options, on_the_grid, temporal_clusters, usual_step, videos
+from .score_files import SCORE_METRICS, SCORES_FORMAT, fingerprint_of, read_scores, save_scores
+from .score_files import SCORE_METRICS as METRICS  # (their earlier names)
+from .score_files import SCORES_FORMAT as FORMAT
 from .scoring import score_dataset
 from .selection import (
     AGREEMENT,
@@ -12,6 +16,7 @@ from .selection import (
     UNCLEAR,
     buckets,
     describe_clusters,
+    hard_limit,
     hard_threshold,
     likely_cause,
     mark_clusters,
@@ -28,16 +33,21 @@ __all__ = [
     "BUCKETS",
     "CAUSES",
     "FORMAT",
+    "HARD_BELOW",
     "METRICS",
     "MiningError",
+    "SCORES_FORMAT",
+    "SCORE_METRICS",
     "THRESHOLD",
     "UNCLEAR",
     "buckets",
     "check_frames",
     "check_options",
     "default_sampler",
+    "decided",
     "describe_clusters",
     "fingerprint_of",
+    "hard_limit",
     "hard_threshold",
     "likely_cause",
     "mark_clusters",

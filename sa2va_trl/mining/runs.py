@@ -1,30 +1,28 @@
 """Runs of hard frames."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..errors import BadRow, MiningError
+from .hardness import HARD_BELOW, check_hardness, takes_threshold
 
 
-#: Dice below which a sample is hard. (A frame at the threshold is not.)
-THRESHOLD = 0.75
-
-
+@takes_threshold
 def temporal_clusters(
-    dice, threshold: float = THRESHOLD, max_gap: int = 0, min_length: int = 2, smoothing: int = 1
+    dice: ArrayLike, hard_below: float = HARD_BELOW, max_gap: int = 0, min_length: int = 2, smoothing: int = 1
 ) -> list[tuple[int, int]]:
     """
-    Runs of hard frames in one video: frames with `dice < threshold`.
+    Runs of hard frames in one video: frames with `dice < hard_below`.
 
     A frame without a score (NaN) is not hard: it ends a run, as an easy frame does, unless the gap that it is part of
     is at most `max_gap` long. No run begins or ends with a frame that is not hard.
 
     Args:
         dice (array-like of shape `(frames,)`): in temporal order; higher is easier. NaN where a frame has no score.
-        threshold (`float`, *optional*, defaults to 0.75): a frame at the threshold is easy.
+        hard_below (`float`, *optional*, defaults to 0.75): a frame at the limit is easy. (`threshold=` means it too.)
         max_gap (`int`, *optional*, defaults to 0): runs that at most so many other frames lie between become one.
         min_length (`int`, *optional*, defaults to 2): hard frames that a run needs; those in its gaps do not count.
         smoothing (`int`, *optional*, defaults to 1):
@@ -41,7 +39,7 @@ def temporal_clusters(
     dice = np.asarray(dice, dtype=np.float64)
     if dice.ndim != 1:
         raise ValueError(f"dice must be the sequence of one video, got shape {dice.shape}.")
-    check_options(threshold, None, max_gap, min_length, smoothing)
+    check_options(hard_below, None, max_gap, min_length, smoothing)
     reach = smoothing // 2
     if reach:
         reaches = np.minimum(reach, np.minimum(np.arange(len(dice)), np.arange(len(dice))[::-1]))
@@ -49,7 +47,7 @@ def temporal_clusters(
         smooth = [np.nan if np.isnan(own) else np.nanmedian(near) for own, near in zip(dice, windows, strict=True)]
         dice = np.array(smooth, dtype=np.float64)
     runs = []  # [first, last, hard frames]
-    for position in np.flatnonzero(dice < threshold).tolist():
+    for position in np.flatnonzero(dice < hard_below).tolist():
         if runs and position - runs[-1][1] - 1 <= max_gap:
             runs[-1][1:] = [position, runs[-1][2] + 1]
         else:
@@ -57,8 +55,9 @@ def temporal_clusters(
     return [(first, last) for first, last, hard in runs if hard >= min_length]
 
 
+@takes_threshold
 def check_options(
-    threshold: float | None = None,
+    hard_below: float | None = None,
     worst: float | None = None,
     max_gap: int = 0,
     min_length: int = 2,
@@ -66,17 +65,17 @@ def check_options(
     tau_low: float = 0.3,
 ) -> None:
     """
-    Check the options of [`mine`], before anything is scored.
+    Check the options of [`~mining.selection.mine`], before anything is scored.
+
+    Args:
+        hard_below, worst (`float`, *optional*): see [`~mining.selection.hard_limit`].
+        max_gap, min_length, smoothing (`int`, *optional*): see [`temporal_clusters`].
+        tau_low (`float`, *optional*, defaults to 0.3): see [`~mining.selection.review_reasons`].
 
     Raises:
-        `ValueError`: an option out of its range, or both `threshold` and `worst`.
+        `ValueError`: an option out of its range, or both `hard_below` and `worst`.
     """
-    if threshold is not None and worst is not None:
-        raise ValueError("threshold and worst both say what is hard: give one of them.")
-    if threshold is not None and math.isnan(threshold):
-        raise ValueError("threshold must be a number, got nan.")
-    if worst is not None and not 0 < worst < 1:
-        raise ValueError(f"worst is the share of hard samples, between 0 and 1; got {worst}.")
+    check_hardness(hard_below, worst)
     for name, value, least in (("max_gap", max_gap, 0), ("min_length", min_length, 1), ("smoothing", smoothing, 1)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
@@ -139,7 +138,7 @@ def videos(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
             yield video, rows.sort_values("frame_index", kind="stable")
 
 
-def usual_step(frame_index) -> float:
+def usual_step(frame_index: ArrayLike) -> float:
     """
     What a video's frames are usually apart, so that a video of which every third frame is kept has no gaps.
 
@@ -153,7 +152,7 @@ def usual_step(frame_index) -> float:
     return float(steps[counts.argmax()]) if len(steps) else 1.0
 
 
-def on_the_grid(frame_index, longest: int) -> np.ndarray:
+def on_the_grid(frame_index: ArrayLike, longest: int) -> np.ndarray:
     """
     Positions of a video's frames with room for those that are missing.
 

@@ -10,24 +10,25 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from ..data.columns import check_dataset, normalize_row
+from ..data.checks import check_dataset
+from ..data.layout import normalize_row
 from ..errors import MiningError
-from ..features.encoding import RowEncoder
-from ..features.store import FeatureStore
+from ..features.encoding import RowEncoder, Stored
 from ..metrics import NearMask, agreement, cldice, dices, measure, motion, segmentation_metrics, spread
+from ..models import Sa2VAProcessor
 from ..models.grounding import upsample_mask_logits
 from ..sampling import MaskSampler, default_sampler
-from .pieces import _check_score_options, _nanmean, _neighbours, _rows_of, _score
-from .score_files import METRICS
+from .pieces import check_score_options, nanmean, neighbours, partial_folder, rows_of, score_pieces
+from .score_files import SCORE_METRICS, fingerprint_of
 
 
 def score_dataset(
     model: nn.Module,
-    processor,
+    processor: Sa2VAProcessor,
     dataset: Dataset,
     *,
     batch_size: int = 4,
-    features: tuple[FeatureStore, list[str]] | None = None,
+    features: Stored | None = None,
     sampler: MaskSampler | None = None,
     threshold: float = 0.5,
     tolerance: float = 0.02,
@@ -47,7 +48,7 @@ def score_dataset(
     Args:
         model (`nn.Module`): `Sa2VAForConditionalGeneration`, a `PeftModel`, or what wraps one (DDP, DeepSpeed).
         processor (`Sa2VAProcessor`): of the model.
-        dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`].
+        dataset (`datasets.Dataset`): rows as in [`~data.checks.check_dataset`].
         batch_size (`int`, *optional*, defaults to 4): rows a pass.
         features (*optional*): from [`~evaluation.stored_features`] of the same model and rows.
         sampler (`MaskSampler`, *optional*): of the candidates; see [`default_sampler`].
@@ -63,15 +64,15 @@ def score_dataset(
         progress (`bool`, *optional*, defaults to `True`): show a bar.
 
     Returns:
-        `pandas.DataFrame`: one row a row with masks, in the order of the data set, with
+        `pandas.DataFrame`: one row a row with masks, in the order of the data set, with (numbers are float64)
             - `sample_id` and those of `patient_id`, `video_id`, `frame_index` that the data set has;
             - `dice`, `iou`, `precision`, `recall`, `cldice` of the model's own mask, averaged over the row's masks;
             - `predicted_iou`: what the model expects of its mask;
             - `spread`: 1 - mean Dice of the candidates with each other, 0 where all are equal;
             - `best_dice`: the highest Dice of any candidate;
-            - what [`~measurements.measure`] says of all the row's masks together, and [`~measurements.motion`] from
+            - what [`~metrics.measure`] says of all the row's masks together, and [`~metrics.motion`] from
             the frame before;
-            - `mask_agreement`: the better of the two values of [`~measurements.tolerant_dice`] of the row's mask with
+            - `mask_agreement`: the better of the two values of [`~metrics.tolerant_dice`] of the row's mask with
             the masks of its neighbouring frames, and `prediction_agreement`: the worse of those of the model's mask
             with the same two masks. NaN where a frame has no neighbour on both sides at the video's usual step.
 
@@ -79,17 +80,34 @@ def score_dataset(
         `DatasetError`: bad rows.
         `MiningError`: no row with a mask, or videos without an order (see [`check_frames`]).
         `ValueError`: an option out of its range.
+
+    Example:
+
+        ```python
+        >>> from sa2va_trl import tiny_sa2va
+        >>> from sa2va_trl.data import synthetic_dataset
+        >>> from sa2va_trl.mining import mine, score_dataset
+
+        >>> model, processor = tiny_sa2va(image_size=128)
+        >>> dataset = synthetic_dataset(num_videos=1, frames_per_video=4, size=64)
+        >>> scores = score_dataset(model, processor, dataset, progress=False)
+        >>> mined = mine(scores, worst=0.5)
+        >>> len(mined), int(mined["hard"].sum())
+        (4, 2)
+
+        ```
     """
-    _check_score_options(batch_size, threshold, tolerance)
+    check_score_options(batch_size, threshold, tolerance)
     sampler = default_sampler() if sampler is None else sampler
     check_dataset(dataset, name="dataset")
-    table = _rows_of(dataset)
+    table = rows_of(dataset)
     table = table[table["masks"] > 0]
     if table.empty:
         raise MiningError("The dataset has no row with a mask, so there is nothing to score.")
-    scorer = _Scorer(model, processor, dataset, features, sampler, threshold, tolerance)
     options = [repr(sampler), threshold, tolerance, seed]
-    return _score(scorer, model, processor, dataset, table, options, batch_size, seed, prints, partial_dir, progress)
+    partial = partial_folder(partial_dir, lambda: prints or fingerprint_of(model, processor, dataset), options)
+    encode = RowEncoder(model, processor, dataset, features, batch_size, progress)
+    return score_pieces(_Scorer(encode, sampler, threshold, tolerance), table, seed, partial)
 
 
 class _Frame(NamedTuple):
@@ -104,9 +122,9 @@ class _Frame(NamedTuple):
 class _Scorer:
     """Rows to values."""
 
-    def __init__(self, model, processor, dataset, features, sampler, threshold, tolerance):
-        self.encode = RowEncoder(model, processor, dataset, features)
-        self.sampler, self.threshold, self.tolerance = sampler, threshold, tolerance
+    def __init__(self, encode: RowEncoder, sampler: MaskSampler, threshold: float, tolerance: float):
+        self.encode, self.sampler, self.threshold, self.tolerance = encode, sampler, threshold, tolerance
+        self.model, self.batch_size, self.progress = encode.model, encode.batch_size, encode.progress
 
     @torch.no_grad()
     def __call__(self, piece: pd.DataFrame, generator: torch.Generator) -> list[_Frame]:
@@ -132,7 +150,7 @@ class _Scorer:
         for target, own in zip(targets, drawn, strict=True):
             values = {**segmentation_metrics(own[0], target), "cldice": cldice(own[0], target)}
             each.append(
-                {name: values[name] for name in METRICS}
+                {name: values[name] for name in SCORE_METRICS}
                 | {"predicted_iou": expected, "spread": spread(own), "best_dice": float(dices(own, target).max())}
             )
         values = {name: float(np.mean([entry[name] for entry in each])) for name in each[0]}
@@ -142,7 +160,7 @@ class _Scorer:
             for masks in (targets, np.stack([own[0] for own in drawn]))
         )
         measured = [measure(grey, mask) for grey, mask in zip(greys, target, strict=True)]
-        values |= {name: _nanmean([entry[name] for entry in measured]) for name in measured[0]}
+        values |= {name: nanmean([entry[name] for entry in measured]) for name in measured[0]}
         if len(images) > 1:
             return _Frame(values, None, None, None)
         reach = self.tolerance * max(target[0].shape)
@@ -150,7 +168,7 @@ class _Scorer:
 
     def finish(self, piece: pd.DataFrame, frames: list[_Frame]) -> dict[str, dict]:
         """Values of all rows of a piece, those that need neighbours included."""
-        for position, (before, after) in enumerate(_neighbours(piece)):
+        for position, (before, after) in enumerate(neighbours(piece)):
             frame, values = frames[position], frames[position].values
             values.update(motion=math.nan, mask_agreement=math.nan, prediction_agreement=math.nan)
             near = [None if index is None else frames[index] for index in (before, after)]

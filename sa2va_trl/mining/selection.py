@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from ..errors import MiningError
-from .runs import THRESHOLD, check_options, on_the_grid, temporal_clusters, videos
+from .hardness import HARD_BELOW, check_hardness, takes_threshold, what_is_hard, with_record
+from .runs import check_options, on_the_grid, temporal_clusters, videos
 
 
 #: Lower bounds of the buckets, each of which ends just before the next: [0, 0.5), [0.5, 0.65), [0.65, 0.75) and the
@@ -26,15 +27,17 @@ UNCLEAR = "unclear"
 AGREEMENT = 0.8
 
 
-def hard_threshold(
-    scores: pd.DataFrame, threshold: float | None = None, worst: float | None = None, by: str = "dice"
+@takes_threshold
+def hard_limit(
+    scores: pd.DataFrame, hard_below: float | None = None, worst: float | None = None, by: str = "dice"
 ) -> float:
     """
-    The threshold below which samples are hard.
+    The score below which samples are hard.
 
     Args:
         scores (`pandas.DataFrame`): from [`score_dataset`].
-        threshold (`float`, *optional*): 0.75 where neither it nor `worst` is given.
+        hard_below (`float`, *optional*):
+            The limit itself; 0.75 where neither it nor `worst` is given. (`threshold=` means it too.)
         worst (`float`, *optional*):
             In its place, the share of the samples that is to be hard, in (0, 1). Samples that tie with the last of
             them are hard, too.
@@ -44,10 +47,10 @@ def hard_threshold(
         `float`.
 
     Raises:
-        `MiningError`: no sample, or every sample, would be hard; the message says which thresholds select what.
+        `MiningError`: no sample, or every sample, would be hard; the message says which limits select what.
         `ValueError`: both options, or one out of its range.
     """
-    check_options(threshold, worst)
+    check_hardness(hard_below, worst)
     if by not in scores:
         raise ValueError(f"by={by!r}: the scores have no such column, only {', '.join(scores)}.")
     values = np.sort(scores[by].dropna().to_numpy(dtype=np.float64))
@@ -57,24 +60,27 @@ def hard_threshold(
         count = round(worst * len(values))
         if count == 0:
             raise MiningError(
-                f"worst={worst:g} of {len(values)} samples is none: give {1 / len(values):.2g}, or a threshold."
+                f"worst={worst:g} of {len(values)} samples is none: give {1 / len(values):.2g}, or hard_below."
             )
-        threshold, option = float(np.nextafter(values[count - 1], np.inf)), f"worst={worst:g}"
+        limit, option = float(np.nextafter(values[count - 1], np.inf)), f"worst={worst:g}"
     else:
-        threshold = THRESHOLD if threshold is None else threshold
-        option = f"threshold={threshold:g}"
-    hard = int(np.count_nonzero(values < threshold))
+        limit = HARD_BELOW if hard_below is None else hard_below
+        option = f"hard_below={limit:g}"
+    hard = int(np.count_nonzero(values < limit))
     if 0 < hard < len(values):
-        return threshold
+        return limit
     what = "selects none" if hard == 0 else "selects all"
     raise MiningError(f"{option} {what} of {len(values)} samples. {_what_would(values, by)}")
 
 
+hard_threshold = hard_limit  # its earlier name
+
+
 def _what_would(values: np.ndarray, by: str) -> str:
-    """Which thresholds select some samples and not all; `values` are sorted."""
+    """Which limits select some samples and not all; `values` are sorted."""
     found = f"Their {by} goes from {values[0]:.4f} to {values[-1]:.4f}."
     if values[0] == values[-1]:
-        return f"{found} As it is the same everywhere, no threshold tells hard from easy."
+        return f"{found} As it is the same everywhere, no limit tells hard from easy."
     offers = {}
     for share in (0.05, 0.1, 0.2, 0.3, 0.5):
         # Rounded up, so that the value as it is printed does select its sample.
@@ -84,41 +90,43 @@ def _what_would(values: np.ndarray, by: str) -> str:
             offers[selected] = f"{value:.4f} selects {selected}"
     if not offers:
         offers[1] = f"{float(np.nextafter(values[0], np.inf))!r} selects {np.count_nonzero(values == values[0])}"
-    return f"{found} A threshold of {', '.join(offers.values())}."
+    return f"{found} A limit of {', '.join(offers.values())}."
 
 
+@takes_threshold
 def select_hard(
-    scores: pd.DataFrame, threshold: float | None = None, worst: float | None = None, by: str = "dice"
+    scores: pd.DataFrame, hard_below: float | None = None, worst: float | None = None, by: str = "dice"
 ) -> pd.Series:
     """
     Which samples are hard.
 
     Args:
-        scores, threshold, worst, by: see [`hard_threshold`].
+        scores, hard_below, worst, by: see [`hard_limit`].
 
     Returns:
         `pandas.Series` of bool, like `scores`: some are `True` and some are not.
 
     Raises:
-        `MiningError`, `ValueError`: see [`hard_threshold`].
+        `MiningError`, `ValueError`: see [`hard_limit`].
     """
-    threshold = hard_threshold(scores, threshold, worst, by)
-    return (scores[by] < threshold).rename("hard")
+    limit = hard_limit(scores, hard_below, worst, by)
+    return (scores[by] < limit).rename("hard")
 
 
-def buckets(scores: pd.DataFrame, threshold: float = THRESHOLD, by: str = "dice") -> list[dict]:
+@takes_threshold
+def buckets(scores: pd.DataFrame, hard_below: float = HARD_BELOW, by: str = "dice") -> list[dict]:
     """
     How the samples are distributed over `BUCKETS`.
 
     Args:
         scores (`pandas.DataFrame`): from [`score_dataset`].
-        threshold (`float`, *optional*, defaults to 0.75): of the hard samples.
+        hard_below (`float`, *optional*, defaults to 0.75): limit of the hard samples.
         by (`str`, *optional*, defaults to `"dice"`): in [0, 1]; samples without a value are in no bucket.
 
     Returns:
         `list[dict]`, a bucket each, from the hardest: `from` (inclusive), `to` (exclusive, but for the last), `count`,
         and the `sample_id` and score of the `hardest` sample and of the `borderline` one, which is nearest to the
-        threshold; `None` in an empty bucket.
+        limit; `None` in an empty bucket.
     """
     ends = [*BUCKETS[1:], math.inf]
     found = []
@@ -127,15 +135,16 @@ def buckets(scores: pd.DataFrame, threshold: float = THRESHOLD, by: str = "dice"
         own = own.sort_values([by, "sample_id"], kind="stable")
         picked = {"hardest": None, "borderline": None}
         if len(own):
-            rows = {"hardest": own.iloc[0], "borderline": own.iloc[int((own[by] - threshold).abs().argmin())]}
+            rows = {"hardest": own.iloc[0], "borderline": own.iloc[int((own[by] - hard_below).abs().argmin())]}
             picked = {name: {"sample_id": row["sample_id"], by: float(row[by])} for name, row in rows.items()}
         found.append({"from": low, "to": min(high, 1.0), "count": len(own), **picked})
     return found
 
 
+@takes_threshold
 def mark_clusters(
     scores: pd.DataFrame,
-    threshold: float = THRESHOLD,
+    hard_below: float = HARD_BELOW,
     max_gap: int = 0,
     min_length: int = 2,
     smoothing: int = 1,
@@ -149,7 +158,7 @@ def mark_clusters(
 
     Args:
         scores (`pandas.DataFrame`): from [`score_dataset`].
-        threshold, max_gap, min_length, smoothing: see [`temporal_clusters`].
+        hard_below, max_gap, min_length, smoothing: see [`temporal_clusters`].
         by (`str`, *optional*, defaults to `"dice"`): column to judge by; higher is easier.
 
     Returns:
@@ -159,14 +168,14 @@ def mark_clusters(
         `MiningError`: see [`check_frames`].
         `ValueError`: see [`temporal_clusters`].
     """
-    check_options(threshold, None, max_gap, min_length, smoothing)
+    check_options(hard_below, None, max_gap, min_length, smoothing)
     marks = _none_of(scores, "cluster")
     for video, rows in videos(scores):
         # A gap that is too long for a run and for the window needs no more room than that.
         grid = on_the_grid(rows["frame_index"], max(max_gap, smoothing) + 1)
         values = np.full(grid[-1] + 1, np.nan)
         values[grid] = rows[by]
-        for number, (first, last) in enumerate(temporal_clusters(values, threshold, max_gap, min_length, smoothing)):
+        for number, (first, last) in enumerate(temporal_clusters(values, hard_below, max_gap, min_length, smoothing)):
             marks[rows.index[(grid >= first) & (grid <= last)]] = f"{video}/{number}"
     return marks
 
@@ -280,9 +289,10 @@ def review_reasons(scores: pd.DataFrame, tau_low: float = 0.3) -> pd.Series:
     return reasons
 
 
+@takes_threshold
 def mine(
     scores: pd.DataFrame,
-    threshold: float | None = None,
+    hard_below: float | None = None,
     worst: float | None = None,
     max_gap: int = 0,
     min_length: int = 2,
@@ -295,34 +305,37 @@ def mine(
 
     Args:
         scores (`pandas.DataFrame`): from [`score_dataset`] or [`score_unlabelled`].
-        threshold, worst, by: see [`hard_threshold`].
+        hard_below, worst, by: see [`hard_limit`].
         max_gap, min_length, smoothing: see [`mark_clusters`].
         tau_low (`float`, *optional*, defaults to 0.3): see [`review_reasons`]; without labels there is no review.
 
     Returns:
         `pandas.DataFrame`: a copy with `hard` (bool), `cluster` (str or `None`), `review` (bool) and `review_reason`
-        (str or `None`). A row can be both hard and for review.
+        (str or `None`). A row can be both hard and for review. It carries what was decided, see
+        [`~mining.hardness.decided`], from where a trainer knows it.
 
     Raises:
         `MiningError`, `ValueError`: see there.
     """
-    threshold = hard_threshold(scores, threshold, worst, by)
+    limit = hard_limit(scores, hard_below, worst, by)
     reasons = review_reasons(scores, tau_low) if "best_dice" in scores else _none_of(scores, "review_reason")
-    return scores.assign(
-        hard=scores[by] < threshold,
-        cluster=mark_clusters(scores, threshold, max_gap, min_length, smoothing, by),
+    mined = scores.assign(
+        hard=scores[by] < limit,
+        cluster=mark_clusters(scores, limit, max_gap, min_length, smoothing, by),
         review=reasons.notna(),
         review_reason=reasons,
     )
+    return with_record(mined, {"by": by, **what_is_hard(hard_below, worst)})
 
 
-def summary(mined: pd.DataFrame, threshold: float, by: str = "dice") -> dict:
+@takes_threshold
+def summary(mined: pd.DataFrame, hard_below: float, by: str = "dice") -> dict:
     """
     What mining has found, for people and for JSON.
 
     Args:
         mined (`pandas.DataFrame`): from [`mine`].
-        threshold (`float`): of the hard samples, see [`hard_threshold`].
+        hard_below (`float`): limit of the hard samples, see [`hard_limit`].
         by (`str`, *optional*, defaults to `"dice"`): column they were judged by.
 
     Returns:
@@ -335,7 +348,7 @@ def summary(mined: pd.DataFrame, threshold: float, by: str = "dice") -> dict:
     return {
         "samples": len(mined),
         "hard": mined["sample_id"][mined["hard"]].tolist(),
-        "buckets": buckets(mined, threshold, by),
+        "buckets": buckets(mined, hard_below, by),
         "clusters": clusters,
         "review": mined[mined["review"]][["sample_id", "review_reason"]].to_dict("records"),
     }

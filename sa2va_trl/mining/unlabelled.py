@@ -2,36 +2,47 @@
 
 import math
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from PIL import Image
 from torch import nn
 
-from ..data.columns import plain_rows
 from ..data.prompts import ANSWERS, QUESTIONS
+from ..data.stored import plain_rows
 from ..errors import MiningError
+from ..features.encoding import unwrapped
 from ..media.pictures import read_image
 from ..metrics import NearMask, agreement, dices, measure, motion
-from .pieces import _check_score_options, _nanmean, _neighbours, _rows_of, _score
+from ..models import Sa2VAProcessor, Segmentation
+from .pieces import check_score_options, nanmean, neighbours, partial_folder, rows_of, score_pieces
+from .score_files import fingerprint_of
 
 
+@dataclass
 class _Unlabelled:
     """Rows to values, without their masks: how well a row's prediction agrees with what its neighbours predict."""
 
-    def __init__(self, model, processor, dataset, method, threshold, tolerance):
-        self.model, self.processor, self.dataset = extract_model_from_parallel(model), processor, dataset
-        self.method, self.threshold, self.tolerance = method, threshold, tolerance
+    model: nn.Module
+    processor: Sa2VAProcessor
+    dataset: Dataset
+    batch_size: int
+    progress: bool
+    method: str
+    threshold: float
+    tolerance: float
 
     @torch.no_grad()
     def __call__(self, piece: pd.DataFrame, generator: torch.Generator) -> list["_Seen"]:
         rows = [self.dataset[int(number)] for number in piece["row"]]
         images, questions = _requests(rows)
-        results = _segment(self.model, self.processor, images, questions, self.threshold)
+        model = unwrapped(self.model)
+        results = _segment(model, self.processor, images, questions, self.threshold)
         frames = []
         for image, question, result in zip(images, questions, results, strict=True):
             mask = result.masks[0].cpu().numpy()
@@ -42,7 +53,7 @@ class _Unlabelled:
         return frames
 
     def finish(self, piece: pd.DataFrame, frames: list["_Seen"]) -> dict[str, dict]:
-        for position, (before, after) in enumerate(_neighbours(piece)):
+        for position, (before, after) in enumerate(neighbours(piece)):
             frame, values = frames[position], frames[position].values
             values.update(motion=math.nan, consistency=math.nan)
             if before is not None:
@@ -52,7 +63,7 @@ class _Unlabelled:
             if near and self.method == "tracking":
                 values["consistency"] = self._tracked(frame, before, after, frames)
             elif near:
-                values["consistency"] = _nanmean([agreement(frame.prediction, other.prediction) for other in near])
+                values["consistency"] = nanmean([agreement(frame.prediction, other.prediction) for other in near])
         return {name: frame.values for name, frame in zip(piece["sample_id"], frames, strict=True)}
 
     def _tracked(self, frame: "_Seen", before: int | None, after: int | None, frames: list["_Seen"]) -> float:
@@ -60,7 +71,7 @@ class _Unlabelled:
         clip = [frames[before]] if before is not None else []
         own = len(clip)
         clip += [frame, *([frames[after]] if after is not None else [])]
-        result = self.model.segment(
+        result = unwrapped(self.model).segment(
             video=[part.image for part in clip],
             text=frame.question,
             processor=self.processor,
@@ -89,12 +100,16 @@ def _requests(rows: list[dict]) -> tuple[list[Image.Image], list[str]]:
     return images, [QUESTIONS[0].replace("{phrase}", phrase) for phrase in phrases]
 
 
-def _segment(model, processor, images, questions, threshold):
+def _segment(
+    model: nn.Module, processor: Sa2VAProcessor, images: list[Image.Image], questions: list[str], threshold: float
+) -> list[Segmentation]:
     return model.segment(images=images, text=questions, processor=processor, threshold=threshold, answer=ANSWERS[0])
 
 
 @torch.no_grad()
-def predict_unlabelled(model: nn.Module, processor, rows, threshold: float = 0.5) -> list[np.ndarray]:
+def predict_unlabelled(
+    model: nn.Module, processor: Sa2VAProcessor, rows: Iterable[dict], threshold: float = 0.5
+) -> list[np.ndarray]:
     """
     The masks that [`score_unlabelled`] judges.
 
@@ -111,7 +126,7 @@ def predict_unlabelled(model: nn.Module, processor, rows, threshold: float = 0.5
 
 def score_unlabelled(
     model: nn.Module,
-    processor,
+    processor: Sa2VAProcessor,
     dataset: Dataset,
     *,
     method: str = "tracking",
@@ -136,14 +151,14 @@ def score_unlabelled(
         method (`str`, *optional*, defaults to `"tracking"`):
             `"tracking"`: Dice of the frame's own mask with the one that SAM 2's memory carries over from the two
             neighbouring frames (from one, at the ends of a video), in the model's own way (`config.tracking`).
-            `"neighbours"`: mean [`~measurements.tolerant_dice`] of the frame's own mask with those of its neighbours,
+            `"neighbours"`: mean [`~metrics.tolerant_dice`] of the frame's own mask with those of its neighbours,
             which costs no more than the masks.
         threshold (`float`, *optional*, defaults to 0.5): probability above which a pixel belongs to a mask.
         tolerance (`float`, *optional*, defaults to 0.02): of `"neighbours"`, as a share of the longer side.
 
     Returns:
         `pandas.DataFrame`: one row a row, in the order of the data set: identifiers, `predicted_iou`, what
-        [`~measurements.measure`] says of the model's own mask, `motion`, and `consistency` in [0, 1], which is NaN of
+        [`~metrics.measure`] says of the model's own mask, `motion`, and `consistency` in [0, 1], which is NaN of
         a frame that has no neighbour at the video's usual step.
 
     Raises:
@@ -153,15 +168,16 @@ def score_unlabelled(
     """
     if method not in ("tracking", "neighbours"):
         raise ValueError(f"method must be tracking or neighbours, got {method!r}.")
-    _check_score_options(batch_size, threshold, tolerance)
+    check_score_options(batch_size, threshold, tolerance)
     dataset = plain_rows(dataset)
-    table = _rows_of(dataset)
+    table = rows_of(dataset)
     bad = table[(table["images"] != 1) | (table["phrases"] != 1)]
     if len(bad):
         names = ", ".join(repr(name) for name in bad["sample_id"][:10]) + (", ..." if len(bad) > 10 else "")
         raise MiningError(f"{len(bad)} rows have not exactly one image and one phrase: {names}.")
     if "video_id" not in table or table["video_id"].isna().all():
         raise MiningError("Without labels frames are judged by their neighbours: the rows need video_id, frame_index.")
-    scorer = _Unlabelled(model, processor, dataset, method, threshold, tolerance)
     options = ["unlabelled", method, threshold, tolerance]
-    return _score(scorer, model, processor, dataset, table, options, batch_size, 0, prints, partial_dir, progress)
+    partial = partial_folder(partial_dir, lambda: prints or fingerprint_of(model, processor, dataset), options)
+    scorer = _Unlabelled(model, processor, dataset, batch_size, progress, method, threshold, tolerance)
+    return score_pieces(scorer, table, 0, partial)

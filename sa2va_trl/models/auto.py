@@ -1,5 +1,7 @@
 """What transformers' Auto classes and pipelines make of a Sa2VA, native or as it is published."""
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -31,7 +33,9 @@ class PublishedSa2VAConfig(PreTrainedConfig):
     auto_map = {}
 
     @classmethod
-    def from_dict(cls, config_dict: dict, return_unused_kwargs: bool = False, **kwargs):
+    def from_dict(
+        cls, config_dict: dict, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> "PublishedSa2VAConfig | tuple[PublishedSa2VAConfig, dict]":
         """As in transformers. No keyword argument changes it: all are unused, and so go on to the model."""
         name = kwargs.pop("name_or_path", "")
         config = cls(name_or_path=name, architectures=[Sa2VAForConditionalGeneration.__name__])

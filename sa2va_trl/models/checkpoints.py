@@ -380,6 +380,7 @@ class Weights:
         return {name: self.expected[name].to(tensor.dtype) for name, tensor in tensors.items()}
 
     def close(self) -> None:
+        """Close the files that are open."""
         self._open_files.close()
 
 

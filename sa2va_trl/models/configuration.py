@@ -1,11 +1,15 @@
+"""What a Sa2VA is made of: the config of the whole and of its SAM 2."""
+
+import logging
 from dataclasses import fields
+from functools import cache
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
-from transformers.utils import logging
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 # The VLM families whose prompt, pixels and module names `processing.py` and `modeling.py` know.
 SUPPORTED_VLMS = ("internvl", "qwen2_5_vl", "qwen3_vl")
@@ -36,6 +40,13 @@ def official_seg_state(vlm: str) -> str:
 
 def check_video_options(frame_policy: str, num_frames: int, tracking: str) -> None:
     """
+    Check how a video is to be seen and tracked.
+
+    Args:
+        frame_policy (`str`): one of `FRAME_POLICIES`.
+        num_frames (`int`): of the clip that the language model sees.
+        tracking (`str`): one of `TRACKING`.
+
     Raises:
         `ValueError`: an unknown frame policy or way of tracking, or no frame to prompt.
     """
@@ -45,6 +56,12 @@ def check_video_options(frame_policy: str, num_frames: int, tracking: str) -> No
         raise ValueError(f"num_frames must be an integer of at least 1, got {num_frames!r}.")
     if tracking not in TRACKING:
         raise ValueError(f"tracking must be one of {', '.join(TRACKING)}, got {tracking!r}.")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    # A config is read several times while one model is loaded.
+    logger.warning(message)
 
 
 def without_copies(vlm_config: dict) -> dict:
@@ -206,9 +223,16 @@ class Sa2VAConfig(PreTrainedConfig):
         self.tie_word_embeddings = self.vlm_config.tie_word_embeddings
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
+    def from_dict(cls, config_dict: dict, **kwargs: Any) -> "Sa2VAConfig | tuple[Sa2VAConfig, dict]":
         """
         As in transformers, but another model's config is refused instead of being read as the defaults.
+
+        Args:
+            config_dict (`dict`): what `config.json` holds.
+            kwargs: of transformers.
+
+        Returns:
+            `Sa2VAConfig`; with `return_unused_kwargs=True` the unused keyword arguments too.
 
         Raises:
             `ValueError`: `model_type` is another one.
@@ -222,7 +246,7 @@ class Sa2VAConfig(PreTrainedConfig):
         vlm = config_dict.get("vlm_config")
         vlm = vlm.get("model_type") if isinstance(vlm, dict) else getattr(vlm, "model_type", None)
         if vlm == "qwen3_vl" and "seg_state" not in config_dict:
-            logger.warning_once(
+            _warn_once(
                 "This Qwen3-VL config is of an earlier version, which drew masks from the [SEG] state after the final "
                 "norm, and is read as that (seg_state=normed). If the weights are unchanged from a published "
                 'checkpoint, which needs the state before it, convert that again or add "seg_state": "raw" to '

@@ -1,8 +1,10 @@
+"""SAM 2, prompted by a language embedding."""
+
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 
 import torch
-import torch.nn.functional as F
 from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
@@ -15,6 +17,7 @@ from transformers import PreTrainedModel, initialization
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
 
+from ..mask_logits import upsample_mask_logits  # noqa: F401  (defined here once)
 from .configuration import Sa2VAGroundingConfig
 
 
@@ -144,7 +147,7 @@ def _unsharded():
 
 
 @contextmanager
-def whole_weights():
+def whole_weights() -> Iterator[None]:
     """
     Make a model whole although ZeRO-3 is on, whose shards would otherwise be made with it: random weights that every
     process must draw alike, or a skeleton on the meta device.
@@ -310,23 +313,3 @@ class GroundingEncoder(PreTrainedModel):
             high_res_features=[decoder.conv_s0(fine)[image_index], decoder.conv_s1(middle)[image_index]],
         )
         return mask_logits.float(), ious.float(), tokens, object_scores.float()
-
-
-def upsample_mask_logits(mask_logits: torch.Tensor, image_size: int, output_size: tuple[int, int]) -> torch.Tensor:
-    """
-    Bring mask logits to an image's own size the way Sa2VA does: to SAM 2's square, then to the image, both bilinear.
-
-    Args:
-        mask_logits (`torch.Tensor` of shape `(masks, h, w)`): logits on the decoder's grid or already on the square.
-        image_size (`int`): side of SAM 2's square.
-        output_size (`tuple[int, int]`): height and width of the image.
-
-    Returns:
-        `torch.Tensor` of shape `(masks, height, width)`, float32 logits.
-    """
-    if len(mask_logits) == 0:
-        return mask_logits.new_zeros((0, *output_size), dtype=torch.float32)
-    logits = mask_logits[:, None].float()
-    if logits.shape[-1] != image_size:
-        logits = F.interpolate(logits, size=(image_size, image_size), mode="bilinear", align_corners=False)
-    return F.interpolate(logits, size=tuple(output_size), mode="bilinear", align_corners=False)[:, 0]

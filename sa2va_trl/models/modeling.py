@@ -1,50 +1,38 @@
-import copy
-from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    AutoModelForImageTextToText,
-    BitsAndBytesConfig,
-    GenerationMixin,
-    PreTrainedModel,
-)
-from transformers.utils import logging
+from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
 
-from ..errors import CheckpointError
-from .checkpoints import (
-    HUB_OPTIONS,
-    Weights,
-    adapter_advice,
-    checkpoint_folder,
-    read_config,
-    remove_weights,
-    save_published,
-    stored_dtype,
-    weight_times,
+from .configuration import Sa2VAConfig
+from .grounding import GroundingEncoder
+from .outputs import (
+    Sa2VAOutput,
+    SegFeatures,
+    Segmentation,  # noqa: F401  (defined here once)
+    pair_masks,
 )
-from .configuration import Sa2VAConfig, official_seg_state
-from .grounding import GroundingEncoder, whole_weights
-from .outputs import Sa2VAOutput, SegFeatures, Segmentation, pair_masks  # noqa: F401  (the last was defined here)
+from .pretrained import (
+    UNQUANTISED,  # noqa: F401  (defined here once)
+    PretrainedMixin,
+)
 from .segmentation import SegmentationMixin
 
 
-logger = logging.get_logger(__name__)
-# Modules that quantised loading leaves alone: all but the layers of the language model.
-UNQUANTISED = (
-    "vlm.lm_head",
-    "vlm.model.vision_tower",
-    "vlm.model.visual",
-    "vlm.model.multi_modal_projector",
-    "text_hidden_fcs",
-    "grounding_encoder",
-)
+# What wrappers and other loops (PEFT's of a causal model, TRL's) pass to every model's `forward`, asking for nothing.
+_IDLE = {
+    "inputs_embeds": (None,),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+    "return_dict": (None, True),
+    "use_cache": (None, False),
+}
 
 
-class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, GenerationMixin):
+class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrainedModel, GenerationMixin):
     """
     Sa2VA (arXiv 2501.04001): a native vision-language model whose `[SEG]` tokens prompt SAM 2.
 
@@ -77,7 +65,7 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
         )
         self.post_init()
 
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         # The two halves initialise themselves and `text_hidden_fcs` keeps torch's own initialisation.
         pass
 
@@ -89,143 +77,29 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
     def get_input_embeddings(self) -> nn.Module:
         return self.vlm.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.vlm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
         return self.vlm.get_output_embeddings()
 
-    def set_output_embeddings(self, value: nn.Module):
+    def set_output_embeddings(self, value: nn.Module) -> None:
         self.vlm.set_output_embeddings(value)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path | None,
-        *args,
-        config: Sa2VAConfig | None = None,
-        dtype: str | torch.dtype | None = "auto",
-        subfolder: str = "",
-        **kwargs,
-    ) -> "Sa2VAForConditionalGeneration":
-        """
-        Load a native checkpoint or one in the layout that Sa2VA publishes, without remote code and strictly.
-
-        Weights are read from safetensors one tensor at a time and cast while they are read, so that the host never
-        holds much more than the model in its target dtype. (ZeRO-3: the first process holds it once, the others
-        nothing.)
-
-        Args:
-            pretrained_model_name_or_path (`str` or `Path`): a folder or a Hub id.
-            config (`Sa2VAConfig`, *optional*): in place of the checkpoint's own.
-            dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-                Of the weights; `"auto"` is what the config says, or else what is stored. A published config may say
-                bfloat16 where the files hold float32: say `"float32"` to have every value as it was published.
-            subfolder (`str`, *optional*): of the folder or repository.
-            kwargs:
-                As in transformers: `device_map`, `attn_implementation`, `output_loading_info`, `quantization_config`
-                (bitsandbytes; the language model's layers only, everything else stays as it is), and `revision`,
-                `token`, `cache_dir`, `force_download` and `local_files_only` of the Hub.
-
-        Returns:
-            `Sa2VAForConditionalGeneration` in evaluation mode.
-
-        Raises:
-            `CheckpointError`: an adapter or another kind of model, an unknown family, weights that are pickles or
-            damaged, or tensors that are missing, unexpected or misshapen (all of them are named).
-            `ValueError`: an option that has no meaning here.
-        """
-        if pretrained_model_name_or_path is None:
-            return super().from_pretrained(None, *args, config=config, dtype=dtype, **kwargs)
-        if "use_flash_attn" in kwargs:
-            raise ValueError("use_flash_attn is the remote code's: give attn_implementation='flash_attention_2'.")
-        meaningless = {"gguf_file", "variant", "key_mapping", "ignore_mismatched_sizes", "state_dict", "weights_only"}
-        if given := sorted(name for name in meaningless & kwargs.keys() if kwargs[name]):
-            raise ValueError(
-                f"Sa2VA's from_pretrained does not take {', '.join(given)}: its files are checked strictly."
-            )
-        kwargs = {name: value for name, value in kwargs.items() if name not in meaningless}
-        if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = _of_language_model_only(kwargs["quantization_config"])
-        if adapter := (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):
-            # (Auto classes come here with an adapter's base. They would load the adapter without a check of it.)
-            raise CheckpointError(adapter_advice(adapter, pretrained_model_name_or_path))
-        hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
-        folder, commit = checkpoint_folder(pretrained_model_name_or_path, subfolder=subfolder, **hub_options)
-        config = read_config(folder) if config is None else copy.deepcopy(config)
-        try:
-            with whole_weights(), torch.device("meta"):
-                skeleton = cls(copy.deepcopy(config))
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{folder}/config.json describes no model that can be built: {error!r}") from error
-        weights = Weights(folder, config, skeleton)
-        try:
-            dtype = kwargs.pop("torch_dtype", None) or dtype
-            if dtype in ("auto", None):
-                dtype = config.dtype or stored_dtype(folder)
-            if isinstance(dtype, str):
-                name, dtype = dtype, getattr(torch, dtype.removeprefix("torch."), None)
-                if not isinstance(dtype, torch.dtype):
-                    raise ValueError(f"dtype must be 'auto' or a torch dtype such as 'bfloat16', got {name!r}.")
-            state_dict = weights.state_dict(dtype, keep=tuple(skeleton._keep_in_fp32_modules_strict or ()))
-            loaded = super().from_pretrained(None, *args, config=config, state_dict=state_dict, dtype=dtype, **kwargs)
-        finally:
-            weights.close()
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.config._name_or_path = str(pretrained_model_name_or_path)
-        model.config._commit_hash = commit
-        return loaded
-
-    def save_pretrained(
-        self, save_directory: str | Path, layout: str = "native", save_original_format: bool = False, **kwargs
-    ):
-        """
-        As in transformers, but under the names that `state_dict` has: transformers would write the VLM under its older
-        names, which `from_pretrained` understands and Trainer, when it goes back to the best checkpoint, does not.
-
-        Args:
-            save_directory (`str` or `Path`): where to.
-            layout (`str`, *optional*, defaults to `"native"`):
-                `"published"` writes config and tensor names as the official Sa2VA checkpoints have them. Where
-                `config.seg_state` is not what the official code takes, only this package draws the same masks from
-                them, and a warning says so.
-            kwargs: of transformers; with `"published"` only `max_shard_size`.
-
-        Raises:
-            `ValueError`: an unknown layout, or an option that it does not take.
-        """
-        if layout == "native":
-            earlier = weight_times(save_directory)
-            super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
-            if kwargs.get("is_main_process", True):
-                remove_weights(save_directory, earlier)
-        elif layout == "published":
-            if unknown := sorted(kwargs.keys() - {"max_shard_size"}):
-                raise ValueError(f"save_pretrained(layout='published') does not take {', '.join(unknown)}.")
-            save_published(self, save_directory, **kwargs)
-            official = official_seg_state(self.config.vlm_config.model_type)
-            if self.config.seg_state != official:
-                logger.warning(
-                    f"This model draws masks from seg_state={self.config.seg_state}, the official code from "
-                    f"{official} states: it would draw others from {save_directory}. Use these weights with this "
-                    "package, which reads seg_state in config.json."
-                )
-        else:
-            raise ValueError(f"layout must be 'native' or 'published', got {layout!r}.")
-
-    def _set_gradient_checkpointing(self, *args, **kwargs):
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         # The language model only: it holds nearly all of the activations, and checkpointing the mask decoder would be
         # wrong under the reentrant variant.
         self.vlm.model.language_model._set_gradient_checkpointing(*args, **kwargs)
 
-    def enable_input_require_grads(self):
+    def enable_input_require_grads(self) -> None:
         """
         For checkpointing under an adapter. The language model's embeddings only: transformers would hook those of the
         vision tower too, and a frozen tower would keep all of its activations.
         """
         self.vlm.model.language_model.enable_input_require_grads()
 
-    def disable_input_require_grads(self):
+    def disable_input_require_grads(self) -> None:
         """Undo `enable_input_require_grads`."""
         self.vlm.model.language_model.disable_input_require_grads()
 
@@ -261,7 +135,7 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`hidden_states`, which language logits are made of, and those that `[SEG]` tokens are read from."""
         length = input_ids.shape[1]
-        if pixel_values is None and self._must_run_everything:
+        if pixel_values is None and self.must_run_everything:
             # An empty image behind the padding of the first row, where nothing sees it. Running the vision tower by
             # itself would not do: ZeRO-3 wants the modules of all ranks in one order.
             pixel_values, image_grid_thw, count = self._empty_image(input_ids.device)
@@ -311,9 +185,12 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
         return torch.zeros((side**2, values), device=device), torch.tensor([[1, side, side]], device=device), 1
 
     @property
-    def _must_run_everything(self) -> bool:
-        # Ranks whose batch holds only text must still run what the other ranks run, in the same order: ZeRO-3 gathers
-        # weights module by module, and DDP waits for every gradient.
+    def must_run_everything(self) -> bool:
+        """
+        Whether all modules have to run, whatever a batch holds: a process whose batch holds only text must still run
+        what the others run, in the same order. ZeRO-3 gathers weights module by module, and DDP waits for every
+        gradient.
+        """
         return self.training or (torch.distributed.is_available() and torch.distributed.is_initialized())
 
     def _seg_features(
@@ -336,7 +213,7 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
         rows, positions = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
         seg_index, image_index, row_index = pair_masks(rows, image_counts)
         pixels = grounding_pixel_values
-        if len(pixels) == 0 and self._must_run_everything:
+        if len(pixels) == 0 and self.must_run_everything:
             pixels = pixels.new_zeros((1, *pixels.shape[1:]))
         if len(pixels):
             pyramid = self.grounding_encoder.encode(pixels)
@@ -378,22 +255,35 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
         _, states = self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)
         return self._seg_features(states, input_ids, grounding_pixel_values, image_counts)
 
-    def _prompts(self, seg_states: torch.Tensor) -> torch.Tensor:
+    def mask_prompts(self, seg_states: torch.Tensor) -> torch.Tensor:
+        """
+        The embeddings that prompt SAM 2: `[SEG]` states through `text_hidden_fcs`.
+
+        Args:
+            seg_states (`torch.Tensor` of shape `(segs, D)`): of [`SegFeatures`].
+
+        Returns:
+            `torch.Tensor` of shape `(segs, C)`, in the type of `text_hidden_fcs`.
+        """
         # Trained modules may be float32 on top of half-precision frozen ones.
         # (By name, not by index: PEFT's wrapper of a trained copy forwards attributes only.)
         return self.text_hidden_fcs(seg_states.to(getattr(self.text_hidden_fcs, "0").weight.dtype))
 
-    def decode_candidates(self, features: SegFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode_candidates(
+        self, features: SegFeatures, prompts: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         The cheap half, before the choice: `text_hidden_fcs` and SAM 2's mask decoder.
 
         Args:
-            features (`SegFeatures`): from `encode`.
+            features (`SegFeatures`): from `encode`, with at least one mask.
+            prompts (`torch.Tensor` of shape `(masks, C)`, *optional*): in place of what `text_hidden_fcs` makes.
 
         Returns:
             Mask logits of shape `(masks, 3, S/4, S/4)` and predicted IoUs of shape `(masks, 3)` in [0, 1], float32.
         """
-        prompts = self._prompts(features.seg_states)[features.seg_index]
+        if prompts is None:
+            prompts = self.mask_prompts(features.seg_states)[features.seg_index]
         mask_logits, ious, object_scores = self.grounding_encoder.decode(
             features.pyramid, prompts, features.image_index
         )
@@ -413,14 +303,38 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
         Returns:
             `mask_logits` of shape `(masks, S/4, S/4)` and their predicted IoUs of shape `(masks,)`, float32.
         """
-        if len(features.seg_index) == 0 and not self._must_run_everything:
-            size = self.config.grounding_config.mask_size
-            none = features.seg_states.new_zeros((0, size, size), dtype=torch.float32)
-            return none, none.new_zeros(0)
-        candidates, ious = self.decode_candidates(_at_least_one(features))
+        output = self._draw(features)
+        return output.mask_logits, output.iou_scores
+
+    def _draw(
+        self, features: SegFeatures, prompts: torch.Tensor | None = None, output_candidates: bool = False
+    ) -> Sa2VAOutput:
+        """What `forward` says of masks."""
+        count = len(features.seg_index)
+        if count == 0 and not self.must_run_everything:
+            grid = self.config.grounding_config
+            candidates = features.seg_states.new_zeros((0, 3, grid.mask_size, grid.mask_size), dtype=torch.float32)
+            ious, prompts = candidates.new_zeros((0, 3)), candidates.new_zeros((0, grid.hidden_dim))
+        else:
+            some = features.at_least_one()
+            if prompts is None:
+                prompts = self.mask_prompts(some.seg_states)[some.seg_index]
+            elif count == 0:
+                prompts = prompts.new_zeros((1, prompts.shape[-1])) + prompts.sum()
+            candidates, ious = self.decode_candidates(some, prompts)
         best = ious.argmax(dim=-1)
         index = torch.arange(len(best), device=best.device)
-        return candidates[index, best], ious[index, best]
+        # (Cut off is what was drawn for form's sake. It stays in the graph.)
+        output = Sa2VAOutput(
+            mask_logits=candidates[index, best][:count],
+            iou_scores=ious[index, best][:count],
+            seg_states=features.seg_states,
+            row_index=features.row_index,
+        )
+        if output_candidates:
+            output.candidate_logits, output.candidate_iou_scores = candidates[:count], ious[:count]
+            output.prompts = prompts[:count]
+        return output
 
     def forward(
         self,
@@ -433,13 +347,18 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
         logits_to_keep: int | torch.Tensor = 0,
         image_grid_thw: torch.LongTensor | None = None,
         features: SegFeatures | None = None,
+        prompts: torch.Tensor | None = None,
         encode_only: bool = False,
-        draw: Callable | None = None,
-        **kwargs,
+        output_candidates: bool = False,
+        **kwargs: Any,
     ) -> Sa2VAOutput:
         """
         Teacher-forced pass over whole conversations: language logits and a mask for each `[SEG]` on each of its
         images.
+
+        DDP, ZeRO-3 and mixed precision wrap this method and no other, so everything that training needs can be had
+        from it: the first half alone (`encode_only`), the second half alone (`features`), all candidates
+        (`output_candidates`) and masks of other prompts than the model's own (`prompts`).
 
         Args:
             input_ids, attention_mask, pixel_values, image_grid_thw: see `hidden_states`.
@@ -450,90 +369,65 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PreTrainedModel, Generati
                 vocabulary is the largest tensor of a training step and only answers need it.
             features (`SegFeatures`, *optional*):
                 In place of the inputs of `encode`, which is skipped: masks without language logits.
+            prompts (`torch.Tensor` of shape `(masks, C)`, *optional*):
+                With `features`: the embeddings to draw from, in place of those that `mask_prompts` makes of the
+                states.
             encode_only (`bool`, *optional*, defaults to `False`):
-                Stop after `encode`, for whoever keeps its features. (Through `forward`, because that is what DDP,
-                ZeRO-3 and mixed precision wrap.)
-            draw (`Callable`, *optional*):
-                With `features`: called with the model and them, and its result is returned. For whoever draws masks
-                in another way, from within `forward` for the same reason.
-            kwargs: what else the collator makes (masks at several sizes, row numbers), which is the trainers'.
+                Stop after `encode`, for whoever keeps its features.
+            output_candidates (`bool`, *optional*, defaults to `False`):
+                Return all three candidates of each mask too, and the embeddings that they were drawn from.
+            kwargs:
+                Nothing: for the keywords that wrappers pass to every model, where they ask for nothing
+                (`use_cache=False`, `return_dict=True`, `None`).
 
         Returns:
             `Sa2VAOutput`.
 
         Raises:
-            `ValueError`: `features` together with `labels`, or neither `features` nor `input_ids`.
+            `ValueError`: `features` together with `labels`, `input_ids` or `encode_only`, `prompts` without
+                `features`, `encode_only` with `output_candidates`, or neither `features` nor `input_ids`.
+            `TypeError`: a keyword that the model does not know, such as the `masks` of a collator's batch, which are
+                the trainer's.
         """
+        if unknown := [
+            name for name, value in kwargs.items() if not any(value is idle for idle in _IDLE.get(name, ()))
+        ]:
+            raise TypeError(
+                f"{type(self).__name__}.forward does not take {', '.join(unknown)}. Of a collator's batch, the masks "
+                "are the trainer's and stay out."
+            )
         if features is not None:
             if labels is not None or input_ids is not None:
                 raise ValueError("`features` stand in for `input_ids`, and there are no language logits for `labels`.")
-            if draw is not None:
-                return draw(self, features)
-            count = len(features.seg_index)
-            # (Cut off is what `decode_masks` drew for form's sake. It stays in the graph.)
-            mask_logits, iou_scores = (drawn[:count] for drawn in self.decode_masks(features))
-            return Sa2VAOutput(
-                mask_logits=mask_logits,
-                iou_scores=iou_scores,
-                seg_states=features.seg_states,
-                row_index=features.row_index,
-            )
+            if encode_only:
+                raise ValueError("encode_only makes `features`; with `features` it has no effect.")
+            return self._draw(features, prompts, output_candidates)
+        if prompts is not None:
+            raise ValueError("`prompts` are drawn on `features`: encode the batch first, with encode_only=True.")
+        if encode_only and output_candidates:
+            raise ValueError("output_candidates has no effect with encode_only=True, which draws no masks.")
         if input_ids is None:
             raise ValueError("The model needs `input_ids`, or the `features` of an earlier `encode`.")
         states, seg_states = self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)
         features = self._seg_features(seg_states, input_ids, grounding_pixel_values, image_counts)
         if encode_only:
             return Sa2VAOutput(seg_states=features.seg_states, row_index=features.row_index, features=features)
-        mask_logits, iou_scores = self.decode_masks(features)
+        output = self._draw(features, output_candidates=output_candidates)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.get_output_embeddings()(states[:, keep])
         if len(features.seg_index) == 0:
-            # Whatever `decode_masks` drew for form's sake stays in the graph and out of the result.
-            logits = logits + 0.0 * mask_logits.sum().to(logits.dtype)
-            mask_logits, iou_scores = mask_logits[:0], iou_scores[:0]
-        loss = None
+            # What was drawn for form's sake has to be reached from the loss.
+            logits = logits + 0.0 * output.mask_logits.sum().to(logits.dtype)
+        output.logits = logits
         if labels is not None:
             targets = F.pad(labels, (0, 1), value=-100)[:, 1:][:, keep]
-            loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
-        return Sa2VAOutput(
-            loss=loss,
-            logits=logits,
-            mask_logits=mask_logits,
-            iou_scores=iou_scores,
-            seg_states=features.seg_states,
-            row_index=features.row_index,
-        )
+            output.loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+        return output
 
-    def generate(self, inputs: torch.LongTensor | None = None, *args, **kwargs):
+    def generate(
+        self, inputs: torch.LongTensor | None = None, *args: Any, **kwargs: Any
+    ) -> torch.LongTensor | ModelOutput:
         """The VLM's own `generate`, with the positions of `hidden_states`. SAM 2 takes no part in it."""
         input_ids = kwargs.pop("input_ids", inputs)
         kwargs |= self._grid_inputs(input_ids, kwargs.get("image_grid_thw"))
         return self.vlm.generate(input_ids, *args, **kwargs)
-
-
-def _of_language_model_only(config: BitsAndBytesConfig | dict) -> BitsAndBytesConfig:
-    """
-    Keep quantisation off the vision tower, the heads and SAM 2: they are small, and masks feel every bit.
-
-    Raises:
-        `ValueError`: another method than bitsandbytes.
-    """
-    method = config.get("quant_method", "bitsandbytes") if isinstance(config, dict) else config.quant_method
-    if method != "bitsandbytes":
-        raise ValueError(f"quantization_config: only bitsandbytes (4 or 8 bit) is supported, got {method!r}.")
-    config = BitsAndBytesConfig.from_dict(config) if isinstance(config, dict) else copy.deepcopy(config)
-    config.llm_int8_skip_modules = [*(config.llm_int8_skip_modules or []), *UNQUANTISED]
-    return config
-
-
-def _at_least_one(features: SegFeatures) -> SegFeatures:
-    """The same features, with one mask of a zero prompt where there is none, so that every rank runs the decoder."""
-    if len(features.seg_index):
-        return features
-    states = features.seg_states
-    zero = features.seg_index.new_zeros(1)
-    state = states.new_zeros((1, states.shape[-1])) + states.sum()
-    pyramid = features.pyramid
-    if len(pyramid[0]) == 0:
-        pyramid = tuple(level.new_zeros((1, *level.shape[1:])) for level in pyramid)
-    return SegFeatures(state, zero, zero, zero, pyramid)

@@ -1,11 +1,12 @@
 """What the model returns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from transformers.utils import ModelOutput
 
-from .grounding import upsample_mask_logits
+from ..mask_logits import upsample_mask_logits
 
 
 @dataclass
@@ -25,6 +26,9 @@ class SegFeatures:
         row_index (`torch.LongTensor` of shape `(masks,)`): the row of the batch that each mask belongs to.
         pyramid (`tuple` of three `torch.Tensor`):
             SAM 2's features, `(images, C, S/4, S/4)`, `(images, C, S/8, S/8)`, `(images, C, S/16, S/16)`.
+
+    The states and the two finer levels have the type that the model computes in; the coarse level is float32 whatever
+    that is, because SAM 2's neck adds it up in float32.
     """
 
     seg_states: torch.Tensor
@@ -41,7 +45,33 @@ class SegFeatures:
         """The same features in page-locked memory, for a `DataLoader`."""
         return self._map(torch.Tensor.pin_memory)
 
-    def _map(self, change) -> "SegFeatures":
+    def repeat(self, count: int) -> "SegFeatures":
+        """
+        The same features with every mask several times, for prompts of one's own (see `forward`). Nothing costly is
+        copied.
+
+        Args:
+            count (`int`): how often; the repetitions of a mask follow each other.
+        """
+        index = (self.seg_index, self.image_index, self.row_index)
+        return SegFeatures(self.seg_states, *(each.repeat_interleave(count) for each in index), self.pyramid)
+
+    def at_least_one(self) -> "SegFeatures":
+        """
+        The same features, with one mask of a state of zeros on an empty image where there is none, so that the mask
+        decoder can run for form's sake (see `must_run_everything` of the model). It is a function of the states, so
+        that a backward pass reaches what they came from.
+        """
+        if len(self.seg_index):
+            return self
+        zero = self.seg_index.new_zeros(1)
+        state = self.seg_states.new_zeros((1, self.seg_states.shape[-1])) + self.seg_states.sum()
+        pyramid = self.pyramid
+        if len(pyramid[0]) == 0:
+            pyramid = tuple(level.new_zeros((1, *level.shape[1:])) for level in pyramid)
+        return SegFeatures(state, zero, zero, zero, pyramid)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "SegFeatures":
         tensors = (self.seg_states, self.seg_index, self.image_index, self.row_index)
         return SegFeatures(*map(change, tensors), tuple(map(change, self.pyramid)))
 
@@ -49,6 +79,8 @@ class SegFeatures:
 @dataclass
 class Sa2VAOutput(ModelOutput):
     """
+    What `forward` says of a batch.
+
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*, returned with `labels`):
             Cross-entropy of the answers. The mask losses are the trainers'.
@@ -58,6 +90,12 @@ class Sa2VAOutput(ModelOutput):
         seg_states (`torch.Tensor` of shape `(segs, D)`): of [`SegFeatures`].
         row_index (`torch.LongTensor` of shape `(masks,)`): the row of the batch that each mask belongs to.
         features (`SegFeatures`, *optional*, returned with `encode_only`): what `encode` made of the batch.
+        candidate_logits (`torch.Tensor` of shape `(masks, 3, S/4, S/4)`, *optional*, with `output_candidates`):
+            float32; of all three candidates.
+        candidate_iou_scores (`torch.Tensor` of shape `(masks, 3)`, *optional*, returned with `output_candidates`):
+            Their predicted IoU in [0, 1].
+        prompts (`torch.Tensor` of shape `(masks, C)`, *optional*, returned with `output_candidates`):
+            The embeddings that the masks were drawn from: of `mask_prompts`, or those that were given.
     """
 
     loss: torch.Tensor | None = None
@@ -67,6 +105,9 @@ class Sa2VAOutput(ModelOutput):
     seg_states: torch.Tensor | None = None
     row_index: torch.Tensor | None = None
     features: SegFeatures | None = None
+    candidate_logits: torch.Tensor | None = None
+    candidate_iou_scores: torch.Tensor | None = None
+    prompts: torch.Tensor | None = None
 
 
 @dataclass
@@ -133,7 +174,9 @@ class Segmentation:
             prompted_frames=None,
         )
 
-    def _draw(self, size, finish=lambda logits: logits):
+    def _draw(
+        self, size: tuple[int, int], finish: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits
+    ) -> torch.Tensor:
         # A few maps at a time: those on SAM 2's square may be larger than what is asked for.
         parts = self.low_res_logits.flatten(end_dim=-3).split(8)
         maps = torch.cat([finish(upsample_mask_logits(part, self.image_size, size)) for part in parts])

@@ -1,79 +1,49 @@
-import math
+"""Text and images as the model takes them."""
+
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import (
     BatchFeature,
     GotOcr2ImageProcessor,
     GotOcr2ImageProcessorPil,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
     Qwen2VLImageProcessor,
     Qwen2VLImageProcessorPil,
 )
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_STANDARD_MEAN,
-    IMAGENET_STANDARD_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-    SizeDict,
-)
-from transformers.utils import cached_file, logging
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import SizeDict
+from transformers.utils import cached_file
 
 from ..files import written_beside
-from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN, reserved_tokens
-from .checkpoints import HUB_OPTIONS, checkpoint_folder, folders_first, read_json, refuse_sam3
-from .published import is_published, native_config
-from .published_files import qwen_chat_template, save_qwen_processor, save_tokenizer
+from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
+from .chat import encode_chat
+from .checkpoints import HUB_OPTIONS, checkpoint_folder, folders_first, read_json
+from .pixels import (
+    QWEN_CLIP_SIZE,
+    QWEN_IMAGE_SIZE,  # noqa: F401  (defined here once)
+    grounding_pixels,
+    size_of_first_step,
+)
+from .published import is_published
+from .published_files import read_published_processor, save_published_processor
 from .templates import (
-    _OFFICIAL_CONTENT,
     CHATML,  # noqa: F401  (defined here once)
+    OFFICIAL_CONTENT,
     QWEN2_5_OPENING,
     TEMPLATES,
-    _is_ours,
-    _jinja,
-    _opening,
+    jinja_template,
 )
-from .tokenization import load_tokenizer
 
 
-logger = logging.get_logger(__name__)
-# Least and most pixels of an image in the Qwen families, in the words of their image processor. Sa2VA counts in
-# Qwen2.5-VL's unit of 28 pixels for Qwen3-VL too, whose unit is 32.
-QWEN_IMAGE_SIZE = {"shortest_edge": 512 * 28 * 28, "longest_edge": 2048 * 28 * 28}
-# A frame of a clip has a quarter. That is what Sa2VA was trained with; its own inference gives a frame the budget of a
-# still image (`prompt_style="official"`).
-QWEN_CLIP_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 512 * 28 * 28}
 # What a conversation is asked in: as Sa2VA was trained, or as its own inference does.
 PROMPT_STYLES = ("training", "official")
 _PHRASE = re.compile(r"<p>\s*(.*?)\s*</p>", re.DOTALL)
-
-
-def _size_of_first_step(width: int, height: int) -> tuple[int, int]:
-    """
-    Width and height that official Qwen inference first resizes an image to (`smart_resize` of qwen-vl-utils 0.0.14
-    with its own limits; Sa2VA's budget comes with the second step).
-
-    Raises:
-        `ValueError`: one side is more than 200 times the other.
-    """
-    if max(width, height) > 200 * min(width, height):
-        raise ValueError(f"Qwen takes no image whose sides differ more than 200 times: {width} x {height} pixels.")
-    # 28 pixels for Qwen3-VL too: the official code calls it without a size of patches.
-    unit, least, most = 28, 4 * 28 * 28, 16384 * 28 * 28
-    sides = [max(unit, round(side / unit) * unit) for side in (width, height)]
-    if sides[0] * sides[1] > most:
-        shrink = math.sqrt(width * height / most)
-        sides = [math.floor(side / shrink / unit) * unit for side in (width, height)]
-    elif sides[0] * sides[1] < least:
-        grow = math.sqrt(least / (width * height))
-        sides = [math.ceil(side * grow / unit) * unit for side in (width, height)]
-    return sides[0], sides[1]
 
 
 class Sa2VAProcessor(ProcessorMixin):
@@ -118,8 +88,8 @@ class Sa2VAProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         image_seq_length: int | None = None,
         grounding_image_size: int = 1024,
         prompt_template: str = "qwen_chat",
@@ -173,7 +143,7 @@ class Sa2VAProcessor(ProcessorMixin):
         return self.__dict__["clip_size"]
 
     @clip_size.setter
-    def clip_size(self, value):
+    def clip_size(self, value: Mapping | SizeDict | None) -> None:
         qwen = isinstance(self.image_processor, Qwen2VLImageProcessorPil)
         if not qwen and value is not None:
             raise ValueError("clip_size is Qwen's; a frame of a clip is one tile for InternVL.")
@@ -191,7 +161,7 @@ class Sa2VAProcessor(ProcessorMixin):
         return self.__dict__["prompt_style"]
 
     @prompt_style.setter
-    def prompt_style(self, value: str):
+    def prompt_style(self, value: str) -> None:
         if value not in PROMPT_STYLES:
             raise ValueError(f"prompt_style must be one of {', '.join(PROMPT_STYLES)}, got {value!r}.")
         self._set_style(prompt_style=value)
@@ -202,7 +172,7 @@ class Sa2VAProcessor(ProcessorMixin):
         return self.__dict__["official_opening"]
 
     @official_opening.setter
-    def official_opening(self, value: str | None):
+    def official_opening(self, value: str | None) -> None:
         qwen = isinstance(self.image_processor, Qwen2VLImageProcessorPil)
         if not qwen and value is not None:
             raise ValueError("official_opening is Qwen's; InternVL's official prompts are those of its training.")
@@ -210,7 +180,7 @@ class Sa2VAProcessor(ProcessorMixin):
             raise ValueError(f'official_opening must be text, "" for none, got {value!r}.')
         self._set_style(official_opening=value)
 
-    def _set_style(self, **values):
+    def _set_style(self, **values: str | None) -> None:
         """Set what the chat template follows from, and the template with it."""
         earlier = self._own_templates()
         self.__dict__.update(values)
@@ -220,7 +190,7 @@ class Sa2VAProcessor(ProcessorMixin):
     def _own_templates(self) -> list[str]:
         """The chat templates of both styles."""
         opening = self.__dict__.get("official_opening") or ""
-        return [_jinja(self._template), _jinja(self._template, _OFFICIAL_CONTENT, opening)]
+        return [jinja_template(self._template), jinja_template(self._template, OFFICIAL_CONTENT, opening)]
 
     @property
     def is_official(self) -> bool:
@@ -230,7 +200,13 @@ class Sa2VAProcessor(ProcessorMixin):
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str = "", prompt_style=None, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        subfolder: str = "",
+        prompt_style: str | None = None,
+        **kwargs: Any,
+    ) -> "Sa2VAProcessor":
         """
         Load a saved processor, or make the one that a published Sa2VA checkpoint needs.
 
@@ -261,16 +237,25 @@ class Sa2VAProcessor(ProcessorMixin):
                 processor = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
             else:
                 options = {"weights": False, "subfolder": subfolder, **hub_options}
-                processor = cls._of_published(content, checkpoint_folder(pretrained_model_name_or_path, **options)[0])
+                folder, _ = checkpoint_folder(pretrained_model_name_or_path, **options)
+                processor = cls(**read_published_processor(folder, content))
         if prompt_style is not None:
             processor.prompt_style = prompt_style
         return processor
 
-    def save_pretrained(self, save_directory, layout: str = "native", **kwargs):
+    def save_pretrained(self, save_directory: str | Path, layout: str = "native", **kwargs: Any) -> list[str]:
         """
         As in transformers; `layout="published"` saves what stands beside a published checkpoint's weights, as the
         official tools read it with transformers 4.57. Limits of tiles and pixels have no place there: those tools have
         their own.
+
+        Args:
+            save_directory (`str` or `Path`): where to.
+            layout (`str`, *optional*, defaults to `"native"`): or `"published"`.
+            kwargs: of transformers; none with `"published"`.
+
+        Returns:
+            `list[str]`: the files.
 
         Raises:
             `ValueError`: an unknown layout, or an option that it does not take.
@@ -281,67 +266,14 @@ class Sa2VAProcessor(ProcessorMixin):
             raise ValueError(f"layout must be 'native' or 'published', got {layout!r}.")
         if kwargs:
             raise ValueError(f"save_pretrained(layout='published') does not take {', '.join(sorted(kwargs))}.")
-        # The tokenizer's own template is the official one, unless it has become a processor's of ours on the way.
-        own = None if _is_ours(self.tokenizer.chat_template) else self.tokenizer.chat_template
         with written_beside(save_directory) as folder:
-            if isinstance(self.image_processor, Qwen2VLImageProcessorPil):
-                if dict(self.image_processor.size) != QWEN_IMAGE_SIZE or self.clip_size != QWEN_CLIP_SIZE:
-                    logger.warning(
-                        "The published layout has no place for a pixel budget of one's own (image_processor.size, "
-                        "clip_size): its code, and this package when it loads it, take Sa2VA's. The native layout "
-                        "keeps it."
-                    )
-                kind = "Qwen2_5_VLProcessor" if self.image_processor.patch_size == 14 else "Qwen3VLProcessor"
-                save_tokenizer(self.tokenizer, folder, own or qwen_chat_template(self.official_opening), kind)
-                save_qwen_processor(self.image_processor, folder, kind, self.prompt_style)
-            else:
-                # (InternVL's official code knows its prompts and tiles by itself.)
-                save_tokenizer(self.tokenizer, folder, own or self.chat_template)
+            save_published_processor(self, folder)
             names = [file.name for file in folder.iterdir()]
         return [str(Path(save_directory) / name) for name in names]
 
-    @classmethod
-    def _of_published(cls, config: dict, folder: Path) -> "Sa2VAProcessor":
-        # The ids do not matter here; whether the tokenizer has them is checked by the constructor.
-        native = native_config(config, seg_token_id=0, image_token_id=0)
-        refuse_sam3(folder)
-        vision = native.vlm_config.vision_config
-        options = {
-            "grounding_image_size": native.grounding_config.image_size,
-            "prompt_template": native.prompt_template,
-        }
-        tokenizer = load_tokenizer(folder)
-        # The official code has its own limits of tiles and pixels, whatever the files say.
-        if native.vlm_config.model_type == "internvl":
-            height, width = vision.image_size
-            options["image_seq_length"] = native.vlm_config.image_seq_length
-            image_processor = GotOcr2ImageProcessorPil(
-                size={"height": height, "width": width},
-                crop_to_patches=True,
-                min_patches=1,
-                max_patches=12,
-                image_mean=IMAGENET_DEFAULT_MEAN,
-                image_std=IMAGENET_DEFAULT_STD,
-            )
-        else:
-            # (Not from preprocessor_config.json, which carries the budget of the model that Sa2VA started from.)
-            is_first = native.vlm_config.model_type == "qwen2_5_vl"
-            image_processor = Qwen2VLImageProcessorPil(
-                size=dict(QWEN_IMAGE_SIZE),
-                patch_size=vision.patch_size,
-                temporal_patch_size=vision.temporal_patch_size,
-                merge_size=vision.spatial_merge_size,
-                image_mean=OPENAI_CLIP_MEAN if is_first else IMAGENET_STANDARD_MEAN,
-                image_std=OPENAI_CLIP_STD if is_first else IMAGENET_STANDARD_STD,
-            )
-            options["official_opening"] = _opening(folder, tokenizer)
-            saved = folder / "preprocessor_config.json"
-            if saved.is_file() and (style := read_json(saved).get("prompt_style")):
-                options["prompt_style"] = style
-        return cls(image_processor, tokenizer, **options)
-
     @property
-    def model_input_names(self):
+    def model_input_names(self) -> list[str]:
+        """What `__call__` makes for the model."""
         grid = ["image_grid_thw"] if isinstance(self.image_processor, Qwen2VLImageProcessorPil) else []
         return ["input_ids", "attention_mask", "pixel_values", *grid]
 
@@ -382,7 +314,7 @@ class Sa2VAProcessor(ProcessorMixin):
         qwen = isinstance(self.image_processor, Qwen2VLImageProcessorPil)
         images = [image.convert("RGB") for image in images]
         if self.is_official:
-            images = [image.resize(_size_of_first_step(*image.size), Image.Resampling.BICUBIC) for image in images]
+            images = [image.resize(size_of_first_step(*image.size), Image.Resampling.BICUBIC) for image in images]
             clip = False
         options = {"size": self.clip_size} if qwen else {"crop_to_patches": False}
         outputs = self.image_processor(images=images, return_tensors="pt", **(options if clip else {}))
@@ -395,7 +327,12 @@ class Sa2VAProcessor(ProcessorMixin):
         return pixels, [self.image_block(count) for count in counts]
 
     def image_block(self, count: int) -> str:
-        """The text block of an image of `count` tokens."""
+        """
+        The text block of an image.
+
+        Args:
+            count (`int`): its image tokens, see `num_image_tokens`.
+        """
         return f"{self._image_start}{self.image_token * count}{self._image_end}"
 
     def num_image_tokens(self, size: tuple[int, int], clip: bool = False) -> int:
@@ -413,7 +350,7 @@ class Sa2VAProcessor(ProcessorMixin):
             `ValueError`: a size that the family does not take: Qwen refuses sides that differ by more than 200 times.
         """
         if self.is_official:
-            size, clip = _size_of_first_step(*size), False
+            size, clip = size_of_first_step(*size), False
         width, height = size
         if isinstance(self.image_processor, Qwen2VLImageProcessorPil):
             budget = self.clip_size if clip else self.image_processor.size
@@ -434,13 +371,7 @@ class Sa2VAProcessor(ProcessorMixin):
         Returns:
             `torch.Tensor` of shape `(images, 3, S, S)`, float32, S = `grounding_image_size`.
         """
-        size = (self.grounding_image_size, self.grounding_image_size)
-        if not images:
-            return torch.zeros(0, 3, *size)
-        resized = [np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)) for image in images]
-        pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-        return (pixels - mean) / std
+        return grounding_pixels(images, self.grounding_image_size)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -485,65 +416,14 @@ class Sa2VAProcessor(ProcessorMixin):
             `ValueError`: `<image>` in a text without images, or more than once; a token that only the processor may
             write, such as `<IMG_CONTEXT>` or `<|im_end|>`; a content that is no text; an unknown role.
         """
-        # Each turn is tokenised on its own, as Sa2VA's training does: an answer must have the ids that generating it
-        # has.
-        input_ids = list(self.tokenizer("").input_ids)
-        labels = [-100] * len(input_ids)
-        official = self.is_official
-        # What stands between two images, and between the last one and a text that does not say where it is.
-        newline = "" if official else "\n"
-        block = newline.join(image_blocks)
-        first_user = True
-        if official and (not messages or messages[0]["role"] != "system"):
-            opening = self._ids(self.official_opening)
-            input_ids += opening
-            labels += [-100] * len(opening)
-        for position, message in enumerate(messages):
-            content = message["content"]
-            if message["role"] not in ("system", "user", "assistant"):
-                raise ValueError(f"A message's role must be system, user or assistant, got {message['role']!r}.")
-            if not isinstance(content, (str, list, tuple)):
-                raise ValueError(f"A message's content must be text, got {content!r}.")
-            if not isinstance(content, str):
-                # All images of a conversation stand together, so their first part places them all.
-                first = next((index for index, part in enumerate(content) if part["type"] == "image"), None)
-                content = "".join(
-                    (IMAGE_PLACEHOLDER + newline if index == first else "")
-                    if part["type"] == "image"
-                    else part["text"]
-                    for index, part in enumerate(content)
-                )
-            if found := reserved_tokens(content):
-                raise ValueError(
-                    f"A text of the {message['role']} holds {', '.join(found)}, which only the processor may write: "
-                    f"leave it out of {content!r}."
-                )
-            if message["role"] == "assistant":
-                answer = self.answer_ids(content)
-                input_ids += answer
-                labels += answer
-                if position + 1 < len(messages):
-                    separator = self._ids(self._template["separator"])
-                    input_ids += separator
-                    labels += [-100] * len(separator)
-                continue
-            if message["role"] == "user":
-                if content.count(IMAGE_PLACEHOLDER) > (1 if first_user and block else 0):
-                    raise ValueError(
-                        f"{IMAGE_PLACEHOLDER} may stand once, in the first user turn of a conversation with an image; "
-                        f"got {content!r}."
-                    )
-                if first_user and block:
-                    if official:
-                        content = IMAGE_PLACEHOLDER + content.replace(IMAGE_PLACEHOLDER, "")
-                    elif IMAGE_PLACEHOLDER not in content:
-                        content = f"{IMAGE_PLACEHOLDER}\n{content}"
-                    content = content.replace(IMAGE_PLACEHOLDER, block)
-                first_user = False
-            prompt = self._ids(self._template[message["role"]].format_map({"content": content}))
-            input_ids += prompt
-            labels += [-100] * len(prompt)
-        return input_ids, labels
+        return encode_chat(
+            messages,
+            image_blocks,
+            self._template,
+            self._ids,
+            beginning=list(self.tokenizer("").input_ids),
+            opening=self.official_opening if self.is_official else None,
+        )
 
     def pad(self, sequences: list[list[int]], value: int | None = None, side: str = "right") -> torch.Tensor:
         """
@@ -567,22 +447,30 @@ class Sa2VAProcessor(ProcessorMixin):
         ]
         return torch.tensor(rows, dtype=torch.long)
 
-    def __call__(self, images=None, text=None, padding=True, padding_side="left", return_tensors="pt", **kwargs):
+    def __call__(
+        self,
+        images: Image.Image | list | tuple | None = None,
+        text: str | list[str] | None = None,
+        padding: bool | str = True,
+        padding_side: str = "left",
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
         """
         The plain processor call of transformers: texts that are already wrapped by the chat template, with one
-        `<image>`
-        for each image.
+        `<image>` for each image.
 
         Args:
-            images (`PIL.Image.Image` or a flat or nested list of them, *optional*): in the order of their
-            placeholders.
+            images (`PIL.Image.Image` or a flat or nested list of them, *optional*):
+                In the order of their placeholders.
             text (`str` or `list[str]`): wrapped texts.
+            padding, padding_side, return_tensors, kwargs: of the tokenizer.
 
         Returns:
             `BatchFeature` with `input_ids`, `attention_mask` and, with images, what `tiles` gives.
 
         Raises:
-            `ValueError`: the number of `<image>` is not the number of images.
+            `ValueError`: no text, or the number of `<image>` is not the number of images.
         """
         if text is None:
             raise ValueError("Sa2VAProcessor needs `text`; for SAM 2's pixels alone call `grounding_inputs`.")

@@ -69,6 +69,7 @@ class Part:
 
     @property
     def is_whole(self) -> bool:
+        """Whether the part is all of the published tensor."""
         return self.size == 1
 
     def shape(self, native: torch.Size | tuple[int, ...]) -> tuple[int, ...]:

@@ -6,10 +6,24 @@ the slow tokenizer, and a slow Qwen tokenizer reads `vocab.json` and `merges.txt
 """
 
 import json
+import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer, Qwen2VLImageProcessorPil
 
+from .checkpoints import read_json, refuse_sam3
+from .pixels import QWEN_CLIP_SIZE, QWEN_IMAGE_SIZE, published_image_processor
+from .published import native_config
+from .templates import CHATML, is_ours
+from .tokenization import load_tokenizer
+
+
+if TYPE_CHECKING:
+    from .processing import Sa2VAProcessor
+
+logger = logging.getLogger(__name__)
 
 # Least and most pixels that Qwen's own image and video processors accept. They stand in the files of published
 # checkpoints; Sa2VA's code has its own, narrower ones, and resizes to them before.
@@ -27,6 +41,96 @@ _QWEN = {
 }
 # How transformers 5 came by the tokenizer, which transformers 4 would pass on to it as options.
 _OF_TRANSFORMERS_5 = ("backend", "extra_special_tokens", "is_local", "local_files_only", "processor_class")
+
+
+def read_published_processor(folder: Path, config: dict) -> dict:
+    """
+    What makes the processor of a published checkpoint.
+
+    Args:
+        folder (`Path`): the checkpoint.
+        config (`dict`): its `config.json`.
+
+    Returns:
+        `dict`: arguments of [`Sa2VAProcessor`].
+
+    Raises:
+        `ValueError`: an unknown family, or no tokenizer.
+    """
+    # The ids do not matter here; whether the tokenizer has them is checked by the processor.
+    native = native_config(config, seg_token_id=0, image_token_id=0)
+    refuse_sam3(folder)
+    tokenizer = load_tokenizer(folder)
+    options = {
+        "image_processor": published_image_processor(native.vlm_config),
+        "tokenizer": tokenizer,
+        "grounding_image_size": native.grounding_config.image_size,
+        "prompt_template": native.prompt_template,
+    }
+    if native.vlm_config.model_type == "internvl":
+        return {**options, "image_seq_length": native.vlm_config.image_seq_length}
+    options["official_opening"] = published_opening(folder, tokenizer)
+    saved = folder / "preprocessor_config.json"
+    if saved.is_file() and (style := read_json(saved).get("prompt_style")):
+        options["prompt_style"] = style
+    return options
+
+
+def published_opening(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """
+    What the chat template of a published checkpoint begins with.
+
+    Args:
+        folder (`Path`): the checkpoint.
+        tokenizer (`PreTrainedTokenizerBase`): of it.
+
+    Returns:
+        `str`, or `None` where it has no template of its own.
+    """
+    template = tokenizer.chat_template
+    # (transformers' processors, which official inference asks, prefer the older of their files to the tokenizer's.)
+    if (folder / "chat_template.json").is_file() and not (folder / "chat_template.jinja").is_file():
+        template = read_json(folder / "chat_template.json").get("chat_template")
+    if is_ours(template):
+        return None
+    chat = [{"role": "user", "content": [{"type": "text", "text": "Where?"}]}]
+    try:
+        text = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+    except TemplateError as error:
+        text = f"{error!r}"
+    opening, turn, _ = text.partition(CHATML["user"].split("{content}")[0])
+    if not turn:
+        logger.warning(
+            f"{folder}: its chat template writes no user turn ({text[:200]!r}). With prompt_style=official there will "
+            "be no system turn, unless the processor's `official_opening` is set."
+        )
+    return opening if turn else ""
+
+
+def save_published_processor(processor: "Sa2VAProcessor", folder: Path) -> None:
+    """
+    Write what stands beside a published checkpoint's weights. Limits of tiles and pixels have no place there, because
+    the official code has its own; a warning says so where that changes something.
+
+    Args:
+        processor (`Sa2VAProcessor`): not changed.
+        folder (`Path`): where to.
+    """
+    tokenizer, image_processor = processor.tokenizer, processor.image_processor
+    # The tokenizer's own template is the official one, unless it has become a processor's of ours on the way.
+    own = None if is_ours(tokenizer.chat_template) else tokenizer.chat_template
+    if not isinstance(image_processor, Qwen2VLImageProcessorPil):
+        # (InternVL's official code knows its prompts and tiles by itself.)
+        save_tokenizer(tokenizer, folder, own or processor.chat_template)
+        return
+    if dict(image_processor.size) != QWEN_IMAGE_SIZE or processor.clip_size != QWEN_CLIP_SIZE:
+        logger.warning(
+            "The published layout has no place for a pixel budget of one's own (image_processor.size, clip_size): its "
+            "code, and this package when it loads it, take Sa2VA's. The native layout keeps it."
+        )
+    kind = "Qwen2_5_VLProcessor" if image_processor.patch_size == 14 else "Qwen3VLProcessor"
+    save_tokenizer(tokenizer, folder, own or qwen_chat_template(processor.official_opening), kind)
+    save_qwen_processor(image_processor, folder, kind, processor.prompt_style)
 
 
 def save_tokenizer(
@@ -87,7 +191,9 @@ def qwen_chat_template(opening: str) -> str:
     )
 
 
-def save_qwen_processor(image_processor, folder: Path, processor_class: str, prompt_style: str = "training") -> None:
+def save_qwen_processor(
+    image_processor: Qwen2VLImageProcessorPil, folder: Path, processor_class: str, prompt_style: str = "training"
+) -> None:
     """
     Write the settings of Qwen's image and video processors, as published checkpoints have them.
 

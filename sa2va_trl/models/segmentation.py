@@ -3,21 +3,25 @@
 import operator
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import (
-    BatchFeature,
-)
+from transformers import BatchFeature
 
 from ..media.clips import open_video
 from ..media.pictures import too_deep
+from ..tokens import SEG_TOKEN
 from .configuration import check_video_options
 from .frame_policy import select_frames
 from .outputs import SegFeatures, Segmentation
-from .processing import SEG_TOKEN, Sa2VAProcessor
+from .processing import Sa2VAProcessor
 from .tracking import track
+
+
+if TYPE_CHECKING:
+    from .modeling import Sa2VAForConditionalGeneration
 
 
 # Options of `generate` that change what it returns, and inputs that are made here.
@@ -33,16 +37,19 @@ _OWN_INPUTS = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "pixel_
 
 
 class SegmentationMixin:
-    """`answer` and `segment` of [`Sa2VAForConditionalGeneration`]."""
+    """
+    `answer` and `segment`, which [`Sa2VAForConditionalGeneration`] has from here: they call its `generate`, its two
+    halves and, for videos, its SAM 2.
+    """
 
     @torch.no_grad()
     def answer(
-        self,
+        self: "Sa2VAForConditionalGeneration",
         conversations: list[list[dict]],
         images: list[list[Image.Image]],
         processor: Sa2VAProcessor,
         clip: bool = False,
-        **generate_kwargs,
+        **generate_kwargs: Any,
     ) -> list[str]:
         """
         Write the next answer of each conversation (greedy unless told otherwise).
@@ -61,44 +68,12 @@ class SegmentationMixin:
             `ValueError`: as `Sa2VAProcessor.encode_chat`, or an option that makes `generate` return something else
             than one answer of tokens for each conversation.
         """
-        return self._answer(conversations, images, processor, clip, **generate_kwargs)[0]
-
-    def _answer(
-        self, conversations, images, processor: Sa2VAProcessor, clip: bool, **generate_kwargs
-    ) -> tuple[list[str], list[list[int]]]:
-        """As `answer`, and the generated token ids with whatever ended them."""
         _check_generate_options(generate_kwargs)
-        never = [processor.image_token_id, *(generate_kwargs.pop("suppress_tokens", None) or [])]
-        pixels, blocks = _tiles(processor, images, clip)
-        prompts = [processor.encode_chat(chat, part)[0] for chat, part in zip(conversations, blocks, strict=True)]
-        input_ids = processor.pad(prompts, side="left").to(self.device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        width = input_ids.shape[1]
-        attention_mask = (torch.arange(width, device=self.device) >= width - lengths[:, None]).long()
-        generated = self.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            **BatchFeature(pixels).to(self.device, self.dtype),
-            **{
-                "do_sample": False,
-                "max_new_tokens": 2048,
-                **processor.stopping(),
-                # One in the answer would ask for an image that is not there.
-                "suppress_tokens": never,
-                "pad_token_id": processor.tokenizer.pad_token_id,
-                **generate_kwargs,
-            },
-        )
-        answers = []
-        for ids in generated[:, width:]:
-            text = processor.tokenizer.decode(ids, skip_special_tokens=False)
-            ends = [text.find(stop) for stop in processor.stop_strings if stop in text]
-            answers.append(text[: min(ends)] if ends else text)
-        return answers, generated[:, width:].tolist()
+        return _write(self, _requests(conversations, images, processor, clip), processor, **generate_kwargs)[0]
 
     @torch.no_grad()
     def segment(
-        self,
+        self: "Sa2VAForConditionalGeneration",
         image: Image.Image | None = None,
         images: list[Image.Image] | None = None,
         video: list[Image.Image] | np.ndarray | str | os.PathLike | None = None,
@@ -111,7 +86,7 @@ class SegmentationMixin:
         frames: list[int] | None = None,
         tracking: str | None = None,
         decode: Callable[[SegFeatures], tuple[torch.Tensor, torch.Tensor]] | None = None,
-        **generate_kwargs,
+        **generate_kwargs: Any,
     ) -> Segmentation | list[Segmentation]:
         """
         Segment what the text names.
@@ -151,6 +126,22 @@ class SegmentationMixin:
             is no PIL image or has more than 8 bits a channel, a threshold outside (0, 1), a video that cannot be read
             or has no frames or frames of different sizes, options of a video without one, or frames to prompt that it
             does not have.
+
+        Example:
+
+            ```python
+            >>> from PIL import Image
+            >>> from sa2va_trl import tiny_sa2va
+
+            >>> model, processor = tiny_sa2va(image_size=128)
+            >>> image = Image.new("RGB", (100, 60))
+            >>> result = model.eval().segment(
+            ...     image=image, text="Segment the vessel.", processor=processor, answer="The <p> vessel </p> [SEG]."
+            ... )
+            >>> result.phrases, result.masks.shape
+            (['vessel'], torch.Size([1, 60, 100]))
+
+            ```
         """
         if processor is None:
             raise ValueError("segment needs `processor`, the Sa2VAProcessor of this model.")
@@ -163,7 +154,7 @@ class SegmentationMixin:
         if video is not None:
             if decode is not None:
                 raise ValueError("segment takes decode with `image` or `images` only: a video's masks are tracked.")
-            return self._segment_video(video, text, processor, threshold, answer, **options, **generate_kwargs)
+            return _segment_video(self, video, text, processor, threshold, answer, **options, **generate_kwargs)
         if given := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"segment takes {', '.join(given)} with `video` only.")
         batch = [image] if images is None else list(images)
@@ -172,7 +163,8 @@ class SegmentationMixin:
         answers = [None] * len(batch) if answer is None else _texts("answer", answer, len(batch))
         if len(texts) != len(batch) or len(answers) != len(batch):
             raise ValueError(f"{len(batch)} images, {len(texts)} texts and {len(answers)} answers do not pair up.")
-        answers, features, own = self._read(
+        answers, features, own = _read(
+            self,
             texts,
             [[entry] for entry in batch],
             processor,
@@ -195,117 +187,171 @@ class SegmentationMixin:
         ]
         return results[0] if images is None else results
 
-    def _segment_video(
-        self,
-        video,
-        text: str,
-        processor: Sa2VAProcessor,
-        threshold: float,
-        answer: str | None,
-        frame_policy: str | None,
-        num_frames: int | None,
-        frames: list[int] | None,
-        tracking: str | None,
-        **generate_kwargs,
-    ) -> Segmentation:
-        if isinstance(text, (list, tuple)) or isinstance(answer, (list, tuple)):
-            raise ValueError("A video has one text and at most one answer; got a list.")
-        text, answer = _texts("text", text, 1)[0], None if answer is None else _texts("answer", answer, 1)[0]
-        if frames is not None and (frame_policy is not None or num_frames is not None):
-            raise ValueError("`frames` says which frames to prompt, so frame_policy and num_frames have no effect.")
-        policy = self.config.frame_policy if frame_policy is None else frame_policy
-        count = self.config.num_frames if num_frames is None else num_frames
-        tracking = self.config.tracking if tracking is None else tracking
-        check_video_options(policy, count, tracking)
-        size = self.config.grounding_config.image_size
-        with open_video(video) as clip:
-            total = len(clip)
-            prompted = select_frames(policy, total, count) if frames is None else _checked(frames, total)
-            answers, features, own = self._read(
-                [text],
-                [[clip[index] for index in prompted]],
-                processor,
-                None if answer is None else [answer],
-                clip=True,
-                **generate_kwargs,
-            )
-            prompts = self._prompts(features.seg_states[own[0]])
-            result = Segmentation(
-                text=answers[0],
-                phrases=processor.phrases(answers[0]),
-                # On the CPU: the one thing that grows with the length of the clip.
-                low_res_logits=torch.zeros(len(prompts), total, size // 4, size // 4),
-                iou_scores=torch.zeros(len(prompts), total),
-                size=clip[0].size[::-1],
-                image_size=size,
-                threshold=threshold,
-                prompted_frames=prompted,
-            )
-            if len(prompts):
-                for index, mask_logits, iou_scores in track(
-                    self.grounding_encoder,
-                    prompts,
-                    lambda index: processor.grounding_inputs([clip[index]]).to(self.device, self.dtype),
-                    total,
-                    prompted,
-                    mask_prompt=(threshold, result.size) if tracking == "mask_prompt" else None,
-                ):
-                    result.low_res_logits[:, index] = mask_logits
-                    result.iou_scores[:, index] = iou_scores
-        return result
 
-    def _read(
-        self,
-        texts: list[str],
-        groups: list[list[Image.Image]],
-        processor: Sa2VAProcessor,
-        answers: list[str] | None,
-        clip: bool = False,
-        grounding_pixel_values: torch.Tensor | None = None,
-        **generate_kwargs,
-    ) -> tuple[list[str], SegFeatures, list[torch.Tensor]]:
-        """
-        The answers to `texts` about `groups` of images (generated unless they are given), what `encode` makes of them,
-        and for each row the `[SEG]`s (indices into `seg_states`) that its answer holds.
-        """
-        if answers is not None and generate_kwargs:
-            raise ValueError(f"With `answer` nothing is generated, so {', '.join(generate_kwargs)} have no effect.")
-        forced = answers is not None
-        if forced:
-            answers = [processor.without_end(reply) for reply in answers]
-        conversations = [[{"role": "user", "content": entry}] for entry in texts]
-        pixels, blocks = _tiles(processor, groups, clip)
-        prompts = [processor.encode_chat(chat, part)[0] for chat, part in zip(conversations, blocks, strict=True)]
-        # The masks come from one teacher-forced pass over prompt and answer, exactly as in training.
-        generated = [None] * len(texts)
-        if not forced:
-            answers, generated = self._answer(conversations, groups, processor, clip, **generate_kwargs)
-        sequences = []
-        for chat, reply, part, prompt, ids in zip(conversations, answers, blocks, prompts, generated, strict=True):
+def _segment_video(
+    model: "Sa2VAForConditionalGeneration",
+    video: list[Image.Image] | np.ndarray | str | os.PathLike,
+    text: str,
+    processor: Sa2VAProcessor,
+    threshold: float,
+    answer: str | None,
+    frame_policy: str | None,
+    num_frames: int | None,
+    frames: list[int] | None,
+    tracking: str | None,
+    **generate_kwargs: Any,
+) -> Segmentation:
+    """`segment` of a video, with `options` that have been told apart from an image's."""
+    if isinstance(text, (list, tuple)) or isinstance(answer, (list, tuple)):
+        raise ValueError("A video has one text and at most one answer; got a list.")
+    text, answer = _texts("text", text, 1)[0], None if answer is None else _texts("answer", answer, 1)[0]
+    if frames is not None and (frame_policy is not None or num_frames is not None):
+        raise ValueError("`frames` says which frames to prompt, so frame_policy and num_frames have no effect.")
+    policy = model.config.frame_policy if frame_policy is None else frame_policy
+    count = model.config.num_frames if num_frames is None else num_frames
+    tracking = model.config.tracking if tracking is None else tracking
+    check_video_options(policy, count, tracking)
+    size = model.config.grounding_config.image_size
+    with open_video(video) as clip:
+        total = len(clip)
+        prompted = select_frames(policy, total, count) if frames is None else _checked(frames, total)
+        answers, features, own = _read(
+            model,
+            [text],
+            [[clip[index] for index in prompted]],
+            processor,
+            None if answer is None else [answer],
+            clip=True,
+            **generate_kwargs,
+        )
+        prompts = model.mask_prompts(features.seg_states[own[0]])
+        result = Segmentation(
+            text=answers[0],
+            phrases=processor.phrases(answers[0]),
+            # On the CPU: the one thing that grows with the length of the clip.
+            low_res_logits=torch.zeros(len(prompts), total, size // 4, size // 4),
+            iou_scores=torch.zeros(len(prompts), total),
+            size=clip[0].size[::-1],
+            image_size=size,
+            threshold=threshold,
+            prompted_frames=prompted,
+        )
+        if len(prompts):
+            for index, mask_logits, iou_scores in track(
+                model.grounding_encoder,
+                prompts,
+                lambda index: processor.grounding_inputs([clip[index]]).to(model.device, model.dtype),
+                total,
+                prompted,
+                mask_prompt=(threshold, result.size) if tracking == "mask_prompt" else None,
+            ):
+                result.low_res_logits[:, index] = mask_logits
+                result.iou_scores[:, index] = iou_scores
+    return result
+
+
+class _Requests(NamedTuple):
+    """Conversations as the language model reads them: tiled and tokenised once, to be answered and read again."""
+
+    conversations: list[list[dict]]
+    pixels: dict[str, torch.Tensor]  # of all images
+    blocks: list[list[str]]  # what stands for each image of a conversation
+    prompts: list[list[int]]  # token ids up to the answer
+
+
+def _requests(
+    conversations: list[list[dict]], groups: list[list[Image.Image]], processor: Sa2VAProcessor, clip: bool
+) -> _Requests:
+    pixels, blocks = processor.tiles([image for group in groups for image in group], clip=clip)
+    remaining = iter(blocks)
+    blocks = [[next(remaining) for _ in group] for group in groups]
+    prompts = [processor.encode_chat(chat, part)[0] for chat, part in zip(conversations, blocks, strict=True)]
+    return _Requests(conversations, pixels, blocks, prompts)
+
+
+def _write(
+    model: "Sa2VAForConditionalGeneration", requests: _Requests, processor: Sa2VAProcessor, **generate_kwargs: Any
+) -> tuple[list[str], list[list[int]]]:
+    """The answers that `generate` writes, and their token ids with whatever ended them."""
+    never = [processor.image_token_id, *(generate_kwargs.pop("suppress_tokens", None) or [])]
+    input_ids = processor.pad(requests.prompts, side="left").to(model.device)
+    lengths = torch.tensor([len(prompt) for prompt in requests.prompts], device=model.device)
+    width = input_ids.shape[1]
+    attention_mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
+    generated = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        **_to(model, requests.pixels),
+        **{
+            "do_sample": False,
+            "max_new_tokens": 2048,
+            **processor.stopping(),
+            # One in the answer would ask for an image that is not there.
+            "suppress_tokens": never,
+            "pad_token_id": processor.tokenizer.pad_token_id,
+            **generate_kwargs,
+        },
+    )
+    answers = []
+    for ids in generated[:, width:]:
+        text = processor.tokenizer.decode(ids, skip_special_tokens=False)
+        ends = [text.find(stop) for stop in processor.stop_strings if stop in text]
+        answers.append(text[: min(ends)] if ends else text)
+    return answers, generated[:, width:].tolist()
+
+
+def _read(
+    model: "Sa2VAForConditionalGeneration",
+    texts: list[str],
+    groups: list[list[Image.Image]],
+    processor: Sa2VAProcessor,
+    answers: list[str] | None,
+    clip: bool = False,
+    grounding_pixel_values: torch.Tensor | None = None,
+    **generate_kwargs: Any,
+) -> tuple[list[str], SegFeatures, list[torch.Tensor]]:
+    """
+    The answers to `texts` about `groups` of images (generated unless they are given), what `encode` makes of them, and
+    for each row the `[SEG]`s (indices into `seg_states`) that its answer holds.
+    """
+    if answers is not None and generate_kwargs:
+        raise ValueError(f"With `answer` nothing is generated, so {', '.join(generate_kwargs)} have no effect.")
+    _check_generate_options(generate_kwargs)
+    conversations = [[{"role": "user", "content": entry}] for entry in texts]
+    requests = _requests(conversations, groups, processor, clip)
+    if answers is None:
+        answers, generated = _write(model, requests, processor, **generate_kwargs)
+        sequences = [
             # A generated answer goes in as the tokens that were generated: tokenising its text could give others.
             # (Unless it spells out a [SEG] that is none.)
-            if forced:
-                sequences.append(processor.encode_chat([*chat, {"role": "assistant", "content": reply}], part)[0])
-            elif ids.count(processor.seg_token_id) == reply.count(SEG_TOKEN):
-                sequences.append(prompt + ids)
-            else:
-                sequences.append(prompt + processor.answer_ids(reply))
-        input_ids = processor.pad(sequences).to(self.device)
-        lengths = torch.tensor([len(sequence) for sequence in sequences], device=self.device)
-        attention_mask = (torch.arange(input_ids.shape[1], device=self.device) < lengths[:, None]).long()
-        if grounding_pixel_values is not None:
-            grounding_pixel_values = grounding_pixel_values.to(self.device, self.dtype)
-        features = self.encode(
-            input_ids,
-            attention_mask,
-            **BatchFeature(pixels).to(self.device, self.dtype),
-            grounding_pixel_values=grounding_pixel_values,
-        )
-        rows, positions = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
-        # A [SEG] that the user's own text mentions is not part of the answer.
-        answered = positions >= torch.tensor([len(prompt) for prompt in prompts], device=self.device)[rows]
-        own = [torch.nonzero((rows == row) & answered)[:, 0] for row in range(len(answers))]
-        return answers, features, own
+            prompt
+            + (ids if ids.count(processor.seg_token_id) == reply.count(SEG_TOKEN) else processor.answer_ids(reply))
+            for prompt, ids, reply in zip(requests.prompts, generated, answers, strict=True)
+        ]
+    else:
+        answers = [processor.without_end(reply) for reply in answers]
+        sequences = [
+            processor.encode_chat([*chat, {"role": "assistant", "content": reply}], part)[0]
+            for chat, reply, part in zip(conversations, answers, requests.blocks, strict=True)
+        ]
+    # The masks come from one teacher-forced pass over prompt and answer, exactly as in training.
+    input_ids = processor.pad(sequences).to(model.device)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=model.device)
+    attention_mask = (torch.arange(input_ids.shape[1], device=model.device) < lengths[:, None]).long()
+    if grounding_pixel_values is not None:
+        grounding_pixel_values = grounding_pixel_values.to(model.device, model.dtype)
+    features = model.encode(
+        input_ids, attention_mask, **_to(model, requests.pixels), grounding_pixel_values=grounding_pixel_values
+    )
+    rows, positions = torch.nonzero(input_ids == model.config.seg_token_id, as_tuple=True)
+    # A [SEG] that the user's own text mentions is not part of the answer.
+    answered = positions >= torch.tensor([len(prompt) for prompt in requests.prompts], device=model.device)[rows]
+    own = [torch.nonzero((rows == row) & answered)[:, 0] for row in range(len(answers))]
+    return answers, features, own
+
+
+def _to(model: "Sa2VAForConditionalGeneration", pixels: dict[str, torch.Tensor]) -> BatchFeature:
+    return BatchFeature(pixels).to(model.device, model.dtype)
 
 
 def _texts(name: str, texts: str | list[str], count: int) -> list[str]:
@@ -350,12 +396,3 @@ def _checked(frames: list[int], total: int) -> list[int]:
     if len(set(frames)) < len(frames):
         raise ValueError(f"`frames` holds a frame twice: {frames}.")
     return sorted(frames)
-
-
-def _tiles(
-    processor: Sa2VAProcessor, images: list[list[Image.Image]], clip: bool = False
-) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
-    """Tiles of all images of a batch, and the text blocks of each row."""
-    pixels, blocks = processor.tiles([image for group in images for image in group], clip=clip)
-    remaining = iter(blocks)
-    return pixels, [[next(remaining) for _ in group] for group in images]

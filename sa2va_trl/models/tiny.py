@@ -1,3 +1,5 @@
+"""The whole network in small, with random weights."""
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -130,6 +132,17 @@ def tiny_sa2va(
 
     Raises:
         `ValueError`: an unknown family.
+
+    Example:
+
+        ```python
+        >>> from sa2va_trl import tiny_sa2va
+
+        >>> model, processor = tiny_sa2va(image_size=128)
+        >>> model.config.grounding_config.image_size, model.config.grounding_config.mask_size
+        (128, 32)
+
+        ```
     """
     if family not in SUPPORTED_VLMS:
         raise ValueError(f"family must be one of {', '.join(SUPPORTED_VLMS)}, got {family!r}.")

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from sam2.modeling.sam2_base import NO_OBJ_SCORE
 
-from .grounding import GroundingEncoder, upsample_mask_logits
+from ..mask_logits import upsample_mask_logits
+from .grounding import GroundingEncoder
 
 
 @torch.no_grad()

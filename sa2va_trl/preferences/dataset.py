@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -12,18 +12,21 @@ from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCard
 from pyarrow.parquet import ParquetWriter
 from torch import nn
-from tqdm.auto import tqdm
 
-from ..data.columns import PAIR_COLUMNS, check_dataset, iter_undecoded, plain_rows, read_pair, worse_pair
+from ..data.checks import check_dataset
+from ..data.columns import PAIR_COLUMNS, mask_mode
+from ..data.known import content_key, is_good, is_good_row, remember
+from ..data.layout import read_pair, row_layout, worse_pair
+from ..data.stored import iter_undecoded, plain_rows
 from ..errors import BadRow, DatasetError
-from ..features.encoding import RowEncoder
-from ..features.store import FeatureStore
+from ..features.encoding import RowEncoder, Stored
 from ..files import written_beside
-from ..media.pictures import decode_image, quiet_pillow
+from ..media.pictures import decode_image, displayed_size, quiet_pillow
+from ..models import Sa2VAProcessor
 from ..models.grounding import upsample_mask_logits
 from ..rewards import get_reward
 from ..sampling import MaskSampler
-from .pairs import _check_gap, _encode, _sampler, make_pair
+from .pairs import check_gap, encoded_mask, make_pair, sampler_of
 
 
 logger = logging.getLogger(__name__)
@@ -32,7 +35,7 @@ logger = logging.getLogger(__name__)
 def build_preferences(
     dataset: Dataset,
     model: nn.Module,
-    processor,
+    processor: Sa2VAProcessor,
     chosen: str | list[str] = "ground_truth",
     rejected: str | list[str] = "greedy",
     reward: str | dict[str, float] | Callable[..., list[float]] = "dice",
@@ -42,14 +45,14 @@ def build_preferences(
     batch_size: int = 4,
     seed: int = 0,
     progress: bool = True,
-    features: tuple[FeatureStore, list[str]] | None = None,
+    features: Stored | None = None,
 ) -> Dataset:
     """
     Preference pairs of every object of a dataset, at the size of its image.
 
     Args:
         dataset (`datasets.Dataset`):
-            Rows as in [`~data.columns.check_dataset`]. Rows with several objects become one row an object, with its
+            Rows as in [`~data.checks.check_dataset`]. Rows with several objects become one row an object, with its
             phrase; rows without masks are left out.
         model (`Sa2VAForConditionalGeneration` or `PeftModel`): draws the masks; in evaluation mode afterwards.
         processor (`Sa2VAProcessor`): of the model.
@@ -80,12 +83,28 @@ def build_preferences(
         `DatasetError`: bad rows, clips, conversations about several objects, no row with a mask, or no pair with a gap
             of `min_gap`; the message says how many pairs other gaps would give.
         `ValueError`: a bad option, or features of other rows.
+
+    Example:
+
+        ```python
+        >>> from sa2va_trl import build_preferences, tiny_sa2va
+        >>> from sa2va_trl.data import synthetic_dataset
+
+        >>> model, processor = tiny_sa2va(image_size=128)
+        >>> dataset = synthetic_dataset(num_videos=1, frames_per_video=2, size=64)
+        >>> pairs = build_preferences(dataset, model, processor, rejected=["greedy", "eroded"], progress=False)
+        >>> sorted(set(pairs["pair_kind"]))
+        ['ground_truth_vs_eroded', 'ground_truth_vs_greedy']
+        >>> pairs[0]["chosen_mask"].size, pairs[0]["chosen_reward"]
+        ((64, 64), 1.0)
+
+        ```
     """
     chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
     rejected = (rejected,) if isinstance(rejected, str) else tuple(rejected)
-    sampler = _sampler(chosen, rejected, sampler)
+    sampler = sampler_of(chosen, rejected, sampler)
     reward = get_reward(reward)
-    _check_gap(min_gap)
+    check_gap(min_gap)
     dataset = plain_rows(dataset)
     check_dataset(dataset, name="dataset")
     dataset = one_object_a_row(dataset)
@@ -98,7 +117,7 @@ def build_preferences(
 
     columns = {name: [] for name in PREFERENCE_FEATURES}
     indices, gaps, counts = [], [], Counter()
-    drawn = _draw_candidates(model, processor, dataset, sampler, batch_size, seed, progress, features)
+    drawn = _draw_candidates(RowEncoder(model, processor, dataset, features, batch_size, progress), sampler, seed)
     for position, (target, candidates) in enumerate(drawn):
         for better, worse in kinds:
             rng = np.random.default_rng([seed, position])
@@ -111,8 +130,8 @@ def build_preferences(
             if gaps[-1] < min_gap:
                 continue
             indices.append(position)
-            columns["chosen_mask"].append(_encode(pair.chosen))
-            columns["rejected_mask"].append(_encode(pair.rejected))
+            columns["chosen_mask"].append(encoded_mask(pair.chosen))
+            columns["rejected_mask"].append(encoded_mask(pair.rejected))
             columns["chosen_reward"].append(pair.chosen_reward)
             columns["rejected_reward"].append(pair.rejected_reward)
             columns["pair_kind"].append(f"{better}_vs_{worse}")
@@ -150,7 +169,7 @@ def one_object_a_row(dataset: Dataset) -> Dataset:
     Split rows with several objects into one row an object, with its phrase.
 
     Args:
-        dataset (`datasets.Dataset`): checked rows, see [`~data.columns.check_dataset`].
+        dataset (`datasets.Dataset`): checked rows, see [`~data.checks.check_dataset`].
 
     Returns:
         `datasets.Dataset`: the same columns. Rows without masks are left out; `sample_id` gets `#` and the object's
@@ -202,14 +221,12 @@ def _replace_column(dataset: Dataset, name: str, values: list) -> Dataset:
 
 
 @torch.no_grad()
-def _draw_candidates(model, processor, dataset, sampler, batch_size, seed, progress, features):
+def _draw_candidates(rows: RowEncoder, sampler: MaskSampler, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each row its mask of shape `(H, W)` and its candidates of shape `(K, H, W)`, both uint8 {0, 1}."""
-    model.eval()
+    model = rows.model.eval()
     generator = torch.Generator().manual_seed(seed)
-    encode = RowEncoder(model, processor, dataset, features)
     size, threshold = model.config.grounding_config.image_size, model.config.mask_threshold
-    for start in tqdm(range(0, len(dataset), batch_size), desc="draw candidates", disable=not progress):
-        _, targets, encoded = encode(range(start, min(start + batch_size, len(dataset))))
+    for _, _, targets, encoded in rows.batches("draw candidates"):
         mask_logits = sampler(model, encoded, generator).mask_logits
         for own, target in zip(mask_logits, targets, strict=True):
             probabilities = upsample_mask_logits(own, size, target.shape[-2:]).sigmoid()
@@ -230,7 +247,7 @@ def _no_pairs(gaps: np.ndarray, total: int, counts: Counter, min_gap: float) -> 
 
 def check_preferences(dataset: Dataset, name: str = "train_dataset", allow_worse: bool = False) -> None:
     """
-    Check what pairs have beyond other rows (which [`~data.columns.check_dataset`] checks) before training starts.
+    Check what pairs have beyond other rows (which [`~data.checks.check_dataset`] checks) before training starts.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -248,16 +265,19 @@ def check_preferences(dataset: Dataset, name: str = "train_dataset", allow_worse
     if missing := [column for column in PAIR_COLUMNS if not isinstance(dataset.features.get(column), Image)]:
         raise DatasetError(
             f"{name} has no image column {' and '.join(f'`{column}`' for column in missing)}: pairs need both; "
-            "recipes/build_preferences.py makes them from images and masks."
+            "sa2va-trl build_preferences makes them from images and masks."
         )
     bad, worse, position = [], [], 0
     with quiet_pillow():
         for table in dataset.with_format("arrow").iter(64):
             for row in table.to_pylist():
-                reason, wrong = _pair_faults(row, dataset.features)
+                key = _pair_key(row, dataset.features)
+                reason, wrong = (None, None) if is_good(key) else _pair_faults(row, dataset.features)
                 for problems, fault in ((bad, reason), (worse, wrong)):
                     if fault is not None:
                         problems.append(BadRow(position, row["sample_id"], None, fault))
+                if reason is wrong is None:
+                    remember(key)
                 position += 1
     if bad:
         raise DatasetError(f"{name}: {len(bad)} of {len(dataset)} pairs cannot be used:", bad)
@@ -271,6 +291,17 @@ def check_preferences(dataset: Dataset, name: str = "train_dataset", allow_worse
         logger.warning("%s: %d of %d chosen masks are worse than the rejected ones.", name, len(worse), len(dataset))
 
 
+def _pair_key(row: dict, features: Features) -> bytes | None:
+    """What tells an undecoded row and its pair apart, for [`~data.known.is_good`]."""
+    layout = row_layout(row)
+    if layout.problems:
+        return None
+    modes = [mask_mode(features, name) for name in PAIR_COLUMNS]
+    rewards = [row.get("chosen_reward"), row.get("rejected_reward")]
+    pictures = [*layout.images, *layout.masks, *(row[name] for name in PAIR_COLUMNS)]
+    return content_key(pictures, "pair", len(layout.images), modes, rewards)
+
+
 def _pair_faults(row: dict, features: Features) -> tuple[str | None, str | None]:
     """What makes an undecoded row no pair, and how it is the wrong way round."""
     images = [row["image"]] if row.get("image") is not None else row.get("images") or []
@@ -278,7 +309,8 @@ def _pair_faults(row: dict, features: Features) -> tuple[str | None, str | None]
     if len(images) != 1:
         return f"has {len(images)} images; pairs are of one", None
     try:
-        pair = read_pair(row, decode_image(images[0]).size, features)
+        size = displayed_size(images[0]) if is_good_row(row, features) else decode_image(images[0]).size
+        pair = read_pair(row, size, features)
     except DatasetError as error:
         return str(error), None
     if not pair:

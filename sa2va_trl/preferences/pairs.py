@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Image
 from scipy import ndimage
 from torch import nn
 
+from ..mask_logits import resize_mask_logits
 from ..models.outputs import SegFeatures
 from ..rewards import get_reward
 from ..sampling import MaskSampler
@@ -33,6 +33,7 @@ class MaskPair(NamedTuple):
 
     @property
     def gap(self) -> float:
+        """By how much the chosen mask's reward is higher."""
         return self.chosen_reward - self.rejected_reward
 
 
@@ -134,8 +135,20 @@ def _reward(reward: Callable[..., list[float]], mask: np.ndarray, target: np.nda
     return float(reward(pred_masks=[mask], mask=[target])[0])
 
 
-def _sampler(chosen: tuple[str, ...], rejected: tuple[str, ...], sampler: MaskSampler | None) -> MaskSampler:
-    """The sampler that pairs of these kinds need; the model's own mask alone where none of them looks at others."""
+def sampler_of(chosen: tuple[str, ...], rejected: tuple[str, ...], sampler: MaskSampler | None) -> MaskSampler:
+    """
+    The sampler that pairs of these kinds need; of the model's own mask alone where none of them looks at others.
+
+    Args:
+        chosen, rejected (`tuple[str, ...]`): of `CHOSEN` and `REJECTED`.
+        sampler (`MaskSampler`, *optional*): that was asked for.
+
+    Returns:
+        `MaskSampler`.
+
+    Raises:
+        `ValueError`: an unknown kind of mask, none, or one twice; or a sampler that nothing would ask.
+    """
     for option, names, known in (("chosen", chosen, CHOSEN), ("rejected", rejected, REJECTED)):
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"{option}: unknown {', '.join(unknown)}; there are {', '.join(known)}.")
@@ -198,13 +211,12 @@ def mine_pairs(
     """
     if len(masks) != len(features.seg_index):
         raise ValueError(f"{len(masks)} masks for {len(features.seg_index)} masks of the features.")
-    _check_gap(min_gap)
+    check_gap(min_gap)
     reward = get_reward(reward)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    drawn = _sampler((chosen,), (rejected,), sampler)(model, features, generator).mask_logits
+    drawn = sampler_of((chosen,), (rejected,), sampler)(model, features, generator).mask_logits
     seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
-    if drawn.shape[-2:] != masks.shape[-2:] and len(drawn):
-        drawn = F.interpolate(drawn, size=masks.shape[-2:], mode="bilinear", align_corners=False)
+    drawn = resize_mask_logits(drawn, masks.shape[-2:])
     candidates = (drawn.sigmoid() > model.config.mask_threshold).byte().cpu().numpy()
     kept = []
     for number, (target, own) in enumerate(zip(masks.cpu().numpy(), candidates, strict=True)):
@@ -230,17 +242,31 @@ def check_online(chosen: str, rejected: str, min_gap: float) -> None:
     """
     Check options of [`mine_pairs`] before there is a model.
 
+    Args:
+        chosen, rejected (`str`): how pairs are made, see [`make_pair`].
+        min_gap (`float`): of the rewards of a pair.
+
     Raises:
         `ValueError`: an unknown kind of mask, or a gap below 0.
     """
-    _sampler((chosen,), (rejected,), None)
-    _check_gap(min_gap)
+    sampler_of((chosen,), (rejected,), None)
+    check_gap(min_gap)
 
 
-def _check_gap(min_gap: float) -> None:
+def check_gap(min_gap: float) -> None:
+    """
+    Check the least difference of the rewards of a pair.
+
+    Args:
+        min_gap (`float`): 0 or more.
+
+    Raises:
+        `ValueError`: it is negative, or no finite number.
+    """
     if not 0 <= min_gap < math.inf:
         raise ValueError(f"min_gap must be 0 or more, got {min_gap}.")
 
 
-def _encode(mask: np.ndarray) -> dict:
+def encoded_mask(mask: np.ndarray) -> dict:
+    """A mask of shape `(H, W)`, uint8 {0, 1}, as `datasets.Image` stores it, 0 and 255."""
     return Image().encode_example(mask.astype(np.uint8) * 255)

@@ -1,1 +1,21 @@
-"""The tasks of the command line, one file each, and what they share."""
+"""The tasks of the command line, one file each, and what they share. Importing this alone loads nothing of them."""
+
+from pathlib import Path
+
+
+# In the order in which one meets them. Each is a module here, with a `main` and a `make_parser`.
+TASKS = {
+    "sft": "stage 1: fine-tune Sa2VA on images with masks",
+    "build_preferences": "make pairs of a better and a worse mask from a model's own predictions",
+    "dpo": "stage 2: optimise preferences over masks",
+    "mine_hard_samples": "find the rows that a model segments badly, and labels to look at",
+    "hard_sample": "stage 3: train on hard samples, with a share of ordinary ones",
+    "three_stage": "all stages, and the evaluation of each beside a control",
+    "evaluate": "score a model, or masks of another tool, on held-out rows",
+    "compare": "set evaluations of the same samples beside each other",
+    "predict": "segment an image, a folder of images or a video",
+    "merge": "fold an adapter into its base model",
+    "convert": "read published checkpoints and the official trainer's, and write them",
+}
+# TASK.txt: what `sa2va-trl TASK --help` prints.
+HELP = Path(__file__).parent / "help"

@@ -1,22 +1,27 @@
 """Options that the tasks share, and how they are read."""
 
 import json
-import os
 import sys
 from argparse import SUPPRESS
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from trl import TrlParser
 
 from ..evaluation.routing import check_route
 from ..models.processing import PROMPT_STYLES
+from . import TASKS
+from .config_files import CONFIGS, config_file, shortest_name
+from .help_pages import help_page, usage
+from .screen import say, show_log
 
 
 # Names of models that are made instead of loaded, and their families.
 TINY = {"tiny": "internvl", "tiny-qwen2_5_vl": "qwen2_5_vl", "tiny-qwen3_vl": "qwen3_vl"}
-# Options that name what another recipe may have made.
+# Options that name what another task may have made.
 INPUTS = ("model_name_or_path", "preferences", "dataset_name")
 # Options that belong to the data that a YAML names, and to no others, and what they are there.
 OF_THE_DATA = {"synthetic": (dict, str), "preferences": str}
@@ -24,12 +29,29 @@ OF_THE_DATA = {"synthetic": (dict, str), "preferences": str}
 
 class RecipeParser(TrlParser):
     """
-    `TrlParser` for recipes: what the command line says of the data also sets aside what the YAML says of generated
-    ones, and where the YAML asks for what another YAML beside it makes, the command for that is all that is printed.
+    `TrlParser` for tasks: a YAML may go by its short name, what the command line says of the data also sets aside what
+    the YAML says of generated ones, and where the YAML asks for what another YAML makes, the command for that is all
+    that is printed. What the library logs is on the screen from then on.
+
+    Args:
+        dataclass_types (iterable of dataclasses): what the options are made of.
+        **kwargs: of `argparse.ArgumentParser`; `prog` is the command, `description` the task's own words.
     """
 
-    def parse_args_and_config(self, args=None, **kwargs):
+    def format_usage(self) -> str:
+        """The line of the usage, of the command and not of the file that argparse has been called from."""
+        return f"usage: {usage(self)}\n"
+
+    def format_help(self) -> str:
+        """The page of `--help`, with the task's own options first."""
+        return help_page(self, self.dataclass_types)
+
+    def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs: Any) -> tuple:
+        show_log()
         line = list(sys.argv[1:] if args is None else args)
+        if "--config" in line[:-1]:
+            place = line.index("--config") + 1
+            line[place] = str(config_file(line[place]))
         self._given = self._on_the_line(line)
         return super().parse_args_and_config(line, **kwargs)
 
@@ -41,14 +63,14 @@ class RecipeParser(TrlParser):
             action.default, action.required = SUPPRESS, False
         return vars(other.parse_known_args(line)[0])
 
-    def set_defaults_with_config(self, **config):
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
         name = self._given.get("dataset_name", "synthetic")
         if name != "synthetic" and config.get("dataset_name", "synthetic") == "synthetic":
             own = [entry for entry, kind in OF_THE_DATA.items() if isinstance(config.get(entry), kind)]
             aside = [entry for entry in own if entry not in self._given]
             config = {entry: value for entry, value in config.items() if entry not in aside}
             if aside:
-                _say(f"dataset_name={name} is given: {' and '.join(aside)} of the YAML, of other data, is set aside.")
+                say(f"dataset_name={name} is given: {' and '.join(aside)} of the YAML, of other data, is set aside.")
         self._point_to_sibling(Path(self._given["config"]), {**config, **self._given})
         return super().set_defaults_with_config(**config)
 
@@ -56,16 +78,12 @@ class RecipeParser(TrlParser):
     def _point_to_sibling(config: Path, options: dict) -> None:
         paths = {name: options[name] for name in INPUTS if isinstance(options.get(name), str)}
         missing = {name: path for name, path in paths.items() if not Path(path).exists()}
-        recipes = Path(sys.argv[0]).parent
-        files = [*sorted(config.parent.glob("*.yaml")), *sorted(recipes.glob("configs/*/*.yaml"))]
-        makers = {_output_dir(file): file for file in reversed(files) if (recipes / f"{file.stem}.py").is_file()}
+        files = [*sorted(config.parent.glob("*.yaml")), *sorted(CONFIGS.glob("*/*.yaml"))]
+        makers = {_output_dir(file): file for file in reversed(files) if file.stem in TASKS}
         for name, path in missing.items():
             if path in makers:
-                recipe = recipes / f"{makers[path].stem}.py"
-                _say(
-                    f"{name}={path} is not there; make it with: python {recipe} --config {makers[path]}",
-                    file=sys.stderr,
-                )
+                command = f"sa2va-trl {makers[path].stem} --config {shortest_name(makers[path])}"
+                say(f"{name}={path} is not there; make it with: {command}", file=sys.stderr)
                 raise SystemExit(1)
 
 
@@ -76,15 +94,10 @@ def _output_dir(file: Path) -> str | None:
         return None  # whatever it is, it makes no folder
 
 
-def _say(message: str, file=None) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(message, file=file, flush=True)
-
-
 @dataclass
 class ModelArguments:
     """
-    Which model a recipe loads.
+    Which model a task loads.
 
     Args:
         model_name_or_path (`str`, *optional*, defaults to `"tiny"`):
@@ -105,21 +118,27 @@ class ModelArguments:
     """
 
     model_name_or_path: str = field(
-        default="tiny", metadata={"help": "tiny, tiny-qwen2_5_vl, tiny-qwen3_vl, a folder or an id."}
+        default="tiny", metadata={"help": "tiny, tiny-qwen2_5_vl, tiny-qwen3_vl, a folder or a Hub id."}
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
     adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of an adapter."})
-    dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16 or float16."})
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2 or eager."})
+    dtype: str = field(
+        default="float32", metadata={"help": "Type of the model's weights: float32, bfloat16 or float16."}
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "Attention of the VLM: sdpa, flash_attention_2 or eager."}
+    )
     grounding_image_size: int | None = field(
         default=None, metadata={"help": "Side of SAM 2's square in pixels; the model's own by default."}
     )
     quantization: str | None = field(
-        default=None, metadata={"help": "4bit or 8bit: of the language model, with bitsandbytes."}
+        default=None, metadata={"help": "Load the language model in 4bit or 8bit, with bitsandbytes."}
     )
     prompt_style: str | None = field(
         default=None,
-        metadata={"help": "training or official (Qwen): prompts and pixels; the adapter's or model's own by default."},
+        metadata={
+            "help": "How Qwen is asked, training or official; the adapter's or else the model's own way by default."
+        },
     )
 
     def __post_init__(self):
@@ -146,7 +165,7 @@ class ModelArguments:
 @dataclass
 class RouterArguments:
     """
-    A second model, to which a recipe sends difficult images, see [`~evaluation.routing.Router`].
+    A second model, to which a task sends difficult images, see [`~evaluation.routing.Router`].
 
     Args:
         router_model (`str`, *optional*): a folder or a Hub id; the first model's base by default.
@@ -169,6 +188,7 @@ class RouterArguments:
 
     @property
     def has_router(self) -> bool:
+        """Whether a second model was given."""
         return self.router_model is not None or self.router_adapter is not None
 
     def __post_init__(self):
@@ -183,7 +203,7 @@ class RouterArguments:
 @dataclass
 class DataArguments:
     """
-    Which data a recipe loads.
+    Which data a task loads.
 
     Args:
         dataset_name (`str`, *optional*, defaults to `"synthetic"`):
@@ -193,8 +213,12 @@ class DataArguments:
     """
 
     dataset_name: str = field(default="synthetic", metadata={"help": "synthetic, a folder or a Hub id."})
-    phrase: str | None = field(default=None, metadata={"help": "What the masks show, where the data do not say."})
-    synthetic: dict | str | None = field(default=None, metadata={"help": "Arguments of synthetic_splits."})
+    phrase: str | None = field(
+        default=None, metadata={"help": "What the masks show, where the data do not say it: blood vessel."}
+    )
+    synthetic: dict | str | None = field(
+        default=None, metadata={"help": 'How to generate data: arguments of synthetic_splits, {"train_videos": 48}.'}
+    )
 
     def __post_init__(self):
         if isinstance(self.synthetic, str):
@@ -215,4 +239,4 @@ class SplitArguments:
     """
 
     dataset_train_split: str = field(default="train", metadata={"help": "Split to learn from."})
-    dataset_eval_split: str = field(default="validation", metadata={"help": "Split to choose by."})
+    dataset_eval_split: str = field(default="validation", metadata={"help": "Split to choose the best checkpoint by."})

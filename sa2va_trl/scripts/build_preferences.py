@@ -7,20 +7,17 @@ Make preference pairs of masks: of every object a better and a worse mask, from 
 """
 
 import json
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
-from PIL import Image
 
-from ..data.columns import check_dataset, normalize_row
-from ..evaluation import overlay, stored_features
+from ..data.checks import check_dataset
+from ..evaluation import stored_features
 from ..preferences.dataset import build_preferences, one_object_a_row, save_preferences
 from ..preferences.pairs import CHOSEN, REJECTED
+from ..preferences.sheets import contact_sheet
 from ..rewards import get_reward
 from ..sampling import MaskSampler
 from .arguments import DataArguments, ModelArguments, RecipeParser
@@ -30,27 +27,36 @@ from .loading import get_split, load_data, load_model
 @dataclass
 class PreferenceArguments:
     dataset_split: str = field(default="train", metadata={"help": "Split to make pairs of."})
-    output_dir: str = field(default="outputs/preferences", metadata={"help": "Where the dataset goes."})
+    output_dir: str = field(default="outputs/preferences", metadata={"help": "Folder for the dataset of pairs."})
     chosen: list[str] = field(
-        default_factory=lambda: ["ground_truth"], metadata={"help": f"What is preferred: {', '.join(CHOSEN)}."}
+        default_factory=lambda: ["ground_truth"], metadata={"help": f"Which masks are preferred: {', '.join(CHOSEN)}."}
     )
     rejected: list[str] = field(
-        default_factory=lambda: ["greedy"], metadata={"help": f"What it is preferred to: {', '.join(REJECTED)}."}
+        default_factory=lambda: ["greedy"],
+        metadata={"help": f"What the chosen mask is preferred to: {', '.join(REJECTED)}."},
     )
-    reward: str = field(default="dice", metadata={"help": 'dice, cldice, betti0 or {"dice": 0.6, "cldice": 0.4}.'})
+    reward: str = field(
+        default="dice",
+        metadata={"help": 'What makes a mask the better one: dice, cldice, betti0 or {"dice": 0.6, "cldice": 0.4}.'},
+    )
     min_gap: float = field(default=0.15, metadata={"help": "Least difference of the rewards of a pair."})
     allow_worse: bool = field(default=False, metadata={"help": "Keep pairs whose chosen mask is the worse one."})
-    sampler: dict | str | None = field(default=None, metadata={"help": 'Of best and worst: {"tokens": false}.'})
-    batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
+    sampler: dict | str | None = field(
+        default=None,
+        metadata={"help": 'Options of MaskSampler for the candidates of best and worst: {"tokens": false}.'},
+    )
+    batch_size: int = field(default=8, metadata={"help": "Images in a forward pass."})
     cache_features: str = field(
         default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
     )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where they are; beside the data by default."})
-    seed: int = field(default=0, metadata={"help": "Of candidates and corruptions."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the frozen features; beside the data by default."}
+    )
+    seed: int = field(default=0, metadata={"help": "Random seed of candidate masks and of drawn faults."})
     num_pictures: int = field(default=8, metadata={"help": "Pairs on the contact sheet."})
     push_to_hub: bool = field(default=False, metadata={"help": "Push the dataset to the Hub as well."})
-    hub_dataset_id: str | None = field(default=None, metadata={"help": "Its id there: user/name."})
-    hub_private_repo: bool = field(default=True, metadata={"help": "Whether a new repository there is private."})
+    hub_dataset_id: str | None = field(default=None, metadata={"help": "Id of the dataset on the Hub: user/name."})
+    hub_private_repo: bool = field(default=True, metadata={"help": "Whether a new repository on the Hub is private."})
 
     def __post_init__(self):
         get_reward(self.reward)
@@ -61,24 +67,14 @@ class PreferenceArguments:
             raise ValueError("push_to_hub and hub_dataset_id go together: give both or neither.")
 
 
-def contact_sheet(pairs: Dataset, count: int) -> Image.Image:
-    """Pairs from the smallest to the largest gap: image, chosen and rejected mask, coloured as in [`overlay`]."""
-    gaps = np.array(pairs["chosen_reward"]) - np.array(pairs["rejected_reward"])
-    picked = np.argsort(gaps)[np.linspace(0, len(gaps) - 1, min(count, len(gaps))).round().astype(int)]
-    strips = []
-    for row in pairs.select(picked):
-        (image,), (target,) = (normalize_row(row)[name] for name in ("images", "masks"))
-        chosen, rejected, target = (np.asarray(m) > 0 for m in (row["chosen_mask"], row["rejected_mask"], target))
-        right = np.asarray(overlay(image, rejected, target))[:, image.width :]
-        strip = Image.fromarray(np.concatenate([np.asarray(overlay(image, chosen, target)), right], axis=1))
-        strips.append(strip.resize((768, max(round(256 * image.height / image.width), 1))))
-    return Image.fromarray(np.concatenate([np.asarray(strip) for strip in strips]))
+def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
+    kinds = (PreferenceArguments, DataArguments, ModelArguments)
+    return RecipeParser(kinds, prog="sa2va-trl build_preferences", description=__doc__)
 
 
-def main():
-    logging.basicConfig(format="%(message)s")
-    parser = RecipeParser((PreferenceArguments, DataArguments, ModelArguments))
-    args, data_args, model_args = parser.parse_args_and_config()
+def main() -> None:
+    args, data_args, model_args = make_parser().parse_args_and_config()
     dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
     check_dataset(dataset, name=f"{args.dataset_split} split")
     dataset = one_object_a_row(dataset)

@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from trl import TrlParser
 
 from ..evaluation import compare, comparison_table
 from ..files import write_json
+from .arguments import RecipeParser
 
 
 @dataclass
 class CompareArguments:
-    output_dir: str = field(default="outputs/comparison", metadata={"help": "Where comparison.json goes."})
+    output_dir: str = field(default="outputs/comparison", metadata={"help": "Folder for comparison.json."})
     metric: str = field(
         default="dice", metadata={"help": "Column of per_sample.parquet to compare, higher is better."}
     )
     names: list[str] | None = field(
-        default=None, metadata={"help": "Of the runs, in the order of the folders; the folders' own by default."}
+        default=None, metadata={"help": "Names of the runs, in the order of the folders; the folders' own by default."}
     )
     reference: str | None = field(
         default=None, metadata={"help": "Name of a run to compare all others with, in place of the one before."}
@@ -41,10 +41,15 @@ def names_of(folders: list[str], names: list[str] | None) -> list[str]:
     return names
 
 
-def main():
-    parser = TrlParser((CompareArguments,))
-    parser.add_argument("evaluations", nargs="+", help="Folders that recipes/evaluate.py has left, in order.")
-    args, folders = parser.parse_args_and_config()
+def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
+    parser = RecipeParser((CompareArguments,), prog="sa2va-trl compare", description=__doc__)
+    parser.add_argument("evaluations", nargs="+", help="Folders that sa2va-trl evaluate has left, in order.")
+    return parser
+
+
+def main() -> None:
+    args, folders = make_parser().parse_args_and_config()
     folders = folders.evaluations
     if len(folders) < 2:
         raise ValueError(f"A comparison needs two or more evaluation folders, got only {folders[0]}.")
@@ -53,7 +58,7 @@ def main():
         raise ValueError(f"reference={args.reference!r} is none of the runs {', '.join(names)}.")
     files = [Path(folder) / "per_sample.parquet" for folder in folders]
     if missing := [str(file.parent) for file in files if not file.is_file()]:
-        raise ValueError(f"No per_sample.parquet in {', '.join(missing)}: run recipes/evaluate.py first.")
+        raise ValueError(f"No per_sample.parquet in {', '.join(missing)}: run sa2va-trl evaluate first.")
     tables = {name: pd.read_parquet(file) for name, file in zip(names, files, strict=True)}
     pairs = None if args.reference is None else [(args.reference, name) for name in names if name != args.reference]
 

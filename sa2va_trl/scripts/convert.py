@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from trl import TrlParser
 
 from ..adapters.official_trainer import apply_delta, read_delta
 from ..adapters.peft_model import SegPeftModel, merge_adapter
 from ..files import written_beside
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from ..models.checkpoints import checkpoint_folder, stored_dtype
+from .arguments import RecipeParser
 
 
 @dataclass
@@ -25,13 +25,15 @@ class ConvertArguments:
     source: str = field(metadata={"help": "A checkpoint (folder or Hub id), or a .pth of the official trainer."})
     output_dir: str = field(metadata={"help": "Where the result goes; must not hold anything yet."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "The base that a .pth was trained on."})
-    layout: str = field(default="native", metadata={"help": "Of a model that is written: native or published."})
+    layout: str = field(default="native", metadata={"help": "Layout of a model that is written: native or published."})
     dtype: str = field(
         default="auto",
-        metadata={"help": "Of the model: auto (as stored), float32, bfloat16 or float16."},
+        metadata={"help": "Type of the model's weights: auto (as stored), float32, bfloat16 or float16."},
     )
     merge: bool = field(default=False, metadata={"help": "Fold a .pth into its base instead of writing an adapter."})
-    lora_alpha: float | None = field(default=None, metadata={"help": "Of a .pth's LoRA; twice its rank by default."})
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "LoRA alpha of a .pth; twice its rank by default."}
+    )
 
     def __post_init__(self):
         self.is_delta = self.source.endswith((".pth", ".pt"))  # DeepSpeed's states are in a folder, as .pt
@@ -52,8 +54,14 @@ class ConvertArguments:
             raise ValueError(f"output_dir={self.output_dir!r} is not empty: give a new folder.")
 
 
-def main():
-    (args,) = TrlParser((ConvertArguments,)).parse_args_and_config()
+def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
+    kinds = (ConvertArguments,)
+    return RecipeParser(kinds, prog="sa2va-trl convert", description=__doc__)
+
+
+def main() -> None:
+    (args,) = make_parser().parse_args_and_config()
     delta = read_delta(args.source) if args.is_delta else None
     name = args.model_name_or_path or args.source
     dtype = args.dtype

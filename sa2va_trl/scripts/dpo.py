@@ -3,7 +3,7 @@ Stage 2: preference optimisation over masks.
 
     sa2va-trl build_preferences --model_name_or_path MODEL --dataset_name DIR --output_dir PAIRS
     sa2va-trl dpo --config arcade_tiny/dpo --dataset_name DIR --preferences PAIRS
-    accelerate launch --config_file accelerate_configs/zero3.yaml recipes/dpo.py \
+    accelerate launch --config_file accelerate_configs/zero3.yaml -m sa2va_trl.cli dpo \\
         --config sa2va_internvl3_8b/dpo --dataset_name DIR --preferences PAIRS --output_dir OUT
 """
 
@@ -24,10 +24,15 @@ class PreferenceArguments:
     )
 
 
-def main():
+def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
+    kinds = (DataArguments, SplitArguments, PreferenceArguments, SegDPOConfig, ModelArguments)
+    return RecipeParser(kinds, prog="sa2va-trl dpo", description=__doc__)
+
+
+def main() -> None:
     # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
-    parser = RecipeParser((DataArguments, SplitArguments, PreferenceArguments, SegDPOConfig, ModelArguments))
-    data_args, split_args, preference_args, training_args, model_args = parser.parse_args_and_config()
+    data_args, split_args, preference_args, training_args, model_args = make_parser().parse_args_and_config()
     checkpoint = resolve_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
 
     # Data

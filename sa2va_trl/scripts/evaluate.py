@@ -3,23 +3,20 @@ Score a model, or masks that another tool has written, on a data set: at each im
 
     sa2va-trl evaluate --model_name_or_path outputs/tiny/sft --dataset_name synthetic --output_dir outputs/eval
     sa2va-trl evaluate --predictions_dir MASKS --dataset_name DIR --output_dir outputs/eval
-    sa2va-trl evaluate --model_name_or_path BASE --adapter STAGE2 --router_adapter STAGE3 \
+    sa2va-trl evaluate --model_name_or_path BASE --adapter STAGE2 --router_adapter STAGE3 \\
         --route_split validation --dataset_name DIR --output_dir outputs/eval
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
-from ..data.columns import normalize_row
 from ..data.splits import check_no_leakage
-from ..evaluation import evaluate, overlay, predict_probabilities, read_predictions, stored_features
-from ..evaluation.overlays import save_overlays
+from ..evaluation import evaluate, predict_probabilities, read_predictions, stored_features
+from ..evaluation.overlays import KeptMasks, draw_samples, save_overlays
+from ..evaluation.results import from_worst_to_best, save_results
 from ..evaluation.routing import fit_router, predict_routed, routing_report
-from ..files import file_name, write_json
 from ..metrics import METRICS
 from .arguments import DataArguments, ModelArguments, RecipeParser, RouterArguments
 from .loading import get_split, load_data, load_model, load_router
@@ -28,16 +25,18 @@ from .loading import get_split, load_data, load_model, load_router
 @dataclass
 class EvaluateArguments:
     dataset_split: str = field(default="test", metadata={"help": "Split to score."})
-    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Where the results go."})
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for the results."})
     predictions_dir: str | None = field(
         default=None, metadata={"help": "Folder of mask PNGs named by sample_id, in place of a model."}
     )
     threshold: float = field(default=0.5, metadata={"help": "Probability above which a pixel is foreground."})
-    batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
+    batch_size: int = field(default=8, metadata={"help": "Images in a forward pass."})
     cache_features: str = field(
         default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
     )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where they are; beside the data by default."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the frozen features; beside the data by default."}
+    )
     num_overlays: int = field(default=12, metadata={"help": "Pictures to draw, from the worst to the best image."})
     route_split: str | None = field(
         default=None, metadata={"help": "Split to choose the router's threshold on, in place of route_threshold."}
@@ -51,6 +50,10 @@ class EvaluateArguments:
 
 
 def check_router(args: EvaluateArguments, router_args: RouterArguments) -> None:
+    """
+    Raises:
+        `ValueError`: options of a router that contradict each other, lack another or have no effect.
+    """
     if not router_args.has_router:
         if args.route_split is not None:
             raise ValueError("route_split has no effect without router_model or router_adapter.")
@@ -66,15 +69,14 @@ def check_router(args: EvaluateArguments, router_args: RouterArguments) -> None:
         )
 
 
-def by_frame(masks: np.ndarray, row: dict) -> np.ndarray:
-    """All objects of a row in one mask a frame, `(frames, H, W)`, from one mask an object and frame."""
-    frames = len(row.get("images") or [None])
-    return masks.reshape(-1, frames, *masks.shape[1:]).any(0)
+def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
+    kinds = (EvaluateArguments, DataArguments, ModelArguments, RouterArguments)
+    return RecipeParser(kinds, prog="sa2va-trl evaluate", description=__doc__)
 
 
-def main():
-    parser = RecipeParser((EvaluateArguments, DataArguments, ModelArguments, RouterArguments))
-    args, data_args, model_args, router_args = parser.parse_args_and_config()
+def main() -> None:
+    args, data_args, model_args, router_args = make_parser().parse_args_and_config()
     check_router(args, router_args)
     data = load_data(data_args)
     dataset = get_split(data, args.dataset_split, "dataset_split")
@@ -103,36 +105,13 @@ def main():
     else:
         predictions = read_predictions(args.predictions_dir, dataset)
 
-    # One bit a pixel is kept of every image, so that the worst can be drawn once all are known.
-    found = {}
-
-    def keep(row, probabilities, scores):
-        found[row["sample_id"]] = np.packbits(by_frame(probabilities > args.threshold, row))
-
-    metrics, samples = evaluate(dataset, predictions, args.threshold, on_row=keep)
-
-    output = Path(args.output_dir)
-    order = samples.sort_values("dice", kind="stable").reset_index(drop=True)
-    chosen = order.iloc[
-        np.unique(np.linspace(0, len(order) - 1, min(args.num_overlays, len(order))).round().astype(int))
-    ]
-    positions = {sample_id: position for position, sample_id in enumerate(dataset["sample_id"])}
-    pictures = []
-    for sample_id, dice in zip(chosen["sample_id"], chosen["dice"], strict=True):
-        row = normalize_row(dataset[positions[sample_id]])
-        target = by_frame(np.stack([np.asarray(mask) > 0 for mask in row["masks"]]), row)
-        prediction = np.unpackbits(found[sample_id], count=target.size).reshape(target.shape).astype(bool)
-        # The frames of a clip stand below each other.
-        panels = [np.asarray(overlay(*frame)) for frame in zip(row["images"], prediction, target, strict=True)]
-        pictures.append((f"dice_{dice:.3f}_{file_name(sample_id)}", Image.fromarray(np.concatenate(panels))))
-    save_overlays(pictures, output / "overlays")
-    samples.to_parquet(output / ".per_sample.parquet.tmp")
-    (output / ".per_sample.parquet.tmp").replace(output / "per_sample.parquet")
-    write_json(output / "metrics.json", metrics)
-    (output / "router.json").unlink(missing_ok=True)  # an earlier evaluation may have had one
+    kept, output = KeptMasks(args.threshold), Path(args.output_dir)
+    metrics, samples = evaluate(dataset, predictions, args.threshold, on_row=kept)
+    save_overlays(draw_samples(dataset, from_worst_to_best(samples, args.num_overlays), kept), output / "overlays")
+    about = None
     if router is not None:
-        about = fitted or {"by": router.by, "threshold": router.threshold}
-        write_json(output / "router.json", {**about, "fitted_on": args.route_split})
+        about = {**(fitted or {"by": router.by, "threshold": router.threshold}), "fitted_on": args.route_split}
+    save_results(output, metrics, samples, about)
 
     print(
         f"\n{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {args.threshold}"

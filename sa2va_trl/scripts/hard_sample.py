@@ -3,8 +3,8 @@ Stage 3: training on hard samples, with a share of ordinary ones.
 
     sa2va-trl hard_sample --config tiny/hard_sample
     sa2va-trl mine_hard_samples --model_name_or_path MODEL --dataset_name DIR --output_dir MINED
-    accelerate launch --config_file accelerate_configs/zero3.yaml recipes/hard_sample.py \
-        --config sa2va_internvl3_8b/hard_sample --dataset_name DIR \
+    accelerate launch --config_file accelerate_configs/zero3.yaml -m sa2va_trl.cli hard_sample \\
+        --config sa2va_internvl3_8b/hard_sample --dataset_name DIR \\
         --scores MINED/scores.parquet --output_dir OUT
 
 Without scores the rows are scored before training starts.
@@ -23,16 +23,26 @@ from .training import train_and_save
 class ScoreArguments:
     """
     Args:
-        scores (`str`, *optional*): `scores.parquet` of recipes/mine_hard_samples.py, of this model and split.
+        scores (`str`, *optional*): `scores.parquet` of `sa2va-trl mine_hard_samples`, of this model and split.
     """
 
-    scores: str | None = field(default=None, metadata={"help": "scores.parquet of this model and split."})
+    scores: str | None = field(
+        default=None,
+        metadata={
+            "help": "scores.parquet that mine_hard_samples made of this model and split; else rows are scored first."
+        },
+    )
 
 
-def main():
+def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
+    kinds = (DataArguments, SplitArguments, ScoreArguments, HardSampleConfig, ModelArguments)
+    return RecipeParser(kinds, prog="sa2va-trl hard_sample", description=__doc__)
+
+
+def main() -> None:
     # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
-    parser = RecipeParser((DataArguments, SplitArguments, ScoreArguments, HardSampleConfig, ModelArguments))
-    data_args, split_args, score_args, training_args, model_args = parser.parse_args_and_config()
+    data_args, split_args, score_args, training_args, model_args = make_parser().parse_args_and_config()
     checkpoint = resolve_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
 
     # Data

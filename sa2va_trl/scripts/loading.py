@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from transformers import BitsAndBytesConfig, TrainingArguments
 
@@ -14,6 +14,9 @@ from ..evaluation.routing import NOTHING, Router, make_router
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from ..models.checkpoints import ADAPTER_CONFIG, checkpoint_folder, read_config
 from .arguments import TINY, DataArguments, ModelArguments, RouterArguments, SplitArguments
+
+
+Model = Sa2VAForConditionalGeneration | PeftModel
 
 
 def load_data(args: DataArguments) -> DatasetDict:
@@ -27,7 +30,7 @@ def load_data(args: DataArguments) -> DatasetDict:
     return load_dataset_dict(args.dataset_name, phrase=args.phrase, **(args.synthetic or {}))
 
 
-def get_split(data: DatasetDict, split: str, option: str):
+def get_split(data: DatasetDict, split: str, option: str) -> Dataset:
     """
     Raises:
         `ValueError`: there is no such split; the message names the option and the splits there are.
@@ -37,7 +40,9 @@ def get_split(data: DatasetDict, split: str, option: str):
     return data[split]
 
 
-def get_training_splits(data: DatasetDict, split_args: SplitArguments, training_args: TrainingArguments):
+def get_training_splits(
+    data: DatasetDict, split_args: SplitArguments, training_args: TrainingArguments
+) -> tuple[Dataset, Dataset | None]:
     """
     Returns:
         The rows to learn from, and those to choose by, or `None` where `eval_strategy` is `"no"`.
@@ -51,9 +56,7 @@ def get_training_splits(data: DatasetDict, split_args: SplitArguments, training_
     return train_dataset, get_split(data, split_args.dataset_eval_split, "dataset_eval_split")
 
 
-def load_model(
-    args: ModelArguments, merge: bool = False
-) -> tuple[Sa2VAForConditionalGeneration | PeftModel, Sa2VAProcessor]:
+def load_model(args: ModelArguments, merge: bool = False) -> tuple[Model, Sa2VAProcessor]:
     """
     Args:
         args (`ModelArguments`): which model.
@@ -96,7 +99,7 @@ def load_model(
     return model, processor
 
 
-def _with_adapter(args: ModelArguments, model, processor, merge: bool = False):
+def _with_adapter(args: ModelArguments, model: Model, processor: Sa2VAProcessor, merge: bool = False) -> Model:
     """The model with `args.adapter`, asked as that was trained where the options do not say otherwise."""
     model = load_adapter(model, args.adapter, merge=merge)
     for name, value in adapter_prompt_options(args.adapter).items():
@@ -105,7 +108,7 @@ def _with_adapter(args: ModelArguments, model, processor, merge: bool = False):
     return model
 
 
-def load_router(args: RouterArguments, model_args: ModelArguments, model, processor) -> Router:
+def load_router(args: RouterArguments, model_args: ModelArguments, model: Model, processor: Sa2VAProcessor) -> Router:
     """
     Args:
         args (`RouterArguments`): which second model.

@@ -17,8 +17,9 @@ from ..data.synthetic import synthetic_dataset
 from ..files import written_beside
 from ..media.clips import read_media
 from ..model_card import model_card, public_name, write_card
+from ..models import Sa2VAProcessor
 from .arguments import ModelArguments, RecipeParser
-from .loading import load_model
+from .loading import Model, load_model
 
 
 # Largest difference of a logit, relative to the largest logit.
@@ -29,7 +30,9 @@ TOLERANCE = 1e-5
 class MergeArguments:
     output_dir: str = field(metadata={"help": "New folder for the merged model and its processor."})
     image: str | None = field(default=None, metadata={"help": "Image to compare on; a generated one by default."})
-    result_dtype: str = field(default="float32", metadata={"help": "Of the result: float32, bfloat16 or float16."})
+    result_dtype: str = field(
+        default="float32", metadata={"help": "Type of the merged weights: float32, bfloat16 or float16."}
+    )
 
     def __post_init__(self):
         if self.result_dtype not in ("float32", "bfloat16", "float16"):
@@ -40,7 +43,7 @@ class MergeArguments:
 
 
 @torch.no_grad()
-def logits(model, processor, image: Image.Image) -> dict[str, torch.Tensor]:
+def logits(model: Model, processor: Sa2VAProcessor, image: Image.Image) -> dict[str, torch.Tensor]:
     """Language and mask logits of a question and an answer about an image."""
     row = {"image": image, "masks": [Image.new("L", image.size)], "phrases": ["blood vessel"], "sample_id": "sample"}
     batch = SegCollator(processor)([row])
@@ -49,8 +52,14 @@ def logits(model, processor, image: Image.Image) -> dict[str, torch.Tensor]:
     return {"language": outputs.logits, "mask": outputs.mask_logits}
 
 
-def main():
-    args, model_args = RecipeParser((MergeArguments, ModelArguments)).parse_args_and_config()
+def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
+    kinds = (MergeArguments, ModelArguments)
+    return RecipeParser(kinds, prog="sa2va-trl merge", description=__doc__)
+
+
+def main() -> None:
+    args, model_args = make_parser().parse_args_and_config()
     if model_args.adapter is None:
         raise ValueError("Merging needs --adapter.")
     if model_args.dtype != "float32" or model_args.grounding_image_size is not None:

@@ -14,52 +14,64 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import torch
 from accelerate import PartialState
-from PIL import Image
+from datasets import Dataset
 
-from ..data.columns import normalize_row
-from ..evaluation import film_strip, predict_probabilities, stored_features
+from ..evaluation import stored_features
 from ..files import file_name, write_json, written_beside
+from ..mining.hardness import one_limit
 from ..mining.runs import check_options
 from ..mining.score_files import fingerprint_of, save_scores
 from ..mining.scoring import score_dataset
-from ..mining.selection import hard_threshold, mine, summary
-from ..mining.unlabelled import predict_unlabelled, score_unlabelled
+from ..mining.selection import hard_limit, mine, summary
+from ..mining.sheets import draw_run, run_frames
+from ..mining.unlabelled import score_unlabelled
+from ..models import Sa2VAProcessor
 from ..processes import leave_process_group
 from ..sampling import MaskSampler
 from ..trainers.base_config import refuse
 from .arguments import DataArguments, ModelArguments, RecipeParser
-from .loading import get_split, load_data, load_model
+from .loading import Model, get_split, load_data, load_model
 
 
 @dataclass
 class MiningArguments:
     dataset_split: str = field(default="train", metadata={"help": "Split to mine."})
-    output_dir: str = field(default="outputs/hard_samples", metadata={"help": "Where the results go."})
-    threshold: float | None = field(default=None, metadata={"help": "Dice below which a sample is hard (0.75)."})
-    worst: float | None = field(default=None, metadata={"help": "In its place, the share of samples that is hard."})
+    output_dir: str = field(default="outputs/hard_samples", metadata={"help": "Folder for the results."})
+    hard_below: float | None = field(default=None, metadata={"help": "Dice below which a sample is hard (0.75)."})
+    threshold: float | None = field(default=None, metadata={"help": "An earlier name of hard_below."})
+    worst: float | None = field(
+        default=None, metadata={"help": "Share of samples that is hard, in place of hard_below."}
+    )
     max_gap: int = field(default=0, metadata={"help": "Other frames that a run of hard ones may go over."})
     min_length: int = field(default=2, metadata={"help": "Hard frames that a run needs."})
     smoothing: int = field(default=1, metadata={"help": "Odd width of a running median over the frames' Dice."})
-    tau_low: float = field(default=0.3, metadata={"help": "Rows whose candidates are all below it are reviewed."})
-    labels: bool = field(default=True, metadata={"help": "Whether to look at the masks."})
+    tau_low: float = field(
+        default=0.3, metadata={"help": "Dice; rows whose candidate masks are all below it are reviewed."}
+    )
+    labels: bool = field(default=True, metadata={"help": "Whether to score with the rows' own masks."})
     method: str | None = field(default=None, metadata={"help": "Without labels: tracking (default) or neighbours."})
-    sampler: dict | str | None = field(default=None, metadata={"help": 'Of the candidates: {"tokens": true}.'})
+    sampler: dict | str | None = field(
+        default=None, metadata={"help": 'Options of MaskSampler for the candidate masks: {"tokens": true}.'}
+    )
     mask_threshold: float = field(default=0.5, metadata={"help": "Probability above which a pixel is foreground."})
-    batch_size: int = field(default=8, metadata={"help": "Images a forward pass."})
+    batch_size: int = field(default=8, metadata={"help": "Images in a forward pass."})
     cache_features: str = field(
         default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
     )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where they are; beside the data by default."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the frozen features; beside the data by default."}
+    )
     num_sheets: int = field(default=12, metadata={"help": "Runs to draw, from the hardest on."})
 
     def __post_init__(self):
         if self.sampler is not None:
             options = json.loads(self.sampler) if isinstance(self.sampler, str) else self.sampler
             self.sampler = MaskSampler(**options)
-        check_options(self.threshold, self.worst, self.max_gap, self.min_length, self.smoothing, self.tau_low)
+        self.hard_below = one_limit(self.hard_below, self.threshold)
+        check_options(self.hard_below, self.worst, self.max_gap, self.min_length, self.smoothing, self.tau_low)
         if self.num_sheets < 0:
             raise ValueError(f"num_sheets must not be negative, got {self.num_sheets}.")
         if self.labels and self.method is not None:
@@ -69,7 +81,9 @@ class MiningArguments:
             refuse(self, dict.fromkeys(names, "labels=false has no use for it"))
 
 
-def score(args: MiningArguments, model, processor, dataset, prints: dict):
+def score(
+    args: MiningArguments, model: Model, processor: Sa2VAProcessor, dataset: Dataset, prints: dict
+) -> pd.DataFrame:
     """The table of scores. What a killed run has scored is kept beside the results until they are there."""
     options = {"batch_size": args.batch_size, "threshold": args.mask_threshold, "prints": prints}
     options["partial_dir"] = Path(args.output_dir) / ".partial"
@@ -79,32 +93,14 @@ def score(args: MiningArguments, model, processor, dataset, prints: dict):
     return score_dataset(model, processor, dataset, features=features, sampler=args.sampler, **options)
 
 
-def draw(args: MiningArguments, model, processor, rows, frames, by: str) -> Image.Image:
-    """A contact sheet of consecutive frames, of clips their first frames; those of the run have a star."""
-    images = [normalize_row(row)["images"] for row in rows]
-
-    def first(masks, clip) -> np.ndarray:  # all objects of it, from one mask an object and frame
-        return np.any(np.stack(masks)[:: len(clip)], axis=0)
-
-    if args.labels:
-        drawn = predict_probabilities(model, processor, rows, args.batch_size, progress=False)
-        predictions = [first(maps > args.mask_threshold, clip) for (_, maps), clip in zip(drawn, images, strict=True)]
-        targets = [
-            first([np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]], clip)
-            for row, clip in zip(rows, images, strict=True)
-        ]
-    else:
-        predictions = [mask.any(0) for mask in predict_unlabelled(model, processor, rows, args.mask_threshold)]
-        targets = None
-    stars = np.where(frames["cluster"].notna(), "*", " ")
-    titles = zip(stars, frames["frame_index"], frames[by], strict=True)
-    titles = [f"{star} frame {int(index)}: {value:.3f}" for star, index, value in titles]
-    return film_strip([clip[0] for clip in images], predictions, targets, titles)
+def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
+    kinds = (MiningArguments, DataArguments, ModelArguments)
+    return RecipeParser(kinds, prog="sa2va-trl mine_hard_samples", description=__doc__)
 
 
-def main():
-    parser = RecipeParser((MiningArguments, DataArguments, ModelArguments))
-    args, data_args, model_args = parser.parse_args_and_config()
+def main() -> None:
+    args, data_args, model_args = make_parser().parse_args_and_config()
     state = PartialState(cpu=not torch.cuda.is_available())
     dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
     # As training loads it, so that the scores are known to be of the model that is trained on.
@@ -115,8 +111,8 @@ def main():
     by = "dice" if args.labels else "consistency"
     scores = score(args, model, processor, dataset, prints)
     options = {"max_gap": args.max_gap, "min_length": args.min_length, "smoothing": args.smoothing, "by": by}
-    mined = mine(scores, args.threshold, args.worst, tau_low=args.tau_low, **options)
-    threshold = hard_threshold(scores, args.threshold, args.worst, by)
+    mined = mine(scores, args.hard_below, args.worst, tau_low=args.tau_low, **options)
+    threshold = hard_limit(scores, args.hard_below, args.worst, by)
     leave_process_group()
     if not state.is_main_process:
         return
@@ -126,12 +122,11 @@ def main():
     positions = {sample_id: position for position, sample_id in enumerate(dataset["sample_id"])}
     with written_beside(output / "clusters") as folder:
         for number, cluster in enumerate(result["clusters"][: args.num_sheets]):
-            frames = mined[mined["video_id"] == cluster["video_id"]].sort_values("frame_index")
-            inside = np.flatnonzero(frames["cluster"] == cluster["cluster"])
-            frames = frames.iloc[max(inside[0] - 1, 0) : inside[-1] + 2]
+            frames = run_frames(mined, cluster["video_id"], cluster["cluster"])
             rows = dataset.select([positions[name] for name in frames["sample_id"]])
             name = f"{number:02d}_{cluster['cause'].replace(' ', '_')}_{file_name(cluster['cluster'])}.png"
-            draw(args, model, processor, rows, frames, by).save(folder / name)
+            drawn = {"by": by, "labels": args.labels, "threshold": args.mask_threshold, "batch_size": args.batch_size}
+            draw_run(model, processor, rows, frames, **drawn).save(folder / name)
         shutil.rmtree(output / "clusters", ignore_errors=True)  # an earlier call's runs are not this one's
     save_scores(mined, output / "scores.parquet", prints)
     write_json(output / "hard_samples.json", result)

@@ -11,6 +11,7 @@ The results of an earlier call in `output_dir` are replaced, as soon as all of t
 """
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -23,12 +24,13 @@ from tqdm.auto import tqdm
 
 from ..evaluation import overlay
 from ..evaluation.overlays import object_names
-from ..evaluation.routing import routing_report
+from ..evaluation.routing import Router, routing_report
 from ..files import replaced_together, write_json
 from ..media.clips import Picture, folder_images, frame_name, is_clip, open_video, read_pictures
 from ..media.suffixes import is_byproduct
+from ..models import Sa2VAProcessor, Segmentation
 from .arguments import ModelArguments, RecipeParser, RouterArguments
-from .loading import load_model, load_router
+from .loading import Model, load_model, load_router
 
 
 # What a call leaves in output_dir: a file for every mask in each folder, and the JSON that says which.
@@ -48,27 +50,36 @@ class PredictArguments:
     answer: str | None = field(
         default=None, metadata={"help": 'Take this answer as given ("Sure, [SEG].") instead of generating one.'}
     )
-    threshold: float | None = field(default=None, metadata={"help": "Probability; the model's own by default."})
+    threshold: float | None = field(
+        default=None, metadata={"help": "Probability above which a pixel is foreground; the model's own by default."}
+    )
     output_dir: str = field(
         default="outputs/predictions",
-        metadata={"help": "Where the results go; those of an earlier call are replaced."},
+        metadata={"help": "Folder for the results; those of an earlier call are replaced."},
     )
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest answer; 256 by default."})
     per_frame: bool = field(default=False, metadata={"help": "Take each frame of a video as an image of its own."})
     frame_policy: str | None = field(
         default=None, metadata={"help": "Frames of a video to prompt: uniform or first; the model's own by default."}
     )
-    num_frames: int | None = field(default=None, metadata={"help": "How many of them."})
+    num_frames: int | None = field(
+        default=None, metadata={"help": "How many frames of a video to prompt; the model's own number by default."}
+    )
     tracking: str | None = field(
-        default=None, metadata={"help": "How they reach the others: soft or mask_prompt; the model's own by default."}
+        default=None,
+        metadata={
+            "help": "How masks of prompted frames reach the others: soft or mask_prompt; the model's own by default."
+        },
     )
 
     @property
     def is_video(self) -> bool:
+        """Whether the input is one clip."""
         return is_clip(self.input)
 
     @property
     def tracking_options(self) -> dict:
+        """Options of `segment` that only a video takes."""
         return {"frame_policy": self.frame_policy, "num_frames": self.num_frames, "tracking": self.tracking}
 
     def __post_init__(self):
@@ -84,8 +95,12 @@ class PredictArguments:
 
 
 def check_router(args: PredictArguments, router_args: RouterArguments) -> None:
+    """
+    Raises:
+        `ValueError`: a router without a threshold, or for a video that is tracked as a whole.
+    """
     if router_args.has_router and router_args.route_threshold is None:
-        raise ValueError("A router needs route_threshold; recipes/evaluate.py can choose one (route_split).")
+        raise ValueError("A router needs route_threshold; sa2va-trl evaluate can choose one (route_split).")
     if router_args.has_router and args.is_video and not args.per_frame:
         raise ValueError("A router sends frames, and a video is tracked as a whole: add per_frame.")
 
@@ -119,7 +134,7 @@ def check_output(output: Path) -> None:
         )
 
 
-def open_input(args: PredictArguments, stack: ExitStack):
+def open_input(args: PredictArguments, stack: ExitStack) -> tuple[Sequence[Image.Image] | None, Iterator[Picture]]:
     """The clip, where it is segmented as a whole, and the pictures. All is read once before anything is given out."""
     if args.is_video and not args.per_frame:
         clip, file = stack.enter_context(open_video(args.input)), Path(args.input)
@@ -129,7 +144,14 @@ def open_input(args: PredictArguments, stack: ExitStack):
     return None, chain([next(pictures)], pictures)
 
 
-def segmentations(args, model, processor, clip, pictures, router=None):
+def segmentations(
+    args: PredictArguments,
+    model: Model,
+    processor: Sa2VAProcessor,
+    clip: Sequence[Image.Image] | None,
+    pictures: Iterable[Picture],
+    router: Router | None = None,
+) -> Iterator[tuple[Picture, Segmentation, dict]]:
     """The picture, the result and the route of every image or frame."""
     request = {
         "text": args.prompt,
@@ -157,7 +179,7 @@ def segmentations(args, model, processor, clip, pictures, router=None):
 
 
 @contextmanager
-def named(file):
+def named(file: str | Path) -> Iterator[None]:
     """Errors say which file they are about."""
     try:
         yield
@@ -167,12 +189,13 @@ def named(file):
         raise RuntimeError(f"{file}: {error}") from error
 
 
-def warn(name, result):
+def warn(name: str, result: Segmentation) -> None:
+    """Say where an answer has drawn nothing, above the progress bar."""
     if not len(result.iou_scores):
         tqdm.write(f"{name}: the answer holds no [SEG], so there is no mask: {result.text[:100]!r}")
 
 
-def save(folder: Path, picture: Picture, result, route: dict, taken: set[str]) -> dict:
+def save(folder: Path, picture: Picture, result: Segmentation, route: dict, taken: set[str]) -> dict:
     """Write the masks, maps and overlays of a picture; what the JSON says of it."""
     probabilities = result.probabilities.cpu().numpy()
     objects, names = [], object_names(picture.name, len(result.phrases), taken)
@@ -198,9 +221,14 @@ def save(folder: Path, picture: Picture, result, route: dict, taken: set[str]) -
     return {**source, "text": result.text, "objects": objects, **route}
 
 
-def main():
-    parser = RecipeParser((PredictArguments, ModelArguments, RouterArguments))
-    args, model_args, router_args = parser.parse_args_and_config()
+def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
+    kinds = (PredictArguments, ModelArguments, RouterArguments)
+    return RecipeParser(kinds, prog="sa2va-trl predict", description=__doc__)
+
+
+def main() -> None:
+    args, model_args, router_args = make_parser().parse_args_and_config()
     check_router(args, router_args)
     output = Path(args.output_dir)
     check_output(output)

@@ -2,7 +2,7 @@
 Stage 1: supervised fine-tuning of Sa2VA on images with masks.
 
     sa2va-trl sft --config tiny/sft
-    accelerate launch --config_file accelerate_configs/zero3.yaml recipes/sft.py \
+    accelerate launch --config_file accelerate_configs/zero3.yaml -m sa2va_trl.cli sft \\
         --config sa2va_internvl3_8b/sft --dataset_name DIR --output_dir OUT
 """
 
@@ -13,10 +13,15 @@ from .loading import get_training_splits, load_data, load_model
 from .training import train_and_save
 
 
-def main():
+def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
+    kinds = (DataArguments, SplitArguments, SegSFTConfig, ModelArguments)
+    return RecipeParser(kinds, prog="sa2va-trl sft", description=__doc__)
+
+
+def main() -> None:
     # Parsed before any weight is loaded: under ZeRO-3 the training arguments decide where weights are made.
-    parser = RecipeParser((DataArguments, SplitArguments, SegSFTConfig, ModelArguments))
-    data_args, split_args, training_args, model_args = parser.parse_args_and_config()
+    data_args, split_args, training_args, model_args = make_parser().parse_args_and_config()
     checkpoint = resolve_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
 
     # Data

@@ -9,35 +9,41 @@ from pathlib import Path
 
 from ..files import write_json
 from ..trainers.resuming import resolve_checkpoint
-
-
-RECIPES = Path(__file__).parents[2] / "recipes"
+from .config_files import step_config_file
 
 
 class Steps:
-    """Runs recipes, each once, and remembers which are done."""
+    """Runs tasks, each once, and remembers which are done."""
 
     def __init__(self, output: Path, launcher: str):
         self.output, self.launcher = output, shlex.split(launcher)
 
-    def __call__(self, name: str, recipe: str, options: dict, train: bool = False) -> Path:
+    def __call__(self, name: str, task: str, options: dict, train: bool = False) -> Path:
         """
         Args:
             name (`str`): of the step, and of the folder that it leaves.
-            recipe (`str`): file name.
-            options (`dict`): of the recipe; `config` is relative to recipes/.
+            task (`str`): which task it is.
+            options (`dict`): of the task; `config` as [`~scripts.config_files.step_config_file`] takes it.
             train (`bool`): start it with the launcher, and take it up at its last checkpoint.
 
         Returns:
             The folder.
+
+        Raises:
+            `ValueError`: the step was run with other options.
+            `FileNotFoundError`: there is no such `config`.
+            `subprocess.CalledProcessError`: it failed.
         """
         folder, record = self.output / name, self.output / "steps" / f"{name.replace('/', '-')}.json"
-        line = [recipe, *flags({**options, "output_dir": folder})]
-        config = (RECIPES / options["config"]).read_text() if "config" in options else ""
+        options = {**options, "output_dir": folder}
+        if "config" in options:
+            options["config"] = step_config_file(options["config"])
+        line = [task, *flags(options)]
+        config = options["config"].read_text() if "config" in options else ""
         found = {"line": line, "config": config, "done": False}
         if record.exists():
             found = json.loads(record.read_text())
-        if (found["line"], found["config"]) != (line, config):
+        if (_comparable(found["line"]), found["config"]) != (_comparable(line), config):
             raise ValueError(
                 f"{folder} was made with other options:\n  {' '.join(found['line'])}\nthan now:\n  {' '.join(line)}\n"
                 "(or its YAML has changed). Give another output_dir, or delete what was made from here on."
@@ -52,20 +58,30 @@ class Steps:
                 line = [*line, "--resume_from_checkpoint", "latest"]
             except ValueError:
                 pass  # there is none yet
-        print(f"== {name}: {' '.join(line)}", flush=True)
+        print(f"== {name}: sa2va-trl {' '.join(line)}", flush=True)
         start = time.monotonic()
         launcher = self.launcher if train and self.launcher else [sys.executable]
-        subprocess.run([*launcher, str(RECIPES / line[0]), *line[1:]], check=True)
+        subprocess.run([*launcher, "-m", "sa2va_trl.cli", *line], check=True)
         write_json(record, {**found, "done": True, "seconds": round(time.monotonic() - start, 1)})
         return folder
+
+
+def _comparable(line: list[str]) -> list[str]:
+    """
+    A recorded line without what may differ between installations: where the YAML lies, whose content is compared, and
+    the file name by which earlier versions called the task.
+    """
+    task, *others = line
+    if "--config" in others:
+        place = others.index("--config")
+        others = others[:place] + others[place + 2 :]
+    return [task.removesuffix(".py"), *others]
 
 
 def flags(options: dict) -> list[str]:
     """Options as the command line takes them."""
     line = []
     for name, value in options.items():
-        if name == "config":
-            value = RECIPES / value
         values = value if isinstance(value, list) else [value]
         line += [f"--{name}", *(json.dumps(part) if isinstance(part, dict) else str(part) for part in values)]
     return line

@@ -4,7 +4,7 @@ the evaluation of each on the same held-out patients, beside as many further ste
 
     sa2va-trl three_stage --config tiny/three_stage
 
-Every step is a run of another recipe, printed before it starts. One that was ended is taken up at its last checkpoint,
+Every step is a run of another task, printed before it starts. One that was ended is taken up at its last checkpoint,
 and one that is done is not run again. To train on several processes, set `launcher`, which starts the training steps:
 
     sa2va-trl three_stage --config sa2va_internvl3_8b/three_stage --dataset_name DIR \\
@@ -14,19 +14,20 @@ and one that is done is not run again. To train on several processes, set `launc
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from PIL import Image
 
 from ..data import check_no_leakage, load_dataset_dict
-from ..data.columns import GROUP_COLUMNS, normalize_row
-from ..evaluation import compare, comparison_table, overlay, predict_probabilities
-from ..evaluation.overlays import save_overlays
+from ..data.columns import GROUP_COLUMNS
+from ..evaluation import compare, comparison_table, predict_probabilities
+from ..evaluation.overlays import draw_beside, save_overlays
+from ..evaluation.results import worst_and_improved
 from ..files import file_name, write_json
 from .arguments import DataArguments, ModelArguments, RecipeParser
 from .loading import get_split, load_data, load_model
@@ -44,21 +45,21 @@ DECIDED = (
 
 @dataclass
 class ThreeStageArguments:
-    output_dir: str = field(default="outputs/three_stage", metadata={"help": "Where everything goes."})
+    output_dir: str = field(default="outputs/three_stage", metadata={"help": "Folder for all that the steps leave."})
     first_stage: int = field(
         default=1, metadata={"help": "2 where model_name_or_path is fine-tuned already: stage 1 is left out."}
     )
     launcher: str = field(default="", metadata={"help": 'What starts training: "accelerate launch --config_file …".'})
-    seed: int = field(default=0, metadata={"help": "Of all steps."})
+    seed: int = field(default=0, metadata={"help": "Random seed of all steps."})
     cache_features: str = field(default="on", metadata={"help": "Frozen features after stage 1: on or off."})
-    stage1: dict = field(default_factory=dict, metadata={"help": "Options of recipes/sft.py."})
-    preferences: dict = field(default_factory=dict, metadata={"help": "Options of recipes/build_preferences.py."})
-    stage2: dict = field(default_factory=dict, metadata={"help": "Options of recipes/dpo.py."})
-    mining: dict = field(default_factory=dict, metadata={"help": "Options of recipes/mine_hard_samples.py."})
-    stage3: dict = field(default_factory=dict, metadata={"help": "Options of recipes/hard_sample.py."})
-    control: dict = field(default_factory=dict, metadata={"help": "Options of recipes/sft.py for the control."})
-    router: dict = field(default_factory=dict, metadata={"help": "Options of evaluate.py's router from stage 2 to 3."})
-    merging: dict = field(default_factory=dict, metadata={"help": "Options of recipes/merge.py."})
+    stage1: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl sft."})
+    preferences: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl build_preferences."})
+    stage2: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl dpo."})
+    mining: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl mine_hard_samples."})
+    stage3: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl hard_sample."})
+    control: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl sft for the control."})
+    router: dict = field(default_factory=dict, metadata={"help": "Options of evaluate's router from stage 2 to 3."})
+    merging: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl merge."})
     num_overlays: int = field(default=6, metadata={"help": "Pictures of the worst frames, and of the most improved."})
 
     def __post_init__(self):
@@ -68,14 +69,14 @@ class ThreeStageArguments:
             raise ValueError(f"cache_features must be on or off, got {self.cache_features!r}.")
         for step in STEPS:
             if given := [name for name in DECIDED if name in getattr(self, step)]:
-                raise ValueError(f"{step}: {', '.join(given)} cannot be set there, three_stage.py decides it.")
+                raise ValueError(f"{step}: {', '.join(given)} cannot be set there, three_stage decides it.")
         if "max_steps" in self.control:
             raise ValueError("control: max_steps cannot be set there, it is that of stages 2 and 3 together.")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError("Start three_stage.py with python; its option `launcher` starts the training steps.")
+            raise ValueError("Start three_stage in one process; its option `launcher` starts the training steps.")
 
 
-def check_splits(data, data_args: DataArguments, record: Path) -> None:
+def check_splits(data: DatasetDict, data_args: DataArguments, record: Path) -> None:
     """Held-out patients stay held out: the splits share nothing, and earlier steps have seen the same ones."""
     for one, other in combinations(SPLITS, 2):
         check_no_leakage(data[one], data[other], names=(one, other))
@@ -96,32 +97,28 @@ def check_splits(data, data_args: DataArguments, record: Path) -> None:
     write_json(record, own)
 
 
-def pictures(models: list[str], args: dict, test: Dataset, before: pd.DataFrame, after: pd.DataFrame, count: int):
+def pictures(
+    models: list[str], args: dict, test: Dataset, before: pd.DataFrame, after: pd.DataFrame, count: int
+) -> Iterator[tuple[str, Image.Image]]:
     """Names and pictures (image, first model's mask, second model's) of the worst and the most improved frames."""
-    before, after = (table.set_index("sample_id")["dice"] for table in (before, after))
-    gain = (after - before[after.index]).sort_values(ascending=False)
-    chosen = {f"worst_{n:02}": name for n, name in enumerate(after.sort_values().index[:count])}
-    chosen |= {f"improved_{n:02}": name for n, name in enumerate(gain.index[:count]) if gain[name] > 0}
+    chosen = worst_and_improved(before, after, count)
     positions = {name: position for position, name in enumerate(test["sample_id"])}
     rows = test.select([positions[name] for name in dict.fromkeys(chosen.values())])
-    strips = {}
-    for model_name in models:
-        model, processor = load_model(ModelArguments(model_name_or_path=model_name, **args))
-        for row, probabilities in predict_probabilities(model, processor, rows, progress=False):
-            read = normalize_row(row)
-            target = np.any([np.asarray(mask) > 0 for mask in read["masks"]], axis=0)
-            image = read["images"][0]
-            drawn = np.asarray(overlay(image, (probabilities > 0.5).any(0), target))
-            own = strips.setdefault(row["sample_id"], [drawn[:, : image.width]])
-            own.append(drawn[:, image.width :])
+    loaded = (load_model(ModelArguments(model_name_or_path=name, **args)) for name in models)
+    strips = draw_beside(predict_probabilities(*model, rows, progress=False) for model in loaded)
+    before, after = (table.set_index("sample_id")["dice"] for table in (before, after))
     for title, name in chosen.items():
-        label = f"{title}_{before[name]:.3f}_{after[name]:.3f}_{file_name(name)}"
-        yield label, Image.fromarray(np.concatenate(strips[name], axis=1))
+        yield f"{title}_{before[name]:.3f}_{after[name]:.3f}_{file_name(name)}", strips[name]
 
 
-def main():
-    parser = RecipeParser((ThreeStageArguments, DataArguments, ModelArguments))
-    args, data_args, model_args = parser.parse_args_and_config()
+def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
+    kinds = (ThreeStageArguments, DataArguments, ModelArguments)
+    return RecipeParser(kinds, prog="sa2va-trl three_stage", description=__doc__)
+
+
+def main() -> None:
+    args, data_args, model_args = make_parser().parse_args_and_config()
     output = Path(args.output_dir)
     data = load_data(data_args)
     for split in SPLITS:
@@ -149,7 +146,7 @@ def main():
         if not (output / name / "adapter_config.json").exists():
             return str(output / name)
         options = {"model_name_or_path": base, "adapter": output / name}
-        return str(run(f"{name}/merged", "merge.py", {**args.merging, **options}))
+        return str(run(f"{name}/merged", "merge", {**args.merging, **options}))
 
     # Stage 1
     first = model_args.model_name_or_path
@@ -157,33 +154,33 @@ def main():
         options = {"model_name_or_path": first, "seed": args.seed, **trained_on, **loading, **dataset}
         if model_args.grounding_image_size is not None:
             options["grounding_image_size"] = model_args.grounding_image_size
-        run("stage1", "sft.py", {**args.stage1, **options}, train=True)
+        run("stage1", "sft", {**args.stage1, **options}, train=True)
         first = whole("stage1", first)
     after_first = {"seed": args.seed, **loading, **dataset, **stored}
 
     # Stage 2
     options = {"model_name_or_path": first, **after_first}
-    pairs = run("preferences", "build_preferences.py", {**args.preferences, **options, "dataset_split": "train"})
+    pairs = run("preferences", "build_preferences", {**args.preferences, **options, "dataset_split": "train"})
     for split, own in product(("validation", "test"), load_dataset_dict(pairs).values()):
         check_no_leakage(own, data[split], names=("preferences", split))
-    run("stage2", "dpo.py", {**args.stage2, **options, **trained_on, "preferences": pairs}, train=True)
+    run("stage2", "dpo", {**args.stage2, **options, **trained_on, "preferences": pairs}, train=True)
     second = whole("stage2", first)
 
     # Stage 3
     options = {"model_name_or_path": second, "dataset_split": "train", **loading, **dataset, **stored}
-    mined = run("mining", "mine_hard_samples.py", {**args.mining, **options})
+    mined = run("mining", "mine_hard_samples", {**args.mining, **options})
     names = [name for name in GROUP_COLUMNS if name in data["train"].column_names]
     scores = Dataset.from_pandas(pd.read_parquet(mined / "scores.parquet")[names])
     for split in ("validation", "test"):
         check_no_leakage(scores, data[split], names=("mined samples", split))
     options = {"model_name_or_path": second, "scores": mined / "scores.parquet", **after_first}
-    run("stage3", "hard_sample.py", {**args.stage3, **options, **trained_on}, train=True)
+    run("stage3", "hard_sample", {**args.stage3, **options, **trained_on}, train=True)
     third = whole("stage3", second)
 
     # The control: as many steps of what stage 1 does
     states = [json.loads((output / name / "trainer_state.json").read_text()) for name in ("stage2", "stage3")]
     options = {"model_name_or_path": first, "max_steps": sum(state["global_step"] for state in states)}
-    run("control", "sft.py", {**args.control, **options, **after_first, **trained_on}, train=True)
+    run("control", "sft", {**args.control, **options, **after_first, **trained_on}, train=True)
     control = whole("control", first)
 
     # Evaluation
@@ -197,7 +194,7 @@ def main():
         "router": routed,
         "control": {"model_name_or_path": control},
     }.items():
-        folder = run(f"evaluation/{name}", "evaluate.py", {**options, **scored})
+        folder = run(f"evaluation/{name}", "evaluate", {**options, **scored})
         tables[name] = pd.read_parquet(folder / "per_sample.parquet")
     against = [("stage1", "stage2"), ("stage2", "stage3"), ("stage1", "stage3"), ("stage2", "router")]
     against += [("stage1", "control"), ("control", "stage3")]

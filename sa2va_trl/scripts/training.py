@@ -1,11 +1,11 @@
 """What every training task does with its trainer."""
 
 from peft import PeftModel
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from ..processes import leave_process_group
 from ..trainers.resuming import resolve_checkpoint
-from .arguments import _say
+from .screen import say
 
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
@@ -25,9 +25,9 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     return resolve_checkpoint(args.resume_from_checkpoint, args.output_dir)
 
 
-def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
+def train_and_save(trainer: Trainer, checkpoint: str | None, dataset_name: str) -> None:
     """
-    What every training recipe does with its trainer: adapter or model, processor, card and `trainer_state.json` are in
+    What every training task does with its trainer: adapter or model, processor, card and `trainer_state.json` are in
     its `output_dir` afterwards, and on the Hub if `push_to_hub` is set. Leaves the process group.
 
     Args:
@@ -43,7 +43,7 @@ def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
     there = reason is not None and trainer.saved(checkpoint)
     if there and not args.push_to_hub and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         # They load a model only to train it.
-        _say(f"{checkpoint}: the run is finished ({reason}); nothing is trained, and {args.output_dir} has its model.")
+        say(f"{checkpoint}: the run is finished ({reason}); nothing is trained, and {args.output_dir} has its model.")
         leave_process_group()
         return
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -57,5 +57,5 @@ def train_and_save(trainer, checkpoint: str | None, dataset_name: str) -> None:
     model = f"--model_name_or_path BASE --adapter {args.output_dir}"
     if kind == "model":
         model = f"--model_name_or_path {args.output_dir}"
-    _say(f"{kind} in {args.output_dir}; score it: python recipes/evaluate.py {model} --dataset_name DATA")
+    say(f"{kind} in {args.output_dir}; score it: sa2va-trl evaluate {model} --dataset_name DATA")
     leave_process_group()

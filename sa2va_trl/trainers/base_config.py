@@ -4,14 +4,15 @@ import os
 from dataclasses import MISSING, dataclass, field, fields
 
 import torch
+from transformers import TrainingArguments
 
 from ..adapters.presets import EMBEDDINGS, LORA, TRAINABLE, get_peft_config
 from ..data.augment import Augmentation
 from ..data.prompts import ANSWERS, QUESTIONS, check_templates
-from ..features.encoding import MODES
+from ..features.decision import MODES
 
 
-def refuse(args, reasons: dict[str, str]) -> None:
+def refuse(args: TrainingArguments, reasons: dict[str, str]) -> None:
     """
     Raise for every inherited option that was changed and has no meaning here, all of them at once.
 
@@ -33,8 +34,13 @@ def refuse(args, reasons: dict[str, str]) -> None:
         raise ValueError(f"{type(args).__name__} does not take these options:\n{lines}")
 
 
-def check_cache_options(args) -> None:
+def check_cache_options(args: "SegArguments") -> None:
     """
+    Check the options of cached features.
+
+    Args:
+        args (`SegArguments`): with `cache_features`, `cache_dir`, `cache_views` and `augmentation`.
+
     Raises:
         `ValueError`: an unknown `cache_features`, a `cache_dir` or `cache_views` without a cache, or views of nothing.
     """
@@ -50,7 +56,7 @@ def check_cache_options(args) -> None:
         )
 
 
-def follow_launcher(args) -> None:
+def follow_launcher(args: TrainingArguments) -> None:
     """
     Take over what the launcher says of device and precision, where the options say nothing of them. Without `use_cpu`,
     processes on a machine without GPUs would each train on their own, and DeepSpeed refuses their batch sizes; the
@@ -89,40 +95,57 @@ class SegArguments:
         > Parameters that control what trains
 
         trainable (`str`, *optional*):
-            `"stage1"`, `"head"` or `"full"`, see [`~trainers.trainable.get_peft_config`]. Defaults to `"stage1"`,
-            unless the trainer gets a `peft_config` or a `PeftModel`, which then decide.
-        lora_r, lora_alpha, lora_dropout:
-            LoRA of `"stage1"`.
+            `"stage1"`, `"head"` or `"full"`, see [`~adapters.presets.get_peft_config`]. Defaults to `"stage1"`, unless
+            the trainer gets a `peft_config` or a `PeftModel`, which then decide.
+        lora_r (`int`, *optional*, defaults to 64):
+            Rank of the LoRA of `"stage1"`, at least 1.
+        lora_alpha (`int`, *optional*, defaults to 128):
+            Scale of that LoRA, at least 1: its update is multiplied by `lora_alpha / lora_r`.
+        lora_dropout (`float`, *optional*, defaults to 0.05):
+            Share of the inputs of that LoRA that is dropped, in [0, 1).
         train_embeddings (`str`, *optional*, defaults to `"none"`):
-            `"none"`, `"seg"` or `"full"`, with `"stage1"`.
+            With `"stage1"`, what trains of the embeddings and the language model's head: `"none"`, `"seg"` (the rows
+            of `[SEG]`) or `"full"`.
 
         > Parameters that control the loss
 
-        mask_weight (`float`, *optional*, defaults to 2.0), dice_weight (0.5):
-            Weights of mask BCE and Dice; the official ones.
-        skeleton_recall_weight, cldice_weight, iou_weight (`float`, *optional*, defaults to 0.0):
-            Weights of the skeleton recall loss, soft clDice, and the squared error of SAM 2's predicted IoU.
+        mask_weight (`float`, *optional*, defaults to 2.0):
+            Weight of the binary cross-entropy of masks, not negative; the official one.
+        dice_weight (`float`, *optional*, defaults to 0.5):
+            Weight of the Dice loss, not negative; the official one.
+        skeleton_recall_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the skeleton recall loss (see [`~losses.skeleton_recall_loss`]), not negative.
+        cldice_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the soft clDice loss (see [`~losses.soft_cldice_loss`]), not negative.
         cldice_iterations (`int`, *optional*, defaults to 10):
-            At least half the width of the widest vessel, in cells of the mask grid.
+            Erosions that make soft clDice's skeletons, not negative: at least half the width of the widest vessel, in
+            cells of the mask grid.
+        iou_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the squared error of SAM 2's predicted IoU, not negative.
         num_points (`int`, *optional*, defaults to 12544):
-            Points that BCE and Dice are computed on; 0 for all cells of the grid.
-        oversample_ratio (`float`, *optional*, defaults to 3.0), importance_ratio (0.75):
-            See [`~losses.sample_points`].
+            Points that cross-entropy and Dice are computed on; 0 for all cells of the grid.
+        oversample_ratio (`float`, *optional*, defaults to 3.0):
+            Candidates that are drawn for each of these points, at least 1, see [`~losses.sample_points`].
+        importance_ratio (`float`, *optional*, defaults to 0.75):
+            Share of the points that lie where the mask is least certain, in [0, 1]; the others are drawn at random.
         mask_size (`int`, *optional*):
-            Side of the grid that masks are compared on; the decoder's own by default.
+            Side of the square grid that masks are compared on, at least 1; the decoder's own by default.
 
         > Parameters that control the data
 
         augmentation (`dict`, *optional*):
             Arguments of [`~data.augment.Augmentation`], for training only.
-        question_templates, answer_templates (`list[str]`, *optional*):
-            What `phrase` columns are wrapped in.
+        question_templates (`list[str]`, *optional*):
+            What a `phrase` is asked for with: each holds `{phrase}`, and one is drawn for each object. Evaluation
+            takes the first. Defaults to the official question.
+        answer_templates (`list[str]`, *optional*):
+            What is answered: each holds one `[SEG]`, and one is drawn for each object. Evaluation takes the first.
         dataset_repeats (`int`, *optional*, defaults to 1):
-            How often the training rows are seen in one epoch.
+            How often the training rows are seen in one epoch, at least once.
         data_seed (`int`, *optional*):
             Of the order of rows and of what is drawn for them; `seed` by default.
         early_stopping_patience (`int`, *optional*):
-            Evaluations without a better metric before training stops.
+            Evaluations without a better metric before training stops; needs `load_best_model_at_end`.
         allow_new_optimizer (`bool`, *optional*, defaults to `False`):
             Go on from a checkpoint without the state of its optimizer (`save_only_model`) with a new one.
         eval_on_start (`bool`, *optional*, defaults to `False`):
@@ -136,51 +159,104 @@ class SegArguments:
         cache_dir (`str`, *optional*):
             Where features go: beside the data set, or else into the cache of `datasets`, by default.
         cache_views (`int`, *optional*):
-            With `augmentation`: how many augmented views of each training row have features. They take turns, one an
-            epoch, where otherwise every epoch has new ones.
+            With `augmentation`: how many augmented views of each training row have features, at least 1. They take
+            turns, one an epoch, where otherwise every epoch has new ones.
     """
 
     # Inherited options that have no meaning, and what to do instead.
-    _REFUSED = {}
+    _refused = {}
 
     trainable: str | None = field(
-        default=None, metadata={"help": f"What trains: one of {', '.join(TRAINABLE)}. Defaults to stage1."}
+        default=None,
+        metadata={"help": f"What trains: one of {', '.join(TRAINABLE)}. stage1 (LoRA and the mask head) by default."},
     )
-    lora_r: int = field(default=64, metadata={"help": "LoRA rank of stage1."})
-    lora_alpha: int = field(default=128, metadata={"help": "LoRA alpha of stage1."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "LoRA dropout of stage1."})
+    lora_r: int = field(default=64, metadata={"help": "Rank of the LoRA of trainable=stage1."})
+    lora_alpha: int = field(
+        default=128, metadata={"help": "Scale of the LoRA of trainable=stage1: its update counts lora_alpha / lora_r."}
+    )
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the LoRA of trainable=stage1, in [0, 1)."})
     train_embeddings: str = field(
-        default="none", metadata={"help": f"Embeddings and head in stage1: one of {', '.join(EMBEDDINGS)}."}
+        default="none",
+        metadata={
+            "help": "What trains of the embeddings and the language model's head with trainable=stage1: one of "
+            f"{', '.join(EMBEDDINGS)}; seg is the rows of [SEG] alone."
+        },
     )
-    mask_weight: float = field(default=2.0, metadata={"help": "Weight of the mask BCE."})
-    dice_weight: float = field(default=0.5, metadata={"help": "Weight of the Dice loss."})
-    skeleton_recall_weight: float = field(default=0.0, metadata={"help": "Weight of the skeleton recall loss."})
-    cldice_weight: float = field(default=0.0, metadata={"help": "Weight of the soft clDice loss."})
-    cldice_iterations: int = field(default=10, metadata={"help": "Iterations of the soft skeleton."})
-    iou_weight: float = field(default=0.0, metadata={"help": "Weight of the error of the predicted IoU."})
-    num_points: int = field(default=12544, metadata={"help": "Points a mask for BCE and Dice; 0 for the dense loss."})
-    oversample_ratio: float = field(default=3.0, metadata={"help": "Candidates drawn for each point."})
-    importance_ratio: float = field(default=0.75, metadata={"help": "Share of points where the mask is uncertain."})
-    mask_size: int | None = field(default=None, metadata={"help": "Side of the grid that masks are compared on."})
-    augmentation: dict | str | None = field(default=None, metadata={"help": "Augmentation of training rows."})
+    mask_weight: float = field(default=2.0, metadata={"help": "Weight of the binary cross-entropy of masks."})
+    dice_weight: float = field(default=0.5, metadata={"help": "Weight of the Dice loss of masks."})
+    skeleton_recall_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the skeleton recall loss: how much of the vessels' centre lines is found."},
+    )
+    cldice_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the soft clDice loss, which keeps vessels connected."}
+    )
+    cldice_iterations: int = field(
+        default=10,
+        metadata={
+            "help": "Erosions that make the skeletons of cldice_weight; at least half the width of the widest vessel, "
+            "in cells of the mask grid."
+        },
+    )
+    iou_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the squared error of the IoU that SAM 2 predicts of its own masks."}
+    )
+    num_points: int = field(
+        default=12544,
+        metadata={"help": "Points of each mask that mask and Dice loss are computed on; 0 for all cells of the grid."},
+    )
+    oversample_ratio: float = field(
+        default=3.0, metadata={"help": "Candidates drawn for each of num_points, of which the least certain are kept."}
+    )
+    importance_ratio: float = field(
+        default=0.75,
+        metadata={"help": "Share of num_points where the mask is least certain, in [0, 1]; the others are random."},
+    )
+    mask_size: int | None = field(
+        default=None,
+        metadata={"help": "Side of the square grid that masks are compared on; the mask decoder's own by default."},
+    )
+    augmentation: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Random changes of training rows by name, such as {flip: 0.5, rotation: 15}: "
+            f"{', '.join(Augmentation.__dataclass_fields__)}."
+        },
+    )
     question_templates: list[str] | None = field(
-        default=None, metadata={"help": "Questions with {phrase}; one is drawn for each object."}
+        default=None,
+        metadata={"help": "Questions with {phrase} in them; one is drawn for each object of a training row."},
     )
     answer_templates: list[str] | None = field(
-        default=None, metadata={"help": "Answers with one [SEG]; one is drawn for each object."}
+        default=None,
+        metadata={"help": "Answers with one [SEG] in them; one is drawn for each object of a training row."},
     )
     dataset_repeats: int = field(default=1, metadata={"help": "How often an epoch sees each training row."})
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Evaluations without improvement before training stops."}
+        default=None,
+        metadata={
+            "help": "Evaluations without a better metric_for_best_model before training stops; never by default."
+        },
     )
     allow_new_optimizer: bool = field(
-        default=False, metadata={"help": "Resume with a new optimizer where the checkpoint has no state of its own."}
+        default=False,
+        metadata={"help": "Resume from a checkpoint without an optimizer's state, with a new optimizer."},
     )
     cache_features: str = field(
-        default="auto", metadata={"help": "Features of what is frozen, computed once: auto, on or off."}
+        default="auto",
+        metadata={
+            "help": f"Compute what comes before the mask head once and read it from disk: one of {', '.join(MODES)}; "
+            "auto does so where that changes nothing."
+        },
     )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where features go; beside the data by default."})
-    cache_views: int | None = field(default=None, metadata={"help": "Augmented views of each row that are cached."})
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder for the features of cache_features; beside the data set by default."},
+    )
+    cache_views: int | None = field(
+        default=None,
+        metadata={"help": "Augmented views of each training row that cache_features computes; they take turns."},
+    )
 
     def __post_init__(self):
         follow_launcher(self)
@@ -188,7 +264,7 @@ class SegArguments:
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "dice"
-        refuse(self, self._REFUSED)  # before the base class turns defaults into values
+        refuse(self, self._refused)  # before the base class turns defaults into values
         super().__post_init__()
         if self.data_seed is None:
             self.data_seed = self.seed  # else the order of rows would be that of whatever has seeded torch last

@@ -1,74 +1,103 @@
 """What the mask trainers share."""
 
 import copy
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
-from peft import PeftModel
-from transformers import EarlyStoppingCallback, set_seed
+from peft import PeftConfig, PeftModel
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers.trainer_utils import PredictionOutput
 from trl.trainer.utils import create_model_from_path
 
 from .. import losses
 from ..adapters.presets import LORA, freeze_all_but_full, get_peft_config
 from ..data.augment import Augmentation
-from ..data.collator import SegCollator, check_fit
-from ..data.columns import check_dataset, plain_rows
+from ..data.checks import check_dataset
+from ..data.collator import SegCollator
+from ..data.fit import check_fit
 from ..data.prompts import ANSWERS, QUESTIONS
 from ..data.splits import check_no_leakage
+from ..data.stored import plain_rows
 from ..errors import DatasetError
 from ..features.encoding import FeatureCollator, max_positions
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from ..models.checkpoints import HUB_OPTIONS
-from .base_config import refuse
-from .callbacks import _EpochToCollator
+from ..models.outputs import Sa2VAOutput
+from .base_config import SegArguments, refuse
+from .callbacks import EpochToCollator
+from .evaluating import EvaluatingMixin, RowSet, RowSets
 from .frozen_features import FrozenFeaturesMixin
-from .mask_statistics import MaskMetrics, _metrics_of, mask_statistics, mean_statistics
 from .publishing import PublishingMixin
 from .resuming import ResumingMixin
 
 
-COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "sample_id"]
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+logger = logging.getLogger(__name__)
+
+# The columns that reach the collator.
+ROW_COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "sample_id"]
+# Of the config, the options of [`~losses.mask_losses`].
+MASK_LOSS_OPTIONS = (
+    *("mask_weight", "dice_weight", "skeleton_recall_weight", "cldice_weight", "iou_weight"),
+    *("num_points", "oversample_ratio", "importance_ratio", "cldice_iterations"),
+)
 
 
-class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
+class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
     """
-    What the mask trainers share: columns that survive, checks before training, mask statistics and the model card.
+    What the mask trainers share: checks before training, columns that survive and mask losses; and, from its own
+    bases, mask statistics, features of what is frozen, model cards and resuming.
+
+    Of the class it stands before, in the order of bases, it needs a TRL trainer, whose constructor takes what
+    [`~SegTrainerMixin.prepare_run`] returns; of the trainer itself `_stage`, and calls in its constructor to
+    [`~SegTrainerMixin.set_metrics`] and `prepare_run` before TRL's and to [`~SegTrainerMixin.finish_init`] after it.
     """
 
     _tag_names = ["sa2va_trl", "segmentation"]
+    # What the run is, in a few words, for the card.
     _stage: str
-    eval_collator: SegCollator
+    # What trains unless the config says it.
+    _trainable = "stage1"
 
-    # Fingerprints of the sets that have been checked: evaluating them again costs nothing.
-    _checked: frozenset[str] = frozenset()
+    # Fingerprints of the sets that fit the model, with the trainer's own collators.
     _fitting: frozenset[str] = frozenset()
 
-    def prepare_dataset(self, dataset, name: str, args):
+    def _tell(self, message: str, level: int = logging.INFO) -> None:
+        """Log a message once, whatever the number of processes."""
+        if self.is_world_process_zero():
+            logger.log(level, message)
+
+    # Rows
+
+    def prepare_dataset(self, dataset: RowSets | None, name: str, args: SegArguments) -> RowSets | None:
         """
         Check every row of a set, or of each of a `dict`, before anything else happens; nothing is copied or written.
 
         Returns:
-            The set as it is read: without a format, see [`~data.columns.plain_rows`].
+            The set as it is read: without a format, see [`~data.stored.plain_rows`].
         """
         if dataset is None:
             return None
         if isinstance(dataset, dict):
             return {key: self.prepare_dataset(part, f"{name}[{key}]", args) for key, part in dataset.items()}
         dataset = plain_rows(dataset)
-        if isinstance(dataset, Dataset) and dataset._fingerprint in self._checked:
-            return dataset
-        self.check_rows(dataset, name, args)
-        if isinstance(dataset, Dataset):
-            self._checked |= {dataset._fingerprint}
+        if dataset is not getattr(self, "train_dataset", None):  # which holds its rows several times, if repeated
+            self.check_rows(dataset, name, args)
         return dataset
 
-    def check_rows(self, dataset, name: str, args) -> None:
+    def check_rows(self, dataset: RowSet, name: str, args: SegArguments) -> None:
         """
-        Check the rows of one set.
+        Check the rows of one set; a trainer adds what it asks of them.
+
+        Args:
+            dataset (`datasets.Dataset` or `datasets.IterableDataset`): the rows.
+            name (`str`): what the message calls them.
+            args (`SegArguments`): the config.
 
         Raises:
             `DatasetError`: rows that cannot be used, all of them at once.
@@ -77,8 +106,8 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
         if "row_index" in (dataset.column_names or []):
             raise DatasetError(f"{name} has a column `row_index`, which the trainer needs for itself: rename it.")
 
-    def check_fit(self, dataset, name: str, collator) -> None:
-        """Check that the rows of a set, or of each of a `dict`, fit the model, see [`~data.collator.check_fit`]."""
+    def check_fit(self, dataset: RowSets | None, name: str, collator: Callable[[list[dict]], dict]) -> None:
+        """Check that the rows of a set, or of each of a `dict`, fit the model, see [`~data.fit.check_fit`]."""
         if isinstance(dataset, dict):
             for key, part in dataset.items():
                 self.check_fit(part, f"{name}[{key}]", collator)
@@ -87,14 +116,19 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
                 check_fit(dataset, collator, name)
                 self._fitting |= {dataset._fingerprint}
 
-    def prepare_another(self, dataset, name: str):
+    def prepare_another(self, dataset: RowSets, name: str) -> RowSets:
         """As the constructor does with its own, check a set that is given to `evaluate` or `predict`."""
         dataset = self.prepare_dataset(dataset, name, self.args)
         collator = self.eval_collator
         self.check_fit(dataset, name, collator.collator if isinstance(collator, FeatureCollator) else collator)
         return dataset
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluate(
+        self,
+        eval_dataset: RowSets | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """
         As in `Trainer`. Sets that the constructor has not seen are checked first.
 
@@ -105,7 +139,9 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
             eval_dataset = self.prepare_another(eval_dataset, "eval_dataset")
         return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
-    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
+    def predict(
+        self, test_dataset: RowSet, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
         """
         As in `Trainer`: the Dice and IoU of each row. Rows that the constructor has not seen are checked first.
 
@@ -123,8 +159,13 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
         return dataset
 
     @staticmethod
-    def check_splits(train_dataset, eval_dataset) -> None:
-        """Refuse an evaluation set that shares samples, videos or patients with the training set."""
+    def check_splits(train_dataset: RowSet | None, eval_dataset: RowSets | None) -> None:
+        """
+        Refuse an evaluation set that shares samples, videos or patients with the training set.
+
+        Raises:
+            `DatasetError`: naming what they share.
+        """
         parts = eval_dataset.items() if isinstance(eval_dataset, dict) else [("eval_dataset", eval_dataset)]
         for key, part in parts:
             if isinstance(train_dataset, Dataset) and isinstance(part, Dataset):
@@ -132,22 +173,29 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
 
     # Starting
 
-    # What trains unless the config says it.
-    _trainable = "stage1"
-
     def prepare_run(
         self,
-        model,
-        args,
-        data_collator,
-        train_dataset,
-        eval_dataset,
-        processing_class,
-        quantization_config,
-        peft_config,
-    ) -> dict:
+        model: "str | PreTrainedModel | PeftModel",
+        args: SegArguments,
+        data_collator: Callable[[list[dict]], dict] | None,
+        train_dataset: RowSet | None,
+        eval_dataset: RowSets | None,
+        processing_class: Sa2VAProcessor | None,
+        quantization_config: "BitsAndBytesConfig | None",
+        peft_config: PeftConfig | None,
+    ) -> dict[str, Any]:
         """
         Check and prepare what a trainer was given, before TRL's own constructor sees it.
+
+        Args:
+            model (`str`, `Sa2VAForConditionalGeneration` or `PeftModel`): what to train; loaded if it is a name.
+            args (`SegArguments`): the config.
+            data_collator (`Callable`, *optional*): made from `args` by default.
+            train_dataset (`datasets.Dataset` or `datasets.IterableDataset`): checked, and repeated as `args` say.
+            eval_dataset (`datasets.Dataset` or a `dict` of them, *optional*): checked.
+            processing_class (`Sa2VAProcessor`, *optional*): loaded from the model's name by default.
+            quantization_config (`BitsAndBytesConfig`, *optional*): of a model that is loaded here.
+            peft_config (`PeftConfig`, *optional*): in place of `args.trainable`.
 
         Returns:
             `dict`: the arguments of TRL's constructor that are affected.
@@ -165,15 +213,8 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
                 raise ValueError("dataset_repeats needs a datasets.Dataset, whose length is known.")
             # (Copies nothing, of a selection either.)
             train_dataset = concatenate_datasets([train_dataset] * args.dataset_repeats)
-        if isinstance(model, str) and processing_class is None:
-            options = args.model_init_kwargs or {}
-            options = {name: options[name] for name in (*HUB_OPTIONS, "subfolder") if name in options}
-            processing_class = Sa2VAProcessor.from_pretrained(model, **options)
         if processing_class is None:
-            raise ValueError(
-                "processing_class, the model's Sa2VAProcessor, is needed with a model that is already loaded."
-            )
-
+            processing_class = _processor_of(model, args)
         if not isinstance(model, str) and (args.model_init_kwargs is not None or quantization_config is not None):
             raise ValueError(
                 "model_init_kwargs and quantization_config have no effect on a model that is already loaded."
@@ -186,21 +227,13 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
             refuse(args, dict.fromkeys((*LORA, "train_embeddings"), "the given adapter decides"))
         if decided and args.trainable is not None:
             raise ValueError("Give either `trainable` or a `peft_config`/`PeftModel`: both say what trains.")
-        trainable = args.trainable or self._trainable
         if isinstance(model, str):
-            # As TRL does, which would look for the class in the config, where published checkpoints name remote code.
-            set_seed(args.seed)
-            loading = dict(args.model_init_kwargs or {})
-            if quantization_config is not None:
-                loading["quantization_config"] = quantization_config
-            if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
-                loading["device_map"] = None
-            model = create_model_from_path(model, Sa2VAForConditionalGeneration, **loading)
+            model = _load(model, args, quantization_config)
             args = copy.copy(args)
             args.model_init_kwargs = None
         if not decided:
             peft_config = get_peft_config(
-                trainable,
+                args.trainable or self._trainable,
                 processing_class.seg_token_id,
                 args.lora_r,
                 args.lora_alpha,
@@ -213,26 +246,27 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
         options = {
             "processor": processing_class,
             "mask_size": args.mask_size,
-            "questions": args.question_templates or QUESTIONS,
-            "answers": args.answer_templates or ANSWERS,
             "with_skeletons": args.skeleton_recall_weight > 0,
             "seed": args.data_seed,
             "max_length": max_positions(model),
-            **self.collator_options(args),
         }
-        augmentation = Augmentation(**(args.augmentation or {}))
+        questions, answers = args.question_templates or QUESTIONS, args.answer_templates or ANSWERS
         self.eval_collator = SegCollator(
-            **{**options, "questions": options["questions"][:1], "answers": options["answers"][:1]}
+            **options, questions=questions[:1], answers=answers[:1], **self.collator_options(args, training=False)
         )
-        data_collator = data_collator or SegCollator(
-            **options,
-            augmentation=None if augmentation == Augmentation() else augmentation,
-            views=args.cache_views,
-        )
+        if data_collator is None:
+            augmentation = Augmentation(**(args.augmentation or {}))
+            data_collator = SegCollator(
+                **options,
+                questions=questions,
+                answers=answers,
+                augmentation=None if augmentation == Augmentation() else augmentation,
+                views=args.cache_views,
+                **self.collator_options(args, training=True),
+            )
         self.check_fit(once, "train_dataset", data_collator)
         self.check_fit(eval_dataset, "eval_dataset", self.eval_collator)
         if isinstance(train_dataset, Dataset):
-            self._checked |= {train_dataset._fingerprint}
             self._fitting |= {train_dataset._fingerprint}
         return {
             "model": model,
@@ -244,67 +278,28 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
             "peft_config": peft_config,
         }
 
-    mask_metrics: MaskMetrics | None = None
-
-    def set_metrics(self, args, eval_dataset, compute_metrics, mask_metrics):
+    @staticmethod
+    def collator_options(args: SegArguments, training: bool) -> dict[str, Any]:
         """
-        Call before TRL's own constructor.
+        What a trainer asks of a collator beyond what all do.
 
         Args:
-            args: the config.
-            eval_dataset: one set, or a `dict` of them.
-            compute_metrics, mask_metrics (`Callable`, *optional*): see [`SegSFTTrainer`].
+            args (`SegArguments`): the config.
+            training (`bool`): whether it is that of the training rows.
 
         Returns:
-            `Callable`: what Trainer computes metrics with.
-
-        Raises:
-            `ValueError`: `mask_metrics` cannot be used, or `metric_for_best_model` is none of the metrics.
+            `dict`: arguments of [`~data.collator.SegCollator`].
         """
-        if mask_metrics is not None:
-            if args.prediction_loss_only:
-                raise ValueError("mask_metrics has no effect with prediction_loss_only=True.")
-            self.mask_metrics = MaskMetrics(mask_metrics)
-        names = ["dice", "iou", *(self.mask_metrics.names if self.mask_metrics else [])]
-        wanted = (args.metric_for_best_model or "").removeprefix("eval_")
-        if wanted and args.eval_strategy != "no":
-            returned = names if compute_metrics is None else _metrics_of(compute_metrics, len(names))
-            known = ["loss"]
-            if not args.prediction_loss_only:
-                known += [*(names if returned is None else returned), *self._further_metrics]
-            sets = list(eval_dataset) if isinstance(eval_dataset, dict) else None
-            if sets is not None:
-                known = [f"{name}_{metric}" for name in sets for metric in known]
-            whose = f" of the evaluation sets {' and '.join(map(str, sets))}" if sets else ""
-            certain = returned is not None or (
-                sets is not None and not any(wanted.startswith(f"{name}_") for name in sets)
-            )
-            if certain and wanted not in known:
-                raise ValueError(
-                    f"metric_for_best_model={args.metric_for_best_model!r} is none of the metrics{whose}: "
-                    f"{', '.join(known)}."
-                )
-        return compute_metrics or partial(mean_statistics, names=names)
-
-    # Metrics that a trainer adds to those of its evaluation.
-    _further_metrics = ()
-
-    def _determine_best_metric(self, metrics, trial):
-        if (wanted := self.args.metric_for_best_model) is not None:
-            if f"eval_{wanted.removeprefix('eval_')}" not in metrics:
-                found = sorted(name.removeprefix("eval_") for name in metrics if name.startswith("eval_"))
-                raise ValueError(
-                    f"metric_for_best_model={wanted!r} is none of the metrics of this evaluation: {', '.join(found)}."
-                )
-        return super()._determine_best_metric(metrics, trial)
-
-    @staticmethod
-    def collator_options(args) -> dict:
-        """What a trainer asks of its collators beyond what all do."""
         return {"with_pairs": False}
 
     def finish_init(self) -> None:
-        """Call at the end of a trainer's constructor."""
+        """
+        Call at the end of a trainer's constructor.
+
+        Raises:
+            `ValueError`: nothing trains, or half-precision weights do; features cannot be cached as asked for.
+            `FeatureError`: there is no room for features.
+        """
         args = self.args
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             how = "PeftModel.from_pretrained(model, ADAPTER, is_trainable=True)"
@@ -314,12 +309,11 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
             )
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             self._keep_trained_in_float32()
-        self.add_callback(_EpochToCollator(self.data_collator))
+        self.add_callback(EpochToCollator(self.data_collator))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.prepare_to_save()
-        if self.is_world_process_zero():
-            print(self.trainable_summary)
+        self._tell(self.trainable_summary)
         self.setup_features()
 
     def _keep_trained_in_float32(self) -> None:
@@ -334,24 +328,7 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
             parameter.data = parameter.data.float()
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = COLUMNS
-
-    @contextmanager
-    def _evaluation_collator(self):
-        training = self.data_collator
-        self.data_collator = self.eval_collator
-        try:
-            yield
-        finally:
-            self.data_collator = training
-
-    def get_eval_dataloader(self, *args, **kwargs):
-        with self._evaluation_collator():
-            return super().get_eval_dataloader(*args, **kwargs)
-
-    def get_test_dataloader(self, *args, **kwargs):
-        with self._evaluation_collator():
-            return super().get_test_dataloader(*args, **kwargs)
+        self._signature_columns = ROW_COLUMNS
 
     def record(self, **values: torch.Tensor) -> None:
         """Log scalars under their names, averaged over processes now and over micro-batches when they are logged."""
@@ -360,21 +337,9 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
         for name, value in zip(values, self.accelerator.reduce(stacked, reduction="mean").tolist(), strict=True):
             self._metrics[mode][name].append(value)
 
-    def statistics(self, outputs, inputs) -> torch.Tensor:
-        """Dice, IoU and `mask_metrics` of each row, shape `(batch, 2 + metrics)`: all that is gathered, never maps."""
-        config = self.accelerator.unwrap_model(self.model).config
-        return mask_statistics(
-            outputs.mask_logits,
-            outputs.row_index,
-            inputs["original_masks"],
-            config.grounding_config.image_size,
-            config.mask_threshold,
-            self.mask_metrics,
-        )
-
     # Losses
 
-    def mask_losses(self, outputs, inputs) -> dict[str, torch.Tensor]:
+    def mask_losses(self, outputs: Sa2VAOutput, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         """
         The mask losses of a batch, without their weights.
 
@@ -388,61 +353,37 @@ class SegTrainerMixin(FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
         Raises:
             `ValueError`: the batch has another number of masks than the model drew.
         """
-        args, masks = self.args, inputs["masks"]
-        logits, rows = outputs.mask_logits, outputs.row_index
-        if len(logits) != len(masks):
-            raise ValueError(f"The conversations hold {len(logits)} [SEG] for {len(masks)} masks.")
-        if len(masks) == 0:
-            # Still a function of the model's output: ZeRO-3 wants the backward passes of all ranks to run alike.
-            logits = logits.new_zeros(masks.shape) + logits.sum()
-        elif logits.shape[-1] != masks.shape[-1]:
-            logits = F.interpolate(logits[:, None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        values = {}
-        if args.mask_weight or args.dice_weight:
-            points, targets = logits, masks
-            if args.num_points:
-                points, targets = losses.sample_points(
-                    logits, masks, args.num_points, args.oversample_ratio, args.importance_ratio
-                )
-            values["mask_loss"] = losses.mask_bce_loss(points, targets)
-            values["dice_loss"] = losses.dice_loss(points, targets)
-        if args.skeleton_recall_weight:
-            values["skeleton_recall_loss"] = losses.skeleton_recall_loss(logits, inputs["skeletons"])
-        if args.cldice_weight:
-            values["cldice_loss"] = losses.soft_cldice_loss(logits, masks, args.cldice_iterations)
-        if args.iou_weight:
-            predicted, target = (logits > 0).flatten(1), masks.bool().flatten(1)
-            union = (predicted | target).sum(1)
-            achieved = torch.where(union > 0, (predicted & target).sum(1) / union.clamp(min=1), 1.0)
-            values["iou_loss"] = (outputs.iou_scores - achieved) ** 2
-        share = self.mask_shares(rows, inputs)
-        return {name: (value * share).sum() for name, value in values.items()}
-
-    @staticmethod
-    def mask_shares(row_index: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """How much each mask counts, shape `(masks,)`: the masks of a row alike, and all rows of the batch alike."""
-        batch = len(inputs["original_masks"])
-        counts = torch.bincount(row_index, minlength=batch).clamp(min=1)
-        return 1 / (counts[row_index] * batch)
+        options = {name: getattr(self.args, name) for name in MASK_LOSS_OPTIONS}
+        return losses.mask_losses(
+            outputs.mask_logits,
+            outputs.iou_scores,
+            inputs["masks"],
+            outputs.row_index,
+            len(inputs["original_masks"]),
+            inputs.get("skeletons"),
+            **options,
+        )
 
     def _weighted(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
         return sum(getattr(self.args, name.replace("_loss", "_weight")) * value for name, value in values.items())
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-            if prediction_loss_only:
-                return loss, None, None
-            statistics = self.statistics(outputs, inputs)
-        # Trainer computes metrics only where there are labels.
-        return loss, statistics, torch.zeros(len(statistics), device=statistics.device)
 
-    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
-        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=skip_scheduler)
-        # With `eval_on_start` (which skips the scheduler), what training starts from can turn out to be the best.
-        if skip_scheduler and self.args.load_best_model_at_end and self.state.global_step == 0:
-            self._determine_best_metric(metrics, trial)
-            self._save_checkpoint(self.model, trial)
-            self.state.best_model_checkpoint = str(Path(self._get_output_dir(trial)) / "checkpoint-0")
-        return metrics
+def _processor_of(model: "str | PreTrainedModel | PeftModel", args: SegArguments) -> Sa2VAProcessor:
+    if not isinstance(model, str):
+        raise ValueError(
+            "processing_class, the model's Sa2VAProcessor, is needed with a model that is already loaded."
+        )
+    options = args.model_init_kwargs or {}
+    options = {name: options[name] for name in (*HUB_OPTIONS, "subfolder") if name in options}
+    return Sa2VAProcessor.from_pretrained(model, **options)
+
+
+def _load(name: str, args: SegArguments, quantization_config: "BitsAndBytesConfig | None") -> PreTrainedModel:
+    # As TRL does, which would look for the class in the config, where published checkpoints name remote code.
+    set_seed(args.seed)
+    loading = dict(args.model_init_kwargs or {})
+    if quantization_config is not None:
+        loading["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        loading["device_map"] = None
+    return create_model_from_path(name, Sa2VAForConditionalGeneration, **loading)

@@ -1,35 +1,46 @@
-"""What the mask trainers do at the beginning of training and of an epoch."""
+"""What the mask trainers do when training or an epoch begins and, on hard samples, after an evaluation."""
 
-from transformers import TrainerCallback
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from ..data.collator import SegCollator
-from .hard_sample_config import _never
+from .hard_sample_config import never_mined
 
 
-class _EpochToCollator(TrainerCallback):
+class EpochToCollator(TrainerCallback):
+    """Tells the collator of the training rows which epoch begins."""
+
     def __init__(self, collator: SegCollator):
         self.collator = collator
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         # The epoch is a float that has just reached the next whole number.
         self.collator.epoch = int((state.epoch or 0) + 1e-6)
 
 
-class _BuildFeatures(TrainerCallback):
-    def __init__(self, trainer):
+class BuildFeatures(TrainerCallback):
+    """Has the features that are missing computed when training begins."""
+
+    def __init__(self, trainer: Trainer):
         self.trainer = trainer
 
     # Not earlier: DeepSpeed and mixed precision have wrapped the model, and a resumed run has its weights.
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.trainer.build_features()
 
 
+# Its name, underscore and all, is a key in the `trainer_state.json` of checkpoints.
 class _Progress(TrainerCallback, ExportableState):
     """
-    What a resumed run needs to go on alike; it becomes a part of `trainer_state.json`.
+    What a resumed run on hard samples needs to go on alike; it becomes a part of `trainer_state.json`.
 
-    Args:
+    Attributes:
         digest (`str`): of the training rows' identifiers.
         options (`dict`): those of `FIXED`.
         columns (`dict[str, list]`): the present scores.
@@ -49,19 +60,32 @@ class _Progress(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {name: getattr(self, name) for name in self.NAMES}}
 
 
-class _Guide(TrainerCallback):
-    def __init__(self, trainer):
+class Guide(TrainerCallback):
+    """Has a trainer on hard samples evaluate its start, plan its epochs and watch its ordinary rows."""
+
+    def __init__(self, trainer: Trainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if args.remine_every is not None and args.remine_every >= state.num_train_epochs:
-            raise ValueError(_never(args.remine_every, state.num_train_epochs))
+            raise ValueError(never_mined(args.remine_every, state.num_train_epochs))
         self.trainer.evaluate_start()
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         # The epoch is a float that has just reached the next whole number.
         self.trainer.begin_epoch(int((state.epoch or 0) + 1e-6))
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if self.trainer.easy_has_regressed(metrics or {}) and args.easy_regression == "stop":
             control.should_training_stop = True

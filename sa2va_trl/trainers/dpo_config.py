@@ -1,3 +1,5 @@
+"""Options of preference optimisation over masks, and those of TRL's that have no meaning for it."""
+
 from dataclasses import dataclass, field
 
 import torch
@@ -5,12 +7,12 @@ from trl import DPOConfig
 
 from .. import losses
 from ..adapters.presets import LORA
-from ..preferences.pairs import check_online
+from ..preferences.pairs import CHOSEN, REJECTED, check_online
 from .base_config import SegArguments, refuse
 
 
 _NO_TOKENS = "preferences are over masks; no log-probability of a token is computed"
-REFUSED = {
+DPO_REFUSED = {
     "max_length": "truncating could cut image tokens or [SEG]; shorten the text or lower the number of tiles",
     "truncation_mode": "nothing is truncated",
     "padding_free": "rows with images are padded",
@@ -40,7 +42,7 @@ REFUSED = {
 @dataclass
 class SegDPOConfig(SegArguments, DPOConfig):
     r"""
-    Configuration of [`SegDPOTrainer`]: that of [`trl.DPOConfig`], that of [`~trainers.options.SegArguments`], and:
+    Configuration of [`SegDPOTrainer`]: that of [`trl.DPOConfig`], that of [`~trainers.base_config.SegArguments`], and:
 
     > [!NOTE]
     > Different from `SegSFTConfig`: `trainable` is `"head"` by default. Different from `DPOConfig`: one `loss_type` of
@@ -52,29 +54,77 @@ class SegDPOConfig(SegArguments, DPOConfig):
         use_reference (`bool`, *optional*, defaults to `True`):
             Measure rewards against the model that training starts from.
         sft_weight (`float`, *optional*, defaults to 0.0):
-            Weight of the supervised losses (`mask_weight` x BCE + `dice_weight` x Dice + ...) on the ground truth.
+            Weight of the supervised losses (`mask_weight` x BCE + `dice_weight` x Dice + ...) on the ground truth, not
+            negative.
         pairs (`str`, *optional*, defaults to `"dataset"`):
             `"dataset"`: rows hold `chosen_mask` and `rejected_mask`. `"online"`: pairs are mined from the present
             policy, batch by batch, see [`~preferences.mine_pairs`]; those that rows hold are not looked at.
         allow_worse (`bool`, *optional*, defaults to `False`):
             Take rows whose chosen mask is worse than the rejected one, with a warning that counts them.
-        online_chosen, online_rejected (`str`, *optional*, default to `"ground_truth"` and `"greedy"`):
-            How online pairs are made, see [`~preferences.make_pair`].
-        min_gap (`float`, *optional*, defaults to 0.15): least difference in Dice of an online pair.
+        online_chosen (`str`, *optional*, defaults to `"ground_truth"`):
+            The preferred mask of an online pair, see [`~preferences.make_pair`].
+        online_rejected (`str`, *optional*, defaults to `"greedy"`):
+            The rejected mask of an online pair, see [`~preferences.make_pair`].
+        min_gap (`float`, *optional*, defaults to 0.15):
+            Least difference in Dice of an online pair, not negative.
+
+    Raises:
+        `ValueError`: options of TRL's that have no meaning here, options that contradict each other, or values out of
+            range; the message names them.
+
+    Example:
+
+    ```python
+    >>> from sa2va_trl import SegDPOConfig
+
+    >>> args = SegDPOConfig("sa2va-dpo", score="dice", beta=0.2, use_cpu=True, report_to="none")
+    >>> args.score, args.loss_type, args.pairs
+    ('dice', ['sigmoid'], 'dataset')
+
+    >>> SegDPOConfig("sa2va-dpo", min_gap=0.3)
+    Traceback (most recent call last):
+        ...
+    ValueError: SegDPOConfig does not take these options:
+      min_gap=0.3: only pairs=online mines pairs
+
+    ```
     """
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "augmentation"]
-    _REFUSED = REFUSED
+    _refused = DPO_REFUSED
 
-    score: str = field(default="region", metadata={"help": "Implicit reward of a mask: dice, log_dice or region."})
-    use_reference: bool = field(default=True, metadata={"help": "Measure rewards against the starting model."})
-    sft_weight: float = field(default=0.0, metadata={"help": "Weight of the supervised losses."})
-    pairs: str = field(default="dataset", metadata={"help": "Where pairs come from: dataset or online."})
-    allow_worse: bool = field(default=False, metadata={"help": "Take pairs whose chosen mask is the worse one."})
-    online_chosen: str = field(default="ground_truth", metadata={"help": "Preferred mask of an online pair."})
-    online_rejected: str = field(default="greedy", metadata={"help": "Rejected mask of an online pair."})
-    min_gap: float = field(default=0.15, metadata={"help": "Least difference in Dice of an online pair."})
-    max_length: int | None = field(default=None, metadata={"help": "Not available: nothing is truncated."})
+    score: str = field(
+        default="region",
+        metadata={"help": f"Implicit reward of a mask: one of {', '.join(losses.PREFERENCE_SCORES)}."},
+    )
+    use_reference: bool = field(
+        default=True, metadata={"help": "Measure rewards against the model that training starts from."}
+    )
+    sft_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the supervised mask losses on the ground truth, beside the pairs'."}
+    )
+    pairs: str = field(
+        default="dataset",
+        metadata={
+            "help": "Where pairs of masks come from: dataset (columns chosen_mask and rejected_mask) or online (mined "
+            "from the present policy, batch by batch)."
+        },
+    )
+    allow_worse: bool = field(
+        default=False,
+        metadata={"help": "With pairs=dataset: take pairs whose chosen mask is worse than the rejected one."},
+    )
+    online_chosen: str = field(
+        default="ground_truth",
+        metadata={"help": f"With pairs=online: the preferred mask, one of {', '.join(CHOSEN)}."},
+    )
+    online_rejected: str = field(
+        default="greedy", metadata={"help": f"With pairs=online: the rejected mask, one of {', '.join(REJECTED)}."}
+    )
+    min_gap: float = field(default=0.15, metadata={"help": "With pairs=online: least difference in Dice of a pair."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Not available: conversations are never truncated."}
+    )
 
     def __post_init__(self):
         super().__post_init__()

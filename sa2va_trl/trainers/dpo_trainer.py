@@ -1,9 +1,13 @@
-from functools import partial
+"""Direct preference optimisation over masks, against the model that training starts from."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset, IterableDataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
@@ -13,10 +17,16 @@ from ..data.collator import TARGETS, SegCollator
 from ..data.columns import PAIR_COLUMNS
 from ..errors import DatasetError
 from ..features.fingerprint import before_the_cut
+from ..mask_logits import resize_mask_logits
+from ..models import Sa2VAProcessor
 from ..preferences.dataset import check_preferences
 from ..preferences.pairs import mine_pairs
-from .base_trainer import SegTrainerMixin
+from .base_trainer import RowSet, RowSets, SegTrainerMixin
 from .dpo_config import SegDPOConfig
+
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
 
 class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
@@ -55,6 +65,41 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
     Raises:
         `DatasetError`: bad rows, all at once, rows without pairs, or splits that share something.
         `ValueError`: options that contradict each other, or no reference.
+        `TypeError`: a config of another trainer.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+
+    >>> from sa2va_trl import SegDPOConfig, SegDPOTrainer, build_preferences, tiny_sa2va
+    >>> from sa2va_trl.data import synthetic_splits
+
+    >>> model, processor = tiny_sa2va(image_size=64)
+    >>> data = synthetic_splits(1, 1, 1, frames_per_video=2, size=64)
+    >>> pairs = build_preferences(data["train"], model, processor, rejected="dilated", progress=False)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = SegDPOTrainer(
+    ...     model=model,
+    ...     args=SegDPOConfig(
+    ...         folder.name,
+    ...         score="dice",
+    ...         max_steps=1,
+    ...         cache_dir=folder.name,
+    ...         use_cpu=True,
+    ...         report_to="none",
+    ...         logging_strategy="no",
+    ...     ),
+    ...     train_dataset=pairs,
+    ...     eval_dataset=data["validation"],
+    ...     processing_class=processor,
+    ... )
+    >>> trainer.train().global_step  # doctest: +ELLIPSIS
+    {'train_runtime': ...}
+    1
+    >>> folder.cleanup()
+
+    ```
     """
 
     _tag_names = [*SegTrainerMixin._tag_names, "dpo"]
@@ -64,19 +109,19 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
 
     def __init__(
         self,
-        model,
-        ref_model=None,
+        model: "str | PreTrainedModel | PeftModel",
+        ref_model: PreTrainedModel | None = None,
         args: SegDPOConfig | None = None,
         data_collator: SegCollator | None = None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
-        compute_metrics=None,
-        callbacks=None,
-        optimizers=(None, None),
-        quantization_config=None,
-        peft_config=None,
-        mask_metrics=None,
+        train_dataset: RowSet | None = None,
+        eval_dataset: RowSets | None = None,
+        processing_class: Sa2VAProcessor | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: PeftConfig | None = None,
+        mask_metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None,
     ):
         if args is None:
             args = SegDPOConfig("sa2va-dpo")
@@ -119,31 +164,27 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         return reasons
 
     @staticmethod
-    def _check_pair_columns(train_dataset, args) -> None:
+    def _check_pair_columns(train_dataset: RowSet | None, args: SegDPOConfig) -> None:
         columns = getattr(train_dataset, "column_names", None)
         if columns is None and isinstance(train_dataset, IterableDataset):
             return  # the collator asks each row for its pair
         if args.pairs == "dataset" and not set(PAIR_COLUMNS) <= set(columns or []):
             raise DatasetError(
-                "train_dataset has no chosen_mask and rejected_mask: make them with recipes/build_preferences.py, or "
+                "train_dataset has no chosen_mask and rejected_mask: make them with `sa2va-trl build_preferences`, or "
                 "mine them while training with pairs='online'."
             )
 
-    def check_rows(self, dataset, name, args):
+    def check_rows(self, dataset: RowSet, name: str, args: SegDPOConfig) -> None:
         super().check_rows(dataset, name, args)
         if args.pairs == "dataset" and isinstance(dataset, Dataset) and set(PAIR_COLUMNS) <= set(dataset.column_names):
             check_preferences(dataset, name, args.allow_worse)
 
     @staticmethod
-    def collator_options(args):
-        # Stored pairs are none of an online run's, in training and in evaluation.
-        return {"allow_worse": args.allow_worse, "with_pairs": None if args.pairs == "dataset" else False}
-
-    def prepare_run(self, model, args, data_collator, *rest) -> dict:
-        prepared = super().prepare_run(model, args, data_collator, *rest)
-        if data_collator is None:
-            prepared["data_collator"].with_pairs = args.pairs == "dataset"
-        return prepared
+    def collator_options(args: SegDPOConfig, training: bool) -> dict[str, Any]:
+        # Stored pairs are none of an online run's, in training and in evaluation. Else training needs a pair of every
+        # row, and evaluation takes those that rows have.
+        with_pairs = False if args.pairs == "online" else True if training else None
+        return {"allow_worse": args.allow_worse, "with_pairs": with_pairs}
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -192,16 +233,15 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         if not self._mines:
             return None
         generator = torch.Generator().manual_seed(self.args.seed + self.state.global_step)
-        mine = partial(
-            mine_pairs,
-            masks=inputs["masks"],
+        mined = mine_pairs(
+            self.model,
+            features,
+            inputs["masks"],
             chosen=self.args.online_chosen,
             rejected=self.args.online_rejected,
             min_gap=self.args.min_gap,
             generator=generator,
         )
-        with torch.no_grad():
-            mined = self.model(features=features, draw=mine)
         return mined.chosen, mined.rejected, mined.index
 
     def _compute_loss(self, model, inputs, return_outputs):
@@ -212,8 +252,9 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
             loss = self._supervised(outputs, inputs)
         else:
             chosen, rejected, index = pairs
-            logits = _resize(logits, masks)
-            base = None if reference is None else _resize(reference, masks)[index]
+            size = masks.shape[-2:]
+            logits = resize_mask_logits(logits, size)
+            base = None if reference is None else resize_mask_logits(reference, size)[index]
             own, other = losses.mask_rewards(logits[index], chosen, rejected, self.args.score, base)
             each = losses.preference_loss(
                 own - other, self.args.loss_type[0], self.args.beta, self.args.label_smoothing
@@ -221,7 +262,7 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
             # As in `mask_losses`, every row counts alike, with or without a pair, so that neither micro-batches nor
             # processes matter.
             # (The sum of all logits keeps every rank's backward pass the same where none has a pair.)
-            share = self.mask_shares(outputs.row_index, inputs)[index]
+            share = losses.mask_shares(outputs.row_index, len(inputs["original_masks"]))[index]
             loss = (each * share).sum() + 0.0 * logits.sum()
             if self.args.sft_weight:
                 loss = loss + self.args.sft_weight * self._supervised(outputs, inputs)
@@ -252,12 +293,3 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
                 "masks/pairs": (chosen != rejected).flatten(1).any(1).sum() / max(1, len(masks)),
             }
         )
-
-
-def _resize(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Logits on the grid of the masks."""
-    if len(logits) == 0:
-        return logits.new_zeros(masks.shape) + logits.sum()  # still a function of the model's output
-    if logits.shape[-2:] == masks.shape[-2:]:
-        return logits
-    return F.interpolate(logits[:, None], size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]

@@ -3,26 +3,31 @@
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from transformers import TrainingArguments
 
 from ..errors import DatasetError, MiningError
 from ..features.rows import row_sizes
+from ..mining.hardness import takes_threshold, what_is_hard
 from ..mining.selection import select_hard
 
 
 DIFFICULTIES = ("threshold", "dice", "spread", "cluster")
 CURRICULA = ("none", "difficulty", "thickness")
 # What a plan may need of a score table.
-COLUMNS = ("dice", "spread", "cluster", "thickness", "review")
+SCORE_COLUMNS = ("dice", "spread", "cluster", "thickness", "review")
 
 
-def select_rows(scores: pd.DataFrame, threshold: float = 0.75, worst: float | None = None, include_review=False):
+@takes_threshold
+def select_rows(
+    scores: pd.DataFrame, hard_below: float | None = None, worst: float | None = None, include_review: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Tell hard rows from ordinary ones.
 
     Args:
         scores (`pandas.DataFrame`): one row a dataset row, with `dice` (NaN: no mask) and, if known, `review`.
-        threshold (`float`, *optional*, defaults to 0.75): rows with a Dice below it are hard.
-        worst (`float`, *optional*): in place of `threshold`, this share of the rows is hard.
+        hard_below (`float`, *optional*): rows with a Dice below it are hard; 0.75 where `worst` is not given either.
+        worst (`float`, *optional*): in its place, this share of the rows is hard.
         include_review (`bool`, *optional*, defaults to `False`): keep rows that are flagged for review.
 
     Returns:
@@ -42,7 +47,7 @@ def select_rows(scores: pd.DataFrame, threshold: float = 0.75, worst: float | No
             "or train on them with include_review=True."
         )
     hard = np.zeros(len(dice), dtype=bool)
-    hard[usable] = select_hard(scores[usable], None if worst is not None else threshold, worst)
+    hard[usable] = select_hard(scores[usable], hard_below, worst)
     return hard, usable & ~hard
 
 
@@ -52,8 +57,8 @@ def row_weights(scores: pd.DataFrame, difficulty: str = "threshold", weight_cap:
 
     Args:
         scores (`pandas.DataFrame`): hard rows, with the columns that `difficulty` needs.
-        difficulty (`str`, *optional*, defaults to `"threshold"`): see [`~trainers.hard_sample.HardSampleConfig`].
-        weight_cap (`float`, *optional*, defaults to 3.0): see [`~trainers.hard_sample.HardSampleConfig`].
+        difficulty (`str`, *optional*, defaults to `"threshold"`): see [`~trainers.HardSampleConfig`].
+        weight_cap (`float`, *optional*, defaults to 3.0): see [`~trainers.HardSampleConfig`].
 
     Returns:
         `np.ndarray` of shape `(rows,)`, not negative, with a mean of 1 before the cap.
@@ -120,7 +125,7 @@ def plan_epoch(
         length (`int`): rows of an epoch.
         epoch (`int`): from 0.
         seed (`int`, *optional*, defaults to 0): of all epochs.
-        difficulty, weight_cap, easy_share, curriculum: see [`~trainers.hard_sample.HardSampleConfig`].
+        difficulty, weight_cap, easy_share, curriculum: see [`~trainers.HardSampleConfig`].
 
     Returns:
         `list[int]` of `length` row numbers. Every stretch of it holds ordinary rows in their share. In the order of
@@ -152,8 +157,8 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
         dataset (`datasets.Dataset`): the rows that it is about.
 
     Returns:
-        `pandas.DataFrame` with those of `COLUMNS` that it has, one row a dataset row; `dice` is NaN where a row has no
-        mask.
+        `pandas.DataFrame` with those of `SCORE_COLUMNS` that it has, one row a dataset row; `dice` is NaN where a row
+        has no mask.
 
     Raises:
         `DatasetError`: columns are missing, identifiers are missing, unknown or used twice, or a Dice is none.
@@ -186,12 +191,38 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
         bad = ids[~((dice >= 0) & (dice <= 1))].tolist()
         raise DatasetError(f"{len(bad)} scores have a dice outside of [0, 1], such as that of {bad[0]!r}.")
     found = scores.set_index("sample_id").reindex(own).reset_index(drop=True)
-    found = found[[name for name in COLUMNS if name in found]]
+    found = found[[name for name in SCORE_COLUMNS if name in found]]
     return found.assign(review=found["review"].fillna(False)) if "review" in found else found
 
 
-def check_columns(scores: pd.DataFrame, args) -> None:
+def check_marks(args: TrainingArguments, recorded: dict | None) -> None:
     """
+    Check that the runs that scores mark are of the frames that are hard here.
+
+    Args:
+        args (`HardSampleConfig`): options.
+        recorded (`dict`, *optional*): what was decided when the scores were mined, see [`~mining.hardness.decided`].
+
+    Raises:
+        `ValueError`: `difficulty="cluster"`, and an option says that something else is hard.
+    """
+    own = what_is_hard(args.hard_below, args.worst, recorded)
+    if args.difficulty == "cluster" and recorded not in (None, own):
+        (name, value), (other, mined) = *own.items(), *recorded.items()
+        raise ValueError(
+            f"{name}={value:g} contradicts difficulty=cluster: the scores mark runs of frames that are hard by "
+            f"{other}={mined:g}. Leave {name} out, or mine again with it."
+        )
+
+
+def check_columns(scores: pd.DataFrame, args: TrainingArguments) -> None:
+    """
+    Check that the scores have what options need.
+
+    Args:
+        scores (`pandas.DataFrame`): from [`match_scores`].
+        args (`HardSampleConfig`): options.
+
     Raises:
         `ValueError`: an option needs a column of the scores that is missing or has gaps, or has no effect without it.
     """

@@ -1,21 +1,27 @@
 """Features of what is frozen, computed once, in place of the images of a run."""
 
+from typing import Any
+
 import torch
 from datasets import Dataset
 
 from ..data.collator import SegCollator
 from ..data.columns import IMAGE_COLUMNS
-from ..errors import FeatureError
+from ..features.decision import Rows, decide_features
 from ..features.encoding import FeatureCollator, encoder
 from ..features.fingerprint import before_the_cut, fingerprint, random_before_the_cut
-from ..features.rows import NumberedRows, View, feature_bytes, row_keys, row_sizes, view_key
+from ..features.rows import NumberedRows, View, feature_bytes, row_facts, view_key
 from ..features.store import FeatureStore, features_folder
-from ..processes import everywhere
-from .callbacks import _BuildFeatures
+from .callbacks import BuildFeatures
 
 
 class FrozenFeaturesMixin:
-    """Whether a run reads features in place of images (`cache_features`), and computing those that are missing."""
+    """
+    Whether a run reads features in place of images (`cache_features`), and computing those that are missing.
+
+    Of the trainer it needs what `Trainer` has; a config with `cache_features`, `cache_dir` and `cache_views`; the
+    collators `data_collator` and `eval_collator`; and `_tell`.
+    """
 
     features: FeatureStore | None = None
     _features_ready = False
@@ -71,58 +77,40 @@ class FrozenFeaturesMixin:
             `ValueError`: `cache_features="on"` and something that needs the pixels.
             `FeatureError`: `cache_features="on"` and no room for them.
         """
-        mode = self.args.cache_features
-        if mode == "off":
+        parts, keys = self._feature_datasets(), {}
+
+        def find() -> Rows:
+            question, answer = self.eval_collator.questions[0], self.eval_collator.answers[0]
+            self._feature_rows, self._feature_sizes = {}, {}
+            for name, dataset in parts:
+                # Repeated rows stand one after the other, repetition by repetition.
+                repeats = getattr(self.args, "dataset_repeats", 1) if name == "train_dataset" else 1
+                once = dataset.select(range(len(dataset) // repeats))
+                own = row_facts(once, question, answer)
+                for index, row in enumerate(own):
+                    self._feature_rows.setdefault(row.key, (dataset, index))
+                    self._feature_sizes[row.key] = (row.images, row.segs)
+                keys[name] = [row.key for row in own] * repeats
+            if self.data_collator.augmentation is not None:
+                self._add_views(keys)
+            return Rows(self._open_features(), self._feature_rows, self._feature_need)
+
+        why = "nothing before the mask head trains or varies and no language loss is asked for"
+        decision = decide_features(self.args.cache_features, self.reasons_against_features, find, why=why)
+        if decision.message is not None:
+            self._tell(decision.message)
+        if decision.rows is None:
+            if self.args.cache_views is not None:
+                self.data_collator.views = None  # then there is no reason for a few views only
             return
-        if reasons := self.reasons_against_features():
-            if mode == "on":
-                lines = "\n".join(f"  {reason}" for reason in reasons)
-                raise ValueError(f"cache_features=on is not possible here:\n{lines}")
-            self._without_features("; ".join(reasons))
-            return
-        parts = self._feature_datasets()
-        question, answer = self.eval_collator.questions[0], self.eval_collator.answers[0]
-        self._feature_rows, self._feature_sizes, keys = {}, {}, {}
-        for name, dataset in parts:
-            # Repeated rows stand one after the other, repetition by repetition.
-            repeats = getattr(self.args, "dataset_repeats", 1) if name == "train_dataset" else 1
-            once = dataset.select(range(len(dataset) // repeats))
-            own = row_keys(once, question, answer)
-            for index, (key, size) in enumerate(zip(own, row_sizes(once), strict=True)):
-                self._feature_rows.setdefault(key, (dataset, index))
-                self._feature_sizes[key] = size
-            keys[name] = own * repeats
-        if self.data_collator.augmentation is not None:
-            self._add_views(keys)
-        store = self._open_features()
-        missing = store.missing(self._feature_rows)
-        need, total = self._feature_need(missing), self._feature_need(self._feature_rows)
-        count, free = len(self._feature_rows), store.free() if self.is_world_process_zero() else 0
-        size = f"{total / 2**20:,.1f} MiB for {count} rows ({total / max(count, 1):,.0f} bytes each) in {store.folder}"
-        if everywhere(need > free)[0]:
-            message = (
-                f"there is no room for features: {need:,} bytes are needed in {store.folder} and {free:,} can be "
-                "written; set cache_dir to another disk"
-            )
-            if mode == "on":
-                raise FeatureError(f"cache_features=on: {message}.")
-            self._without_features(message)
-            return
-        why = "nothing before the mask head trains or varies and no language loss is asked for; "
-        state = "all there" if not missing else f"{len(missing)} to compute, {need / 2**20:,.1f} MiB to write"
-        self._tell(f"cache_features={mode}: on, {why if mode == 'auto' else ''}{size}; {state}.")
 
         self._keys = {dataset._fingerprint: keys[name] for name, dataset in parts}
         self._encoding_collator = self.eval_collator
-        self.features, self._features_ready = store, not missing
+        store = decision.rows.store
+        self.features, self._features_ready = store, not decision.missing
         self.data_collator = FeatureCollator(self.data_collator, store)
         self.eval_collator = FeatureCollator(self.eval_collator, store)
-        self.add_callback(_BuildFeatures(self))
-
-    def _without_features(self, reason: str) -> None:
-        self._tell(f"cache_features=auto: off, {reason}.")
-        if self.args.cache_views is not None:
-            self.data_collator.views = None  # then there is no reason for a few views only
+        self.add_callback(BuildFeatures(self))
 
     def _add_views(self, keys: dict[str, list[str]]) -> None:
         """Views of the training rows, in place of the rows, are what training reads."""
@@ -137,10 +125,6 @@ class FrozenFeaturesMixin:
             for index, key in enumerate(rows):
                 seen = view_key(key, view.collator, index)
                 self._feature_rows[seen], self._feature_sizes[seen] = (view, index), sizes[key]
-
-    def _tell(self, message: str) -> None:
-        if self.is_world_process_zero():
-            print(message)
 
     @property
     def _feature_dtypes(self) -> tuple[torch.dtype | None, str | None]:
@@ -194,5 +178,6 @@ class FrozenFeaturesMixin:
         drop = [name for name in IMAGE_COLUMNS if name in dataset.column_names]
         return NumberedRows(dataset.remove_columns(drop), keys)
 
-    def floating_point_ops(self, inputs):
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        # (Nothing of the language model, whose operations Trainer counts, runs on features.)
         return 0 if "features" in inputs else super().floating_point_ops(inputs)

@@ -1,8 +1,11 @@
+"""Options of training on hard samples."""
+
 from dataclasses import dataclass, field
 
+from ..mining.hardness import one_limit
 from .base_config import refuse
 from .epoch_plan import CURRICULA, DIFFICULTIES
-from .sft_config import REFUSED, SegSFTConfig
+from .sft_config import SFT_REFUSED, SegSFTConfig
 
 
 REGRESSIONS = ("warn", "stop", "ignore")
@@ -21,11 +24,16 @@ class HardSampleConfig(SegSFTConfig):
     Parameters:
         > Parameters that say which rows are hard
 
-        threshold (`float`, *optional*, defaults to 0.75): rows with a Dice below it are hard.
-        worst (`float`, *optional*): in place of `threshold`, this share of the rows is hard, those of the lowest Dice.
+        hard_below (`float`, *optional*):
+            Rows with a Dice below it are hard. Without it and `worst`, what mining has decided holds, which the scores
+            say, and 0.75 where they say nothing.
+        worst (`float`, *optional*):
+            In place of `hard_below`, this share of the rows is hard, those of the lowest Dice.
+        threshold (`float`, *optional*): an earlier name of `hard_below`.
         include_review (`bool`, *optional*, defaults to `False`):
             Train on rows that the scores flag for `review` (suspected label noise) too.
-        remine_every (`int`, *optional*): score the rows again with the present policy every so many epochs.
+        remine_every (`int`, *optional*):
+            Score the rows again with the present policy every so many epochs, at least 1; never by default.
 
         > Parameters that say how often rows are drawn
 
@@ -34,7 +42,7 @@ class HardSampleConfig(SegSFTConfig):
             candidate masks x (1 - Dice), which is largest where the policy has something to choose from. `"cluster"`:
             every temporal cluster alike, however long.
         weight_cap (`float`, *optional*, defaults to 3.0):
-            Largest weight with `"dice"` and `"spread"`, as a multiple of the mean weight.
+            Largest weight with `"dice"` and `"spread"`, as a multiple of the mean weight; at least 1.
         easy_share (`float`, *optional*, defaults to 0.5):
             Share of ordinary rows in an epoch, in [0, 1). With 0 only hard rows are trained on; mixing guards against
             forgetting and label noise (arXiv 2505.18741).
@@ -47,38 +55,96 @@ class HardSampleConfig(SegSFTConfig):
         easy_regression (`str`, *optional*, defaults to `"warn"`):
             What happens when the Dice of the evaluation rows that were not hard at the start falls by more than
             `easy_margin`: `"warn"`, `"stop"` or `"ignore"`.
-        easy_margin (`float`, *optional*, defaults to 0.02): see `easy_regression`.
+        easy_margin (`float`, *optional*, defaults to 0.02):
+            Fall in Dice that `easy_regression` tolerates, not negative.
+
+    Raises:
+        `ValueError`: options of TRL's that have no meaning here, options that contradict each other, or values out of
+            range; the message names them.
+
+    Example:
+
+    ```python
+    >>> from sa2va_trl import HardSampleConfig
+
+    >>> args = HardSampleConfig("sa2va-hard", worst=0.25, easy_share=0.3, use_cpu=True, report_to="none")
+    >>> args.worst, args.learning_rate, args.lm_weight
+    (0.25, 1e-05, 0.0)
+
+    >>> HardSampleConfig("sa2va-hard", weight_cap=2.0)
+    Traceback (most recent call last):
+        ...
+    ValueError: HardSampleConfig does not take these options:
+      weight_cap=2.0: difficulty=threshold caps nothing
+
+    ```
     """
 
-    _REFUSED = {
-        **REFUSED,
+    _refused = {
+        **SFT_REFUSED,
         "train_sampling_strategy": "hard samples decide the order; see `difficulty`, `easy_share` and `curriculum`",
         "dataset_repeats": "hard samples decide how often a row is seen; raise num_train_epochs",
         "length_column_name": "hard samples decide the order",
     }
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate."})
-    num_train_epochs: float = field(default=5.0, metadata={"help": "Passes through the plan of an epoch."})
-    gradient_accumulation_steps: int = field(default=2, metadata={"help": "Micro-batches an update."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
-    lm_weight: float = field(default=0.0, metadata={"help": "Weight of the language cross-entropy."})
-    mask_weight: float = field(default=0.5, metadata={"help": "Weight of the mask BCE."})
-    dice_weight: float = field(default=1.0, metadata={"help": "Weight of the Dice loss."})
+    num_train_epochs: float = field(
+        default=5.0,
+        metadata={"help": "Epochs to train for; each holds every hard row and its share of ordinary ones."},
+    )
+    gradient_accumulation_steps: int = field(
+        default=2, metadata={"help": "Micro-batches whose gradients are added up for one update of the weights."}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
+    lm_weight: float = field(default=0.0, metadata={"help": "Weight of the cross-entropy of the answers' words."})
+    mask_weight: float = field(default=0.5, metadata={"help": "Weight of the binary cross-entropy of masks."})
+    dice_weight: float = field(default=1.0, metadata={"help": "Weight of the Dice loss of masks."})
 
-    threshold: float = field(default=0.75, metadata={"help": "Rows with a Dice below it are hard."})
-    worst: float | None = field(default=None, metadata={"help": "Share of rows that is hard, in place of threshold."})
-    include_review: bool = field(default=False, metadata={"help": "Train on rows flagged for review, too."})
-    remine_every: int | None = field(default=None, metadata={"help": "Epochs after which rows are scored again."})
+    hard_below: float | None = field(
+        default=None,
+        metadata={"help": "Rows with a Dice below it are hard; what the scores say, or 0.75, by default."},
+    )
+    worst: float | None = field(
+        default=None,
+        metadata={"help": "Share of the rows that is hard, in place of hard_below."},
+    )
+    threshold: float | None = field(default=None, metadata={"help": "An earlier name of hard_below."})
+    include_review: bool = field(
+        default=False,
+        metadata={"help": "Train also on rows that the scores flag for review, whose labels may be wrong."},
+    )
+    remine_every: int | None = field(
+        default=None,
+        metadata={"help": "Epochs after which all rows are scored again with the present model; never by default."},
+    )
     difficulty: str = field(
-        default="threshold", metadata={"help": f"Weight of a hard row: one of {', '.join(DIFFICULTIES)}."}
+        default="threshold",
+        metadata={
+            "help": f"What hard rows are drawn in proportion to: one of {', '.join(DIFFICULTIES)}; with threshold, "
+            "all alike."
+        },
     )
-    weight_cap: float = field(default=3.0, metadata={"help": "Largest weight, as a multiple of the mean."})
-    easy_share: float = field(default=0.5, metadata={"help": "Share of ordinary rows in an epoch."})
-    curriculum: str = field(default="none", metadata={"help": f"Order of hard rows: one of {', '.join(CURRICULA)}."})
+    weight_cap: float = field(
+        default=3.0,
+        metadata={"help": "Largest weight of a row with difficulty=dice or spread, as a multiple of the mean weight."},
+    )
+    easy_share: float = field(
+        default=0.5, metadata={"help": "Share of ordinary rows in an epoch, in [0, 1); 0 trains on hard rows only."}
+    )
+    curriculum: str = field(
+        default="none", metadata={"help": f"Order of an epoch's hard rows: one of {', '.join(CURRICULA)}."}
+    )
     easy_regression: str = field(
-        default="warn", metadata={"help": f"When ordinary rows get worse: one of {', '.join(REGRESSIONS)}."}
+        default="warn",
+        metadata={
+            "help": "What to do when the Dice of ordinary evaluation rows falls by more than easy_margin: one of "
+            f"{', '.join(REGRESSIONS)}."
+        },
     )
-    easy_margin: float = field(default=0.02, metadata={"help": "Fall of the ordinary rows' Dice that is tolerated."})
+    easy_margin: float = field(
+        default=0.02,
+        metadata={"help": "Fall of the Dice of ordinary evaluation rows that easy_regression tolerates."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -89,12 +155,13 @@ class HardSampleConfig(SegSFTConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold must lie in (0, 1], got {self.threshold}.")
+        self.hard_below = one_limit(self.hard_below, self.threshold)
+        if self.hard_below is not None and not 0 < self.hard_below <= 1:
+            raise ValueError(f"hard_below must lie in (0, 1], got {self.hard_below}.")
         if self.worst is not None:
             if not 0 < self.worst < 1:
                 raise ValueError(f"worst must lie between 0 and 1, got {self.worst}.")
-            refuse(self, {"threshold": f"worst={self.worst} says which rows are hard"})
+            refuse(self, {"hard_below": f"worst={self.worst} says which rows are hard"})
         if not 0 <= self.easy_share < 1:
             raise ValueError(f"easy_share must lie in [0, 1), got {self.easy_share}: 0 trains on hard rows only.")
         if self.weight_cap < 1:
@@ -105,7 +172,7 @@ class HardSampleConfig(SegSFTConfig):
             if self.remine_every < 1:
                 raise ValueError(f"remine_every must be at least 1, got {self.remine_every}.")
             if self.max_steps <= 0 and self.remine_every >= self.num_train_epochs:
-                raise ValueError(_never(self.remine_every, self.num_train_epochs))
+                raise ValueError(never_mined(self.remine_every, self.num_train_epochs))
         if self.easy_margin < 0:
             raise ValueError(f"easy_margin must not be negative, got {self.easy_margin}.")
         if self.easy_regression == "ignore":
@@ -117,5 +184,6 @@ class HardSampleConfig(SegSFTConfig):
                 raise ValueError(f"easy_regression=stop {need}.")
 
 
-def _never(every, epochs) -> str:
+def never_mined(every: int, epochs: float) -> str:
+    """What is wrong with a run that is to score its rows again `every` so many epochs and has no more than that."""
     return f"remine_every={every} never comes in {epochs:g} epochs: lower it, or train for longer."

@@ -1,26 +1,39 @@
+"""Supervised fine-tuning on hard samples, which the trainer draws and may score again."""
+
+import logging
 import math
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
-from torch.utils.data import Sampler
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from peft import PeftModel
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .. import losses, mining
-from .callbacks import _Guide, _Progress
-from .epoch_plan import check_columns, match_scores, plan_epoch, row_weights, select_rows
+from ..data.collator import SegCollator
+from ..mask_logits import resize_mask_logits
+from ..mining.hardness import what_is_hard
+from ..models import Sa2VAProcessor
+from ..models.outputs import Sa2VAOutput
+from .base_trainer import RowSets
+from .callbacks import Guide, _Progress
+from .checkpoints_to_resume import read_state, resolve_checkpoint
+from .epoch_plan import check_columns, check_marks, match_scores, plan_epoch, row_weights, select_rows
 from .hard_sample_config import HardSampleConfig
-from .resuming import check_rows, resolve_checkpoint
+from .run_record import check_same_rows
 from .sft_trainer import SegSFTTrainer
 
 
 # What a resumed run cannot change: its rows have been chosen, and it is in the middle of a plan.
-FIXED = ("threshold", "worst", "include_review", "difficulty", "weight_cap", "easy_share", "curriculum")
+FIXED = ("hard_below", "worst", "include_review", "difficulty", "weight_cap", "easy_share", "curriculum")
 
 
 class _EpochSampler(Sampler):
@@ -29,13 +42,13 @@ class _EpochSampler(Sampler):
     behind both its skipping of batches and its sharding, which is where a resumed run on several processes has it.
     """
 
-    def __init__(self, length: int, plan):
+    def __init__(self, length: int, plan: Callable[[int], list[int]]):
         self.length, self.plan, self.epoch = length, plan, 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.length
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         return iter(self.plan(self.epoch))
 
 
@@ -43,7 +56,7 @@ class _EpochSampler(Sampler):
 class _WithRowNumbers:
     """Batches of `collator` with the rows' numbers in the training set."""
 
-    collator: object
+    collator: Callable[[list[dict]], dict]
 
     def __call__(self, rows: list[dict]) -> dict:
         return {**self.collator(rows), "row_numbers": torch.tensor([row["row_index"] for row in rows])}
@@ -53,10 +66,11 @@ class HardSampleTrainer(SegSFTTrainer):
     """
     Supervised fine-tuning on hard samples, with a share of ordinary ones in every epoch.
 
-    Every row of the training set has a Dice, of the model that training starts from. Those below `args.threshold` (or
-    the worst share) are hard. An epoch holds them once and as many ordinary rows as `args.easy_share` asks for,
-    rounded up to whole updates, and keeps that length when `args.remine_every` scores the rows again. Its order is a
-    pure function of scores, options, seed and epoch: processes, resumed and repeated runs all see the same rows.
+    Every row of the training set has a Dice, of the model that training starts from. Those below `args.hard_below` (or
+    the worst share; without either, what mining has decided) are hard. An epoch holds them once and as many ordinary
+    rows as `args.easy_share` asks for, rounded up to whole updates, and keeps that length when `args.remine_every`
+    scores the rows again. Its order is a pure function of scores, options, seed and epoch: processes, resumed and
+    repeated runs all see the same rows.
 
     Logged: the losses of [`SegSFTTrainer`], `masks/dice_hard` and `masks/dice_easy` (Dice of the drawn masks on the
     grid of the loss), and from every evaluation `eval_dice_hard` and `eval_dice_easy`, where evaluation rows are told
@@ -67,7 +81,8 @@ class HardSampleTrainer(SegSFTTrainer):
         args (`HardSampleConfig`): options.
         scores (`pandas.DataFrame` or path, *optional*):
             One row a training row with masks: `sample_id`, `dice` and, where an option needs them, `spread`,
-            `cluster`, `thickness` and `review`. Without them the trainer scores the rows itself before it starts.
+            `cluster`, `thickness` and `review`; those of [`~mining.selection.mine`] say what is hard where `args` do
+            not. Without them the trainer scores the rows itself before it starts.
         train_dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`]; those without masks are left
             out.
         data_collator, eval_dataset, processing_class, compute_metrics, callbacks, optimizers,
@@ -76,6 +91,45 @@ class HardSampleTrainer(SegSFTTrainer):
     Raises:
         `DatasetError`: bad rows, all at once, splits that share something, or scores of other rows.
         `ValueError`: options that contradict each other, lack a column of the scores, or select nothing or everything.
+        `TypeError`: a config of another trainer, or a stream to train on.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+
+    >>> import pandas as pd
+    >>> from sa2va_trl import HardSampleConfig, HardSampleTrainer, tiny_sa2va
+    >>> from sa2va_trl.data import synthetic_splits
+
+    >>> model, processor = tiny_sa2va(image_size=64)
+    >>> data = synthetic_splits(1, 1, 1, frames_per_video=4, size=64)
+    >>> scores = pd.DataFrame({"sample_id": data["train"]["sample_id"], "dice": [0.8, 0.5, 0.9, 0.7]})
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = HardSampleTrainer(
+    ...     model=model,
+    ...     args=HardSampleConfig(
+    ...         folder.name,
+    ...         worst=0.5,
+    ...         max_steps=1,
+    ...         cache_dir=folder.name,
+    ...         use_cpu=True,
+    ...         report_to="none",
+    ...         logging_strategy="no",
+    ...     ),
+    ...     scores=scores,
+    ...     train_dataset=data["train"],
+    ...     eval_dataset=data["validation"],
+    ...     processing_class=processor,
+    ... )
+    >>> trainer.progress.hard
+    [1, 3]
+    >>> trainer.train().global_step  # doctest: +ELLIPSIS
+    {'train_runtime': ...}
+    1
+    >>> folder.cleanup()
+
+    ```
     """
 
     _tag_names = [*SegSFTTrainer._tag_names[:-1], "hard-samples"]
@@ -86,14 +140,14 @@ class HardSampleTrainer(SegSFTTrainer):
 
     def __init__(
         self,
-        model,
+        model: "str | PreTrainedModel | PeftModel",
         args: HardSampleConfig | None = None,
-        data_collator=None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
+        data_collator: SegCollator | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: RowSets | None = None,
+        processing_class: Sa2VAProcessor | None = None,
         scores: pd.DataFrame | str | os.PathLike | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         if args is None:
             args = HardSampleConfig("sa2va-hard-sample")
@@ -105,6 +159,8 @@ class HardSampleTrainer(SegSFTTrainer):
                 "drawn by number, which a stream has not."
             )
         self._given_scores = scores
+        # What was hard when they were mined.
+        self._recorded = None
         self._evaluates_training = scores is None or args.remine_every is not None
         super().__init__(
             model,
@@ -119,7 +175,7 @@ class HardSampleTrainer(SegSFTTrainer):
             raise ValueError("easy_regression=stop needs an eval_dataset to watch.")
         self.data_collator = _WithRowNumbers(self.data_collator)
         self.add_callback(_Progress())
-        self.add_callback(_Guide(self))
+        self.add_callback(Guide(self))
         self._sampler = self._loader = None
         if self._given_scores is not None:
             self._adopt(self._given_scores, epoch=0)
@@ -128,16 +184,26 @@ class HardSampleTrainer(SegSFTTrainer):
 
     @property
     def progress(self) -> _Progress:
+        """What a resumed run goes on with: the scores, which rows are hard, and when they were found to be."""
         # Looked up each time: Trainer may put a restored callback in the place of the first.
         return next(entry for entry in self.callback_handler.callbacks if isinstance(entry, _Progress))
 
-    def prepare_run(self, model, args, data_collator, train_dataset, *rest) -> dict:
+    def prepare_run(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        args: HardSampleConfig,
+        data_collator: SegCollator | None,
+        train_dataset: Dataset,
+        *rest: Any,
+    ) -> dict[str, Any]:
         prepared = super().prepare_run(model, args, data_collator, train_dataset, *rest)
         if self._given_scores is not None:
             scores = self._given_scores
             if not isinstance(scores, pd.DataFrame):
                 prints = mining.fingerprint_of(prepared["model"], prepared["processing_class"], train_dataset)
                 scores = mining.read_scores(scores, prints)
+            self._recorded = mining.decided(scores)
+            check_marks(args, self._recorded)
             self._given_scores = match_scores(scores, prepared["train_dataset"])
             check_columns(self._given_scores, args)
         return prepared
@@ -147,12 +213,15 @@ class HardSampleTrainer(SegSFTTrainer):
         Score the training rows with the present model, see [`~mining.score_dataset`], and mark runs of hard frames and
         rows for review. All processes call it together.
 
+        Returns:
+            `pandas.DataFrame`: one row a training row with masks, as [`~mining.mine`] leaves it.
+
         Raises:
             `ValueError`: DeepSpeed holds the weights and training has not begun.
             `MiningError`: no row, or every row, is hard.
         """
         if self.is_deepspeed_enabled and not self.is_in_train:
-            raise ValueError("With DeepSpeed, give the trainer scores: recipes/mine_hard_samples.py makes them.")
+            raise ValueError("With DeepSpeed, give the trainer scores: `sa2va-trl mine_hard_samples` makes them.")
         # Under mixed precision the model computes as it does in training only once Trainer has wrapped it.
         if self.features is not None and not self._features_ready and self._feature_dtypes == (None, None):
             self.build_features()
@@ -169,11 +238,15 @@ class HardSampleTrainer(SegSFTTrainer):
                 threshold=self.model.config.mask_threshold,
                 progress=not self.args.disable_tqdm,
             )
-        return mining.mine(scores, **self._hard_options())
+        return mining.mine(scores, **self._what_is_hard())
 
-    def _hard_options(self) -> dict:
-        args = self.args
-        return {"threshold": None if args.worst is not None else args.threshold, "worst": args.worst}
+    def _what_is_hard(self) -> dict:
+        return what_is_hard(self.args.hard_below, self.args.worst, self._recorded)
+
+    def _fixed(self) -> dict:
+        """What a resumed run cannot change, as it is here."""
+        options = {name: getattr(self.args, name) for name in FIXED}
+        return options | {"hard_below": None, "worst": None} | self._what_is_hard()
 
     def _score_again(self) -> pd.DataFrame:
         """The present scores, with what the present model changes of them."""
@@ -188,16 +261,16 @@ class HardSampleTrainer(SegSFTTrainer):
             names = ("sample_id", "video_id", "frame_index")
             rows = self.train_dataset.select_columns([name for name in names if name in self.train_dataset.features])
             rows = rows.to_pandas().assign(dice=scores["dice"])
-            scores["cluster"] = mining.mark_clusters(rows, mining.hard_threshold(rows, **self._hard_options()))
+            scores["cluster"] = mining.mark_clusters(rows, mining.hard_limit(rows, **self._what_is_hard()))
         return scores
 
     def _adopt(self, scores: pd.DataFrame, epoch: int) -> None:
         """Take scores for the plans from `epoch` on."""
         args, progress = self.args, self.progress
-        hard, ordinary = select_rows(scores, args.threshold, args.worst, args.include_review)
+        hard, ordinary = select_rows(scores, **self._what_is_hard(), include_review=args.include_review)
         row_weights(scores[hard], args.difficulty, args.weight_cap)  # raises before anything is taken over
         progress.digest = self._rows_digest()["digest"]
-        progress.options = {name: getattr(args, name) for name in FIXED}
+        progress.options = self._fixed()
         progress.columns = {
             name: scores[name].astype(object).where(scores[name].notna(), None).tolist() for name in scores
         }
@@ -221,7 +294,7 @@ class HardSampleTrainer(SegSFTTrainer):
         options = {name: getattr(args, name) for name in ("difficulty", "weight_cap", "easy_share", "curriculum")}
         return plan_epoch(scores, *masks, progress.length, epoch, args.data_seed, **options)
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         resume_from_checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if resume_from_checkpoint is None and self.progress.columns is None:
             self._tell("Hard samples: no scores were given; the training rows are scored first.")
@@ -235,15 +308,21 @@ class HardSampleTrainer(SegSFTTrainer):
         return super().finished(checkpoint)
 
     def _restore(self, checkpoint: str) -> None:
-        state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+        state = read_state(checkpoint)
         if _Progress.__name__ not in state.stateful_callbacks:
             raise ValueError(f"resume_from_checkpoint={checkpoint!r} is no checkpoint of training on hard samples.")
         for name, value in state.stateful_callbacks[_Progress.__name__]["attributes"].items():
             setattr(self.progress, name, value)
         saved = {"count": len(self.progress.columns["dice"]), "digest": self.progress.digest}
-        check_rows(checkpoint, saved, self._rows_digest())
+        check_same_rows(checkpoint, saved, self._rows_digest())
         began = self.progress.options
-        changed = [f"{name}={began[name]}" for name in FIXED if began[name] != getattr(self.args, name)]
+        if "threshold" in began:  # of an earlier version, which had it beside `worst` too
+            limit = began.pop("threshold")
+            began["hard_below"] = limit if began["worst"] is None else None
+        if self._recorded is None:  # no scores are given: those of the checkpoint say it
+            self._recorded = {name: began[name] for name in ("hard_below", "worst") if began[name] is not None}
+        own = self._fixed()
+        changed = [f"{name}={began[name]}" for name in FIXED if began[name] != own[name]]
         if changed:
             raise ValueError(f"{checkpoint} was begun with {', '.join(changed)}: resume it with the same options.")
 
@@ -255,23 +334,29 @@ class HardSampleTrainer(SegSFTTrainer):
                 self._adopt(self._score_again(), epoch)
             except mining.MiningError as error:
                 progress.mined_at = epoch
-                self._tell(f"Hard samples: those of before stay. {error}")
+                self._tell(f"Hard samples: those of before stay. {error}", logging.WARNING)
         self._sampler.epoch = epoch
 
     def _get_train_sampler(self, train_dataset=None):
         self._sampler = _EpochSampler(self.progress.length, self._plan)
         return self._sampler
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
         self._loader = super().get_train_dataloader()
         return self._loader
 
-    def num_examples(self, dataloader):
+    def num_examples(self, dataloader: DataLoader) -> int:
         return len(self._sampler) if dataloader is self._loader else super().num_examples(dataloader)
 
     # Hard and easy apart
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Sa2VAOutput]:
         numbers = inputs.pop("row_numbers", None)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if numbers is not None:
@@ -280,9 +365,7 @@ class HardSampleTrainer(SegSFTTrainer):
 
     @torch.no_grad()
     def _record_rows(self, outputs, masks, numbers) -> None:
-        logits = outputs.mask_logits
-        if logits.shape[-2:] != masks.shape[-2:]:
-            logits = F.interpolate(logits[:, None], masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        logits = resize_mask_logits(outputs.mask_logits, masks.shape[-2:])
         drawn = logits.sigmoid() > self.accelerator.unwrap_model(self.model).config.mask_threshold
         dice = losses.soft_dice(drawn.float(), masks)
         rows = outputs.row_index
@@ -302,8 +385,13 @@ class HardSampleTrainer(SegSFTTrainer):
             self.evaluate()
 
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
-    ):
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         # Points that losses are computed on are drawn at random, and a resumed run does not evaluate or mine again.
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
@@ -324,14 +412,22 @@ class HardSampleTrainer(SegSFTTrainer):
     def _eval_parts(self, prefix: str) -> dict[str, np.ndarray]:
         start = np.array(self.progress.start[prefix], dtype=float)
         known = ~np.isnan(start)
-        args = self.args
-        limit = args.threshold
-        if args.worst is not None and known.any():
-            limit = np.quantile(start[known], args.worst)
+        hard = self._what_is_hard()
+        limit = hard.get("hard_below", mining.HARD_BELOW)
+        if "worst" in hard and known.any():
+            limit = np.quantile(start[known], hard["worst"])
         return {"hard": known & (start < limit), "easy": known & ~(start < limit)}
 
     def easy_has_regressed(self, metrics: dict) -> bool:
-        """Compare the easy evaluation rows with what they were at the start, and say so where they got worse."""
+        """
+        Compare the easy evaluation rows with what they were at the start, and say so where they got worse.
+
+        Args:
+            metrics (`dict`): of an evaluation, by their names with its prefix.
+
+        Returns:
+            `bool`: whether they are worse by more than `easy_margin`.
+        """
         if self.args.easy_regression == "ignore":
             return False
         worse = False
@@ -343,9 +439,10 @@ class HardSampleTrainer(SegSFTTrainer):
             if before - now > self.args.easy_margin:
                 worse = True
                 self._tell(
-                    f"WARNING: {prefix}_dice_easy fell from {before:.4f} at the start to {now:.4f}, by more than "
+                    f"{prefix}_dice_easy fell from {before:.4f} at the start to {now:.4f}, by more than "
                     f"easy_margin={self.args.easy_margin}: training on hard samples costs ordinary ones. Raise "
                     "easy_share or lower learning_rate."
-                    + (" Training stops." if self.args.easy_regression == "stop" else "")
+                    + (" Training stops." if self.args.easy_regression == "stop" else ""),
+                    logging.WARNING,
                 )
         return worse

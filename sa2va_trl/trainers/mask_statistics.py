@@ -1,6 +1,6 @@
 """Dice, IoU and a user's metrics of the rows of an evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def mask_statistics(
     return statistics
 
 
-def mean_statistics(prediction, names: Sequence[str] = ("dice", "iou")) -> dict[str, float]:
+def mean_statistics(prediction: EvalPrediction, names: Sequence[str] = ("dice", "iou")) -> dict[str, float]:
     """
     `compute_metrics` of the mask trainers: means over the rows that have masks.
 
@@ -71,8 +71,17 @@ def mean_statistics(prediction, names: Sequence[str] = ("dice", "iou")) -> dict[
     }
 
 
-def _metrics_of(compute_metrics, width: int) -> list[str] | None:
-    """The names of what somebody's `compute_metrics` returns of two rows, `None` where it cannot be tried on them."""
+def names_of_metrics(compute_metrics: Callable[[EvalPrediction], dict], width: int) -> list[str] | None:
+    """
+    The names of what somebody's `compute_metrics` returns of two rows.
+
+    Args:
+        compute_metrics (`Callable[[EvalPrediction], dict]`): tried on rows whose statistics are all 0.5.
+        width (`int`): how many statistics a row has.
+
+    Returns:
+        `list[str]`, without the prefix `eval_`; `None` where it cannot be tried on such rows.
+    """
     rows = EvalPrediction(np.full((2, width), 0.5, dtype=np.float32), np.zeros(2, dtype=np.float32))
     try:
         return [name.removeprefix("eval_") for name in compute_metrics(rows)]
@@ -93,7 +102,7 @@ class MaskMetrics:
         `ValueError`: it does not return numbers by name, or names that are taken.
     """
 
-    def __init__(self, function):
+    def __init__(self, function: Callable[[np.ndarray, np.ndarray], dict[str, float]]):
         self.function, self.names = function, None
         rows, columns = np.mgrid[:32, :32]
         discs = [(rows - 15) ** 2 + (columns - center) ** 2 < 81 for center in (14, 17)]

@@ -1,8 +1,12 @@
 """Saving a trained model with its card, and pushing it to the Hub."""
 
+import os
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import CommitInfo
 from peft import PeftModel
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
@@ -16,7 +20,12 @@ from ..model_card import model_card, public_name, write_card
 
 
 class PublishingMixin:
-    """Model card, record of the base, and what is pushed."""
+    """
+    Model card, record of the base, and what is pushed.
+
+    Of the trainer it needs what `Trainer` has, `_stage` and `_tag_names` for the card, and a call to
+    [`~PublishingMixin.prepare_to_save`] in its constructor.
+    """
 
     def prepare_to_save(self) -> None:
         """Call once the model is there and before anything trains: what its card and the record of its base need."""
@@ -26,7 +35,16 @@ class PublishingMixin:
         if isinstance(self.model, PeftModel):
             SegPeftModel.adopt(self.model)
 
-    def init_hf_repo(self, token=None, private=None):
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """
+        As in `Trainer`, but never by a name of its own making.
+
+        Args:
+            token, private: as in `Trainer`.
+
+        Raises:
+            `ValueError`: `hub_model_id` is not set, or checkpoints would go up that DeepSpeed or FSDP has written.
+        """
         if self.args.hub_model_id is None:
             raise ValueError(
                 "Pushing needs hub_model_id: without it the repository would get the name of the output folder."
@@ -52,7 +70,13 @@ class PublishingMixin:
             check_base(self.model, self.model.base_record, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def create_model_card(self, model_name: str | None = None, dataset_name=None, tags=None, metrics=None):
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | list[str] | None = None,
+        tags: str | list[str] | None = None,
+        metrics: dict | str | os.PathLike | None = None,
+    ) -> None:
         """
         Write `README.md` into the output folder, see [`~model_card.model_card`].
 
@@ -86,8 +110,14 @@ class PublishingMixin:
         )
 
     def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
-    ):
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
         """
         As in `Trainer`, but what goes up is the model, its processor and its card and nothing else of the output
         folder, see [`~hub.commit_operations`].

@@ -1,3 +1,5 @@
+"""Options of supervised fine-tuning, and those of TRL's that have no meaning for it."""
+
 from dataclasses import dataclass, field
 
 from trl import SFTConfig
@@ -7,7 +9,7 @@ from .base_config import SegArguments
 
 _ANSWERS_ONLY = "the loss is always on the assistant's turns, and on them only"
 _NO_TEXT = "rows are never turned into token rows; they keep their images and masks"
-REFUSED = {
+SFT_REFUSED = {
     "packing": "rows with images cannot be packed",
     "eval_packing": "rows with images cannot be packed",
     "packing_strategy": "rows with images cannot be packed",
@@ -38,21 +40,45 @@ REFUSED = {
 @dataclass
 class SegSFTConfig(SegArguments, SFTConfig):
     r"""
-    Configuration of [`SegSFTTrainer`]: that of [`trl.SFTConfig`], that of [`~trainers.options.SegArguments`], and:
+    Configuration of [`SegSFTTrainer`]: that of [`trl.SFTConfig`], that of [`~trainers.base_config.SegArguments`], and:
 
     > [!NOTE]
     > Different from `SFTConfig`: `max_length` is `None`, `bf16` is off where there is no GPU, and
     > `metric_for_best_model` is `"dice"` if the best checkpoint is to be loaded.
 
     Parameters:
-        lm_weight (`float`, *optional*, defaults to 1.0): weight of the cross-entropy of the answers.
+        lm_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the cross-entropy of the answers, not negative; with 0, features of what is frozen can be cached.
+
+    Raises:
+        `ValueError`: options of TRL's that have no meaning here, options that contradict each other, or values out of
+            range; the message names them.
+
+    Example:
+
+    ```python
+    >>> from sa2va_trl import SegSFTConfig
+
+    >>> args = SegSFTConfig("sa2va-sft", lora_r=16, dice_weight=1.0, use_cpu=True, report_to="none")
+    >>> args.lm_weight, args.mask_weight, args.dice_weight
+    (1.0, 2.0, 1.0)
+
+    >>> SegSFTConfig("sa2va-sft", packing=True)
+    Traceback (most recent call last):
+        ...
+    ValueError: SegSFTConfig does not take these options:
+      packing=True: rows with images cannot be packed
+
+    ```
     """
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "augmentation"]
-    _REFUSED = REFUSED
+    _refused = SFT_REFUSED
 
-    lm_weight: float = field(default=1.0, metadata={"help": "Weight of the language cross-entropy."})
-    max_length: int | None = field(default=None, metadata={"help": "Not available: nothing is truncated."})
+    lm_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy of the answers' words."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Not available: conversations are never truncated."}
+    )
 
     def __post_init__(self):
         super().__post_init__()

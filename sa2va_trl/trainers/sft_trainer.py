@@ -1,11 +1,26 @@
+"""Supervised fine-tuning of the language model and the mask head together."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 from trl import SFTTrainer
 
 from .. import losses
 from ..data.collator import TARGETS, SegCollator
-from .base_trainer import SegTrainerMixin
+from ..models import Sa2VAProcessor
+from ..models.outputs import Sa2VAOutput
+from .base_trainer import RowSet, RowSets, SegTrainerMixin
 from .sft_config import SegSFTConfig
+
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
 
 class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
@@ -42,6 +57,35 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
     Raises:
         `DatasetError`: bad rows, all at once, or splits that share something.
         `ValueError`: options that contradict each other.
+        `TypeError`: a config of another trainer.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+
+    >>> from sa2va_trl import SegSFTConfig, SegSFTTrainer, tiny_sa2va
+    >>> from sa2va_trl.data import synthetic_splits
+
+    >>> model, processor = tiny_sa2va(image_size=64)
+    >>> data = synthetic_splits(1, 1, 1, frames_per_video=2, size=64)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = SegSFTTrainer(
+    ...     model=model,
+    ...     args=SegSFTConfig(
+    ...         folder.name, max_steps=1, use_cpu=True, report_to="none", logging_strategy="no"
+    ...     ),
+    ...     train_dataset=data["train"],
+    ...     eval_dataset=data["validation"],
+    ...     processing_class=processor,
+    ... )
+    >>> trainer.train().global_step  # doctest: +ELLIPSIS
+    {'train_runtime': ...}
+    1
+    >>> trainer.save_model()  # the adapter, the processor and a model card
+    >>> folder.cleanup()
+
+    ```
     """
 
     _tag_names = [*SegTrainerMixin._tag_names, "sft"]
@@ -50,19 +94,19 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
 
     def __init__(
         self,
-        model,
+        model: "str | PreTrainedModel | PeftModel",
         args: SegSFTConfig | None = None,
         data_collator: SegCollator | None = None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
-        compute_metrics=None,
-        callbacks=None,
-        optimizers=(None, None),
-        optimizer_cls_and_kwargs=None,
-        quantization_config=None,
-        peft_config=None,
-        mask_metrics=None,
+        train_dataset: RowSet | None = None,
+        eval_dataset: RowSets | None = None,
+        processing_class: Sa2VAProcessor | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: PeftConfig | None = None,
+        mask_metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None,
     ):
         if args is None:
             args = SegSFTConfig("sa2va-sft")
@@ -89,7 +133,13 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
             )
         return reasons
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Sa2VAOutput]:
         if "features" in inputs:
             outputs = model(features=inputs["features"])
             values = self.mask_losses(outputs, inputs)

@@ -4,8 +4,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Value
-from datasets import Image as ImageFeature
+from collator_rows import GRID, MANY_ANSWERS, MANY_QUESTIONS, clip, colour, magnified, patterns, still, text_only
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,62 +13,14 @@ from rows import FEATURES
 from torch.utils.data import DataLoader
 
 from sa2va_trl.data.augment import Augmentation
-from sa2va_trl.data.collator import SegCollator, check_fit
-from sa2va_trl.data.prompts import ANSWERS, QUESTIONS, check_templates, conversation
+from sa2va_trl.data.collator import SegCollator
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.models.tiny import tiny_sa2va
 
 
-GRID = 32  # a quarter of SAM 2's 128 pixels
 END = "<|im_end|>"
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # ImageNet
 MOVING = Augmentation(flip=0.5, vertical_flip=0.5, rotation=90, scale=0.3, shift=0.2)
-MANY_QUESTIONS = ["Please segment the {phrase}.", "Where is the {phrase}?", "Show me the {phrase}, please."]
-MANY_ANSWERS = ["Sure, [SEG].", "[SEG]", "It is [SEG].", "The segmentation is [SEG]."]
-
-
-@pytest.fixture(scope="module")
-def tiler():
-    """A processor that cuts wide images into tiles."""
-    return tiny_sa2va(image_size=128, max_patches=4)[1]
-
-
-def patterns(count, seed=0):
-    """Masks on the decoder's grid, none like the other."""
-    return (np.random.default_rng(seed).random((count, GRID, GRID)) < 0.3).astype(np.uint8)
-
-
-def magnified(pattern, height=2, width=6):
-    """The same, 64 high and 192 wide: every cell of the grid is a block, so resizing back is exact."""
-    return Image.fromarray(255 * np.kron(pattern, np.ones((height, width), np.uint8)))
-
-
-def colour(number, size=(192, 64)):
-    return Image.new("RGB", size, (20 + 11 * number, 200 - 7 * number, 5 * number))
-
-
-def still(objects=1, seed=0, name="still", **columns):
-    return {
-        "image": colour(seed),
-        "masks": [magnified(pattern) for pattern in patterns(objects, seed)],
-        "phrases": [f"vessel {number}" for number in range(objects)],
-        "sample_id": f"{name}-{seed}",
-        **columns,
-    }
-
-
-def clip(frames=3, objects=2, seed=0):
-    return {
-        "images": [colour(seed + frame) for frame in range(frames)],
-        "masks": [magnified(pattern) for pattern in patterns(frames * objects, seed)],
-        "phrases": [f"artery {number}" for number in range(objects)],
-        "sample_id": f"clip-{seed}",
-    }
-
-
-def text_only(name="text"):
-    messages = [{"role": "user", "content": "What is a stent?"}, {"role": "assistant", "content": "A small tube."}]
-    return {"image": None, "messages": messages, "sample_id": name}
 
 
 def equal(first, second):
@@ -222,10 +174,10 @@ def test_a_batch_of_text_has_no_pixels(tiler):
 def test_the_model_takes_what_the_collator_makes(any_tiny):
     model, processor = any_tiny
     batch = SegCollator(processor)([still(2, 1), text_only(), clip(3, 2, 3), still(1, 4)])
-    originals = batch.pop("original_masks")
+    masks, originals = batch.pop("masks"), batch.pop("original_masks")
     with torch.no_grad():
         outputs = model(**batch)
-    assert outputs.mask_logits.shape == batch["masks"].shape
+    assert outputs.mask_logits.shape == masks.shape
     assert torch.bincount(outputs.row_index, minlength=4).tolist() == [len(masks) for masks in originals]
     assert torch.isfinite(outputs.loss)
 
@@ -369,20 +321,6 @@ def test_any_phrase_reaches_the_prompt_unchanged(tiler, phrase):
         f"\nPlease segment the {phrase}.<|im_end|>\n<|im_start|>assistant\nSure, [SEG].<|im_end|>"
     )
     assert (batch["input_ids"] == tiler.seg_token_id).sum() == 1
-
-
-def test_conversation_is_one_exchange_an_object():
-    chat = conversation(
-        ["{a} and {phrase}", "b"], ["Is {phrase} here?", "And {phrase}, {phrase}?"], ["[SEG]", "Yes [SEG]"]
-    )
-    assert chat == [
-        {"role": "user", "content": "Is {a} and {phrase} here?"},
-        {"role": "assistant", "content": "[SEG]"},
-        {"role": "user", "content": "And b, b?"},
-        {"role": "assistant", "content": "Yes [SEG]"},
-    ]
-    with pytest.raises(ValueError):
-        conversation(["a"], ["{phrase}", "{phrase}"], ["[SEG]"])
 
 
 # Templates
@@ -541,35 +479,6 @@ def test_a_clip_is_augmented_as_one(tiler):
 
 
 @pytest.mark.parametrize(
-    ("questions", "answers", "message"),
-    [
-        ([], ANSWERS, "at least one entry"),
-        (QUESTIONS, [], "at least one entry"),
-        (["Segment it."], ANSWERS, "question_templates: 'Segment it.' has no {phrase}"),
-        ([*QUESTIONS, "Segment {Phrase}."], ANSWERS, "'Segment {Phrase}.' has no {phrase}"),
-        (QUESTIONS, ["Sure."], r"answer_templates: 'Sure.' must hold \[SEG\] exactly once"),
-        (QUESTIONS, [*ANSWERS, "[SEG] [SEG]"], r"'\[SEG\] \[SEG\]' must hold \[SEG\] exactly once"),
-        pytest.param(
-            ["Segment {phrase} as [SEG]."], ANSWERS, "question_templates",
-        ),
-        pytest.param(
-            ["<image>\nSegment {phrase}."], ANSWERS, "question_templates",
-        ),
-    ],
-)  # fmt: skip
-def test_bad_templates_are_named(tiler, questions, answers, message):
-    with pytest.raises(ValueError, match=message):
-        check_templates(questions, answers)
-    with pytest.raises(ValueError, match=message):
-        SegCollator(tiler, questions=questions, answers=answers)
-
-
-def test_the_default_templates_are_legal():
-    check_templates(QUESTIONS, ANSWERS)
-    check_templates(MANY_QUESTIONS, MANY_ANSWERS)
-
-
-@pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"masks": still(1)["masks"]}, "fewer masks than phrases: 1 masks, 2 phrases"),
@@ -606,6 +515,25 @@ def test_malformed_rows_are_named(tiler, change, reason):
 def test_rows_with_placeholders_in_their_text_are_named(tiler, change):
     with pytest.raises(DatasetError, match="'row-7'"):
         SegCollator(tiler)([{**still(2), "sample_id": "row-7", **change}])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([{"type": "image"}, {"type": "text", "text": "<image> Where?"}], "And?"),
+        ("Where?", [{"type": "image"}, {"type": "text", "text": "And?"}]),
+        ([{"type": "video"}, {"type": "text", "text": "Where?"}], "And?"),
+    ],
+)
+def test_parts_that_the_processor_refuses_are_refused_with_their_row(tiler, first, second):
+    turns = [("user", first), ("assistant", "[SEG]"), ("user", second), ("assistant", "[SEG]")]
+    row = still(2, phrases=None, messages=[{"role": role, "content": content} for role, content in turns])
+    with pytest.raises(DatasetError, match="'still-0' cannot be used: messages is malformed"):
+        SegCollator(tiler)([row])
+    turns[0] = ("user", [{"type": "image"}, {"type": "text", "text": "Where?"}])
+    turns[2] = ("user", "And?")
+    row["messages"] = [{"role": role, "content": content} for role, content in turns]
+    SegCollator(tiler)([row])
 
 
 # Every row is checked
@@ -689,139 +617,3 @@ def test_a_pair_is_asked_for_read_or_left_alone(tiler):
     film = {**clip(3, 1), **{name: preferred(192, 10)[name] for name in ("chosen_mask", "rejected_mask")}}
     with pytest.raises(DatasetError, match="has 3 images; pairs are of one"):
         SegCollator(tiler)([film])
-
-
-# Rows that do not fit the model
-
-
-def saved(rows):
-    features = Features({**FEATURES, "phrase": Value("string")})
-    return Dataset.from_list([{name: row.get(name) for name in features} for row in rows], features=features)
-
-
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_a_strip_is_named_before_and_while_training(family):
-    collator = SegCollator(tiny_sa2va(image_size=128, family=family)[1])
-    strip = still(name="strip", image=colour(0, (1300, 6)), masks=[Image.new("L", (1300, 6), 255)])
-    with pytest.raises(
-        DatasetError, match=r"1 of 3 rows do not fit the model:\n  row 1, sample_id 'strip-0': an image"
-    ):
-        check_fit(saved([still(seed=1), strip, still(seed=2)]), collator)
-    with pytest.raises(DatasetError, match="'strip-0' cannot be used: an image of 1300 x 6 pixels"):
-        collator([still(seed=1), strip])
-
-
-def test_internvl_takes_a_strip(tiler):
-    strip = still(name="strip", image=colour(0, (1300, 6)), masks=[Image.new("L", (1300, 6), 255)])
-    check_fit(saved([strip]), SegCollator(tiler))
-
-
-@pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl", "qwen3_vl"])
-def test_the_length_of_a_row_is_that_of_its_tokens(family):
-    processor = tiny_sa2va(image_size=128, max_patches=4, family=family)[1]
-    rows = [still(), still(2, 1), clip(3, 2), text_only(), still(1, 3, image=colour(3, (40, 60)))]
-    rows[4]["masks"] = [Image.new("L", (40, 60))]
-    for row in rows:
-        batch = SegCollator(processor)([row])
-        length = batch["input_ids"].shape[1]
-        check_fit(saved([row]), SegCollator(processor, max_length=length))
-        SegCollator(processor, max_length=length)([row])
-        with pytest.raises(DatasetError, match=f"needs {length:,} tokens, the model has {length - 1:,} positions"):
-            check_fit(saved([row]), SegCollator(processor, max_length=length - 1))
-        with pytest.raises(DatasetError, match=f"'{row['sample_id']}' cannot be used: needs {length:,} tokens"):
-            SegCollator(processor, max_length=length - 1)([row])
-
-
-def test_the_longest_templates_count(tiler):
-    options = {"questions": MANY_QUESTIONS, "answers": MANY_ANSWERS}
-    row = still(2)
-    longest = max(
-        SegCollator(tiler, questions=[question], answers=[answer])([row])["input_ids"].shape[1]
-        for question in MANY_QUESTIONS
-        for answer in MANY_ANSWERS
-    )
-    check_fit(saved([row]), SegCollator(tiler, max_length=longest, **options))
-    with pytest.raises(DatasetError, match=f"needs {longest:,} tokens"):
-        check_fit(saved([row]), SegCollator(tiler, max_length=longest - 1, **options))
-
-
-def test_a_turned_picture_counts_as_it_is_seen(tmp_path):
-    # At these sides the number of tiles depends on which is the width.
-    processor = tiny_sa2va(image_size=128, max_patches=12)[1]
-    sides = next(
-        (563 + step, 1957)
-        for step in range(200)
-        if processor.num_image_tokens((563 + step, 1957)) != processor.num_image_tokens((1957, 563 + step))
-    )
-    exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
-    Image.new("RGB", sides).save(tmp_path / "a.jpg", exif=exif)
-    row = {**still(), "image": str(tmp_path / "a.jpg"), "masks": [Image.new("L", sides[::-1])]}
-    features = Features({**FEATURES, "image": ImageFeature()})
-    dataset = Dataset.from_list([{name: row.get(name) for name in features}], features=features)
-    length = SegCollator(processor)([dataset[0]])["input_ids"].shape[1]
-    check_fit(dataset, SegCollator(processor, max_length=length))
-    with pytest.raises(DatasetError, match=f"needs {length:,} tokens"):
-        check_fit(dataset, SegCollator(processor, max_length=length - 1))
-
-
-def test_each_object_may_draw_its_own_longest_question(tiler):
-    """Which question is the longest depends on the phrase: the bound is over all that may be drawn."""
-    questions = ["{phrase} {phrase}", "{phrase} " + "and so on " * 6]
-    row = still(2)
-    row["phrases"] = ["a", "a long and winding vessel " * 6]
-    options = {"questions": questions, "answers": MANY_ANSWERS}
-    length, lengths = tiler.encode_chat, []
-    for first in questions:
-        for second in questions:
-            for answers in [(one, other) for one in MANY_ANSWERS for other in MANY_ANSWERS]:
-                chat = conversation(row["phrases"], [first, second], list(answers))
-                lengths.append(len(length(chat, tiler.tiles([row["image"]], clip=False)[1])[0]))
-    check_fit(saved([row]), SegCollator(tiler, max_length=max(lengths), **options))
-    with pytest.raises(DatasetError, match=f"needs {max(lengths):,} tokens"):
-        check_fit(saved([row]), SegCollator(tiler, max_length=max(lengths) - 1, **options))
-
-
-def test_templates_are_not_multiplied(tiler, monkeypatch):
-    calls, encode = [], type(tiler).encode_chat
-    monkeypatch.setattr(type(tiler), "encode_chat", lambda self, *args: calls.append(1) or encode(self, *args))
-    rows = [{**still(seed=number), "phrases": [f"vessel {number}"]} for number in range(5)]
-    check_fit(saved(rows), SegCollator(tiler, questions=MANY_QUESTIONS, answers=MANY_ANSWERS))
-    assert len(calls) <= len(MANY_ANSWERS) + len(rows) * (len(MANY_QUESTIONS) + 1)
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ([{"type": "image"}, {"type": "text", "text": "<image> Where?"}], "And?"),
-        ("Where?", [{"type": "image"}, {"type": "text", "text": "And?"}]),
-        ([{"type": "video"}, {"type": "text", "text": "Where?"}], "And?"),
-    ],
-)
-def test_parts_that_the_processor_refuses_are_refused_with_their_row(tiler, first, second):
-    turns = [("user", first), ("assistant", "[SEG]"), ("user", second), ("assistant", "[SEG]")]
-    row = still(2, phrases=None, messages=[{"role": role, "content": content} for role, content in turns])
-    with pytest.raises(DatasetError, match="'still-0' cannot be used: messages is malformed"):
-        SegCollator(tiler)([row])
-    turns[0] = ("user", [{"type": "image"}, {"type": "text", "text": "Where?"}])
-    turns[2] = ("user", "And?")
-    row["messages"] = [{"role": role, "content": content} for role, content in turns]
-    SegCollator(tiler)([row])
-
-
-def test_what_the_processor_refuses_names_the_row(tiler, monkeypatch):
-    def refuse(self, *args):
-        raise ValueError("no such text")
-
-    monkeypatch.setattr(type(tiler), "encode_chat", refuse)
-    with pytest.raises(DatasetError, match="row 0, sample_id 'still-0': no such text"):
-        check_fit(saved([still()]), SegCollator(tiler))
-    with pytest.raises(DatasetError, match="'still-0' cannot be used: no such text"):
-        SegCollator(tiler)([still()])
-
-
-def test_a_text_is_tokenised_once(tiler, monkeypatch):
-    calls, encode = [], type(tiler).encode_chat
-    monkeypatch.setattr(type(tiler), "encode_chat", lambda self, *args: calls.append(1) or encode(self, *args))
-    check_fit(saved([{**still(seed=number), "phrases": ["vessel"]} for number in range(5)]), SegCollator(tiler))
-    assert len(calls) == 1

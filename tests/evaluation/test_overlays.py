@@ -7,8 +7,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from samples import TARGET, answers, as_image, box, noise, sample, stored
 
-from sa2va_trl.evaluation.overlays import COLOURS, overlay, save_overlays
+from sa2va_trl.evaluation.evaluator import evaluate
+from sa2va_trl.evaluation.overlays import (
+    COLOURS,
+    KeptMasks,
+    by_frame,
+    draw_beside,
+    draw_samples,
+    overlay,
+    save_overlays,
+)
 from sa2va_trl.files import file_name
 
 
@@ -132,3 +142,43 @@ def test_overlays_are_saved_under_their_names(tmp_path):
 def test_no_overlay_overwrites_another(tmp_path):
     save_overlays([("a/b", canvas(value=1)), ("a_b", canvas(value=2))], tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_all_objects_of_a_frame_are_one_mask():
+    one, other = box((4, 6), (0, 2), (0, 2)), box((4, 6), (2, 4), (3, 6))
+    none = np.zeros((4, 6), bool)
+    assert np.array_equal(by_frame(np.stack([one, other]), {"image": None}), (one | other)[None])
+    clip = {"images": [None, None]}  # two objects on two frames, frame by frame of each
+    assert np.array_equal(by_frame(np.stack([one, none, none, other]), clip), np.stack([one, other]))
+
+
+def test_samples_are_drawn_from_the_bits_that_were_kept():
+    other = box((12, 20), (0, 3), (0, 20))
+    clip = {"images": [noise(20, 12, seed) for seed in range(2)], "masks": [as_image(TARGET)] * 2}
+    dataset = stored([sample("a/1", TARGET), {**clip, "phrases": ["vessel"], "sample_id": "film"}])
+    kept = KeptMasks(0.6)
+    predictions = [0.7 * other[None], np.stack([TARGET, 0.5 * TARGET])]
+    _, samples = evaluate(dataset, answers(dataset, *predictions), on_row=kept)
+    pictures = dict(draw_samples(dataset, samples, kept))
+    still, film = pictures.values()
+    assert list(pictures)[0].startswith(f"dice_{samples['dice'][0]:.3f}_a_1-") and len(pictures) == 2
+    assert np.array_equal(still, overlay(dataset[0]["image"], other, TARGET))
+    first, second = np.split(np.asarray(film), 2)
+    assert np.array_equal(first, overlay(dataset[1]["images"][0], TARGET, TARGET))
+    assert np.array_equal(second, overlay(dataset[1]["images"][1], np.zeros_like(TARGET), TARGET))
+
+
+def test_models_are_drawn_beside_each_other():
+    dataset = stored([sample("a", TARGET), sample("b", TARGET, ~TARGET)])
+    predictions = [
+        [TARGET[None], np.stack([TARGET, ~TARGET])],
+        [0.4 * TARGET[None], np.stack([TARGET, 0 * TARGET])],
+    ]
+    drawn = draw_beside(answers(dataset, *own) for own in predictions)
+    assert list(drawn) == ["a", "b"] and all(picture.size == (60, 12) for picture in drawn.values())
+    image = dataset[0]["image"]
+    for number, found in enumerate((TARGET, np.zeros_like(TARGET))):
+        expected = np.asarray(overlay(image, found, TARGET))
+        part = np.asarray(drawn["a"])[:, 20 * (number + 1) : 20 * (number + 2)]
+        assert np.array_equal(part, expected[:, 20:])
+        assert np.array_equal(np.asarray(drawn["a"])[:, :20], expected[:, :20])

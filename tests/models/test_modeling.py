@@ -1,21 +1,25 @@
-import gc
-import re
-
 import pytest
 import torch
-from PIL import Image
+from conversations import (
+    QUESTION,
+    TWO_OBJECTS,
+    assert_float32,
+    assert_same,
+    close,
+    encode_arguments,
+    forced,
+    make_batch,
+    vlm_pixels,
+)
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    GenerationConfig,
     InternVLConfig,
     InternVLVisionConfig,
     LlamaConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
     Qwen2_5_VLConfig,
     Qwen2_5_VLProcessor,
     Qwen2Config,
@@ -24,7 +28,6 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
-    StoppingCriteriaList,
 )
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -39,79 +42,7 @@ from sa2va_trl.adapters.presets import freeze_all_but_full
 from sa2va_trl.models.configuration import SEG_STATES, SUPPORTED_VLMS
 
 
-QUESTION = "Please segment the blood vessel."
-TWO_OBJECTS = "A <p> wide vessel </p> [SEG] and a <p> thin one </p> [SEG]."
 POSITION_ENCODING = "grounding_encoder.sam2_model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-
-
-def close(actual, expected, tolerance=1e-5):
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
-
-
-def make_batch(processor, rows):
-    """Arguments of `forward` for rows of (images, question, answer)."""
-    images = [image for group, _, _ in rows for image in group]
-    pixels, blocks = processor.tiles(images)
-    blocks = iter(blocks)
-    encoded = [
-        processor.encode_chat(
-            [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
-            [next(blocks) for _ in group],
-        )
-        for group, question, answer in rows
-    ]
-    input_ids = processor.pad([ids for ids, _ in encoded])
-    lengths = torch.tensor([[len(ids)] for ids, _ in encoded])
-    return {
-        "input_ids": input_ids,
-        "attention_mask": (torch.arange(input_ids.shape[1]) < lengths).long(),
-        "labels": processor.pad([labels for _, labels in encoded], value=-100),
-        "grounding_pixel_values": processor.grounding_inputs(images),
-        "image_counts": torch.tensor([len(group) for group, _, _ in rows]),
-        **pixels,
-    }
-
-
-def encode_arguments(batch):
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
-
-
-def vlm_pixels(batch):
-    return {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
-
-
-class Forced(LogitsProcessor):
-    """Makes `generate` write the given answers, token by token."""
-
-    def __init__(self, processor, answers):
-        end = processor.stop_strings[0]
-        self.answers = [processor.tokenizer(answer + end).input_ids for answer in answers]
-        self.step = 0
-
-    def __call__(self, input_ids, scores):
-        forced = torch.full_like(scores, float("-inf"))
-        for row, answer in enumerate(self.answers):
-            forced[row, answer[min(self.step, len(answer) - 1)]] = 0
-        self.step += 1
-        return forced
-
-
-def forced(processor, *answers):
-    return LogitsProcessorList([Forced(processor, answers)])
-
-
-def assert_same(actual, expected):
-    assert (actual.text, actual.phrases) == (expected.text, expected.phrases)
-    for field in ("mask_logits", "probabilities", "iou_scores"):
-        close(getattr(actual, field), getattr(expected, field))
-    uncertain = (expected.probabilities - 0.5).abs() < 1e-5
-    assert torch.equal(actual.masks | uncertain, expected.masks | uncertain)
-
-
-def assert_float32(result):
-    assert {tensor.dtype for tensor in (result.mask_logits, result.probabilities, result.iou_scores)} == {
-        torch.float32
-    }
 
 
 # Training and inference see the same states
@@ -148,62 +79,6 @@ def test_seg_states_of_generation_and_teacher_forcing_are_equal(seg_state, any_t
     assert (fed - shifted).abs().max() > (0.1 if seg_state == "normed" else 0.01)  # a norm makes numbers near 1
 
 
-@pytest.mark.parametrize("template", ["qwen_chat", "phi3_chat"])  # stops on a token, on a string
-def test_segment_with_a_generated_and_a_given_answer(template, tiny, image):
-    model, processor = tiny
-    processor = Sa2VAProcessor(
-        processor.image_processor,
-        processor.tokenizer,
-        image_seq_length=processor.image_seq_length,
-        grounding_image_size=processor.grounding_image_size,
-        prompt_template=template,
-    )
-    arguments = {"image": image, "text": QUESTION, "processor": processor}
-    writer = Forced(processor, [TWO_OBJECTS])
-    generated = model.segment(**arguments, logits_processor=LogitsProcessorList([writer]))
-    assert generated.text == TWO_OBJECTS and writer.step == len(writer.answers[0])
-    assert_same(generated, model.segment(**arguments, answer=TWO_OBJECTS))
-
-
-@pytest.mark.parametrize("family", SUPPORTED_VLMS)
-@pytest.mark.parametrize("generate", [False, True])
-def test_a_batch_equals_its_images_one_by_one(generate, family, image):
-    model, processor = tiny_sa2va(image_size=128, max_patches=4, family=family)
-    model.eval()
-    images = [image, image.resize((70, 70)).rotate(90), image.resize((50, 160))]
-    texts = [
-        QUESTION,
-        "Vessel?",
-        "<image>A rather longer request, in which the vessel is named at the end: the vessel.",
-    ]
-    answers = [TWO_OBJECTS, "None.", "Sure, [SEG]."]
-
-    def segment(rows, **arguments):
-        chosen = [answers[row] for row in rows]
-        how = {"logits_processor": forced(processor, *chosen)} if generate else {"answer": chosen}
-        return model.segment(
-            images=[images[row] for row in rows], text=[texts[row] for row in rows], processor=processor, **how
-        )
-
-    together = segment(range(3))
-    assert [len(result.masks) for result in together] == [2, 0, 1]
-    for row, result in enumerate(together):
-        assert result.probabilities.shape[1:] == images[row].size[::-1]
-        assert_same(result, segment([row])[0])
-
-
-@pytest.mark.parametrize("family", SUPPORTED_VLMS)
-def test_left_padded_answers_equal_unpadded_ones(family, image):
-    model, processor = tiny_sa2va(image_size=128, max_patches=4, family=family)
-    model.eval()
-    groups = [[image], [], [image.resize((70, 70))]]
-    chats = [[{"role": "user", "content": text}] for text in (QUESTION, "Hello.", "Vessel?")]
-    together = model.answer(chats, groups, processor, max_new_tokens=12)
-    assert all(together) and len(set(together)) == 3
-    for chat, group, answer in zip(chats, groups, together, strict=True):
-        assert model.answer([chat], [group], processor, max_new_tokens=12) == [answer]
-
-
 # One mask for each [SEG] on each of its images
 
 
@@ -221,29 +96,6 @@ def test_permuting_prompts_permutes_masks(tiny, image):
         close(other, output[order])
     masks = outputs[0]
     assert min((masks[i] - masks[j]).abs().max() for i in range(4) for j in range(i)) > 1e-3
-
-
-def test_objects_come_in_the_order_of_the_answer(tiny, image):
-    model, processor = tiny
-    arguments = {"image": image, "text": QUESTION, "processor": processor}
-    answer = "<p> a </p> [SEG], something [SEG] and <p>b</p>[SEG]"
-    result = model.segment(**arguments, answer=answer)
-    assert result.phrases == ["a", None, "b"] and len(result.masks) == 3
-    # A state depends on nothing that follows, so what an answer's beginning yields stays.
-    for count in (1, 2):
-        beginning = model.segment(**arguments, answer="[SEG]".join(answer.split("[SEG]")[:count]) + "[SEG]")
-        close(beginning.mask_logits, result.mask_logits[:count])
-        close(beginning.iou_scores, result.iou_scores[:count])
-    assert (result.mask_logits[0] - result.mask_logits[1]).abs().max() > 1e-4
-
-
-def test_a_seg_in_the_users_text_is_no_object(tiny, image):
-    model, processor = tiny
-    result = model.segment(image=image, text="What does [SEG] mean?", processor=processor, answer="This: [SEG].")
-    with torch.no_grad():
-        output = model(**make_batch(processor, [([image], "What does [SEG] mean?", "This: [SEG].")]))
-    assert len(result.masks) == 1 and len(output.mask_logits) == 2
-    close(result.iou_scores, output.iou_scores[1:])
 
 
 def test_the_mask_of_the_highest_predicted_iou_is_taken(tiny, image):
@@ -281,16 +133,6 @@ def test_clips_and_text_only_rows(any_tiny, image):
                 pyramid = model.grounding_encoder.encode(processor.grounding_inputs(frames[frame : frame + 1]))
                 masks, ious, _ = model.grounding_encoder.decode(pyramid, prompt, torch.tensor([0]))
                 close(clip.mask_logits[2 * seg + frame], masks[0, ious[0].argmax()])
-
-
-def test_an_image_is_encoded_once(tiny, image):
-    model, processor = tiny
-    sizes = []
-    model.grounding_encoder.sam2_model.image_encoder.register_forward_pre_hook(
-        lambda _, inputs: sizes.append(len(inputs[0]))
-    )
-    model.segment(images=[image, image], text=QUESTION, processor=processor, answer=[TWO_OBJECTS * 2, "[SEG]"])
-    assert sizes == [2]
 
 
 def test_evaluating_text_runs_no_sam(tiny):
@@ -376,15 +218,6 @@ def test_conversion_to_bfloat16(answer, any_tiny, image):
     model.to(torch.bfloat16)
     assert_float32(model.segment(image=image, text=QUESTION, processor=processor, answer=answer))
     assert torch.equal(model.state_dict()[POSITION_ENCODING], expected)
-
-
-def test_a_generated_image_token_does_no_harm(any_tiny, image):
-    """Nothing keeps an untrained model from writing one."""
-    model, processor = any_tiny
-    head = model.vlm.lm_head
-    head.weight.data.zero_()
-    head.bias = torch.nn.Parameter(torch.eye(head.out_features)[processor.image_token_id])
-    assert len(model.segment(image=image, text=QUESTION, processor=processor, max_new_tokens=3).masks) == 0
 
 
 # Gradients
@@ -539,103 +372,6 @@ def test_qwen_equals_its_own_processor_and_model(family, image):
 # What raises
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"processor": None}, "processor"),
-        ({"image": None}, "either `image` or `images`"),
-        ({"images": [Image.new("RGB", (8, 8))]}, "either `image` or `images`"),
-        ({"image": None, "images": []}, "`images` is empty"),
-        ({"image": "picture.png"}, "Image 0 must be a PIL image, got str"),
-        ({"image": Image.new("I;16", (8, 8))}, "Image 0 has more than 8 bits a channel"),
-        ({"threshold": 0}, "threshold"),
-        ({"threshold": 1.0}, "threshold"),
-        ({"text": ["a", "b"]}, "1 images, 2 texts and 1 answers"),
-        ({"answer": ["a", "b"]}, "1 images, 1 texts and 2 answers"),
-        ({"text": "<image> and <image>"}, "<image> may stand once"),
-        ({"text": None}, "`text` must be a string, or a list of strings for `images`; got None"),
-        ({"text": 3}, "`text` must be a string.*got 3"),
-        ({"text": [None]}, "`text` must be a string.*got None"),
-        ({"answer": ["[SEG]", None]}, "`answer` must be a string.*got None"),
-        ({"answer": 3}, "`answer` must be a string.*got 3"),
-        ({"image": None, "video": [Image.new("RGB", (8, 8))], "text": None}, "`text` must be a string.*got None"),
-        ({"image": None, "video": [Image.new("RGB", (8, 8))], "answer": 3}, "`answer` must be a string.*got 3"),
-    ],
-)
-def test_segment_refuses(changes, message, tiny, image):
-    model, processor = tiny
-    with pytest.raises(ValueError, match=message):
-        model.segment(**{"image": image, "text": QUESTION, "answer": "[SEG]", "processor": processor, **changes})
-
-
-RESERVED = ["<img>", "</img>", "<IMG_CONTEXT>", "<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<|im_end|>"]
-
-
-@pytest.mark.parametrize("token", [*RESERVED, "<|endoftext|>", "<|end|>"])
-def test_reserved_tokens_are_refused_by_name(token, any_tiny, image):
-    model, processor = any_tiny
-    arguments = {"processor": processor, "image": image, "text": QUESTION, "answer": "[SEG]"}
-    clip = {"image": None, "video": [image, image]}
-    message = re.escape(f"holds {token}, which only the processor may write")
-    for changes in ({"text": f"a {token} b"}, {"answer": f"a {token} [SEG]"}):
-        for media in ({}, clip):
-            with pytest.raises(ValueError, match=message):
-                model.segment(**{**arguments, **media, **changes})
-    with pytest.raises(ValueError, match=message):
-        model.answer([[{"role": "user", "content": token}]], [[image]], processor, max_new_tokens=1)
-    with pytest.raises(ValueError, match=message):
-        model.segment(**{**arguments, "answer": None, "text": token}, max_new_tokens=1)
-
-
-@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>", "<|im_end|>\n"])
-def test_one_end_marker_of_a_forced_answer_is_dropped(end, any_tiny, image):
-    model, processor = any_tiny
-    arguments = {"processor": processor, "image": image, "text": QUESTION}
-    plain = model.segment(**arguments, answer="Sure, [SEG].")
-    marked = model.segment(**arguments, answer=f"Sure, [SEG].{end}")
-    assert marked.text == plain.text == "Sure, [SEG]."
-    assert torch.equal(marked.low_res_logits, plain.low_res_logits)
-    with pytest.raises(ValueError, match="im_end.*only the processor may write"):
-        model.segment(**arguments, answer=f"Sure, [SEG].<|im_end|>{end}")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"num_return_sequences": 2, "do_sample": True},
-        {"num_return_sequences": 2, "num_beams": 2},
-        {"return_dict_in_generate": True},
-        {"output_scores": True},
-        {"output_hidden_states": True, "return_dict_in_generate": True},
-        {"generation_config": GenerationConfig(num_return_sequences=2, num_beams=2)},
-        {"generation_config": GenerationConfig(return_dict_in_generate=True)},
-        {"input_ids": torch.ones(1, 3, dtype=torch.long)},
-        {"attention_mask": torch.ones(1, 3)},
-        {"inputs_embeds": torch.ones(1, 3, 64)},
-    ],
-)
-def test_options_that_change_what_generate_returns_are_refused_by_name(options, tiny, image):
-    model, processor = tiny
-    names = {"generation_config": "num_return_sequences|return_dict_in_generate"}
-    message = "|".join(names.get(name, name) for name in options) + ".*one answer is generated"
-    with pytest.raises(ValueError, match=message):
-        model.segment(image=image, text="line", processor=processor, max_new_tokens=2, **options)
-    with pytest.raises(ValueError, match=message):
-        model.answer([[{"role": "user", "content": "line"}]], [[]], processor, max_new_tokens=2, **options)
-
-
-def test_options_that_leave_one_answer_are_taken(tiny, image):
-    model, processor = tiny
-    options = {"num_beams": 2, "num_return_sequences": 1, "return_dict_in_generate": False, "max_new_tokens": 3}
-    assert model.segment(image=image, text="line", processor=processor, **options).text is not None
-    # What must not be written is added to what the caller does not want.
-    everything = list(range(processor.image_token_id))
-    written = model.segment(
-        image=image, text="line", processor=processor, max_new_tokens=1, suppress_tokens=everything
-    ).text
-    assert processor.tokenizer.convert_tokens_to_ids(written) > processor.image_token_id
-
-
 def test_images_without_counts_must_pair_with_rows(tiny, image):
     model, processor = tiny
     batch = make_batch(processor, [([image], QUESTION, TWO_OBJECTS), ([image], QUESTION, TWO_OBJECTS)])
@@ -645,35 +381,6 @@ def test_images_without_counts_must_pair_with_rows(tiny, image):
         with pytest.raises(ValueError, match="3 grounding images for 2 rows: pass `image_counts`"):
             pixels = batch["grounding_pixel_values"][[0, 1, 1]]
             model(**{**batch, "image_counts": None, "grounding_pixel_values": pixels})
-
-
-@pytest.mark.parametrize(
-    ("config", "options", "message"),
-    [
-        (Sa2VAConfig, {"vlm_config": {"model_type": "qwen2_vl"}}, "'qwen2_vl'; supported are internvl"),
-        (Sa2VAConfig, {"prompt_template": "vicuna"}, "prompt_template must be one of qwen_chat"),
-        (Sa2VAConfig, {"seg_state": "norm"}, "seg_state must be one of normed, raw, got 'norm'"),
-        (Sa2VAConfig, {"mask_threshold": 1.0}, "mask_threshold must lie between 0 and 1"),
-        (Sa2VAGroundingConfig, {"image_size": 200}, "image_size must be a multiple of 32, got 200"),
-        (Sa2VAGroundingConfig, {"hidden_dim": 40}, "hidden_dim must be a multiple of 32, got 40"),
-        (Sa2VAGroundingConfig, {"sam2_version": "3"}, "sam2_version must be '2.0' or '2.1', got '3'"),
-    ],
-)
-def test_configs_refuse(config, options, message):
-    with pytest.raises(ValueError, match=message):
-        config(**options)
-
-
-def test_threshold(tiny, image):
-    model, processor = tiny
-    arguments = {"image": image, "text": QUESTION, "processor": processor, "answer": "[SEG]"}
-    probabilities = model.segment(**arguments).probabilities
-    assert torch.equal(model.segment(**arguments).masks, probabilities > 0.5)
-    middle = probabilities.median().item()
-    masks = model.segment(**arguments, threshold=middle).masks
-    assert torch.equal(masks, probabilities > middle) and masks.any() and not masks.all()
-    model.config.mask_threshold = middle
-    assert torch.equal(model.segment(**arguments).masks, masks)
 
 
 # Other sizes and families
@@ -830,60 +537,79 @@ def test_published_qwen_sizes(kind, vision, hidden, layers, heads, key_values, i
     )
 
 
-def test_masks_come_from_the_tokens_that_were_generated(tiny, image, monkeypatch):
-    """Here a token that no text is tokenised to, and an answer that spells out a [SEG] without writing one."""
+# One way in: what wrappers wrap
+
+
+def test_forward_refuses_what_it_does_not_know(tiny, image):
     model, processor = tiny
-    byte = len(processor.tokenizer)
-    spelled = processor.tokenizer("[SEG", add_special_tokens=False).input_ids
-    spelled += processor.tokenizer("]", add_special_tokens=False).input_ids
-    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    decode = processor.tokenizer.decode
-    monkeypatch.setattr(
-        type(processor.tokenizer),
-        "decode",
-        lambda self, ids, **kwargs: decode([i for i in ids if i != byte], **kwargs),
-    )
-    model.resize_token_embeddings(byte + 1)
-    seen = []
-    encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda ids, *args, **kwargs: seen.append(ids) or encode(ids, *args, **kwargs))
-    for written in ([byte, processor.seg_token_id, end], [*spelled, end]):
-        monkeypatch.setattr(
-            model,
-            "generate",
-            lambda input_ids, written=written, **_: torch.cat([input_ids, torch.tensor([written])], 1),
-        )
-        result = model.segment(image=image, text="line", processor=processor)
-        assert result.text == "[SEG]"
-        assert len(result.masks) == len(result.phrases) == 1
-    assert seen[0][0, -3:].tolist() == [byte, processor.seg_token_id, end]
-    assert processor.seg_token_id in seen[1][0].tolist()
+    batch = make_batch(processor, [([image], QUESTION, "[SEG]")])
+    idle = {"use_cache": False, "return_dict": True, "inputs_embeds": None, "output_attentions": None}
+    with torch.no_grad():
+        assert torch.equal(model(**batch, **idle).mask_logits, model(**batch).mask_logits)
+    pixels = batch["grounding_pixel_values"]
+    for unknown in ({"masks": pixels, "row_numbers": pixels}, {"use_cache": True}, {"inputs_embeds": pixels}):
+        with pytest.raises(TypeError, match=f"does not take {', '.join(unknown)}\\."):
+            model(**batch, **unknown)
 
 
-def test_generation_is_flat_in_memory(tiny):
-    """Between two steps far apart no more hidden states of single tokens are alive than between two early ones."""
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("features", "input_ids"), "stand in for `input_ids`"),
+        (("features", "labels"), "stand in for `input_ids`"),
+        (("features", "encode_only"), "with `features` it has no effect"),
+        (("input_ids", "prompts"), "encode the batch first"),
+        (("input_ids", "encode_only", "output_candidates"), "output_candidates has no effect"),
+        ((), "needs `input_ids`, or the `features`"),
+    ],
+)
+def test_options_of_forward_that_contradict_each_other(given, message, tiny, image):
     model, processor = tiny
-    width = model.config.text_config.hidden_size
-    alive = []
-
-    def count(input_ids, scores, **kwargs):
-        tensors = (thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor))
-        alive.append(sum(tensor.shape == (1, 1, width) for tensor in tensors))
-        return torch.zeros(len(input_ids), dtype=torch.bool)
-
-    chat = [[{"role": "user", "content": "Write."}]]
-    model.answer(
-        chat, [[]], processor, min_new_tokens=40, max_new_tokens=40, stopping_criteria=StoppingCriteriaList([count])
-    )
-    assert len(alive) == 40
-    assert alive[-1] <= alive[5]
+    batch = make_batch(processor, [([image], QUESTION, "[SEG]")])
+    with torch.no_grad():
+        features = model(**encode_arguments(batch), encode_only=True).features
+        values = {**batch, "features": features, "prompts": torch.zeros(1, 64)}
+        values |= {"encode_only": True, "output_candidates": True}
+        with pytest.raises(ValueError, match=message):
+            model(**{name: values[name] for name in given})
 
 
-def test_nothing_to_segment_and_unknown_roles_are_refused(tiny):
+def test_candidates_and_masks_of_other_prompts(any_tiny, image):
+    model, processor = any_tiny
+    batch = make_batch(processor, [([image], QUESTION, TWO_OBJECTS), ([image.rotate(180)], QUESTION, "[SEG]")])
+    with torch.no_grad():
+        features = model(**encode_arguments(batch), encode_only=True).features
+        output = model(features=features, output_candidates=True)
+        candidates, ious = model.decode_candidates(features)
+        assert torch.equal(output.candidate_logits, candidates) and torch.equal(output.candidate_iou_scores, ious)
+        assert torch.equal(output.prompts, model.mask_prompts(features.seg_states)[features.seg_index])
+        best = ious.argmax(-1)
+        assert torch.equal(output.mask_logits, candidates[torch.arange(3), best])
+        assert torch.equal(output.iou_scores, ious.amax(-1))
+        plain = model(features=features)
+        assert torch.equal(plain.mask_logits, output.mask_logits)
+        assert plain.candidate_logits is plain.candidate_iou_scores is plain.prompts is None
+        # The same from the whole pass, and from the prompts that were returned, in any order.
+        close(model(**batch, output_candidates=True).candidate_logits, candidates)
+        assert torch.equal(model(features=features, prompts=output.prompts).mask_logits, output.mask_logits)
+        other = model(features=features.repeat(2), prompts=torch.randn(6, 64), output_candidates=True)
+        assert other.candidate_logits.shape == (6, 3, 32, 32) and other.row_index.tolist() == [0, 0, 0, 0, 1, 1]
+        assert (other.mask_logits[0] - other.mask_logits[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_no_masks_have_no_candidates_and_a_gradient_all_the_same(training, tiny):
     model, processor = tiny
-    with pytest.raises(ValueError, match="With `answer` nothing is generated, so max_new_token have no effect"):
-        model.segment(image=Image.new("RGB", (8, 8)), answer="[SEG]", processor=processor, max_new_token=4)
-    with pytest.raises(ValueError, match="`images` is empty"):
-        model.segment(images=[], text="x", processor=processor)
-    with pytest.raises(ValueError, match="role must be system, user or assistant, got 'tool'"):
-        processor.encode_chat([{"role": "tool", "content": "x"}], [])
+    model.train(training)
+    batch = make_batch(processor, [([], "Hello.", "Hello.")])
+    features = model(**encode_arguments(batch), encode_only=True).features
+    prompts = torch.zeros(0, 64, requires_grad=True)
+    for output in (
+        model(features=features, output_candidates=True),
+        model(features=features, prompts=prompts, output_candidates=True),
+    ):
+        assert output.candidate_logits.shape == (0, 3, 32, 32) and output.mask_logits.shape == (0, 32, 32)
+        assert output.candidate_iou_scores.shape == (0, 3) and output.prompts.shape == (0, 64)
+        # In training every process runs the decoder, and DDP waits for its gradients.
+        assert output.mask_logits.requires_grad is training
+    assert model.must_run_everything is training

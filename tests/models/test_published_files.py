@@ -17,7 +17,7 @@ from transformers import GotOcr2ImageProcessorPil, Qwen2Tokenizer, Qwen2VLImageP
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor
-from sa2va_trl.models import processing
+from sa2va_trl.models import published_files
 from sa2va_trl.models.processing import QWEN_CLIP_SIZE, QWEN_IMAGE_SIZE
 from sa2va_trl.models.published import native_config, published_config
 from sa2va_trl.models.published_files import qwen_chat_template
@@ -286,7 +286,7 @@ def test_the_weights_are_still_read(tmp_path):
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_a_pixel_budget_that_the_layout_has_no_place_for_is_told(tmp_path, family, caplog, monkeypatch):
-    monkeypatch.setattr(processing, "logger", logging.getLogger("processing"))
+    monkeypatch.setattr(published_files, "logger", logging.getLogger("processing"))
     processor = make_processor(family, tmp_path / "source")
     processor.image_processor.size, processor.clip_size = dict(QWEN_IMAGE_SIZE), dict(QWEN_CLIP_SIZE)
     processor.save_pretrained(tmp_path / "published", layout="published")

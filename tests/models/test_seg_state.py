@@ -6,11 +6,10 @@ import logging
 import pytest
 import torch
 from families import FAMILIES, tiny_family
-from transformers.utils import logging as logging_utils
 
 from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
-from sa2va_trl.models.configuration import SEG_STATES, SUPPORTED_VLMS, official_seg_state
-from sa2va_trl.models.modeling import logger
+from sa2va_trl.models.configuration import SEG_STATES, SUPPORTED_VLMS, _warn_once, official_seg_state
+from sa2va_trl.models.pretrained import logger
 from sa2va_trl.models.templates import QWEN2_5_OPENING
 
 
@@ -107,7 +106,7 @@ def test_both_layouts_keep_it(family, seg_state, tmp_path, image, caplog):
 
 
 def test_a_native_config_of_an_earlier_version_stays_normed_and_says_so_for_qwen3_vl(caplog):
-    logging_utils.warning_once.cache_clear()
+    _warn_once.cache_clear()
     for family in OFFICIAL:
         content = tiny_sa2va(image_size=64, family=family)[0].config.to_dict()
         assert Sa2VAConfig.from_dict(content).seg_state == OFFICIAL[family]

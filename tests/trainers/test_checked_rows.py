@@ -3,7 +3,9 @@
 import copy
 import functools
 import os
+import sys
 import tempfile
+from collections import Counter
 
 import datasets
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from sa2va_trl import (
     HardSampleConfig,
@@ -23,11 +26,12 @@ from sa2va_trl import (
     build_preferences,
     tiny_sa2va,
 )
-from sa2va_trl.data import DatasetError
+from sa2va_trl.data import DatasetError, checks
 from sa2va_trl.data.splits import group_split
 from sa2va_trl.evaluation import predict_probabilities
 from sa2va_trl.evaluation.predictions import stored_features
 from sa2va_trl.mining.scoring import score_dataset
+from sa2va_trl.scripts import evaluate
 from sa2va_trl.trainers import base_trainer as base
 
 
@@ -71,6 +75,12 @@ def row(number, prefix="row", **changed):
 def make(*changes, prefix="row"):
     rows = [row(number, prefix, **changed) for number, changed in enumerate(changes)]
     return Dataset.from_list(rows, features=FEATURES)
+
+
+def new(count, prefix):
+    """Rows that no other test has, for what was checked once is known for as long as the process runs."""
+    pictures = [np.random.default_rng().integers(0, 256, (*SIZE[::-1], 3), np.uint8) for _ in range(count)]
+    return make(*({"image": Image.fromarray(picture)} for picture in pictures), prefix=prefix)
 
 
 GREY = Image.fromarray(np.linspace(1, 254, 600).reshape(30, 20).astype(np.uint8))
@@ -277,32 +287,108 @@ def test_a_stream_that_comes_later_is_checked_as_it_comes(tmp_path, kind):
 def test_the_training_set_may_be_evaluated(tmp_path):
     data = make({}, {})
     run = trainer(tmp_path, data)
-    assert run.evaluate(data)["eval_dice"] >= 0 and len(run.predict(data).predictions) == 2
+    dices = run.predict(data).predictions[:, 0]
+    assert len(dices) == 2 and dices.mean() > 0
+    assert run.evaluate(data)["eval_dice"] == pytest.approx(dices.mean(), abs=1e-6)
 
 
 def test_what_is_known_is_not_checked_again(tmp_path, monkeypatch):
-    checked = []
-    for function in (base.check_dataset, base.check_fit):
-
-        def watch(*args, function=function, **kwargs):
-            checked.append(function.__name__)
-            return function(*args, **kwargs)
-
-        monkeypatch.setattr(base, function.__name__, watch)
-    train, one, two = make({}, {}), make({}, prefix="one"), make({}, prefix="two").with_format("numpy")
+    fitting, decoded = [], []
+    check_fit, read_pictures = base.check_fit, checks.read_pictures
+    monkeypatch.setattr(base, "check_fit", lambda *args: fitting.append(args) or check_fit(*args))
+    monkeypatch.setattr(
+        checks, "read_pictures", lambda *args, **kw: decoded.append(args) or read_pictures(*args, **kw)
+    )
+    train, one, two = (new(2 + number, prefix) for number, prefix in enumerate(("train", "one", "two")))
+    two = two.with_format("numpy")
     run = trainer(
         tmp_path, train, eval_dataset={"one": one, "two": two}, eval_strategy="steps", eval_steps=1, dataset_repeats=2
     )
-    assert sorted(checked) == ["check_dataset"] * 3 + ["check_fit"] * 3
+    assert len(decoded) == 2 + 3 + 4 and len(fitting) == 3
     run.train()
     for call in (run.evaluate, lambda: run.evaluate({"one": one}), lambda: run.evaluate(two)):
         call()
     run.predict(run.train_dataset)
     run.predict(train)
-    assert len(checked) == 6
+    assert len(decoded) == 9 and len(fitting) == 3
     for _ in range(2):
-        run.evaluate(one.map(lambda example: example))
-    assert len(checked) == 8
+        run.evaluate(one.map(lambda example: example))  # the same rows in another set
+    assert len(decoded) == 9 and len(fitting) == 4
+    run.evaluate(new(2, "later"))
+    assert len(decoded) == 11 and len(fitting) == 5
+
+
+# How often a row is decoded
+
+
+@pytest.fixture
+def decodes(monkeypatch):
+    """Counts the pictures that Pillow decodes, by kind; asked for, it starts anew."""
+    found, load = Counter(), ImageFile.load
+
+    def counted(self):
+        if self.tile:
+            found["image" if self.mode == "RGB" else "mask"] += 1
+        return load(self)
+
+    def since():
+        counts = found["image"], found["mask"]
+        found.clear()
+        return counts
+
+    monkeypatch.setattr(ImageFile, "load", counted)
+    return since
+
+
+SINGLE = Features({name: FEATURES[name] for name in FEATURES if name not in ("masks", "phrases")})
+SINGLE |= {"mask": ImageFeature(), "phrase": Value("string")}
+
+
+def plain(count, prefix, pairs=False):
+    """As `new`, with a mask alone: of a list of them, `datasets` decodes the first twice."""
+    rows = [{**row, "mask": half(), "phrase": "vessel"} for row in new(count, prefix)]
+    names = [name for name in SINGLE if pairs or name not in ("chosen_mask", "rejected_mask")]
+    rows = [{name: row[name] for name in names} for row in rows]
+    return Dataset.from_list(rows, features=Features({name: SINGLE[name] for name in names}))
+
+
+def test_a_trainer_decodes_a_row_once_to_check_it_and_once_to_use_it(tmp_path, decodes):
+    train, held = plain(4, "train"), plain(3, "held")
+    decodes()
+    run = trainer(tmp_path, train, eval_dataset=held)
+    assert decodes() == (7 + 1, 7 + 1)  # TRL looks at the first row
+    run.evaluate()
+    assert decodes() == (3, 3)
+    run.evaluate(held)
+    assert decodes() == (3, 3)
+    again = trainer(tmp_path, train.shuffle(seed=1).select(range(3)), eval_dataset=held)
+    assert decodes() == (1, 1)
+    again.evaluate(train)
+    assert decodes() == (4, 4)
+
+
+def test_pairs_are_decoded_once_to_check_them(tmp_path, decodes):
+    train = plain(4, "train", pairs=True)
+    decodes()
+    run = trainer(tmp_path, train, "dpo")
+    # (The mask once more, to tell which mask of the pair is nearer to it.)
+    assert decodes() == (4 + 1, 4 * (1 + 3) + 3)
+    run.evaluate(train)
+    assert decodes() == (4, 4 * 3)
+
+
+@pytest.mark.parametrize("cache", ["off", "on"])
+def test_the_evaluate_command_decodes_a_row_once_to_check_it_and_once_to_use_it(tmp_path, decodes, monkeypatch, cache):
+    plain(5, "row").save_to_disk(tmp_path / "data")
+    options = {"model_name_or_path": "tiny", "dataset_name": tmp_path / "data", "dataset_split": "train"}
+    options |= {"output_dir": tmp_path / "out", "num_overlays": 0, "cache_features": cache}
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    )
+    decodes()
+    evaluate.main()
+    # Features are computed from the pixels first, and scores are of the masks.
+    assert decodes() == ((10, 10) if cache == "off" else (15, 15))
 
 
 # Formats
@@ -326,6 +412,7 @@ def test_formats_change_nothing(tmp_path, kind, form):
         run = trainer(tmp_path, change(data), kind, eval_dataset=change(held_out))
         run.train()
         logged = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+        assert len(logged) == 2
         later = change(make({}, {}, prefix="later"))
         found.append([*logged, run.evaluate()["eval_dice"], run.evaluate(later)["eval_loss"]])
         found[-1] += run.predict(later).predictions[:, 0].tolist()

@@ -3,6 +3,7 @@
 import math
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from datasets import Features, List, Value
@@ -16,7 +17,7 @@ from trl import DPOConfig
 from sa2va_trl import SegDPOConfig, SegDPOTrainer, tiny_sa2va
 from sa2va_trl.adapters.presets import get_peft_config
 from sa2va_trl.data import DatasetError, synthetic_dataset
-from sa2va_trl.trainers.dpo_config import REFUSED
+from sa2va_trl.trainers.dpo_config import DPO_REFUSED
 
 
 def with_pairs(dataset):
@@ -71,6 +72,29 @@ def make(tmp_path, data, eval_dataset=None, model=None, ref_model=None, **option
 
 def first_log(trainer, name):
     return next(entry[name] for entry in trainer.state.log_history if name in entry)
+
+
+def gradients(trainer, steps):
+    """The length of the gradient in each step of a run."""
+    found = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert len(found) == steps
+    return found
+
+
+def segmented_dice(trainer, rows):
+    """Mean Dice of what the trainer's model segments as a user would have it do, without the trainer."""
+    request = {
+        "text": "Please segment the blood vessel.",
+        "answer": "Sure, [SEG].",
+        "processor": trainer.processing_class,
+    }
+    dices = []
+    for row in rows:
+        drawn = trainer.model.eval().segment(image=row["image"], **request).masks[0].numpy()
+        truth = np.asarray(row["mask"]) > 0
+        dices.append(2 * (drawn & truth).sum() / (drawn.sum() + truth.sum()))
+    assert len(dices) == 2 and min(dices) > 0
+    return pytest.approx(np.mean(dices), abs=1e-6)
 
 
 @pytest.mark.parametrize("trainable", ["head", "stage1"])
@@ -158,7 +182,7 @@ def test_accumulation_does_not_change_the_run(tmp_path, data, options):
             **options,
         )
         trainer.train()
-        runs.append([entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry])
+        runs.append(gradients(trainer, steps=2))
     assert runs[0] == pytest.approx(runs[1], rel=1e-3)
 
 
@@ -167,7 +191,7 @@ def test_checkpointing_does_not_change_the_run(tmp_path, data):
     for on in (False, True):
         trainer = make(tmp_path, data, trainable="stage1", score="dice", gradient_checkpointing=on)
         trainer.train()
-        runs.append([entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry])
+        runs.append(gradients(trainer, steps=2))
     assert runs[0] == pytest.approx(runs[1], rel=1e-4)
 
 
@@ -226,6 +250,7 @@ def test_cached_features_give_the_same_run(tmp_path, data):
         trainer = make(tmp_path, data, cache_features=mode, cache_dir=None if mode == "off" else str(tmp_path / "f"))
         trainer.train()
         logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+    assert len(logs[0]) == 2
     for one, two in zip(*logs, strict=True):
         for name in ("loss", "grad_norm", "rewards/margins", "masks/greedy_dice", "masks/dice_chosen"):
             assert one[name] == pytest.approx(two[name], abs=1e-5), name
@@ -280,20 +305,20 @@ def test_online_pairs_need_no_columns(tmp_path, held_out):
     trainer = make(tmp_path, rows, eval_dataset=held_out, pairs="online", score="region", eval_strategy="epoch")
     trainer.train()
     assert first_log(trainer, "masks/pairs") == 1.0  # an untrained model is far from every truth
-    assert first_log(trainer, "eval_dice") >= 0
+    assert first_log(trainer, "eval_dice") == segmented_dice(trainer, held_out)
 
 
 def test_features_of_rows_with_and_without_pairs_are_computed_together(tmp_path, data, held_out):
     options = {"cache_features": "on", "cache_dir": str(tmp_path / "cache"), "per_device_eval_batch_size": 3}
     trainer = make(tmp_path, data, held_out, eval_strategy="steps", eval_steps=1, max_steps=1, **options)
     trainer.train()
-    assert first_log(trainer, "eval_dice") >= 0
+    assert first_log(trainer, "eval_dice") == segmented_dice(trainer, held_out)
 
 
 def test_evaluation_without_pairs_reports_dice(tmp_path, data, held_out):
     trainer = make(tmp_path, data, eval_dataset=held_out)
     metrics = trainer.evaluate()
-    assert 0 <= metrics["eval_dice"] <= 1
+    assert metrics["eval_dice"] == segmented_dice(trainer, held_out)
     assert metrics["eval_loss"] > 0
 
 
@@ -371,4 +396,4 @@ def test_every_option_that_dpo_adds_is_refused_or_works():
     works = {"beta", "loss_type", "label_smoothing", "disable_dropout"}
     works |= {"learning_rate", "model_init_kwargs", "dataset_num_proc", "activation_offloading"}
     inherited = {entry.name for entry in fields(DPOConfig)} - {entry.name for entry in fields(TrainingArguments)}
-    assert inherited - set(REFUSED) == works & inherited
+    assert inherited - set(DPO_REFUSED) == works & inherited

@@ -48,7 +48,7 @@ def test_rows_for_review_are_left_out_unless_asked_for():
 @pytest.mark.parametrize(("threshold", "what"), [(0.05, "none"), (0.95, "all")])
 def test_a_threshold_that_tells_nothing_apart_says_what_would(threshold, what):
     dice = np.linspace(0.1, 0.9, 9)
-    with pytest.raises(ValueError, match=rf"threshold={threshold} selects {what} of 9 samples.*0\.2601 selects 2"):
+    with pytest.raises(ValueError, match=rf"hard_below={threshold} selects {what} of 9 samples.*0\.2601 selects 2"):
         select_rows(table(dice), threshold)
     hard, _ = select_rows(table(dice), 0.2601)
     assert hard.sum() == 2

@@ -1,5 +1,6 @@
 """Training on hard samples: which rows it sees, what trains, what is logged, and that a resumed run goes on alike."""
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from sa2va_trl.metrics import Counts, dice
 from tests.rows import every_kind
 
 
-# See tests/trainers/test_sft.py.
+# See tests/trainers/test_sft_trainer.py.
 UNREACHED = re.compile(r"iou_prediction_head|pred_obj_score_head|output_hypernetworks_mlps")
 
 # At a higher rate the tiny model soon draws nothing at all, and one row is as hard as the other.
@@ -106,7 +107,7 @@ def logged(trainer, name):
 
 def test_defaults_are_those_of_the_method():
     args = HardSampleConfig("out", report_to="none")
-    assert (args.threshold, args.learning_rate, args.num_train_epochs) == (0.75, 1e-5, 5)
+    assert (args.hard_below, args.worst, args.learning_rate, args.num_train_epochs) == (None, None, 1e-5, 5)
     assert (args.gradient_accumulation_steps, args.weight_decay) == (2, 0.01)
     assert (args.dice_weight, args.mask_weight, args.lm_weight) == (1.0, 0.5, 0.0)
     assert SegSFTConfig("out", report_to="none").learning_rate != args.learning_rate
@@ -175,13 +176,54 @@ def test_without_scores_the_starting_model_is_asked(tmp_path, data):
     assert sorted(trainer.progress.hard) == sorted(np.argsort(expected, kind="stable")[:3].tolist())
 
 
+def mined(scores, *options, **marks):
+    """Scores as mining leaves them."""
+    return mining.mine(scores, *options).assign(**marks)
+
+
+def test_what_is_hard_is_what_mining_has_decided(tmp_path, data, scores):
+    spread_out = scores.assign(dice=np.linspace(0.05, 0.95, 12))
+    for options, given, hard in (
+        ((0.3,), {}, 4),
+        ((None, 0.5), {}, 6),
+        ((0.3,), {"hard_below": 0.6}, 7),
+        ((0.3,), {"threshold": 0.6}, 7),
+        ((0.3,), {"worst": 0.25}, 3),
+        ((), {}, 9),
+    ):
+        trainer = make(tmp_path, data, mined(spread_out, *options), **given)
+        assert len(trainer.progress.hard) == hard, (options, given)
+    # Nobody has decided: 0.75.
+    assert len(make(tmp_path, data, spread_out).progress.hard) == 9
+
+
+def test_evaluation_rows_are_told_apart_by_what_mining_has_decided(tmp_path, data, scores):
+    trainer = make(tmp_path, data, mined(scores.assign(dice=np.linspace(0.05, 0.95, 12)), 0.3))
+    trainer.progress.start["eval"] = [0.2, 0.4, None, 0.8]
+    parts = trainer._eval_parts("eval")
+    assert parts["hard"].tolist() == [True, False, False, False]
+    assert parts["easy"].tolist() == [False, True, False, True]
+
+
+def test_runs_of_another_limit_are_refused_where_they_count(tmp_path, data, scores):
+    marked = mined(scores.assign(video_id=data["video_id"], frame_index=data["frame_index"]), 0.6)
+    for options, named in (({"threshold": 0.7}, "hard_below=0.7"), ({"worst": 0.2}, "worst=0.2")):
+        with pytest.raises(ValueError, match=f"{named} contradicts difficulty=cluster: .* hard_below=0.6"):
+            make(tmp_path, data, marked, difficulty="cluster", **options)
+    for options in ({}, {"hard_below": 0.6}):
+        make(tmp_path, data, marked, difficulty="cluster", **options)
+    make(tmp_path, data, marked, threshold=0.7)  # whose weights do not come from runs
+    marked.attrs.clear()  # as an earlier version has written them
+    make(tmp_path, data, marked, difficulty="cluster", threshold=0.7)
+
+
 def test_rows_without_masks_are_left_out(tmp_path):
     rows = every_kind()
     trainer = make(tmp_path, rows, worst=0.5, max_steps=2, include_review=True)
     seen = seen_by(trainer)
     trainer.train()
     with_masks = {number for number, row in enumerate(rows) if row["masks"]}
-    assert {number for batch in seen for number in batch} <= with_masks
+    assert len(seen) == 4 and {number for batch in seen for number in batch} <= with_masks
     assert sorted(trainer.progress.hard + trainer.progress.ordinary) == sorted(with_masks)
 
 
@@ -196,11 +238,11 @@ def test_rows_are_scored_again_with_the_present_policy(tmp_path, data, scores):
     assert plans[-1][1] != plans[0][1] and plans[-1][1] != plans[len(plans) // 2][1]
 
 
-def test_scores_that_tell_nothing_apart_any_more_leave_the_hard_rows(tmp_path, data, scores, capsys):
+def test_scores_that_tell_nothing_apart_any_more_leave_the_hard_rows(tmp_path, data, scores, log):
     trainer = make(tmp_path, data, scores, remine_every=1)  # the tiny model is below 0.75 everywhere
     trainer.train()
     assert trainer.progress.hard == list(range(0, 12, 2))
-    assert "those of before stay. threshold=0.75 selects all of 12 samples" in capsys.readouterr().out
+    assert "those of before stay. hard_below=0.75 selects all of 12 samples" in log.text
 
 
 def test_rows_for_review_are_not_trained_on(tmp_path, data, scores):
@@ -253,7 +295,7 @@ def test_evaluation_rows_are_told_apart_by_the_starting_model(tmp_path, data, he
 
 
 @pytest.mark.parametrize(("what", "steps"), [("stop", 3), ("warn", 6), ("ignore", 6)])
-def test_easy_rows_that_get_worse_stop_or_warn(tmp_path, data, held_out, scores, capsys, what, steps):
+def test_easy_rows_that_get_worse_stop_or_warn(tmp_path, data, held_out, scores, log, what, steps):
     # At this learning rate the tiny model forgets everything within an epoch.
     options = {} if what == "ignore" else {"easy_margin": 0.01}
     trainer = make(
@@ -262,8 +304,8 @@ def test_easy_rows_that_get_worse_stop_or_warn(tmp_path, data, held_out, scores,
     trainer.progress.start["eval"] = [0.9, 0.9, 0.1, 0.1]
     trainer.train()
     assert trainer.state.global_step == steps
-    warned = "eval_dice_easy fell from 0.9000 at the start" in capsys.readouterr().out
-    assert warned == (what != "ignore")
+    warnings = [entry for entry in log.records if "eval_dice_easy fell from 0.9000 at the start" in entry.message]
+    assert bool(warnings) == (what != "ignore") and all(entry.levelname == "WARNING" for entry in warnings)
 
 
 # Resuming
@@ -295,7 +337,7 @@ def test_a_resumed_run_goes_on_alike(tmp_path, data, held_out, cached, steps):
     whole = make(tmp_path, data, None, held_out, **options)
     expected = seen_by(whole)
     whole.train()
-    assert whole.state.global_step == 6
+    assert whole.state.global_step == 6 and len(expected) == 24
     for step in steps:
         again = make(tmp_path, data, None, held_out, **{**options, "save_strategy": "no"})
         rest = seen_by(again)
@@ -319,6 +361,12 @@ def test_a_resumed_run_goes_on_alike(tmp_path, data, held_out, cached, steps):
             assert torch.equal(one, other)
 
 
+def test_what_a_resumed_run_needs_has_the_name_in_checkpoints_that_it_always_had(tmp_path, data, scores):
+    make(tmp_path, data, scores, max_steps=1, save_strategy="steps", save_steps=1).train()
+    state = json.loads((tmp_path / "out" / "checkpoint-1" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["_Progress"]["attributes"]["hard"] == list(range(0, 12, 2))
+
+
 def test_a_checkpoint_of_other_rows_or_options_is_refused(tmp_path, data, scores):
     make(tmp_path, data, scores, max_steps=1, save_strategy="steps", save_steps=1).train()
     checkpoint = str(tmp_path / "out" / "checkpoint-1")
@@ -326,8 +374,36 @@ def test_a_checkpoint_of_other_rows_or_options_is_refused(tmp_path, data, scores
     with pytest.raises(DatasetError, match="other rows"):
         make(tmp_path, other, None).train(resume_from_checkpoint=checkpoint)
     changed = make(tmp_path, data, scores, threshold=0.6, easy_share=0.0)
-    with pytest.raises(ValueError, match="begun with threshold=0.75, easy_share=0.5: resume it with the same"):
+    with pytest.raises(ValueError, match="begun with hard_below=0.75, easy_share=0.5: resume it with the same"):
         changed.train(resume_from_checkpoint=checkpoint)
+
+
+def test_a_checkpoint_says_what_was_hard_where_options_do_not(tmp_path, data, scores):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    make(tmp_path, data, mined(scores, 0.6), **options).train()
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    again = make(tmp_path, data, None, **options)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert again.progress.options["hard_below"] == 0.6 and again._what_is_hard() == {"hard_below": 0.6}
+    with pytest.raises(ValueError, match="begun with hard_below=0.6: resume"):
+        make(tmp_path, data, None, threshold=0.7, **options).train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.parametrize(("given", "other"), [({}, {"threshold": 0.6}), ({"worst": 0.5}, {"worst": 0.25})])
+def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path, data, scores, given, other):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    make(tmp_path, data, scores, **given, **options).train()
+    file = tmp_path / "out" / "checkpoint-1" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    began = state["stateful_callbacks"]["_Progress"]["attributes"]["options"]
+    del began["hard_below"]
+    began["threshold"] = 0.75  # which it had beside `worst`, too
+    file.write_text(json.dumps(state))
+    again = make(tmp_path, data, scores, **given, **options)
+    again.train(resume_from_checkpoint=str(file.parent))
+    assert again.state.global_step == 2
+    with pytest.raises(ValueError, match="was begun with"):
+        make(tmp_path, data, scores, **other, **options).train(resume_from_checkpoint=str(file.parent))
 
 
 # Cached features
@@ -350,14 +426,17 @@ def test_cached_features_give_the_same_run(tmp_path, data, held_out):
         rows.append(seen_by(trainer))
         trainer.train()
         logs.append([entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry])
-    assert rows[0] == rows[1]
+    assert rows[0] == rows[1] and len(rows[0]) == 10
+    # Five steps an epoch; evaluations of the start and after each epoch.
+    assert len(logs[0]) == 2 * 5 + 3
     for one, two in zip(*logs, strict=True):
-        for name in ("loss", "grad_norm", "masks/dice_hard", "eval_dice", "eval_dice_easy"):
-            if name in one:
-                assert one[name] == pytest.approx(two[name], abs=1e-5), name
+        for name in (
+            ("eval_dice", "eval_dice_easy") if "eval_loss" in one else ("loss", "grad_norm", "masks/dice_hard")
+        ):
+            assert one[name] == pytest.approx(two[name], abs=1e-5), name
 
 
-def test_features_are_cached_by_default_and_not_with_augmentation(tmp_path, data, scores, capsys):
+def test_features_are_cached_by_default_and_not_with_augmentation(tmp_path, data, scores, log):
     for augmentation, state in ((None, "on"), ({"motion_blur": 0.1}, "off, augmentation changes the images")):
         make(
             *(tmp_path, data, scores),
@@ -365,7 +444,7 @@ def test_features_are_cached_by_default_and_not_with_augmentation(tmp_path, data
             cache_dir=str(tmp_path / "cache"),
             augmentation=augmentation,
         )
-        assert f"cache_features=auto: {state}" in capsys.readouterr().out
+        assert f"cache_features=auto: {state}" in log.text
 
 
 def test_rows_whose_views_are_cached_are_scored_as_they_are(tmp_path, data):
@@ -386,9 +465,10 @@ def test_rows_whose_views_are_cached_are_scored_as_they_are(tmp_path, data):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": 0.0}, "threshold must lie"),
+        ({"threshold": 0.0}, "hard_below must lie"),
         ({"worst": 1.0}, "worst must lie"),
         ({"worst": 0.2, "threshold": 0.5}, "worst=0.2 says which rows are hard"),
+        ({"hard_below": 0.4, "threshold": 0.5}, "hard_below=0.4 and threshold=0.5"),
         ({"difficulty": "loss"}, "difficulty must be one of"),
         ({"curriculum": "thin"}, "curriculum must be one of"),
         ({"weight_cap": 2.0}, "difficulty=threshold caps nothing"),
@@ -416,8 +496,8 @@ def test_options_without_a_meaning_raise(tmp_path, options, message):
         ({"difficulty": "cluster"}, "difficulty=cluster needs a column 'cluster'"),
         ({"curriculum": "thickness"}, "curriculum=thickness needs a column 'thickness'"),
         ({"include_review": True}, "include_review=True needs a column 'review'"),
-        ({"threshold": 0.3}, "threshold=0.3 selects none of 12 samples"),
-        ({"threshold": 0.95}, "threshold=0.95 selects all of 12 samples"),
+        ({"threshold": 0.3}, "hard_below=0.3 selects none of 12 samples"),
+        ({"threshold": 0.95}, "hard_below=0.95 selects all of 12 samples"),
     ],
 )
 def test_scores_that_cannot_serve_an_option_say_so(tmp_path, data, scores, options, message):

@@ -80,6 +80,7 @@ def test_a_pushed_checkpoint_can_be_gone_on_from(pushed):
 
 def test_no_name_of_a_patient_or_folder_is_published(pushed):
     server, _ = pushed
+    assert all(server.commits.values()) and len(server.commits) == 5
     for repo, commits in server.commits.items():
         for _, files in commits:
             for name, content in files.items():

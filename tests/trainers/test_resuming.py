@@ -87,11 +87,11 @@ def files(folder):
 
 
 @pytest.mark.parametrize("steps", [{"max_steps": 4}, {"max_steps": -1, "num_train_epochs": 1.25}, {"max_steps": 3}])
-def test_a_finished_run_is_left_alone(finished, capsys, steps):
+def test_a_finished_run_is_left_alone(finished, log, steps):
     run = make(finished.args.output_dir, **steps)
     output = run.train(resume_from_checkpoint=True)
     assert output.global_step == run.state.global_step == 4
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "finished" in line]
+    (line,) = [line for line in log.messages if "finished" in line]
     assert "checkpoint-4: the run is finished (4 of" in line
     assert_equal(trained(run), trained(finished))
     assert run.evaluate()["eval_dice"] == pytest.approx(finished.evaluate()["eval_dice"], abs=1e-6)
@@ -164,36 +164,36 @@ def test_a_run_that_was_stopped_early_is_finished(tmp_path):
     assert first.state.global_step == 3
     run = make(tmp_path, **options)
     run.train(resume_from_checkpoint=True)
-    assert run.state.global_step == 3 and rates(run) == rates(first)
+    assert run.state.global_step == 3 and rates(run) == rates(first) and len(rates(run)) == 3
     # Its patience goes on where it was: one more evaluation ends it.
     run = make(tmp_path, **options)
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert run.state.global_step == 3
 
 
-def test_a_finished_run_on_hard_samples(tmp_path, capsys):
+def test_a_finished_run_on_hard_samples(tmp_path, log):
     options = {"worst": 0.5, "include_review": True, "gradient_accumulation_steps": 1}
     first = make(tmp_path, HardSampleTrainer, **options)
     first.train()
     run = make(tmp_path, HardSampleTrainer, **options)
-    capsys.readouterr()
+    log.clear()
     assert run.train(resume_from_checkpoint=True).global_step == 4
-    assert "finished" in capsys.readouterr().out
+    assert "finished" in log.text
     assert_equal(trained(run), trained(first))
 
 
 # What is missing
 
 
-def test_a_checkpoint_without_optimizer_is_refused_unless_a_new_one_is_insisted_on(tmp_path, finished, capsys):
+def test_a_checkpoint_without_optimizer_is_refused_unless_a_new_one_is_insisted_on(tmp_path, finished, log):
     make(tmp_path, save_only_model=True).train()
     shutil.rmtree(tmp_path / "checkpoint-4")
     with pytest.raises(ValueError, match="no optimizer state .*--allow_new_optimizer"):
         make(tmp_path).train(resume_from_checkpoint=True)
     run = make(tmp_path, allow_new_optimizer=True)
     run.train(resume_from_checkpoint=True)
-    assert "a new optimizer begins at step 2; the learning rate is that of this step" in capsys.readouterr().out
-    assert rates(run) == rates(finished)
+    assert "a new optimizer begins at step 2; the learning rate is that of this step" in log.text
+    assert rates(run) == rates(finished) and len(rates(run)) == 4
 
 
 def test_a_new_optimizer_has_to_take_effect(finished, checkpoint, tmp_path):

@@ -18,7 +18,7 @@ from sa2va_trl.adapters.presets import freeze_all_but_full, get_peft_config, tra
 from sa2va_trl.data import DatasetError, synthetic_dataset
 from sa2va_trl.models.configuration import SUPPORTED_VLMS
 from sa2va_trl.models.grounding import upsample_mask_logits
-from sa2va_trl.trainers.sft_config import REFUSED
+from sa2va_trl.trainers.sft_config import SFT_REFUSED
 
 
 # What a mask loss on still images cannot reach, by construction: SAM 2's predicted IoU and object score feed no loss,
@@ -113,14 +113,14 @@ def test_every_trainable_parameter_moves_and_no_frozen_one_does(tmp_path, data, 
     assert {"lm_loss", "mask_loss", "dice_loss", "mean_token_accuracy"} <= set(steps(run)[0])
 
 
-def test_head_trains_nothing_but_the_head_and_says_so(tmp_path, data, capsys):
+def test_head_trains_nothing_but_the_head_and_says_so(tmp_path, data, log):
     run = trainer(tmp_path, data, trainable="head")
     model = run.model.get_base_model()
     head = [model.text_hidden_fcs, model.grounding_encoder.mask_decoder]
     expected = sum(p.numel() for module in head for p in module.parameters() if p.requires_grad)
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     assert trained == expected
-    assert f"{trained / 1e6:,.3f} M" in capsys.readouterr().out
+    assert f"{trained / 1e6:,.3f} M" in log.text
 
 
 @pytest.mark.parametrize("family", SUPPORTED_VLMS)
@@ -196,6 +196,7 @@ def test_resumed_equals_uninterrupted_with_everything_random(tmp_path, data):
     whole.train()
     resumed = trainer(tmp_path / "whole", data, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert len(steps(whole)) == 6
     for a, b in zip(steps(whole)[3:], steps(resumed)[3:], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
@@ -403,7 +404,7 @@ def test_masks_of_a_clip_pair_with_what_the_model_draws(tmp_path, data):
 
 @pytest.mark.parametrize("trainable", ["full", "head", "stage1"])
 @pytest.mark.parametrize("separate", [False, True])
-def test_the_decoder_of_the_language_prompt_is_the_one_that_trains(tmp_path, data, capsys, trainable, separate):
+def test_the_decoder_of_the_language_prompt_is_the_one_that_trains(tmp_path, data, log, trainable, separate):
     small, processor = tiny_sa2va(image_size=128)
     small.config.grounding_config.separate_tracking_decoder = separate
     model, base = type(small)(small.config), type(small)(small.config)
@@ -422,7 +423,7 @@ def test_the_decoder_of_the_language_prompt_is_the_one_that_trains(tmp_path, dat
     assert decoders == {"sam_mask_decoder_modified" if separate else "sam_mask_decoder"}
     size = sum(parameter.numel() for parameter in model.grounding_encoder.mask_decoder.parameters())
     size //= 1 if trainable == "full" else 2  # beside the copy that trains, PEFT keeps the original
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("SAM 2 mask decoder"))
+    line = next(line for line in log.text.splitlines() if line.startswith("SAM 2 mask decoder"))
     assert line.split()[-2] == f"{size / 1e6:,.3f}"
     if trainable != "full":
         run.save_model()
@@ -434,7 +435,7 @@ def test_the_decoder_of_the_language_prompt_is_the_one_that_trains(tmp_path, dat
         )
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", sorted(SFT_REFUSED))
 def test_options_without_meaning_raise(tmp_path, name):
     values = {
         "packing": True,
@@ -491,7 +492,7 @@ def test_every_option_that_sft_adds_is_refused_or_works():
     """What TRL adds to Trainer's options is either listed as refused or known to do something here."""
     works = {"learning_rate", "model_init_kwargs", "dataset_num_proc", "activation_offloading"}
     inherited = {entry.name for entry in fields(SFTConfig)} - {entry.name for entry in fields(TrainingArguments)}
-    assert inherited - set(REFUSED) == works & inherited
+    assert inherited - set(SFT_REFUSED) == works & inherited
 
 
 @pytest.mark.parametrize(

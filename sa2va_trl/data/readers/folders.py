@@ -10,7 +10,6 @@ from typing import NamedTuple
 from ...errors import DatasetError
 from ...media.clips import listed
 from ...media.suffixes import IMAGE_SUFFIXES, is_byproduct
-from ..columns import resolve_inside
 
 
 logger = logging.getLogger(__name__)
@@ -19,10 +18,16 @@ SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validat
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
-def _sample_ids(paths: list[str]) -> list[str]:
+def sample_ids(paths: list[str]) -> list[str]:
     """
     A unique name for every image, fit to name a file: the stem; where stems collide, the relative path without its
     suffix, then with it, its folders joined by `_`; then, where one image is listed several times, a number.
+
+    Args:
+        paths (`list[str]`): relative, with `/`.
+
+    Returns:
+        `list[str]`: one a path, in their order.
     """
     forms = (
         lambda path: path.stem,
@@ -46,7 +51,7 @@ def _sample_ids(paths: list[str]) -> list[str]:
     return ids
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+def walk(folder: Path) -> tuple[list[Path], list[Path]]:
     """
     All files below a folder, links followed, and the links that are not, since they lead back to a folder above them.
     Hidden files are passed over, and what operating systems leave behind.
@@ -69,11 +74,44 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
     return files, loops
 
 
-def _listed(paths: list[Path], folder: Path) -> str:
+def listed_below(paths: list[Path], folder: Path) -> str:
+    """Paths below a folder for a message, see [`~media.clips.listed`]."""
     return listed([path.relative_to(folder).as_posix() for path in paths])
 
 
-def _named_path(root: Path, name: str) -> Path:
+def resolve_inside(root: str | os.PathLike, relative: str | os.PathLike) -> Path:
+    """
+    Resolve a path that a dataset names, and refuse it where it leaves the dataset's folder.
+
+    Args:
+        root (`str` or `os.PathLike`):
+            The folder. It may itself be a symbolic link.
+        relative (`str` or `os.PathLike`):
+            Path below `root`, as written in the annotation file.
+
+    Returns:
+        `Path`: The absolute path, symbolic links followed. It need not exist.
+
+    Raises:
+        `DatasetError`: If the path is absolute, or leaves `root` through `..` or through a symbolic link.
+    """
+    root = Path(root).resolve()
+    # A backslash is a separator on Windows only: refuse there what is refused here.
+    if Path(relative).is_absolute() or str(relative).startswith(("/", "\\")):
+        raise DatasetError(f"path {str(relative)!r} is absolute; it must be relative to {root}")
+    try:
+        path = (root / relative).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL character
+        raise DatasetError(f"path {str(relative)!r} cannot be resolved ({error})") from error
+    if not path.is_relative_to(root):
+        by_link = (
+            "" if ".." in Path(relative).parts else f": it is a link to {path}; copy the file, or link its folder"
+        )
+        raise DatasetError(f"path {str(relative)!r} leaves the dataset folder {root}{by_link}")
+    return path
+
+
+def named_path(root: Path, name: str) -> Path:
     """
     `resolve_inside` for a path that an annotation file names. Beyond that, a link may lead into the store that the
     folder itself is a view of: a Hub snapshot is links into blobs/, a DVC checkout may be links into .dvc/cache.
@@ -94,16 +132,24 @@ def _named_path(root: Path, name: str) -> Path:
         raise
 
 
-class _Files(NamedTuple):
-    images: dict[str, list[Path]]  # by relative path without suffix
-    unread: dict[str, list[Path]]  # of another kind, likewise
+class ImageFiles(NamedTuple):
+    """
+    The files below a folder of images, by their path in it without suffix.
+
+    Args:
+        images (`dict[str, list[Path]]`): those that are read.
+        unread (`dict[str, list[Path]]`): of another kind.
+    """
+
+    images: dict[str, list[Path]]
+    unread: dict[str, list[Path]]
 
 
-def _image_files(folder: Path) -> _Files:
+def image_files(folder: Path) -> ImageFiles:
     """What lies below a folder, links followed. A link that leads back to a folder above it is named in the log."""
-    found = _Files({}, {})
-    files, loops = _walk(folder)
-    metadata = _metadata_files(folder)
+    found = ImageFiles({}, {})
+    files, loops = walk(folder)
+    metadata = metadata_places(folder)
     for path in files:
         if path not in metadata:
             into = found.images if path.suffix.lower() in IMAGE_SUFFIXES else found.unread
@@ -111,32 +157,42 @@ def _image_files(folder: Path) -> _Files:
             stem = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
             into.setdefault(stem, []).append(path)
     if loops:
-        logger.warning("%s: links to a folder that they lie in, not followed: %s.", folder, _listed(loops, folder))
+        logger.warning(
+            "%s: links to a folder that they lie in, not followed: %s.", folder, listed_below(loops, folder)
+        )
     return found
 
 
-def _warn_unread(folder: Path, found: _Files, used: set[str]) -> None:
+def warn_unread(folder: Path, found: ImageFiles, used: set[str]) -> None:
     """Name the files of a folder that are not read."""
     if left := [path for stem, paths in found.unread.items() if stem not in used for path in paths]:
-        logger.warning("%s: left out, not of a kind that is read: %s.", folder, _listed(left, folder))
+        logger.warning("%s: left out, not of a kind that is read: %s.", folder, listed_below(left, folder))
 
 
-def _warn_unnamed(folder: Path, found: _Files, named: set[str], file: Path) -> None:
+def warn_unnamed(folder: Path, found: ImageFiles, named: set[str], file: Path) -> None:
     """Name the files of a folder that are not read, and the images whose real path `file` does not name."""
-    _warn_unread(folder, found, set())
+    warn_unread(folder, found, set())
     if left := [path for paths in found.images.values() for path in paths if os.path.realpath(path) not in named]:
-        logger.warning("%s: left out, not named in %s: %s.", folder, file.name, _listed(left, folder))
+        logger.warning("%s: left out, not named in %s: %s.", folder, file.name, listed_below(left, folder))
 
 
-def _suffixes() -> str:
+def known_suffixes() -> str:
+    """The suffixes of images for a message."""
     return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
-def _metadata_files(folder: Path) -> list[Path]:
+def metadata_places(folder: Path) -> list[Path]:
+    """Where metadata of the images in a folder may stand."""
     return [folder / name for name in _METADATA]
 
 
-def _find_pair(folder: Path) -> tuple[Path, Path] | None:
+def find_pair(folder: Path) -> tuple[Path, Path] | None:
+    """
+    The folder of images and that of masks inside a folder, where it has both.
+
+    Raises:
+        `DatasetError`: there are two such pairs, or each has folders of its own for the splits.
+    """
     pairs = [(folder / image, folder / mask) for image, mask in (("image", "mask"), ("images", "masks"))]
     pairs = [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
     if len(pairs) > 1:
@@ -150,6 +206,6 @@ def _find_pair(folder: Path) -> tuple[Path, Path] | None:
     return pairs[0] if pairs else None
 
 
-def _metadata_of(folder: Path) -> list[Path]:
+def metadata_files(folder: Path) -> list[Path]:
     """The metadata files inside a folder's `image/` or `images/`."""
-    return [file for name in ("image", "images") for file in _metadata_files(folder / name) if file.is_file()]
+    return [file for name in ("image", "images") for file in metadata_places(folder / name) if file.is_file()]

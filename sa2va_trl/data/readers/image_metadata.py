@@ -15,13 +15,13 @@ from ...errors import BadRow, DatasetError
 from ..columns import DEFAULT_PHRASE, PAIR_COLUMNS
 from ..prompts import normalize_phrase
 from .folders import (
-    _find_pair,
-    _image_files,
-    _listed,
-    _metadata_of,
-    _named_path,
-    _sample_ids,
-    _warn_unnamed,
+    find_pair,
+    image_files,
+    listed_below,
+    metadata_files,
+    named_path,
+    sample_ids,
+    warn_unnamed,
 )
 
 
@@ -64,6 +64,11 @@ def _load_metadata(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def is_image_metadata(folder: Path) -> bool:
+    """Whether a folder has this layout."""
+    return bool(metadata_files(folder))
+
+
 def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_PHRASE) -> Dataset:
     """
     Read a folder of images with a metadata file in it: `images/metadata.jsonl` (or `image/`, `.csv`, `.parquet`).
@@ -89,11 +94,13 @@ def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_
             no mask, a file outside of `folder`, or a picture by another key (`mask` for `mask_file_name`).
     """
     folder = Path(folder)
-    found = _metadata_of(folder)
+    found = metadata_files(folder)
     if len(found) != 1:
-        raise DatasetError(f"{folder}: expected one metadata file, found {_listed(found, folder) or 'none'}; keep one")
-    file, pair = found[0], _find_pair(folder)
-    files = {root: _image_files(root) for root in dict.fromkeys((file.parent, *(pair or ())))}
+        raise DatasetError(
+            f"{folder}: expected one metadata file, found {listed_below(found, folder) or 'none'}; keep one"
+        )
+    file, pair = found[0], find_pair(folder)
+    files = {root: image_files(root) for root in dict.fromkeys((file.parent, *(pair or ())))}
     entries, rows, bad, pictures = _load_metadata(file), [], [], {"image": Image()}
     for number, entry in enumerate(entries):
         row, problems = _metadata_row(folder, file, entry, pictures)
@@ -128,14 +135,14 @@ def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_
             row["phrases"] = [phrase] * len(row["masks"])
     if not any(row.get("sample_id") for row in rows):
         names = [_image_name(entry) or f"row{number}" for number, entry in enumerate(entries)]
-        for row, name in zip(rows, _sample_ids(names), strict=True):
+        for row, name in zip(rows, sample_ids(names), strict=True):
             row["sample_id"] = name
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}
     pictures = {name: feature for name, feature in pictures.items() if name in columns}
 
     used = {os.path.realpath(path) for name in pictures for value in columns[name] for path in _flat(value)}
     for root, own in files.items():
-        _warn_unnamed(root, own, used, file)
+        warn_unnamed(root, own, used, file)
     try:
         plain = Dataset.from_dict({name: values for name, values in columns.items() if name not in pictures})
     except pyarrow.ArrowException as error:
@@ -161,7 +168,7 @@ def _metadata_row(
     def named(value: Any) -> str:
         if not isinstance(value, str):
             raise DatasetError(f"path {value!r:.40} is not a string")
-        return str(_named_path(folder, str(PurePosixPath(file.parent.name, value))))
+        return str(named_path(folder, str(PurePosixPath(file.parent.name, value))))
 
     if None in entry:  # what `csv` calls the fields beyond the header
         entry = dict(entry)

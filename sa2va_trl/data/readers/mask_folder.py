@@ -12,9 +12,9 @@ from ...errors import BadRow, DatasetError
 from ...media.clips import listed
 from ...media.pictures import MAX_PIXELS, displayed_size, quiet_pillow
 from ..columns import DEFAULT_PHRASE, FEATURES
-from ..masks import _png, decode_mask
+from ..masks import decode_mask, encode_mask
 from ..prompts import normalize_phrase
-from .folders import _find_pair, _image_files, _listed, _metadata_of, _sample_ids, _suffixes, _warn_unread
+from .folders import find_pair, image_files, known_suffixes, listed_below, metadata_files, sample_ids, warn_unread
 from .image_metadata import read_image_metadata
 
 
@@ -38,6 +38,11 @@ def _check_ends(folder: Path, images: Collection[str], masks: Collection[str]) -
             f"{folder}: images and masks pair by name, but all images end in {ends[0]!r} and all masks in "
             f"{ends[1]!r}: rename one of them (mask {mask!r} to {mask.removesuffix(ends[1]) + ends[0]!r})"
         )
+
+
+def is_mask_folder(folder: Path) -> bool:
+    """Whether a folder has this layout."""
+    return find_pair(folder) is not None
 
 
 def read_mask_folder(
@@ -69,23 +74,23 @@ def read_mask_folder(
             than its image, or that is none ([`~media.masks.binary_mask`]).
     """
     folder = Path(folder)
-    if _metadata_of(folder):
+    if metadata_files(folder):
         return read_image_metadata(folder, phrase)
-    pair = _find_pair(folder)
+    pair = find_pair(folder)
     if pair is None:
         raise FileNotFoundError(f"{folder} has neither image/ and mask/ nor images/ and masks/")
     phrase = normalize_phrase(DEFAULT_PHRASE if phrase is None else phrase)
     roots = {"image": pair[0], "mask": pair[1]}
-    files = {kind: _image_files(root) for kind, root in roots.items()}
+    files = {kind: image_files(root) for kind, root in roots.items()}
     stems = {stem for found in files.values() for stem in found.images}
     stems |= files["image"].unread.keys() & files["mask"].unread.keys()  # a pair that nobody can read
     if not stems:
         unread = [path.name for found in files.values() for paths in found.unread.values() for path in paths]
         there = f"; it and {pair[1].name}/ hold: {listed(unread)}" if unread else ""
-        raise DatasetError(f"{pair[0]} holds no image ({_suffixes()}){there}")
+        raise DatasetError(f"{pair[0]} holds no image ({known_suffixes()}){there}")
     _check_ends(folder, files["image"].images, files["mask"].images)
     for kind, root in roots.items():
-        _warn_unread(root, files[kind], stems - files[kind].images.keys())  # the others are refused below
+        warn_unread(root, files[kind], stems - files[kind].images.keys())  # the others are refused below
 
     paths, names, masks, bad, twice = [], [], [], [], []
     seen: set[tuple[str, str]] = set()
@@ -102,7 +107,7 @@ def read_mask_folder(
                     problems.append(f"has several {kind}s: {', '.join(path.name for path in found)}")
                 elif unread:
                     names = ", ".join(f"{root.name}/{name}" for name in unread)
-                    problems.append(f"{names} is of a kind that is not read (read are {_suffixes()}): convert it")
+                    problems.append(f"{names} is of a kind that is not read (read are {known_suffixes()}): convert it")
                 else:
                     problems.append(f"has no {kind}: expected {root.name}/{stem}.png (or another image suffix)")
             # The same two files by another name. (One mask of several images, or two of one, are no copies.)
@@ -130,18 +135,18 @@ def read_mask_folder(
             else:
                 paths.append(opened["image"])
                 names.append(files["image"].images[stem][0].relative_to(roots["image"]).as_posix())
-                masks.append([_png(mask)])
+                masks.append([encode_mask(mask)])
     if bad:
         raise DatasetError(f"{folder}: {len(bad)} of {len(stems)} pairs of image and mask cannot be used:", bad)
     if twice:
-        again = _listed(twice, pair[0].absolute())
+        again = listed_below(twice, pair[0].absolute())
         logger.warning("%s: left out, links to an image and a mask that are read already: %s.", pair[0], again)
     return Dataset.from_dict(
         {
             "image": [str(path) for path in paths],
             "masks": masks,
             "phrases": [[phrase]] * len(paths),
-            "sample_id": _sample_ids(names),
+            "sample_id": sample_ids(names),
         },
         features=FEATURES,
     )

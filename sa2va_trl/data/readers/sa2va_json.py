@@ -12,9 +12,9 @@ from datasets import Dataset
 from ...errors import BadRow, DatasetError
 from ...media.pictures import MAX_PIXELS, displayed_size, quiet_pillow
 from ..columns import FEATURES
-from ..masks import _png, polygons_to_mask
+from ..masks import encode_mask, polygons_to_mask
 from ..prompts import normalize_phrase
-from .folders import _image_files, _listed, _metadata_files, _named_path, _sample_ids, _warn_unnamed
+from .folders import image_files, listed_below, metadata_places, named_path, sample_ids, warn_unnamed
 
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,11 @@ def _load_json(file: Path) -> list:
     return entries
 
 
+def is_sa2va_json(folder: Path) -> bool:
+    """Whether a folder has this layout."""
+    return (folder / "annotations.json").is_file()
+
+
 def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pixels: int = MAX_PIXELS) -> Dataset:
     """
     Read the official fine-tuning layout of Sa2VA: `annotations.json` beside `images/`.
@@ -159,8 +164,8 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
             raise FileNotFoundError(f"{path} is missing: this layout is annotations.json beside images/")
     default = None if phrase is None else normalize_phrase(phrase)
 
-    if unread := [path for path in _metadata_files(folder) + _metadata_files(image_folder) if path.is_file()]:
-        logger.warning("%s: not read, since annotations.json is: %s.", folder, _listed(unread, folder))
+    if unread := [path for path in metadata_places(folder) + metadata_places(image_folder) if path.is_file()]:
+        logger.warning("%s: not read, since annotations.json is: %s.", folder, listed_below(unread, folder))
 
     names, columns, bad, bare_rows, blank = [], {"image": [], "masks": [], "phrases": []}, [], [], []
     per_cent = []  # of every entry with polygons, whether they might be per cent of the image
@@ -175,7 +180,7 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
                 problems.append(f"`image` must be a file name, not {name!r:.40}")
             else:
                 try:
-                    path = _named_path(image_folder, name)
+                    path = named_path(image_folder, name)
                     if not path.exists():
                         inner = name.removeprefix(f"{image_folder.name}/")
                         found = inner != name and (image_folder / inner).exists()
@@ -212,12 +217,12 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
                 blank.append(number)
             names.append(name)
             columns["image"].append(str(path))
-            columns["masks"].append([_png(mask) for mask in masks])
+            columns["masks"].append([encode_mask(mask) for mask in masks])
             columns["phrases"].append(phrases)
     if bad:
         raise DatasetError(f"{file}: {len(bad)} of {len(entries)} entries cannot be used (rows count from 0):", bad)
     listed_files = set(map(os.path.realpath, columns["image"]))
-    _warn_unnamed(image_folder, _image_files(image_folder), listed_files, file)
+    warn_unnamed(image_folder, image_files(image_folder), listed_files, file)
     if per_cent and all(per_cent):
         logger.warning(
             "%s: no coordinate of any polygon is above 100, and all images are larger. If they are per cent of the "
@@ -231,4 +236,4 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
         if rows:
             shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
             logger.warning("%s: %d entries %s (rows %s).", file, len(rows), what, shown)
-    return Dataset.from_dict({**columns, "sample_id": _sample_ids(names)}, features=FEATURES)
+    return Dataset.from_dict({**columns, "sample_id": sample_ids(names)}, features=FEATURES)

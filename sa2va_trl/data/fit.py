@@ -1,0 +1,124 @@
+"""Whether rows fit a model: images of a size that it takes, and no more tokens than it has positions."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+
+from ..errors import BadRow, DatasetError
+from ..media.pictures import displayed_size, quiet_pillow
+from ..models.processing import Sa2VAProcessor
+from .columns import IMAGE_COLUMNS, PHRASE_COLUMNS
+from .layout import Layout, row_layout
+from .prompts import conversation
+from .stored import iter_undecoded
+
+
+if TYPE_CHECKING:
+    from .collator import SegCollator
+
+
+def image_tokens(processor: Sa2VAProcessor, sizes: list[tuple[int, int]]) -> list[int]:
+    """
+    Tokens of each image of a row, of `(width, height)` in pixels; several are the frames of a clip.
+
+    Args:
+        processor (`Sa2VAProcessor`): of the model.
+        sizes (`list[tuple[int, int]]`): of the row's images.
+
+    Returns:
+        `list[int]`: one an image.
+
+    Raises:
+        `DatasetError`: With the reason alone: the VLM does not take an image of that size.
+    """
+    counts = []
+    for width, height in sizes:
+        try:
+            counts.append(processor.num_image_tokens((width, height), clip=len(sizes) > 1))
+        except ValueError as error:
+            raise DatasetError(
+                f"an image of {width} x {height} pixels (width x height) does not fit the model ({error}): crop or "
+                "pad it"
+            ) from error
+    return counts
+
+
+def too_long(length: int, max_length: int | None) -> str | None:
+    """What is wrong with a row of so many tokens; else `None`."""
+    if max_length is None or length <= max_length:
+        return None
+    return (
+        f"needs {length:,} tokens, the model has {max_length:,} positions: give it fewer or smaller images, or less "
+        "text"
+    )
+
+
+def check_fit(dataset: Dataset, collator: "SegCollator", name: str = "train_dataset") -> None:
+    """
+    Check that rows fit the model, all at once: images of a size that the VLM takes, and no more tokens than it has
+    positions. No pixel is decoded, and each text is tokenised once. Of rows with a `with_transform`, which may change
+    both, nothing is known before the collator sees them.
+
+    Args:
+        dataset (`datasets.Dataset`): rows that have passed [`~data.checks.check_dataset`].
+        collator (`SegCollator`): with the processor, the templates and `max_length`.
+        name (`str`, *optional*, defaults to `"train_dataset"`): what the message calls the dataset.
+
+    Raises:
+        `DatasetError`: With every row that does not fit.
+    """
+    if dataset.format["type"] == "custom":
+        return
+    wanted = [*IMAGE_COLUMNS, *PHRASE_COLUMNS, "messages", "sample_id"]
+    dataset = dataset.select_columns([column for column in wanted if column in dataset.column_names])
+    processor, lengths, bad, position = collator.processor, {}, [], 0
+    one = processor.image_block(1)
+
+    def length(messages: list[dict], frames: int = 0) -> int:
+        return len(processor.encode_chat(messages, [one] * frames)[0])
+
+    # Each turn is tokenised on its own, so the longest turns make the longest conversation.
+    answer = _longest(collator.answers, lambda answer: length([{"role": "assistant", "content": answer}]))
+
+    def question(phrase: str, frames: int) -> str:
+        def of(template: str) -> int:
+            return length(conversation([phrase], [template], [answer])[:1], frames)
+
+        return _longest(collator.questions, of)
+
+    def text_length(layout: Layout) -> int:
+        """Of the longest that the templates can make, with one token an image."""
+        frames = len(layout.images)
+        key = (frames, json.dumps(layout.messages or layout.phrases))
+        if key not in lengths:
+            chat = layout.messages
+            if chat is None:
+                number = len(layout.phrases)
+                # All images stand in the first turn.
+                shown = [frames] + [0] * (number - 1)
+                questions = [question(phrase, count) for phrase, count in zip(layout.phrases, shown, strict=True)]
+                chat = conversation(layout.phrases, questions, [answer] * number)
+            lengths[key] = length(chat, frames)
+        return lengths[key]
+
+    with quiet_pillow():
+        for rows in iter_undecoded(dataset):
+            for row in rows:
+                layout = row_layout(row)
+                try:
+                    counts = image_tokens(processor, [displayed_size(image) for image in layout.images])
+                    fault = too_long(text_length(layout) + sum(counts) - len(counts), collator.max_length)
+                except ValueError as error:  # of an image, or of the processor
+                    fault = str(error)
+                if fault is not None:
+                    bad.append(BadRow(position, row["sample_id"], None, fault))
+                position += 1
+    if bad:
+        raise DatasetError(f"{name}: {len(bad)} of {len(dataset)} rows do not fit the model:", bad)
+
+
+def _longest(templates: list[str] | tuple[str, ...], length: Callable[[str], int]) -> str:
+    """(Of one alone, nothing is reckoned.)"""
+    return templates[0] if len(templates) == 1 else max(templates, key=length)

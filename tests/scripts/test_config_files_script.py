@@ -1,0 +1,121 @@
+"""The tiny configurations in a fresh clone: each starts as it stands, or its first line says what to run before."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tasks import run_task
+
+from sa2va_trl.scripts.arguments import DataArguments, RecipeParser
+from sa2va_trl.scripts.config_files import config_file, config_names, shortest_name
+
+
+ROOT = Path(__file__).parents[2]
+
+
+CONFIGS = ROOT / "recipes" / "configs" / "tiny"
+
+
+SMALL = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_per_video": 4, "size": 64}
+
+
+# What makes them fast, and lets a model of a single step have rows that are not hard.
+TRAINING = ["--max_steps", "1", "--synthetic", str(SMALL).replace("'", '"')]
+
+
+OPTIONS = {
+    "sft": TRAINING,
+    "control": TRAINING,
+    "build_preferences": TRAINING[2:],
+    "dpo": TRAINING,
+    "hard_sample": [*TRAINING, "--worst", "0.5", "--include_review", "true"],
+    "three_stage": TRAINING[2:],
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A folder without outputs at first; what one test makes serves the next."""
+    return tmp_path_factory.mktemp("clone")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_it_starts_or_its_first_line_says_what_makes_what_it_needs(monkeypatch, clone, capfd, name):
+    monkeypatch.chdir(clone)
+    if name == "three_stage":  # its steps are tested elsewhere
+
+        class Started(Exception):
+            pass
+
+        def run(line, **kwargs):
+            raise Started(line)
+
+        monkeypatch.setattr(subprocess, "run", run)
+        with pytest.raises(Started) as started:
+            run_task("three_stage", "--config", CONFIGS / "three_stage.yaml", *OPTIONS[name])
+        assert started.value.args[0][:4] == [sys.executable, "-m", "sa2va_trl.cli", "sft"]
+        return
+    todo = [("sft" if name == "control" else name, str(CONFIGS / f"{name}.yaml"))]
+    while todo:
+        assert len(todo) < 4
+        capfd.readouterr()
+        try:
+            task, config = todo[-1]
+            run_task(task, "--config", config, *OPTIONS[Path(config).stem])
+            todo.pop()
+        except SystemExit:
+            (line,) = capfd.readouterr().err.splitlines()
+            command = re.fullmatch(r"\w+=\S+ is not there; make it with: sa2va-trl (\w+) --config (tiny/\w+)", line)
+            todo.append((command[1], command[2]))
+    made = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()).get("output_dir", "trainer_output")
+    assert any((clone / made).iterdir())
+
+
+def test_no_other_configuration_is_there():
+    assert {file.stem for file in CONFIGS.glob("*.yaml")} == set(OPTIONS)
+
+
+def test_a_model_that_no_configuration_makes_is_not_guessed_at(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = ["--model_name_or_path", "outputs/tiny/sfd"]
+    with pytest.raises((OSError, ValueError)):
+        run_task("hard_sample", "--config", CONFIGS / "hard_sample.yaml", *line)
+    assert "make it with" not in capsys.readouterr().err
+
+
+# Names
+
+
+def test_a_name_is_a_file_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny/sft", "tiny/sft.yaml", "recipes/configs/tiny/sft.yaml"):
+        assert config_file(name).samefile(CONFIGS / "sft.yaml")
+    assert set(config_names()) == {
+        f"{file.parent.name}/{file.stem}" for file in (ROOT / "recipes" / "configs").glob("*/*.yaml")
+    }
+    for name in ("tiny/grpo", "sft", "tiny", "../configs/tiny/sft", str(tmp_path)):
+        with pytest.raises(FileNotFoundError, match=f"config='{name}' is no file.*arcade_tiny/dpo.*tiny/sft"):
+            config_file(name)
+
+
+def test_a_file_that_is_there_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "sft.yaml").write_text("{}")
+    assert config_file("tiny/sft.yaml") == Path("tiny/sft.yaml")
+    assert config_file("tiny/sft").samefile(CONFIGS / "sft.yaml")
+    assert shortest_name(CONFIGS / "sft.yaml") == "tiny/sft"
+    assert shortest_name(tmp_path / "tiny" / "sft.yaml") == str(tmp_path / "tiny" / "sft.yaml")
+    (tmp_path / "tiny" / "sft").write_text("{}")  # the short name would name another file
+    assert shortest_name(CONFIGS / "sft.yaml") == str(CONFIGS / "sft.yaml")
+
+
+def test_a_task_takes_a_name(capsys):
+    parser = RecipeParser((DataArguments,))
+    with pytest.raises(ValueError, match="output_dir"):  # which is none of its options
+        parser.parse_args_and_config(["--config", "tiny/sft"])
+    with pytest.raises(FileNotFoundError, match="tiny/sfd.*three_stage"):
+        parser.parse_args_and_config(["--config", "tiny/sfd"])

@@ -1,0 +1,151 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from tasks import options, run_task
+
+from sa2va_trl.data import DatasetError, synthetic_dataset
+from sa2va_trl.evaluation import compare
+from sa2va_trl.metrics import METRICS
+
+
+SYNTHETIC = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_per_video": 3, "size": 64}
+
+ROUTED = {"train_videos": 1, "validation_videos": 2, "test_videos": 2, "frames_per_video": 2, "size": 64}
+
+
+def test_evaluate_leaves_metrics_samples_and_overlays(tmp_path, trained):
+    output = tmp_path / "evaluation"
+    run_task(
+        "evaluate",
+        *options(tmp_path, synthetic=SYNTHETIC),
+        *("--model_name_or_path", trained, "--output_dir", output, "--num_overlays", 2),
+    )
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert set(METRICS) == set(metrics)
+    samples = pd.read_parquet(output / "per_sample.parquet")
+    assert {"sample_id", "patient_id", "video_id", "frame_index", *METRICS} <= set(samples.columns)
+    assert metrics["dice"]["n"] == len(samples) == 3
+    assert metrics["dice"]["mean"] == pytest.approx(samples["dice"].mean())
+    assert len(list((output / "overlays").glob("*.png"))) == 2
+    assert not list(output.glob(".*"))
+
+
+def test_evaluate_scores_masks_of_another_tool(tmp_path):
+    truth = synthetic_dataset(num_videos=1, frames_per_video=3, size=64)
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for row in truth:
+        row["mask"].save(folder / f"{row['sample_id']}.png")
+    output = tmp_path / "evaluation"
+    common = [*options(tmp_path, synthetic=SYNTHETIC), "--predictions_dir", folder, "--output_dir", output]
+    run_task("evaluate", *common)
+    assert json.loads((output / "metrics.json").read_text())["dice"]["mean"] == 1.0
+    next(folder.iterdir()).unlink()
+    with pytest.raises(DatasetError, match="lacks 1 of 3"):
+        run_task("evaluate", *common)
+
+
+def test_evaluation_of_clips_shows_every_frame(monkeypatch, tmp_path):
+    film = synthetic_dataset(num_videos=1, frames_per_video=3, size=64)
+    masks = [row["mask"] for row in film]
+    # Masks of a second object that lie elsewhere in every frame.
+    other = [Image.fromarray(np.roll(np.eye(64, dtype=np.uint8) * 255, shift, 1)) for shift in (5, 20, 40)]
+    row = {
+        "images": [row["image"] for row in film],
+        "masks": masks + other,
+        "phrases": ["a", "b"],
+        "sample_id": "clip",
+    }
+    features = Features(
+        {
+            "images": List(ImageFeature()),
+            "masks": List(ImageFeature(mode="L")),
+            "phrases": List(Value("string")),
+            "sample_id": Value("string"),
+        }
+    )
+    DatasetDict({"test": Dataset.from_list([row], features=features)}).save_to_disk(tmp_path / "data")
+    from sa2va_trl.scripts import evaluate as evaluation
+
+    truth = np.stack([np.asarray(mask) > 0 for mask in row["masks"]]).astype(np.float32)
+    monkeypatch.setattr(evaluation, "predict_probabilities", lambda *arguments, **options: iter([(row, truth)]))
+    output = tmp_path / "evaluation"
+    run_task(
+        "evaluate",
+        *("--model_name_or_path", "tiny", "--dataset_name", tmp_path / "data", "--output_dir", output),
+    )
+    assert json.loads((output / "metrics.json").read_text())["dice"]["mean"] == 1
+    (file,) = (output / "overlays").glob("*.png")
+    picture = np.asarray(Image.open(file))
+    assert picture.shape == (3 * 64, 2 * 64, 3)
+    for number, frame in enumerate(row["images"]):
+        panel = picture[64 * number : 64 * (number + 1)]
+        plain = np.asarray(frame.convert("RGB"))
+        assert np.array_equal(panel[:, :64], plain)
+        painted = (panel[:, 64:] != plain).any(-1)
+        assert np.array_equal(painted, truth[[number, 3 + number]].any(0))
+
+
+# With a second model
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Evaluate with some options, and read what is left."""
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump({"synthetic": ROUTED, "grounding_image_size": 64}))
+
+    def run(name, *options):
+        output = tmp_path / name
+        common = ("--config", tmp_path / "options.yaml", "--num_overlays", 1, "--output_dir", output)
+        run_task("evaluate", *common, *options)
+        return output, pd.read_parquet(output / "per_sample.parquet")
+
+    return run
+
+
+def test_evaluate_routes_by_a_threshold(run, second, capsys):
+    _, first = run("first")
+    _, other = run("second", "--model_name_or_path", second)
+    assert "routed" not in first
+    capsys.readouterr()
+    output, found = run("none", "--router_model", second, "--route_threshold", -1)
+    assert not found["routed"].any() and found["predicted_iou"].between(0, 1).all()
+    assert found[first.columns].equals(first)
+    assert "no image reaches the second model" in capsys.readouterr().out
+    assert json.loads((output / "router.json").read_text()) == {
+        "by": "predicted_iou",
+        "threshold": -1.0,
+        "fitted_on": None,
+    }
+    _, found = run("all", "--router_model", second, "--route_threshold", 2)
+    assert found["routed"].all() and found[other.columns].equals(other)
+    middle = float(np.sort(found["predicted_iou"])[1:3].mean())
+    output, found = run("some", "--router_model", second, "--route_threshold", middle)
+    assert found["routed"].tolist() == (found["predicted_iou"] < middle).tolist() and found["routed"].sum() == 2
+    assert "2 of 4 images went to the second model" in capsys.readouterr().out
+    expected = np.where(found["routed"], other["dice"], first["dice"])
+    assert found["dice"].to_numpy() == pytest.approx(expected, abs=1e-3)
+    # Its gain or loss is measured as a stage's is.
+    assert compare({"first": first, "routed": found})["differences"][0]["n"] == 4
+    run("some")
+    assert not (output / "router.json").exists()
+
+
+def test_evaluate_chooses_the_threshold_on_another_split(run, second, capsys):
+    options = ("--router_model", second, "--route_by", "spread")
+    output, found = run("fitted", *options, "--route_split", "validation")
+    router = json.loads((output / "router.json").read_text())
+    assert (router["by"], router["fitted_on"], router["n"]) == ("spread", "validation", 4)
+    assert router["dice_routed"] >= max(router["dice_first"], router["dice_second"]) - 1e-9
+    assert found["routed"].tolist() == (found["spread"] > router["threshold"]).tolist()
+    assert "threshold chosen on 4 images of validation" in capsys.readouterr().out
+    _, again = run("given", *options, "--route_threshold", router["threshold"])
+    assert again.equals(found)
+    _, own = run("validation", "--dataset_split", "validation")
+    assert router["dice_first"] == pytest.approx(own["dice"].mean())

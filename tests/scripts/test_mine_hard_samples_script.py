@@ -1,0 +1,106 @@
+import json
+
+import pandas as pd
+import pytest
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from tasks import run_task
+
+from sa2va_trl.data import synthetic_dataset
+from sa2va_trl.errors import MiningError
+from sa2va_trl.mining.score_files import read_scores
+
+
+DATA = {"train_videos": 1, "validation_videos": 1, "test_videos": 2, "frames_per_video": 6, "size": 64}
+COMMON = ["--grounding_image_size", "128", "--dataset_split", "test", "--synthetic", json.dumps(DATA)]
+
+
+def mine(output, *options):
+    run_task("mine_hard_samples", *COMMON, "--output_dir", output, *options)
+
+
+def test_what_mining_leaves(tmp_path, capsys):
+    output = tmp_path / "hard"
+    (output / "clusters").mkdir(parents=True)
+    (output / "clusters" / "of_an_earlier_call.png").touch()
+    mine(output, "--worst", 0.5)
+    assert {file.name for file in output.iterdir()} == {"scores.parquet", "hard_samples.json", "clusters"}
+    found = json.loads((output / "hard_samples.json").read_text())
+    scores = read_scores(output / "scores.parquet", found["fingerprint"])
+    assert len(scores) == found["samples"] == 12
+    assert scores["sample_id"][scores["hard"]].tolist() == found["hard"] and len(found["hard"]) == 6
+    assert sum(bucket["count"] for bucket in found["buckets"]) == 12
+    assert [entry["sample_id"] for entry in found["review"]] == scores["sample_id"][scores["review"]].tolist()
+    by_cluster = scores.dropna(subset=["cluster"]).groupby("cluster")["sample_id"].apply(list).to_dict()
+    assert {cluster["cluster"]: cluster["sample_ids"] for cluster in found["clusters"]} == by_cluster
+
+    sheets = sorted((output / "clusters").iterdir())
+    assert len(sheets) == len(found["clusters"]) > 0
+    for sheet, cluster in zip(sheets, found["clusters"], strict=True):
+        first, last = max(cluster["first_frame"] - 1, 0), min(cluster["last_frame"] + 1, 5)
+        assert Image.open(sheet).size == (192 * (last - first + 1), 20 + 2 * 192)
+    assert "6 of 12 samples are hard" in capsys.readouterr().out
+
+
+def test_a_threshold_that_selects_all_says_what_would_and_scores_nothing_twice(monkeypatch, tmp_path):
+    with pytest.raises(MiningError, match=r"hard_below=1.5 selects all of 12 samples.*A limit of 0\.\d+ selects"):
+        mine(tmp_path, "--threshold", 1.5)
+    assert [file.name for file in tmp_path.iterdir()] == [".partial"]
+
+    def never(*args):
+        raise AssertionError("scored again")
+
+    with monkeypatch.context() as again:
+        again.setattr("sa2va_trl.mining.scoring._Scorer.__call__", never)
+        mine(tmp_path, "--worst", 0.5, "--num_sheets", 0)
+    assert not (tmp_path / ".partial").exists() and (tmp_path / "scores.parquet").exists()
+
+
+def test_without_labels(tmp_path):
+    mine(tmp_path, "--labels", "false", "--worst", 0.5, "--method", "neighbours", "--min_length", 1)
+    found = json.loads((tmp_path / "hard_samples.json").read_text())
+    scores = pd.read_parquet(tmp_path / "scores.parquet")
+    assert found["by"] == "consistency" and "dice" not in scores and not scores["review"].any()
+    assert len(list((tmp_path / "clusters").iterdir())) == len(found["clusters"]) > 0
+
+
+def test_clips_are_drawn_by_their_first_frames(tmp_path):
+    frames = [dict(row) for row in synthetic_dataset(1, 6, 64)]
+    kinds = {"images": List(ImageFeature()), "masks": List(ImageFeature(mode="L")), "phrases": List(Value("string"))}
+    names = {"sample_id": Value("string"), "video_id": Value("string"), "frame_index": Value("int64")}
+    clips = [
+        {
+            "images": [row["image"] for row in frames[start : start + 2]],
+            "masks": [row["mask"] for row in frames[start : start + 2]],
+            **{"phrases": ["vessel"], "sample_id": f"clip{start}", "video_id": "a", "frame_index": start},
+        }
+        for start in (0, 2, 4)
+    ]
+    DatasetDict(test=Dataset.from_list(clips, Features(kinds | names))).save_to_disk(tmp_path / "data")
+    options = ["--grounding_image_size", 64, "--dataset_split", "test", "--dataset_name", tmp_path / "data"]
+    options += ["--output_dir", tmp_path / "hard", "--worst", 0.4, "--min_length", 1]
+    run_task("mine_hard_samples", *options)
+    (sheet,) = (tmp_path / "hard" / "clusters").iterdir()
+    assert Image.open(sheet).size in [(2 * 192, 20 + 2 * 192), (3 * 192, 20 + 2 * 192)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threshold", 0.7, "--worst", 0.2], "give one"),
+        (["--smoothing", 2], "odd"),
+        (["--method", "tracking"], "method has no effect"),
+        (["--labels", "false", "--cache_features", "on"], "cache_features='on': labels=false has no use"),
+        (["--labels", "false", "--tau_low", 0.1], "tau_low=0.1: labels=false has no use"),
+        (["--worst", 1.5], "worst is the share"),
+        (["--threshold", "nan"], "nan"),
+        (["--tau_low", 3], "tau_low"),
+        (["--num_sheets", -1], "num_sheets"),
+        (["--sampler", '{"field": -1}'], "field"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_scored(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        mine(tmp_path, *options)
+    assert not any(tmp_path.iterdir())

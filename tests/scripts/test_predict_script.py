@@ -1,0 +1,405 @@
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tasks import run_task
+
+from sa2va_trl import Sa2VAForConditionalGeneration
+from sa2va_trl.data import DatasetError
+from sa2va_trl.evaluation.overlays import object_names
+from sa2va_trl.files import file_name
+from sa2va_trl.models import processing
+
+
+FOLDERS = ("masks", "probabilities", "overlays")
+
+
+@pytest.fixture
+def predict(tmp_path):
+    """Run the recipe on the tiny model; what it says of the pictures."""
+
+    def call(source, *options, answer="Sure, [SEG].", output=tmp_path / "output"):
+        common = ("--model_name_or_path", "tiny", "--grounding_image_size", 64, "--answer", answer)
+        run_task("predict", *common, "--input", source, "--output_dir", output, *options)
+        return json.loads((output / "predictions.json").read_text())["predictions"]
+
+    return call
+
+
+@pytest.fixture
+def segment(monkeypatch):
+    """Replace `segment` by what a test makes of its arguments and the true one."""
+    true = Sa2VAForConditionalGeneration.segment
+
+    def replace(function):
+        monkeypatch.setattr(
+            Sa2VAForConditionalGeneration,
+            "segment",
+            lambda self, **given: function(lambda: true(self, **given), given),
+        )
+
+    return replace
+
+
+def picture(value=100):
+    return Image.fromarray(np.random.default_rng(value).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+
+
+def tree(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if not path.is_dir()
+    }
+
+
+def check_files(output, entries):
+    """The folders hold what the entries say, no more and no less, and no two entries share a file."""
+    listed = [
+        found[key] for entry in entries for found in entry["objects"] for key in ("mask", "probabilities", "overlay")
+    ]
+    assert len(set(listed)) == len(listed)
+    assert sorted(listed) == sorted(
+        f"{folder}/{path.name}" for folder in FOLDERS for path in (output / folder).iterdir()
+    )
+    assert sorted(path.name for path in output.iterdir()) == sorted([*FOLDERS, "predictions.json"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is read
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def save_run(folder, suffix, pages):
+    path = folder / f"run.{suffix}"
+    options = {"lossless": True} if suffix == "webp" else {}
+    pages[0].save(path, save_all=True, append_images=pages[1:], **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png", "webp", "gif"])
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_a_file_of_several_pages_is_a_video(predict, segment, tmp_path, suffix, per_frame):
+    path = save_run(tmp_path, suffix, [picture(value) for value in range(3)])
+    calls = []
+
+    def watched(true, given):
+        calls.append(len(given["video"]) if "video" in given else 1)
+        assert given.get("num_frames") == (None if per_frame else 2)
+        return true()
+
+    segment(watched)
+    entries = predict(path, *(("--per_frame", "true") if per_frame else ("--num_frames", 2)))
+    assert calls == ([1, 1, 1] if per_frame else [3])
+    assert [(entry["name"], entry["file"], entry["frame"]) for entry in entries] == [
+        (f"run_f0000{index}", path.name, index) for index in range(3)
+    ]
+    assert [entry["objects"][0]["mask"] for entry in entries] == [f"masks/run_f0000{index}.png" for index in range(3)]
+    check_files(tmp_path / "output", entries)
+
+
+@pytest.mark.parametrize("options", [("--per_frame", "true"), ("--num_frames", 2)])
+def test_options_of_a_video_are_refused_for_one_page(predict, tmp_path, options):
+    path = save_run(tmp_path, "tif", [picture()])
+    with pytest.raises(ValueError, match="is for a video"):
+        predict(path, *options)
+
+
+def test_a_folder_is_read_in_whole_or_what_is_not_is_named(predict, tmp_path, monkeypatch, caplog, capsys):
+    folder = tmp_path / "input"
+    (folder / "deeper").mkdir(parents=True)
+    save_run(folder, "tif", [picture(0), picture(1)])
+    picture(2).save(folder / "still.jfif", format="JPEG")
+    for name in ("scan.dcm", "film.mp4", "._still.png", "Thumbs.db"):
+        (folder / name).touch()
+    # (A task keeps the package's log to itself.)
+    monkeypatch.setattr(logging.getLogger("sa2va_trl"), "handlers", [caplog.handler])
+    entries = predict(folder)
+    assert [entry["name"] for entry in entries] == ["run_f00000", "run_f00001", "still"]
+    assert ["frame" in entry for entry in entries] == [True, True, False]
+    (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("sa2va_trl.media")]
+    assert message.endswith("are read: deeper/, film.mp4, scan.dcm")
+    content = json.loads((tmp_path / "output" / "predictions.json").read_text())
+    assert content["left_out"] == ["deeper/", "film.mp4", "scan.dcm"]
+    assert "3 images, 3 masks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_a_damaged_clip_is_refused_before_the_model_is_loaded(predict, tmp_path, monkeypatch, per_frame):
+    path = save_run(tmp_path, "tif", [picture(value) for value in range(3)])
+    path.write_bytes(path.read_bytes()[:-100])
+    monkeypatch.setattr("sa2va_trl.scripts.predict.load_model", lambda arguments: pytest.fail("the model is loaded"))
+    with pytest.raises(DatasetError, match=r"run\.tif cannot be read: page 2 is unreadable or truncated"):
+        predict(path, *(("--per_frame", "true") if per_frame else ()))
+    assert [file.name for file in tmp_path.iterdir()] == ["run.tif"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is left of an earlier call
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_call_leaves_nothing_of_the_first(predict, tmp_path, capsys):
+    picture().save(tmp_path / "a.png")
+    entries = predict(tmp_path / "a.png", answer="[SEG] [SEG]")
+    assert [found["mask"] for found in entries[0]["objects"]] == ["masks/a.object0.png", "masks/a.object1.png"]
+    check_files(tmp_path / "output", entries)
+    for folder in FOLDERS:
+        (tmp_path / "output" / folder / ".DS_Store").touch()  # a system's, not the user's
+    assert predict(tmp_path / "a.png")[0]["objects"][0]["mask"] == "masks/a.png"
+    entries = predict(tmp_path / "a.png", answer="nothing there")
+    assert entries[0]["objects"] == []
+    check_files(tmp_path / "output", entries)
+    printed = capsys.readouterr()
+    assert "1 images, 2 masks" in printed.out and "1 images, 0 masks" in printed.out
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, ValueError])
+def test_a_call_that_ends_in_its_middle_leaves_the_old_result_whole(predict, segment, tmp_path, error):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    for index in range(3):
+        picture(index).save(folder / f"{index}.png")
+    calls = []
+
+    def failing(true, given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise error("no more")
+        return true()
+
+    segment(failing)
+    with pytest.raises(error, match=None if error is KeyboardInterrupt else r"1\.png: no more"):
+        predict(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["input"]
+    predict(folder)
+    before = tree(tmp_path / "output")
+    calls.clear()
+    with pytest.raises(error):
+        predict(folder, "--threshold", 0.3)
+    assert tree(tmp_path / "output") == before
+
+
+@pytest.mark.parametrize("foreign", ["masks/mine.png", "probabilities/deep/a.npy", "overlays/a.txt", "masks/.gitkeep"])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_predict_has_not_written_is_not_replaced(predict, tmp_path, monkeypatch, foreign, earlier):
+    picture().save(tmp_path / "a.png")
+    if earlier:
+        predict(tmp_path / "a.png", output=tmp_path)
+    (tmp_path / foreign).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / foreign).write_text("mine")
+    before = tree(tmp_path)
+    monkeypatch.setattr("sa2va_trl.scripts.predict.load_model", lambda arguments: pytest.fail("the model is loaded"))
+    with pytest.raises(ValueError, match="Give another output_dir") as error:
+        predict(tmp_path / "a.png", output=tmp_path)
+    named = "/".join(foreign.split("/")[:2])
+    assert f"lists, and would be replaced: {named}. " in str(error.value)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"predictions": 3}', '{"images": []}', '{"predictions": ["a"]}'])
+def test_another_program_s_json_is_not_replaced(predict, tmp_path, content):
+    (tmp_path / "predictions.json").write_text(content)
+    picture().save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"would be replaced: predictions\.json"):
+        predict(tmp_path / "a.png", output=tmp_path)
+
+
+def test_other_places_that_are_no_folders_of_results_are_refused(predict, tmp_path):
+    picture().save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"output_dir=.*a\.png' is a file"):
+        predict(tmp_path / "a.png", output=tmp_path / "a.png")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "masks").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="would be replaced: masks. "):
+        predict(tmp_path / "a.png", output=tmp_path)
+
+
+def test_results_of_an_earlier_version_are_its_own(predict, tmp_path):
+    """Whose JSON holds the masks alone."""
+    picture().save(tmp_path / "a.png")
+    predict(tmp_path / "a.png", answer="[SEG] [SEG]")
+    file = tmp_path / "output" / "predictions.json"
+    content = json.loads(file.read_text())
+    for found in content["predictions"][0]["objects"]:
+        del found["probabilities"], found["overlay"]
+    file.write_text(json.dumps(content))
+    check_files(tmp_path / "output", predict(tmp_path / "a.png"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_two_inputs_never_share_an_output(predict, segment, tmp_path):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    names = ["a b.png", "a_b.png", "x.png", "x.jpg", "x.png.bmp", "a.png", "a.object1.png", "b.png", "b.object0.png"]
+    sizes = {}
+    for number, name in enumerate(names):
+        sizes[name] = (40 + number, 30)
+        picture().resize(sizes[name]).save(folder / name)
+    entries = predict(folder, answer="[SEG] [SEG]")
+    assert sorted(entry["file"] for entry in entries) == sorted(names)
+    assert len({entry["name"] for entry in entries}) == len(names)
+    check_files(tmp_path / "output", entries)
+    for entry in entries:
+        for found in entry["objects"]:
+            assert Image.open(tmp_path / "output" / found["mask"]).size == sizes[entry["file"]]
+    # Where only some pictures have several objects, names that were told apart by it could meet.
+    calls = []
+
+    def alternating(true, given):
+        calls.append(given)
+        given["answer"] = "[SEG]" * (1 + len(calls) % 2)
+        return true()
+
+    segment(alternating)
+    entries = predict(folder, output=tmp_path / "other")
+    assert {len(entry["objects"]) for entry in entries} == {1, 2}
+    check_files(tmp_path / "other", entries)
+
+
+CHECKSUM = file_name("a b").removeprefix("a_b")
+PARTS = st.sampled_from(["a", "b", ".object0", ".object1", " ", "_", "ä", CHECKSUM, "/", "(1)", "x" * 210])
+PICTURES = st.dictionaries(st.lists(PARTS, min_size=1, max_size=4).map("".join), st.integers(0, 3), max_size=12)
+
+
+@given(PICTURES)
+def test_names_of_masks_are_unique_and_stable(pictures):
+    def names():
+        taken = set()
+        return [object_names(name, objects, taken) for name, objects in pictures.items()]
+
+    found = names()
+    every = [name for group in found for name in group]
+    assert len(set(every)) == len(every) == sum(pictures.values())
+    assert [len(group) for group in found] == list(pictures.values())
+    assert all(re.fullmatch(r"[\w.\-]+", name) and len(name.encode()) < 250 for name in every)
+    assert names() == found
+    plain = [
+        [file_name(name)] if objects == 1 else [f"{file_name(name)}.object{index}" for index in range(objects)]
+        for name, objects in pictures.items()
+    ]
+    if len({name for group in plain for name in group}) == len(every):
+        assert found == plain
+
+
+@pytest.mark.parametrize("kind", ["image", "folder", "video", "video, frame by frame"])
+def test_predict_writes_masks_probabilities_and_json(monkeypatch, tmp_path, trained, kind):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(3)]
+    source = tmp_path / "input"
+    if kind == "folder":
+        source.mkdir()
+        for index, frame in enumerate(frames):
+            Image.fromarray(frame).save(source / f"frame {index}.png")
+    elif kind == "image":
+        source = source.with_suffix(".png")
+        Image.fromarray(frames[0]).save(source)
+        frames = frames[:1]
+    else:
+        av = pytest.importorskip("av")
+        source = source.with_suffix(".mp4")
+        with av.open(str(source), "w") as container:
+            stream = container.add_stream("mpeg4", rate=5)
+            stream.width, stream.height = 64, 48
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+    output = tmp_path / "output"
+    whole = {"image": [], "folder": [], "video": [3], "video, frame by frame": []}[kind]
+    clips = watch_segment(monkeypatch)
+    run_task(
+        "predict",
+        *("--model_name_or_path", trained, "--input", source, "--output_dir", output),
+        *("--answer", "Sure, [SEG].", "--threshold", 0.25),
+        *(("--per_frame", "true") if kind == "video, frame by frame" else ()),
+    )
+    assert clips == whole
+    written = json.loads((output / "predictions.json").read_text())["predictions"]
+    assert len(written) == len(frames)
+    for entry in written:
+        (found,) = entry["objects"]
+        mask = np.asarray(Image.open(output / found["mask"]))
+        stem = Path(found["mask"]).stem
+        probabilities = np.load(output / "probabilities" / f"{stem}.npy")
+        assert mask.shape == probabilities.shape == (48, 64)
+        assert np.array_equal(mask > 0, probabilities > 0.25)
+        assert (output / "overlays" / f"{stem}.png").exists()
+
+
+def watch_segment(monkeypatch):
+    """The lengths of the clips that are segmented."""
+    segment, clips = Sa2VAForConditionalGeneration.segment, []
+
+    def watched(self, **arguments):
+        result = segment(self, **arguments)
+        if "video" in arguments:
+            clips.append(result.low_res_logits.shape[1])
+        return result
+
+    monkeypatch.setattr(Sa2VAForConditionalGeneration, "segment", watched)
+    return clips
+
+
+def test_bad_pictures_of_a_folder_are_reported_together(tmp_path, trained):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    Image.new("L", (64, 64)).save(folder / "good.png")
+    (folder / "torn.png").write_bytes((folder / "good.png").read_bytes()[:40])
+    Image.fromarray(np.full((64, 64), 40000, dtype=np.uint16)).save(folder / "deep.png")
+    with pytest.raises(DatasetError, match="2 of 3") as error:
+        run_task("predict", "--model_name_or_path", trained, "--input", folder, "--output_dir", tmp_path / "o")
+    assert "torn.png" in str(error.value) and "deep.png" in str(error.value)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("style", ["training", "official"])
+def test_predict_asks_in_the_style_that_is_given(monkeypatch, tmp_path, style):
+    picture = tmp_path / "one.png"
+    Image.effect_noise((100, 60), 80).convert("RGB").save(picture)
+    seen = []
+    original = processing.size_of_first_step
+    monkeypatch.setattr(processing, "size_of_first_step", lambda *size: seen.append(size) or original(*size))
+    common = ["--input", picture, "--output_dir", tmp_path / "out", "--model_name_or_path", "tiny-qwen3_vl"]
+    run_task("predict", *common, "--prompt_style", style, "--answer", "Sure, [SEG].")
+    assert bool(seen) == (style == "official")
+
+
+# With a second model
+
+
+PICTURES = [np.random.default_rng(seed).integers(0, 255, (48, 64, 3), dtype=np.uint8) for seed in range(3)]
+
+
+def predict_folder(tmp_path, name, *options):
+    source = tmp_path / "input"
+    source.mkdir(exist_ok=True)
+    for index, picture in enumerate(PICTURES):
+        Image.fromarray(picture).save(source / f"{index}.png")
+    common = ("--input", source, "--output_dir", tmp_path / name, "--answer", "Sure, [SEG].")
+    run_task("predict", *common, "--grounding_image_size", 64, *options)
+    entries = json.loads((tmp_path / name / "predictions.json").read_text())["predictions"]
+    return entries, [np.load(file) for file in sorted((tmp_path / name / "probabilities").glob("*.npy"))]
+
+
+def test_predict_routes(monkeypatch, tmp_path, second, capsys):
+    entries, first = predict_folder(tmp_path, "first")
+    assert all("routed" not in entry for entry in entries)
+    _, other = predict_folder(tmp_path, "second", "--model_name_or_path", second)
+    scores = [entry["objects"][0]["predicted_iou"] for entry in entries]
+    middle = float(np.sort(scores)[:2].mean())
+    options = ("--router_model", second, "--route_threshold", middle)
+    entries, found = predict_folder(tmp_path, "routed", *options)
+    assert [entry["routed"] for entry in entries] == [score < middle for score in scores]
+    assert [entry["predicted_iou"] for entry in entries] == pytest.approx(scores)
+    for entry, maps, one, two in zip(entries, found, first, other, strict=True):
+        np.testing.assert_array_equal(maps, two if entry["routed"] else one)
+        assert np.abs(one - two).max() > 0.01
+    assert "1 of 3 images went to the second model" in capsys.readouterr().out
