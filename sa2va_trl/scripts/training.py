@@ -10,7 +10,7 @@ from .screen import say
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """
-    The checkpoint that `--resume_from_checkpoint` means: [`~trainers.resuming.resolve_checkpoint`] by an earlier name.
+    The checkpoint that `--resume_from_checkpoint` means: [`~trainers.checkpoints_to_resume.resolve_checkpoint`] by an earlier name.
 
     Args:
         args (`TrainingArguments`): with `resume_from_checkpoint` a folder, or `"latest"` for the newest in
@@ -32,7 +32,7 @@ def train_and_save(trainer: Trainer, checkpoint: str | None, dataset_name: str) 
 
     Args:
         trainer (`Trainer`): ready to train.
-        checkpoint (`str`, *optional*): from [`~trainers.resuming.resolve_checkpoint`].
+        checkpoint (`str`, *optional*): from [`~trainers.checkpoints_to_resume.resolve_checkpoint`].
         dataset_name (`str`): what it trains on, for the card.
 
     Raises:
