@@ -7,6 +7,7 @@ import sys
 from difflib import get_close_matches
 from importlib import import_module
 
+from . import __version__
 from .scripts import HELP, TASKS
 
 
@@ -22,6 +23,9 @@ def main(task: str | None = None) -> None:
     if task is None:
         if not line or line[0] in ("-h", "--help"):
             print(overview())
+            return
+        if line[0] == "--version":
+            print(f"sa2va_trl {__version__}")
             return
         task, *line = line
     if task not in TASKS:

@@ -49,6 +49,7 @@ class RecipeParser(TrlParser):
     def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs: Any) -> tuple:
         show_log()
         line = list(sys.argv[1:] if args is None else args)
+        line = [part for entry in line for part in (entry.split("=", 1) if entry[:9] == "--config=" else [entry])]
         if "--config" in line[:-1]:
             place = line.index("--config") + 1
             line[place] = str(config_file(line[place]))

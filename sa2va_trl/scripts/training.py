@@ -10,7 +10,8 @@ from .screen import say
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """
-    The checkpoint that `--resume_from_checkpoint` means: [`~trainers.checkpoints_to_resume.resolve_checkpoint`] by an earlier name.
+    The checkpoint that `--resume_from_checkpoint` means, for scripts that know
+    [`~trainers.checkpoints_to_resume.resolve_checkpoint`] by this earlier name.
 
     Args:
         args (`TrainingArguments`): with `resume_from_checkpoint` a folder, or `"latest"` for the newest in

@@ -83,7 +83,7 @@ class HardSampleTrainer(SegSFTTrainer):
             One row a training row with masks: `sample_id`, `dice` and, where an option needs them, `spread`,
             `cluster`, `thickness` and `review`; those of [`~mining.selection.mine`] say what is hard where `args` do
             not. Without them the trainer scores the rows itself before it starts.
-        train_dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`]; those without masks are left
+        train_dataset (`datasets.Dataset`): rows as in [`~data.checks.check_dataset`]; those without masks are left
             out.
         data_collator, eval_dataset, processing_class, compute_metrics, callbacks, optimizers,
         optimizer_cls_and_kwargs, quantization_config, peft_config, mask_metrics: as in [`SegSFTTrainer`].
