@@ -7,7 +7,6 @@ import sys
 from difflib import get_close_matches
 from importlib import import_module
 
-from . import __version__
 from .scripts import HELP, TASKS
 
 
@@ -25,7 +24,7 @@ def main(task: str | None = None) -> None:
             print(overview())
             return
         if line[0] == "--version":
-            print(f"sa2va_trl {__version__}")
+            print(f"sa2va_trl {sys.modules[__package__].__version__}")
             return
         task, *line = line
     if task not in TASKS:

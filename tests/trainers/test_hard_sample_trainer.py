@@ -113,6 +113,11 @@ def test_defaults_are_those_of_the_method():
     assert SegSFTConfig("out", report_to="none").learning_rate != args.learning_rate
 
 
+def test_the_limit_that_was_the_default_may_stand_beside_the_share():
+    args = HardSampleConfig("out", threshold=0.75, worst=0.2, use_cpu=True)
+    assert (args.hard_below, args.worst) == (None, 0.2)
+
+
 def test_every_parameter_of_the_head_moves_and_no_other_does(tmp_path, data, scores):
     trainer = make(tmp_path, data, scores, max_steps=3)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
