@@ -58,6 +58,8 @@ class _Finder(MetaPathFinder, Loader):
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
         module.__getattr__ = look_up
+        names = {present for home in homes for present in vars(home) if not present.startswith("_")} | set(renamed)
+        module.__all__ = sorted(names)
 
 
 def install() -> None:

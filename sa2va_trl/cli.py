@@ -23,6 +23,9 @@ def main(task: str | None = None) -> None:
         if not line or line[0] in ("-h", "--help"):
             print(overview())
             return
+        if line[0] == "--version":
+            print(f"sa2va_trl {sys.modules[__package__].__version__}")
+            return
         task, *line = line
     if task not in TASKS:
         nearest = get_close_matches(task, TASKS, n=1, cutoff=0)[0]

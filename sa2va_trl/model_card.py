@@ -105,8 +105,8 @@ result.masks  # (objects, height, width)
 ```
 {%- if is_adapter %}
 
-`base_model.json` has digests of the weights that the adapter was trained on; `sa2va_trl.hub.load_adapter` loads the
-adapter onto these weights and refuses others.
+`base_model.json` has digests of the weights that the adapter was trained on; `sa2va_trl.adapters.load_adapter` loads
+the adapter onto these weights and refuses others.
 {%- endif %}
 """
 

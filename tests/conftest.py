@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is imported: no test may need the network
 
+import longer
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,8 +15,6 @@ from sa2va_trl.models.configuration import SUPPORTED_VLMS
 
 
 TESTS = Path(__file__).parent
-# Tests that `make test-fast` leaves out.
-LONGER = {line.split("#")[0].strip() for line in (TESTS / "longer.txt").read_text().splitlines()}
 # What takes longest begins first, so that no worker is left with it at the end.
 FIRST = ("distributed/", "models/test_reference.py", "models/test_qwen_reference.py")
 
@@ -23,11 +22,12 @@ FIRST = ("distributed/", "models/test_reference.py", "models/test_qwen_reference
 def pytest_collection_modifyitems(items):
     # With several workers (`pytest -n 2 --dist loadgroup`) a file stays on one of them, which shares its fixtures, and
     # runs of several processes follow one another in those that stand ready.
+    longer_ones = longer.listed()
     for item in items:
         name = f"{item.path.relative_to(TESTS).as_posix()}::{item.originalname}"
         distributed = item.path.parent.name == "distributed"
         item.add_marker(pytest.mark.xdist_group("distributed" if distributed else item.path.name))
-        if name in LONGER:
+        if name in longer_ones:
             item.add_marker("longer")
     order = [*FIRST, ""]
     items.sort(key=lambda item: next(i for i, start in enumerate(order) if start in item.nodeid))

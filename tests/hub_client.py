@@ -1,6 +1,6 @@
 """
 What a user does with the Hub, as a program of its own: the client of huggingface_hub reads its endpoint once, when it
-is imported. Run by `test_hub.py` with a folder to work in; prints one JSON object.
+is imported. Run by `adapters/test_peft_model.py` with a folder to work in; prints one JSON object.
 """
 
 import json

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import sa2va_trl
 from sa2va_trl import cli
 from sa2va_trl.scripts import HELP, TASKS
 
@@ -117,3 +118,9 @@ def test_two_processes_without_a_clone(tmp_path):
     output = tmp_path / "outputs" / "tiny" / "sft"
     assert (output / "model.safetensors").is_file()
     assert finished.stdout.count("score it: sa2va-trl evaluate --model_name_or_path outputs/tiny/sft") == 1
+
+
+def test_the_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sa2va-trl", "--version"])
+    cli.main()
+    assert capsys.readouterr().out == f"sa2va_trl {sa2va_trl.__version__}\n"

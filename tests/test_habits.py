@@ -6,6 +6,7 @@ import re
 from functools import cached_property
 from importlib import import_module
 
+import longer
 import pytest
 from house import ROOT, files_of
 
@@ -187,12 +188,5 @@ def test_another_dialect_would_be_seen(section, odd):
 
 
 def test_what_make_test_fast_leaves_out_is_there():
-    lines = (ROOT / "tests" / "longer.txt").read_text().splitlines()
-    names = [name for name in (line.split("#")[0].strip() for line in lines) if name]
-    gone = []
-    for name in names:
-        file, _, function = name.partition("::")
-        path = ROOT / "tests" / file
-        if not path.is_file() or f"def {function.partition('[')[0]}" not in path.read_text():
-            gone.append(name)
-    assert names and not gone, "of tests/longer.txt, no tests begin like this (any more)"
+    gone = [name for name in longer.listed() if not longer.is_there(name)]
+    assert longer.listed() and not gone, "these tests are no more: take them out of tests/longer.txt, or measure anew"

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..errors import DatasetError
 from ..losses import tubed_skeleton
+from ..models.modeling import MASK_TARGETS
 from ..models.processing import Sa2VAProcessor
 from .augment import Augmentation
 from .fit import image_tokens, too_long
@@ -21,7 +22,7 @@ from .fit import check_fit  # noqa: F401  # isort: skip
 
 
 # What is made for the trainer, not for the model.
-TARGETS = ("labels", "masks", "original_masks", "skeletons", "chosen_masks", "rejected_masks")
+TARGETS = ("labels", *MASK_TARGETS)
 
 
 @dataclass

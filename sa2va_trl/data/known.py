@@ -16,6 +16,7 @@ from ..media.pictures import MAX_PIXELS
 from .layout import Layout, row_layout, row_mask_mode
 
 
+# Sixteen bytes a row, as long as the process lives.
 _GOOD: set[bytes] = set()
 
 

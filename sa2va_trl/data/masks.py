@@ -8,7 +8,7 @@ import PIL.Image
 from skimage.draw import polygon2mask
 
 from ..errors import DatasetError
-from ..media.masks import binary_mask
+from ..media.masks import binary_mask, mask_values  # noqa: F401  (the latter stood here once)
 from ..media.pictures import MAX_PIXELS, decode_image, pages_fault, read_image
 
 

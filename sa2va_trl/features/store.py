@@ -189,7 +189,7 @@ class FeatureStore:
                 except Timeout:
                     taken = False
                     if not told:
-                        logger.info("Another process is computing the features in %s: waiting for it.", self.folder)
+                        logger.warning("Another process is computing the features in %s: waiting for it.", self.folder)
                         told = True
             if everywhere(taken)[0]:
                 break

@@ -11,7 +11,7 @@ import pandas as pd
 #: Dice below which a sample is hard. (A frame at the limit is not.)
 HARD_BELOW = 0.75
 # Where a table of scores has its decision, see [`decided`].
-_DECIDED = "hard"
+_DECIDED = "sa2va_trl.mining"
 Function = TypeVar("Function", bound=Callable)
 
 

@@ -95,8 +95,8 @@ def adapter_advice(adapter: str | Path, base: str | Path | None) -> str:
     """
     of, argument = (f"of {base}", repr(str(base))) if base else ("of a local model, whose path is not kept", "BASE")
     return (
-        f"{adapter} holds an adapter {of}: sa2va_trl.hub.load_adapter(Sa2VAForConditionalGeneration.from_pretrained("
-        f"{argument}), {str(adapter)!r}) loads it on its base model."
+        f"{adapter} holds an adapter {of}: sa2va_trl.adapters.load_adapter("
+        f"Sa2VAForConditionalGeneration.from_pretrained({argument}), {str(adapter)!r}) loads it on its base model."
     )
 
 

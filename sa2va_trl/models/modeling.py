@@ -22,14 +22,13 @@ from .pretrained import (
 from .segmentation import SegmentationMixin
 
 
-# What wrappers and other loops (PEFT's of a causal model, TRL's) pass to every model's `forward`, asking for nothing.
-_IDLE = {
-    "inputs_embeds": (None,),
-    "output_attentions": (None, False),
-    "output_hidden_states": (None, False),
-    "return_dict": (None, True),
-    "use_cache": (None, False),
-}
+# What wrappers and other loops (PEFT's of a causal model, TRL's) pass to every model's `forward`, asking for nothing;
+# anything that is `None` beside it.
+_IDLE = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "use_cache": False}
+
+
+# Masks of a collator's batch, which losses are computed with and the model does not look at.
+MASK_TARGETS = ("masks", "original_masks", "skeletons", "chosen_masks", "rejected_masks")
 
 
 class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrainedModel, GenerationMixin):
@@ -377,8 +376,9 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
             output_candidates (`bool`, *optional*, defaults to `False`):
                 Return all three candidates of each mask too, and the embeddings that they were drawn from.
             kwargs:
-                Nothing: for the keywords that wrappers pass to every model, where they ask for nothing
-                (`use_cache=False`, `return_dict=True`, `None`).
+                Nothing that has an effect: the masks of a collator's batch, so that `model(**batch)` is a forward
+                pass, and keywords that wrappers pass to every model, where they ask for nothing (`use_cache=False`,
+                `return_dict=True`, `None`).
 
         Returns:
             `Sa2VAOutput`.
@@ -386,16 +386,11 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         Raises:
             `ValueError`: `features` together with `labels`, `input_ids` or `encode_only`, `prompts` without
                 `features`, `encode_only` with `output_candidates`, or neither `features` nor `input_ids`.
-            `TypeError`: a keyword that the model does not know, such as the `masks` of a collator's batch, which are
-                the trainer's.
+            `TypeError`: a keyword that the model does not know.
         """
-        if unknown := [
-            name for name, value in kwargs.items() if not any(value is idle for idle in _IDLE.get(name, ()))
-        ]:
-            raise TypeError(
-                f"{type(self).__name__}.forward does not take {', '.join(unknown)}. Of a collator's batch, the masks "
-                "are the trainer's and stay out."
-            )
+        given = [name for name, value in kwargs.items() if value is not None and value is not _IDLE.get(name)]
+        if unknown := [name for name in given if name not in MASK_TARGETS]:
+            raise TypeError(f"{type(self).__name__}.forward does not take {', '.join(unknown)}.")
         if features is not None:
             if labels is not None or input_ids is not None:
                 raise ValueError("`features` stand in for `input_ids`, and there are no language logits for `labels`.")
@@ -418,11 +413,12 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         if len(features.seg_index) == 0:
             # What was drawn for form's sake has to be reached from the loss.
             logits = logits + 0.0 * output.mask_logits.sum().to(logits.dtype)
-        output.logits = logits
+        loss = None
         if labels is not None:
             targets = F.pad(labels, (0, 1), value=-100)[:, 1:][:, keep]
-            output.loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
-        return output
+            loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+        # (Made anew: the order of its values is the order in which they are set, and the loss comes first.)
+        return Sa2VAOutput(loss=loss, logits=logits, **output)
 
     def generate(
         self, inputs: torch.LongTensor | None = None, *args: Any, **kwargs: Any

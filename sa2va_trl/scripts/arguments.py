@@ -49,6 +49,7 @@ class RecipeParser(TrlParser):
     def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs: Any) -> tuple:
         show_log()
         line = list(sys.argv[1:] if args is None else args)
+        line = [part for entry in line for part in (entry.split("=", 1) if entry[:9] == "--config=" else [entry])]
         if "--config" in line[:-1]:
             place = line.index("--config") + 1
             line[place] = str(config_file(line[place]))
@@ -71,11 +72,11 @@ class RecipeParser(TrlParser):
             config = {entry: value for entry, value in config.items() if entry not in aside}
             if aside:
                 say(f"dataset_name={name} is given: {' and '.join(aside)} of the YAML, of other data, is set aside.")
-        self._point_to_sibling(Path(self._given["config"]), {**config, **self._given})
+        self._point_to_sibling(Path(self._given["config"]), {**config, **self._given}, name)
         return super().set_defaults_with_config(**config)
 
     @staticmethod
-    def _point_to_sibling(config: Path, options: dict) -> None:
+    def _point_to_sibling(config: Path, options: dict, dataset_name: str) -> None:
         paths = {name: options[name] for name in INPUTS if isinstance(options.get(name), str)}
         missing = {name: path for name, path in paths.items() if not Path(path).exists()}
         files = [*sorted(config.parent.glob("*.yaml")), *sorted(CONFIGS.glob("*/*.yaml"))]
@@ -83,6 +84,8 @@ class RecipeParser(TrlParser):
         for name, path in missing.items():
             if path in makers:
                 command = f"sa2va-trl {makers[path].stem} --config {shortest_name(makers[path])}"
+                if name != "dataset_name" and dataset_name != "synthetic":
+                    command += f" --dataset_name {dataset_name}"
                 say(f"{name}={path} is not there; make it with: {command}", file=sys.stderr)
                 raise SystemExit(1)
 

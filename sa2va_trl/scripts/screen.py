@@ -9,8 +9,11 @@ class _Screen(logging.Handler):
     """Standard output, as it is when something is said."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text, prefix = self.format(record), f"{record.levelname}: "
-        print(text if record.levelno < logging.WARNING or text.startswith(prefix) else prefix + text, flush=True)
+        try:
+            text, prefix = self.format(record), f"{record.levelname}: "
+            print(text if record.levelno < logging.WARNING or text.startswith(prefix) else prefix + text, flush=True)
+        except Exception:  # as all handlers of logging: what cannot be said stops nothing
+            self.handleError(record)
 
 
 def is_main_process() -> bool:
@@ -23,7 +26,8 @@ def show_log() -> None:
     logger = logging.getLogger("sa2va_trl")
     if any(isinstance(handler, _Screen) for handler in logger.handlers):
         return
-    logger.setLevel(logging.INFO)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.addHandler(_Screen() if is_main_process() else logging.NullHandler())
 

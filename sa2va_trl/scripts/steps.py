@@ -7,8 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
+
 from ..files import write_json
-from ..trainers.resuming import resolve_checkpoint
+from ..mining.hardness import HARD_BELOW
+from ..trainers.checkpoints_to_resume import resolve_checkpoint
 from .config_files import step_config_file
 
 
@@ -43,7 +46,7 @@ class Steps:
         found = {"line": line, "config": config, "done": False}
         if record.exists():
             found = json.loads(record.read_text())
-        if (_comparable(found["line"]), found["config"]) != (_comparable(line), config):
+        if (_comparable(found["line"]), _settings(found["config"])) != (_comparable(line), _settings(config)):
             raise ValueError(
                 f"{folder} was made with other options:\n  {' '.join(found['line'])}\nthan now:\n  {' '.join(line)}\n"
                 "(or its YAML has changed). Give another output_dir, or delete what was made from here on."
@@ -61,7 +64,8 @@ class Steps:
         print(f"== {name}: sa2va-trl {' '.join(line)}", flush=True)
         start = time.monotonic()
         launcher = self.launcher if train and self.launcher else [sys.executable]
-        subprocess.run([*launcher, "-m", "sa2va_trl.cli", *line], check=True)
+        module = "--module" if Path(launcher[0]).name == "deepspeed" else "-m"
+        subprocess.run([*launcher, module, "sa2va_trl.cli", *line], check=True)
         write_json(record, {**found, "done": True, "seconds": round(time.monotonic() - start, 1)})
         return folder
 
@@ -76,6 +80,17 @@ def _comparable(line: list[str]) -> list[str]:
         place = others.index("--config")
         others = others[:place] + others[place + 2 :]
     return [task.removesuffix(".py"), *others]
+
+
+def _settings(config: str) -> dict:
+    """
+    What a YAML says. (In that of hard samples, earlier versions said that rows with a Dice below 0.75 are hard, which
+    is what mining decides unless it is told otherwise.)
+    """
+    settings = yaml.safe_load(config) or {}
+    if settings.get("threshold") == HARD_BELOW:
+        del settings["threshold"]
+    return settings
 
 
 def flags(options: dict) -> list[str]:

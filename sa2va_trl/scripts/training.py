@@ -1,16 +1,19 @@
 """What every training task does with its trainer."""
 
+from pathlib import Path
+
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
 from ..processes import leave_process_group
-from ..trainers.resuming import resolve_checkpoint
+from ..trainers.checkpoints_to_resume import resolve_checkpoint
 from .screen import say
 
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """
-    The checkpoint that `--resume_from_checkpoint` means: [`~trainers.resuming.resolve_checkpoint`] by an earlier name.
+    The checkpoint that `--resume_from_checkpoint` means, for scripts that know
+    [`~trainers.checkpoints_to_resume.resolve_checkpoint`] by this earlier name.
 
     Args:
         args (`TrainingArguments`): with `resume_from_checkpoint` a folder, or `"latest"` for the newest in
@@ -32,7 +35,7 @@ def train_and_save(trainer: Trainer, checkpoint: str | None, dataset_name: str) 
 
     Args:
         trainer (`Trainer`): ready to train.
-        checkpoint (`str`, *optional*): from [`~trainers.resuming.resolve_checkpoint`].
+        checkpoint (`str`, *optional*): from [`~trainers.checkpoints_to_resume.resolve_checkpoint`].
         dataset_name (`str`): what it trains on, for the card.
 
     Raises:
@@ -46,6 +49,12 @@ def train_and_save(trainer: Trainer, checkpoint: str | None, dataset_name: str) 
         say(f"{checkpoint}: the run is finished ({reason}); nothing is trained, and {args.output_dir} has its model.")
         leave_process_group()
         return
+    earlier = sorted(path.name for path in Path(args.output_dir).glob("checkpoint-*"))
+    if checkpoint is None and earlier:
+        say(
+            f"WARNING: {args.output_dir} holds {', '.join(earlier)} of an earlier run. They stay, and "
+            "--resume_from_checkpoint latest may mean one of them: delete them, or give this run another output_dir."
+        )
     trainer.train(resume_from_checkpoint=checkpoint)
     if not there:
         trainer.save_model(args.output_dir)

@@ -47,7 +47,7 @@ def select_rows(
             "or train on them with include_review=True."
         )
     hard = np.zeros(len(dice), dtype=bool)
-    hard[usable] = select_hard(scores[usable], hard_below, worst)
+    hard[usable] = select_hard(scores[usable], hard_below if worst is None else None, worst)
     return hard, usable & ~hard
 
 

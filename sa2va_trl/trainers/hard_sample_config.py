@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..mining.hardness import one_limit
+from ..mining.hardness import HARD_BELOW, one_limit
 from .base_config import refuse
 from .epoch_plan import CURRICULA, DIFFICULTIES
 from .sft_config import SFT_REFUSED, SegSFTConfig
@@ -155,6 +155,8 @@ class HardSampleConfig(SegSFTConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if self.worst is not None and self.threshold == HARD_BELOW:
+            self.threshold = None  # it was the default, beside which `worst` could be given
         self.hard_below = one_limit(self.hard_below, self.threshold)
         if self.hard_below is not None and not 0 < self.hard_below <= 1:
             raise ValueError(f"hard_below must lie in (0, 1], got {self.hard_below}.")

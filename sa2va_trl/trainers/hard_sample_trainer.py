@@ -83,7 +83,7 @@ class HardSampleTrainer(SegSFTTrainer):
             One row a training row with masks: `sample_id`, `dice` and, where an option needs them, `spread`,
             `cluster`, `thickness` and `review`; those of [`~mining.selection.mine`] say what is hard where `args` do
             not. Without them the trainer scores the rows itself before it starts.
-        train_dataset (`datasets.Dataset`): rows as in [`~data.columns.check_dataset`]; those without masks are left
+        train_dataset (`datasets.Dataset`): rows as in [`~data.checks.check_dataset`]; those without masks are left
             out.
         data_collator, eval_dataset, processing_class, compute_metrics, callbacks, optimizers,
         optimizer_cls_and_kwargs, quantization_config, peft_config, mask_metrics: as in [`SegSFTTrainer`].
@@ -243,6 +243,14 @@ class HardSampleTrainer(SegSFTTrainer):
     def _what_is_hard(self) -> dict:
         return what_is_hard(self.args.hard_below, self.args.worst, self._recorded)
 
+    def _decision(self) -> str:
+        """What is hard and who has decided it, in words."""
+        ((name, value),) = self._what_is_hard().items()
+        words = f"Dice below {value:g}" if name == "hard_below" else f"the worst {value:.0%}"
+        if self.args.hard_below is None and self.args.worst is None:
+            words += ", as the scores say" if self._recorded else ", the default"
+        return words
+
     def _fixed(self) -> dict:
         """What a resumed run cannot change, as it is here."""
         options = {name: getattr(self.args, name) for name in FIXED}
@@ -281,7 +289,8 @@ class HardSampleTrainer(SegSFTTrainer):
             progress.length = update * math.ceil(len(progress.hard) / (1 - args.easy_share) / update)
         easy = round(args.easy_share * progress.length)
         self._tell(
-            f"Hard samples: {len(progress.hard)} of {len(scores)} rows are hard, {len(progress.ordinary)} ordinary. "
+            f"Hard samples: {len(progress.hard)} of {len(scores)} rows are hard ({self._decision()}), "
+            f"{len(progress.ordinary)} ordinary. "
             f"An epoch: {progress.length} rows, {progress.length - easy} hard and {easy} ordinary."
         )
 
@@ -319,7 +328,7 @@ class HardSampleTrainer(SegSFTTrainer):
         if "threshold" in began:  # of an earlier version, which had it beside `worst` too
             limit = began.pop("threshold")
             began["hard_below"] = limit if began["worst"] is None else None
-        if self._recorded is None:  # no scores are given: those of the checkpoint say it
+        if self._given_scores is None:  # those of the checkpoint say it
             self._recorded = {name: began[name] for name in ("hard_below", "worst") if began[name] is not None}
         own = self._fixed()
         changed = [f"{name}={began[name]}" for name in FIXED if began[name] != own[name]]

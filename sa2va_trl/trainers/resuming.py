@@ -24,6 +24,11 @@ from .checkpoints_to_resume import (
 from .run_record import check_record, read_record, record_of, rows_digest, write_record
 
 
+# These were defined here once.
+from .run_record import OPTIMIZER_OPTIONS, ORDER_OPTIONS, RECORD, check_same_rows as check_rows  # noqa: F401  # isort: skip
+from .checkpoints_to_resume import ADAPTER_FIELDS  # noqa: F401  # isort: skip
+
+
 if TYPE_CHECKING:
     import optuna
 

@@ -37,7 +37,7 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
         model (`str`, `Sa2VAForConditionalGeneration` or `PeftModel`): what to train.
         args (`SegSFTConfig`): options.
         train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
-            Rows as in [`~data.columns.check_dataset`]; those of a stream are checked as they come.
+            Rows as in [`~data.checks.check_dataset`]; those of a stream are checked as they come.
         eval_dataset (`datasets.Dataset` or a `dict` of them, *optional*):
             Sharing no sample, video or patient with `train_dataset`.
         processing_class (`Sa2VAProcessor`, *optional*): loaded from the model's name by default.

@@ -50,9 +50,10 @@ def test_a_killed_run_takes_up_where_it_ended(network, rows, scores, tmp_path, m
     encode = type(model).forward
 
     def killed(self, *args, **kwargs):
-        if len(passes) == 8:  # in the second of two pieces
-            raise KeyboardInterrupt
-        passes.append(0)
+        if "features" not in kwargs:  # not of the mask decoder alone
+            if len(passes) == 8:  # in the second of two pieces
+                raise KeyboardInterrupt
+            passes.append(0)
         return encode(self, *args, **kwargs)
 
     long = synthetic_dataset(6, 12, 64)

@@ -547,7 +547,7 @@ def test_forward_refuses_what_it_does_not_know(tiny, image):
     with torch.no_grad():
         assert torch.equal(model(**batch, **idle).mask_logits, model(**batch).mask_logits)
     pixels = batch["grounding_pixel_values"]
-    for unknown in ({"masks": pixels, "row_numbers": pixels}, {"use_cache": True}, {"inputs_embeds": pixels}):
+    for unknown in ({"mask": pixels, "row_numbers": pixels}, {"use_cache": True}, {"inputs_embeds": pixels}):
         with pytest.raises(TypeError, match=f"does not take {', '.join(unknown)}\\."):
             model(**batch, **unknown)
 

@@ -1,8 +1,12 @@
-"""What the model returns, without the model."""
+"""What the model returns."""
+
+from dataclasses import fields
 
 import pytest
 import torch
 
+from sa2va_trl.data import SegCollator, synthetic_dataset
+from sa2va_trl.models.modeling import MASK_TARGETS
 from sa2va_trl.models.outputs import SegFeatures, pair_masks
 
 
@@ -59,3 +63,15 @@ def test_features_in_half_precision_have_a_coarse_level_in_float32(tiny, image):
     half = torch.bfloat16
     assert features.seg_states.dtype == half
     assert [level.dtype for level in features.pyramid] == [half, half, torch.float32]
+
+
+def test_values_come_in_the_order_of_the_fields(tiny):
+    """(Whoever takes `output[0]`, or a tuple, gets the loss first.)"""
+    model, processor = tiny
+    batch = SegCollator(processor)(list(synthetic_dataset(1, 1, 64)))
+    output = model(**batch)
+    names = [field.name for field in fields(output)]
+    assert list(output) == sorted(output, key=names.index) and list(output)[:2] == ["loss", "logits"]
+    assert output[0] is output.loss
+    without = {name: value for name, value in batch.items() if name not in MASK_TARGETS}
+    assert len(without) < len(batch) and torch.equal(model(**without, position_ids=None).loss, output.loss)

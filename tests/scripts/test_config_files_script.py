@@ -86,6 +86,14 @@ def test_a_model_that_no_configuration_makes_is_not_guessed_at(monkeypatch, tmp_
     assert "make it with" not in capsys.readouterr().err
 
 
+def test_the_command_that_makes_it_keeps_the_data(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run_task("dpo", "--config", "arcade_tiny/dpo", "--dataset_name", "mine")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("make it with: sa2va-trl sft --config arcade_tiny/sft --dataset_name mine")
+
+
 # Names
 
 

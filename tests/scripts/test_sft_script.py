@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,3 +28,23 @@ def test_published_configs_parse(file, tmp_path):
     arguments = ["--config", str(file), "--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
     _, _, training, _ = parser.parse_args_and_config(arguments)
     assert training.output_dir == str(tmp_path)
+
+
+def test_a_new_run_beside_checkpoints_of_another_says_so(tmp_path, capsys):
+    from sa2va_trl.scripts import training
+
+    class Trained(Exception):
+        pass
+
+    def train(resume_from_checkpoint):
+        raise Trained
+
+    trainer = SimpleNamespace(args=SegSFTConfig(str(tmp_path), use_cpu=True), train=train)
+    with pytest.raises(Trained):
+        training.train_and_save(trainer, None, "synthetic")
+    assert capsys.readouterr().out == ""
+    for step in (4, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    with pytest.raises(Trained):
+        training.train_and_save(trainer, None, "synthetic")
+    assert "holds checkpoint-2, checkpoint-4 of an earlier run" in capsys.readouterr().out

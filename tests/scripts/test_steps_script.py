@@ -61,3 +61,23 @@ def test_configs_of_ones_own(tmp_path, lines, monkeypatch):
     with pytest.raises(FileNotFoundError, match="other.yaml.*tiny/dpo"):
         Steps(tmp_path, "")("other", "sft", {"config": "other.yaml"})
     assert not (tmp_path / "steps" / "other.json").exists()
+
+
+def test_the_limit_that_a_yaml_said_before_is_that_of_mining(tmp_path, lines):
+    own = tmp_path / "own.yaml"
+    own.write_text("# Decided by mining.\nseed: 1\n")
+    options = ["--config", "/somewhere/own.yaml", "--output_dir", f"{tmp_path}/stage3"]
+    record(tmp_path, "stage3", line=["hard_sample.py", *options], config="seed: 1\nthreshold: 0.75\n", done=True)
+    Steps(tmp_path, "")("stage3", "hard_sample", {"config": own})
+    record(tmp_path, "stage3", line=["hard_sample.py", *options], config="seed: 1\nthreshold: 0.7\n", done=True)
+    with pytest.raises(ValueError, match="or its YAML has changed"):
+        Steps(tmp_path, "")("stage3", "hard_sample", {"config": own})
+    assert not lines
+
+
+@pytest.mark.parametrize(("launcher", "flag"), [("accelerate launch --cpu", "-m"), ("/bin/deepspeed", "--module")])
+def test_launchers_start_modules_in_their_own_way(tmp_path, lines, launcher, flag):
+    Steps(tmp_path, launcher)("stage1", "sft", {}, train=True)
+    Steps(tmp_path, launcher)("merged", "merge", {})
+    assert lines[0][:-2] == [*launcher.split(), flag, "sa2va_trl.cli", "sft"]
+    assert lines[1][:3] == [sys.executable, "-m", "sa2va_trl.cli"]

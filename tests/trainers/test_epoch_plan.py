@@ -37,6 +37,11 @@ def test_the_worst_share_is_the_lowest_dice(dice, worst):
     assert np.asarray(dice)[hard[:-1]].max() < np.asarray(dice)[ordinary[:-1]].min()
 
 
+def test_the_share_wins_over_the_limit():
+    scores = pd.DataFrame({"dice": [0.1, 0.5, 0.6, 0.7]})
+    assert np.array_equal(select_rows(scores, 0.75, 0.25)[0], select_rows(scores, worst=0.25)[0])
+
+
 def test_rows_for_review_are_left_out_unless_asked_for():
     scores = table([0.1, 0.2, 0.9, 0.95], review=[True, False, False, True])
     hard, ordinary = select_rows(scores)

@@ -113,6 +113,11 @@ def test_defaults_are_those_of_the_method():
     assert SegSFTConfig("out", report_to="none").learning_rate != args.learning_rate
 
 
+def test_the_limit_that_was_the_default_may_stand_beside_the_share():
+    args = HardSampleConfig("out", threshold=0.75, worst=0.2, use_cpu=True)
+    assert (args.hard_below, args.worst) == (None, 0.2)
+
+
 def test_every_parameter_of_the_head_moves_and_no_other_does(tmp_path, data, scores):
     trainer = make(tmp_path, data, scores, max_steps=3)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
@@ -426,9 +431,9 @@ def test_cached_features_give_the_same_run(tmp_path, data, held_out):
         rows.append(seen_by(trainer))
         trainer.train()
         logs.append([entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry])
-    assert rows[0] == rows[1] and len(rows[0]) == 10
-    # Five steps an epoch; evaluations of the start and after each epoch.
-    assert len(logs[0]) == 2 * 5 + 3
+    assert rows[0] == rows[1] and len(rows[0]) == 12
+    # Three steps an epoch; evaluations of the start and after each epoch.
+    assert len(logs[0]) == 2 * 3 + 3
     for one, two in zip(*logs, strict=True):
         for name in (
             ("eval_dice", "eval_dice_easy") if "eval_loss" in one else ("loss", "grad_norm", "masks/dice_hard")

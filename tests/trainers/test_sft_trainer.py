@@ -423,7 +423,7 @@ def test_the_decoder_of_the_language_prompt_is_the_one_that_trains(tmp_path, dat
     assert decoders == {"sam_mask_decoder_modified" if separate else "sam_mask_decoder"}
     size = sum(parameter.numel() for parameter in model.grounding_encoder.mask_decoder.parameters())
     size //= 1 if trainable == "full" else 2  # beside the copy that trains, PEFT keeps the original
-    line = next(line for line in log.text.splitlines() if line.startswith("SAM 2 mask decoder"))
+    line = next(line for line in "\n".join(log.messages).splitlines() if line.startswith("SAM 2 mask decoder"))
     assert line.split()[-2] == f"{size / 1e6:,.3f}"
     if trainable != "full":
         run.save_model()
