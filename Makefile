@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(PYTEST) -n $(WORKERS) tests
 
-# What one runs before a commit: without launches, official references and other tests of more than some two seconds.
+# What one runs before a commit: without launches, official references and other tests of more than a second.
 test-fast: $(VENV)/.installed-test
 	$(PYTEST) -n $(WORKERS) -m "not slow and not longer" tests
 

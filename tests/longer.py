@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 
-LIMIT = 2.0  # seconds
+LIMIT = 1.0  # seconds
 LIST = Path(__file__).with_suffix(".txt")
 HEAD = f"""\
 # Test functions that take more than {LIMIT:.0f} s of processor time, with all their cases and fixtures, as measured by
