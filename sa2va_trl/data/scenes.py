@@ -16,7 +16,7 @@ from . import synthetic
 from .angiography import SCENES, SyntheticVideo, check_hospital, check_integer, generate_video
 from .prompts import ANSWERS, QUESTIONS, conversation, normalize_phrase
 from .structures import LEFT, OPTIONAL, RIGHT, STRUCTURES, VESSEL
-from .synthetic import FEATURES, numbered_splits, png_cell
+from .synthetic import FEATURES, check_runs, dataset_of, numbered_splits, png_cell, run_cells
 from .wording import (
     HELD_OUT_PHRASES,
     ONE,
@@ -75,15 +75,6 @@ def _present(masks: dict[str, np.ndarray], index: int) -> tuple[list[str], list[
     count = {name: int(mask[index].sum()) for name, mask in masks.items()}
     there = [name for name, pixels in count.items() if pixels >= least_pixels(masks[VESSEL].shape[-1])]
     return there, [name for name in OPTIONAL if count[name] == 0]
-
-
-def _identifiers(video: int, index: int, hospital: int, videos_per_patient: int, hard: bool) -> dict[str, Any]:
-    return {
-        "video_id": f"h{hospital}_v{video:04d}",
-        "frame_index": index,
-        "patient_id": f"h{hospital}_p{video // videos_per_patient:04d}",
-        "hard": bool(hard),
-    }
 
 
 class _Interview:
@@ -163,13 +154,6 @@ class _Interview:
 
 def _turn(question: str, answer: str) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def _check_runs(values: dict[str, Any]) -> None:
-    least = {"seed": 0, "first_video": 0, "size": 32}
-    for name in ("num_videos", "frames_per_video", "size", "seed", "first_video", "videos_per_patient"):
-        check_integer(name, values[name], least.get(name, 1))
-    check_hospital(values["hospital"])
 
 
 def _checked_shares(shares: dict[str, float] | None) -> dict[str, float]:
@@ -256,10 +240,11 @@ def named_dataset(
 
         ```
     """
-    _check_runs(locals())
+    check_runs(num_videos, frames_per_video, size, seed, first_video, videos_per_patient)
+    check_hospital(hospital)
     check_integer("rows_per_frame", rows_per_frame, 1)
     shares = _checked_shares(shares)
-    columns = {name: [] for name in NAMED_FEATURES}
+    rows = []
     for number, video in _videos(num_videos, frames_per_video, size, seed, first_video, hospital):
         masks = video.structures
         for index, position in np.ndindex(frames_per_video, rows_per_frame):
@@ -280,13 +265,12 @@ def named_dataset(
                 "structures": structures,
                 "absent": absent,
                 "sample_id": f"h{hospital}_v{number:04d}_f{index:03d}_r{position}",
-                **_identifiers(number, index, hospital, videos_per_patient, video.hard[index]),
+                **run_cells(number, index, video.hard[index], videos_per_patient, f"h{hospital}_"),
             }
-            for name, value in row.items():
-                columns[name].append(value)
-    if not columns["image"]:
+            rows.append(row)
+    if not rows:
         raise ValueError(f"`shares` {shares!r} gives no row: none of these frames can be asked so.")
-    return datasets.Dataset.from_dict(columns, features=NAMED_FEATURES)
+    return dataset_of(rows, NAMED_FEATURES)
 
 
 def structure_dataset(
@@ -331,35 +315,36 @@ def structure_dataset(
 
         ```
     """
-    _check_runs(locals())
+    check_runs(num_videos, frames_per_video, size, seed, first_video, videos_per_patient)
+    check_hospital(hospital)
     structures = STRUCTURES if structures is None else structures
     if isinstance(structures, str) or not structures or not set(structures) <= set(STRUCTURES):
         raise ValueError(f"`structures` must be some of {', '.join(STRUCTURES)}, but is {structures!r}.")
     if wording not in WORDINGS:
         raise ValueError(f"`wording` must be one of {', '.join(WORDINGS)}, but is {wording!r}.")
-    columns = {name: [] for name in STRUCTURE_FEATURES}
+    rows = []
     for number, video in _videos(num_videos, frames_per_video, size, seed, first_video, hospital):
         masks = video.structures
         for index in range(frames_per_video):
             there, _ = _present(masks, index)
+            image = png_cell(video.frames[index])
             for structure in (name for name in STRUCTURES if name in there and name in structures):
                 place = STRUCTURES.index(structure)
                 stream = np.random.SeedSequence([int(seed), number, int(hospital)], spawn_key=(_PHRASES, index, place))
                 words = {"usual": PHRASES[structure][:1], "varied": PHRASES[structure]}
                 words = words.get(wording, HELD_OUT_PHRASES[structure])
                 row = {
-                    "image": png_cell(video.frames[index]),
+                    "image": image,
                     "mask": png_cell(masks[structure][index] * np.uint8(255)),
                     "phrase": words[np.random.default_rng(stream).integers(len(words))],
                     "structure": structure,
                     "sample_id": f"h{hospital}_v{number:04d}_f{index:03d}_{structure.replace(' ', '_')}",
-                    **_identifiers(number, index, hospital, videos_per_patient, video.hard[index]),
+                    **run_cells(number, index, video.hard[index], videos_per_patient, f"h{hospital}_"),
                 }
-                for name, value in row.items():
-                    columns[name].append(value)
-    if not columns["image"]:
+                rows.append(row)
+    if not rows:
         raise ValueError(f"`structures` {list(structures)!r} gives no row: none of these frames shows any.")
-    return datasets.Dataset.from_dict(columns, features=STRUCTURE_FEATURES)
+    return dataset_of(rows, STRUCTURE_FEATURES)
 
 
 #: What the rows of named scenes can be.

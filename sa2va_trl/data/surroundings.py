@@ -20,6 +20,16 @@ def _smooth_noise(rng, size, cells):
     return (field - field.mean()) / (field.std() + 1e-6)
 
 
+def _tissue(rng, size, tilt, waves):
+    """Coordinates (x, y) in [0, 1], and soft tissue: a slope of up to `tilt`, and noise, by cells and amplitude."""
+    x, y = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size))
+    slope = rng.uniform(-tilt, tilt, 2)
+    field = slope[0] * (x - 0.5) + slope[1] * (y - 0.5)
+    for cells, amplitude in waves:
+        field += amplitude * _smooth_noise(rng, size, cells)
+    return x, y, field
+
+
 def ribs(rng: np.random.Generator, size: int) -> np.ndarray:
     """
     A chest seen from the front: soft tissue, heart, spine and ribs.
@@ -31,11 +41,7 @@ def ribs(rng: np.random.Generator, size: int) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(size, size)`, float32: log attenuation of everything that does not move with the heart.
     """
-    x, y = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size))
-    tilt = rng.uniform(-0.25, 0.25, 2)
-    field = tilt[0] * (x - 0.5) + tilt[1] * (y - 0.5)
-    for cells, amplitude in ((2, 0.14), (5, 0.07), (14, 0.03), (40, 0.018)):
-        field += amplitude * _smooth_noise(rng, size, cells)
+    x, y, field = _tissue(rng, size, 0.25, ((2, 0.14), (5, 0.07), (14, 0.03), (40, 0.018)))
     # Heart shadow: a soft dark ellipse.
     centre = rng.uniform(0.4, 0.6, 2)
     field += 0.12 * sigmoid((0.38 - np.hypot((x - centre[0]) * 0.9, y - centre[1])) / 0.06)
@@ -66,11 +72,7 @@ def wires(rng: np.random.Generator, size: int) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(size, size)`, float32: log attenuation of everything that does not move with the heart.
     """
-    x, y = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size))
-    tilt = rng.uniform(-0.3, 0.3, 2)
-    field = tilt[0] * (x - 0.5) + tilt[1] * (y - 0.5)
-    for cells, amplitude in ((2, 0.10), (9, 0.035), (26, 0.03)):
-        field += amplitude * _smooth_noise(rng, size, cells)
+    x, y, field = _tissue(rng, size, 0.3, ((2, 0.10), (9, 0.035), (26, 0.03)))
     # Mottle: small vessels of the lung, outside the heart's shadow.
     mottle = np.abs(_smooth_noise(rng, size, 34)) * _smooth_noise(rng, size, 12)
     # The heart's border: one long, sharp curve from top to bottom.

@@ -6,6 +6,7 @@ Nothing here is clinical data, and no score on it says anything about patients: 
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import datasets
 import numpy as np
@@ -37,6 +38,57 @@ def png_cell(array: np.ndarray) -> dict:
     buffer = io.BytesIO()
     PILImage.fromarray(array).save(buffer, format="PNG", compress_level=1)
     return {"bytes": buffer.getvalue(), "path": None}
+
+
+def check_runs(
+    num_videos: int, frames_per_video: int, size: int, seed: int, first_video: int, videos_per_patient: int
+) -> None:
+    """
+    Check which runs are to be generated.
+
+    Args:
+        num_videos, frames_per_video, size, seed, first_video, videos_per_patient (`int`): as in [`synthetic_dataset`].
+
+    Raises:
+        `ValueError`: If an argument is out of range; the message names it.
+    """
+    for name, value, minimum in (
+        ("num_videos", num_videos, 1),
+        ("frames_per_video", frames_per_video, 1),
+        ("size", size, 32),
+        ("seed", seed, 0),
+        ("first_video", first_video, 0),
+        ("videos_per_patient", videos_per_patient, 1),
+    ):
+        check_integer(name, value, minimum)
+
+
+def run_cells(video: int, index: int, hard: bool, videos_per_patient: int, prefix: str = "") -> dict[str, Any]:
+    """
+    What a row says of the run and the frame that it is of.
+
+    Args:
+        video (`int`): number of the run.
+        index (`int`): number of the frame.
+        hard (`bool`): whether the frame is of the hard stretch.
+        videos_per_patient (`int`): as in [`synthetic_dataset`].
+        prefix (`str`, *optional*, defaults to `""`): of the names of runs and patients.
+
+    Returns:
+        `dict`: `video_id`, `frame_index`, `patient_id` and `hard`.
+    """
+    return {
+        "video_id": f"{prefix}v{video:04d}",
+        "frame_index": index,
+        "patient_id": f"{prefix}p{video // videos_per_patient:04d}",
+        "hard": bool(hard),
+    }
+
+
+def dataset_of(rows: list[dict[str, Any]], features: datasets.Features) -> datasets.Dataset:
+    """Rows, each with all of the columns, as a `datasets.Dataset` held in memory."""
+    columns = {name: [row[name] for row in rows] for name in features}
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def synthetic_dataset(
@@ -74,19 +126,11 @@ def synthetic_dataset(
     Raises:
         `ValueError`: If an argument is out of range; the message names it.
     """
-    for name, value, minimum in (
-        ("num_videos", num_videos, 1),
-        ("frames_per_video", frames_per_video, 1),
-        ("size", size, 32),
-        ("seed", seed, 0),
-        ("first_video", first_video, 0),
-        ("videos_per_patient", videos_per_patient, 1),
-    ):
-        check_integer(name, value, minimum)
+    check_runs(num_videos, frames_per_video, size, seed, first_video, videos_per_patient)
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError(f"`phrase` must be a non-empty string, but is {phrase!r}.")
 
-    columns = {name: [] for name in FEATURES}
+    rows = []
     for number in range(first_video, first_video + num_videos):
         video = generate_video(seed, number, frames_per_video, size)
         for index in range(frames_per_video):
@@ -95,14 +139,10 @@ def synthetic_dataset(
                 "mask": png_cell(video.masks[index] * np.uint8(255)),
                 "phrase": phrase,
                 "sample_id": f"v{number:04d}_f{index:03d}",
-                "video_id": f"v{number:04d}",
-                "frame_index": index,
-                "patient_id": f"p{number // videos_per_patient:04d}",
-                "hard": bool(video.hard[index]),
+                **run_cells(number, index, video.hard[index], videos_per_patient),
             }
-            for name, value in row.items():
-                columns[name].append(value)
-    return datasets.Dataset.from_dict(columns, features=FEATURES)
+            rows.append(row)
+    return dataset_of(rows, FEATURES)
 
 
 def synthetic_splits(
