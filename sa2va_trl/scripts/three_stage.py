@@ -28,7 +28,7 @@ from ..data.columns import GROUP_COLUMNS
 from ..evaluation import compare, comparison_table, predict_probabilities
 from ..evaluation.overlays import draw_beside, save_overlays
 from ..evaluation.results import worst_and_improved
-from ..files import file_name, write_json
+from ..files import file_name, replaced_together, write_json
 from .arguments import DataArguments, ModelArguments, RecipeParser
 from .loading import get_split, load_data, load_model
 from .steps import Steps
@@ -128,8 +128,8 @@ def main() -> None:
     if data_args.dataset_name == "synthetic":  # made once, and not by every step
         dataset["dataset_name"] = str(output / "data")
         if not (output / "data").exists():
-            data.save_to_disk(output / ".data.tmp")
-            (output / ".data.tmp").replace(output / "data")
+            with replaced_together(output, ["data"]) as new:
+                data.save_to_disk(new / "data")
     if data_args.phrase is not None:
         dataset["phrase"] = data_args.phrase
     loading = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
