@@ -1,12 +1,14 @@
 """
-Old names of modules, which scripts may import: what they hold is looked up where it lives now. Nothing in the package
-uses them.
+Old names, which scripts may import: what they stand for is looked up where it lives now. Nothing in the package uses
+them.
 """
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from typing import Any
 
 
 _PACKAGE = __name__.rpartition(".")[0]
@@ -60,6 +62,27 @@ class _Finder(MetaPathFinder, Loader):
         module.__getattr__ = look_up
         names = {present for home in homes for present in vars(home) if not present.startswith("_")} | set(renamed)
         module.__all__ = sorted(names)
+
+
+def looked_up(module: str, homes: dict[str, str]) -> Callable[[str], Any]:
+    """
+    What finds names that could be imported from a module that is still there, and which its own imports would lead
+    round to.
+
+    Args:
+        module (`str`): its name.
+        homes (`dict[str, str]`): where each of the names lives now, without the package.
+
+    Returns:
+        `Callable`: the module's `__getattr__`.
+    """
+
+    def look_up(name: str) -> Any:
+        if name in homes:
+            return getattr(import_module(f"{_PACKAGE}.{homes[name]}"), name)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return look_up
 
 
 def install() -> None:

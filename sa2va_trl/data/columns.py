@@ -1,11 +1,11 @@
 """The columns of a dataset: which there may be, and what their features say."""
 
-from importlib import import_module
 from typing import Any
 
 from datasets import Features, Image, List, Value
 from datasets.features import LargeList
 
+from .._moved import looked_up
 from ..errors import DatasetError
 from ..tokens import SEG_TOKEN
 
@@ -110,9 +110,4 @@ _MOVED = {
     **dict.fromkeys(("iter_undecoded", "plain_rows"), "data.stored"),
     "resolve_inside": "data.readers.folders",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MOVED:
-        return getattr(import_module(f"sa2va_trl.{_MOVED[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = looked_up(__name__, _MOVED)

@@ -56,7 +56,8 @@ def draw_run(
     Returns:
         `PIL.Image.Image`: as of [`~evaluation.film_strip`].
     """
-    images = [normalize_row(row)["images"] for row in dataset]
+    rows = [normalize_row(row) for row in dataset]
+    images = [row["images"] for row in rows]
 
     def first(masks, clip) -> np.ndarray:  # all objects of it, from one mask an object and frame
         return np.any(np.stack(masks)[:: len(clip)], axis=0)
@@ -64,10 +65,7 @@ def draw_run(
     if labels:
         drawn = predict_probabilities(model, processor, dataset, batch_size, progress=False)
         predictions = [first(maps > threshold, clip) for (_, maps), clip in zip(drawn, images, strict=True)]
-        targets = [
-            first([np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]], clip)
-            for row, clip in zip(dataset, images, strict=True)
-        ]
+        targets = [first([np.asarray(mask) > 0 for mask in row["masks"]], row["images"]) for row in rows]
     else:
         predictions = [mask.any(0) for mask in predict_unlabelled(model, processor, dataset, threshold)]
         targets = None

@@ -1,8 +1,6 @@
 """Readers of annotated folders, one file a format; [`~data.loading.load_dataset_dict`] finds the right one."""
 
-from importlib import import_module
-from typing import Any
-
+from ..._moved import looked_up
 from .image_metadata import read_image_metadata
 from .mask_folder import read_mask_folder
 from .sa2va_json import read_sa2va_json
@@ -18,9 +16,4 @@ _MOVED = {
     "normalize_phrase": "data.prompts",
     "polygons_to_mask": "data.masks",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MOVED:
-        return getattr(import_module(f"sa2va_trl.{_MOVED[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = looked_up(__name__, _MOVED)
