@@ -24,6 +24,7 @@ from .wording import (
     PRESENCE,
     SEVERAL,
     SIDE_QUESTIONS,
+    ask_caption,
     ask_one,
     ask_several,
     ask_whether,
@@ -36,11 +37,13 @@ from .wording import (
 #: nothing is missing, say) the others share what would be theirs.
 #: - "plain": "Please segment the X.", "Sure, [SEG].", every second time with the usual phrase;
 #: - "one": one structure, in other forms of question and other words;
+#: - "caption": one structure, which the answer names right behind its [SEG], so that the language model must know at the
+#:   [SEG] what it stands for: where a small model learns words from nothing, its masks follow them only then;
 #: - "several": two or three, at once or one after the other;
 #: - "absent": what is not there, which the answer says without a [SEG]; every second time in the plain form;
 #: - "mixed": one that is there and one that is not;
 #: - "question": about the picture, answered in words.
-SHARES = {"plain": 0.32, "one": 0.22, "several": 0.15, "absent": 0.15, "mixed": 0.06, "question": 0.1}
+SHARES = {"plain": 0.32, "one": 0.22, "caption": 0.0, "several": 0.15, "absent": 0.15, "mixed": 0.06, "question": 0.1}
 #: A structure of fewer pixels than this share of the picture's (and than `LEAST_PIXELS`) in a frame, but of some, is
 #: neither asked for nor said to be missing.
 LEAST_SHARE, LEAST_PIXELS = 4e-4, 4
@@ -85,7 +88,7 @@ class _Interview:
 
     def kinds(self) -> list[str]:
         """Those that the frame can be asked in."""
-        possible = ["plain", "one"] if self.there else []
+        possible = ["plain", "one", "caption"] if self.there else []
         possible += ["several"] if len(self.there) > 1 else []
         possible += ["absent"] if self.missing else []
         possible += ["mixed"] if self.there and self.missing else []
@@ -115,6 +118,10 @@ class _Interview:
     def _one(self):
         (structure,) = self._pick(self.there)
         return _turn(*ask_one(int(self.rng.integers(1, len(ONE))), self._phrase(structure))), [structure], []
+
+    def _caption(self):
+        (structure,) = self._pick(self.there)
+        return _turn(*ask_caption(self._phrase(structure))), [structure], []
 
     def _several(self):
         count = int(self.rng.integers(2, 1 + min(3, len(self.there))))
@@ -166,6 +173,14 @@ def _checked_shares(shares: dict[str, float] | None) -> dict[str, float]:
     return shares
 
 
+def _checked_structures(structures: list[str] | tuple[str, ...] | None) -> list[str] | tuple[str, ...]:
+    if structures is None:
+        return STRUCTURES
+    if isinstance(structures, str) or not structures or not set(structures) <= set(STRUCTURES):
+        raise ValueError(f"`structures` must be some of {', '.join(STRUCTURES)}, but is {structures!r}.")
+    return structures
+
+
 def _videos(
     num_videos: int, frames_per_video: int, size: int, seed: int, first_video: int, hospital: int
 ) -> Iterator[tuple[int, SyntheticVideo]]:
@@ -183,6 +198,7 @@ def named_dataset(
     videos_per_patient: int = 2,
     rows_per_frame: int = 1,
     shares: dict[str, float] | None = None,
+    structures: list[str] | tuple[str, ...] | None = None,
 ) -> datasets.Dataset:
     r"""
     Questions about generated runs, with answers and masks.
@@ -207,6 +223,8 @@ def named_dataset(
         shares (`dict[str, float]`, *optional*, defaults to `SHARES`):
             How often each kind of row comes, in parts of their sum; kinds that are not named do not come. A frame that
             cannot be asked in any of them has no row.
+        structures (`list[str]`, *optional*, defaults to `STRUCTURES`):
+            Which are asked for.
 
     Returns:
         `datasets.Dataset`: columns `image` (8-bit grey PNG), `masks` (PNG, 0 or 255, one a `[SEG]`), `messages`,
@@ -243,26 +261,27 @@ def named_dataset(
     check_runs(num_videos, frames_per_video, size, seed, first_video, videos_per_patient)
     check_hospital(hospital)
     check_integer("rows_per_frame", rows_per_frame, 1)
-    shares = _checked_shares(shares)
+    shares, asked = _checked_shares(shares), _checked_structures(structures)
     rows = []
     for number, video in _videos(num_videos, frames_per_video, size, seed, first_video, hospital):
         masks = video.structures
         for index, position in np.ndindex(frames_per_video, rows_per_frame):
             stream = np.random.SeedSequence([int(seed), number, int(hospital)], spawn_key=(_ROWS, index, position))
             rng = np.random.default_rng(stream)
-            interview = _Interview(rng, *_present(masks, index), video.runs_to)
+            there, missing = ([name for name in part if name in asked] for part in _present(masks, index))
+            interview = _Interview(rng, there, missing, video.runs_to)
             kinds = [kind for kind in interview.kinds() if shares.get(kind, 0) > 0]
             if not kinds:
                 continue
             weights = np.array([shares[kind] for kind in kinds], dtype=float)
             kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
-            messages, structures, absent = interview(kind)
+            messages, shown, absent = interview(kind)
             row = {
                 "image": png_cell(video.frames[index]),
-                "masks": [png_cell(masks[name][index] * np.uint8(255)) for name in structures],
+                "masks": [png_cell(masks[name][index] * np.uint8(255)) for name in shown],
                 "messages": messages,
                 "kind": kind,
-                "structures": structures,
+                "structures": shown,
                 "absent": absent,
                 "sample_id": f"h{hospital}_v{number:04d}_f{index:03d}_r{position}",
                 **run_cells(number, index, video.hard[index], videos_per_patient, f"h{hospital}_"),
@@ -317,9 +336,7 @@ def structure_dataset(
     """
     check_runs(num_videos, frames_per_video, size, seed, first_video, videos_per_patient)
     check_hospital(hospital)
-    structures = STRUCTURES if structures is None else structures
-    if isinstance(structures, str) or not structures or not set(structures) <= set(STRUCTURES):
-        raise ValueError(f"`structures` must be some of {', '.join(STRUCTURES)}, but is {structures!r}.")
+    structures = _checked_structures(structures)
     if wording not in WORDINGS:
         raise ValueError(f"`wording` must be one of {', '.join(WORDINGS)}, but is {wording!r}.")
     rows = []

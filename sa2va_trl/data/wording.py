@@ -66,6 +66,8 @@ ONE = (
     ("I would like to see the {phrase}.", "Sure, <p> {phrase} </p> [SEG]."),
     ("Which pixels belong to the {phrase}?", "These: [SEG]."),
 )
+#: For one that the answer names right behind its [SEG].
+CAPTION = ("Segment and name the {phrase}.", "[SEG] {phrase}.")
 #: For two or three; {phrases} is a list, such as "the a, the b and the c".
 SEVERAL = (
     ("Please segment {phrases}.", "Sure, {list}."),
@@ -136,6 +138,19 @@ def ask_one(form: int, phrase: str) -> tuple[str, str]:
     """
     question, answer = ONE[form]
     return _filled(question, phrase), _filled(answer, phrase)
+
+
+def ask_caption(phrase: str) -> tuple[str, str]:
+    """
+    Ask for one structure in a way that the answer names it right behind its `[SEG]`.
+
+    Args:
+        phrase (`str`): what it is called.
+
+    Returns:
+        `tuple[str, str]`: question and answer.
+    """
+    return tuple(_filled(text, phrase) for text in CAPTION)
 
 
 def ask_several(form: int, phrases: list[str], missing: list[str]) -> tuple[str, str]:

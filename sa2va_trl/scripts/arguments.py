@@ -19,8 +19,14 @@ from .help_pages import help_page, usage
 from .screen import say, show_log
 
 
-# Names of models that are made instead of loaded, and their families.
-TINY = {"tiny": "internvl", "tiny-qwen2_5_vl": "qwen2_5_vl", "tiny-qwen3_vl": "qwen3_vl"}
+# Names of models that come with the package or are made, and their families; the first has weights.
+PRETRAINED = "tiny"
+TINY = {
+    PRETRAINED: "internvl",
+    "tiny-random": "internvl",
+    "tiny-qwen2_5_vl": "qwen2_5_vl",
+    "tiny-qwen3_vl": "qwen3_vl",
+}
 # Options that name what another task may have made.
 INPUTS = ("model_name_or_path", "preferences", "dataset_name")
 # Options that belong to the data that a YAML names, and to no others, and what they are there.
@@ -104,13 +110,14 @@ class ModelArguments:
 
     Args:
         model_name_or_path (`str`, *optional*, defaults to `"tiny"`):
-            `"tiny"`, `"tiny-qwen2_5_vl"`, `"tiny-qwen3_vl"`, a folder or a Hub id.
+            `"tiny"` (with the weights of the package), `"tiny-random"`, `"tiny-qwen2_5_vl"`, `"tiny-qwen3_vl"` (with
+            random ones), a folder or a Hub id.
         model_revision (`str`, *optional*): branch, tag or commit of a Hub id; pin it, published models do change.
         adapter (`str`, *optional*): folder or Hub id of an adapter for it.
         dtype (`str`, *optional*, defaults to `"float32"`): of the weights.
         attn_implementation (`str`, *optional*, defaults to `"sdpa"`): of the VLM.
         grounding_image_size (`int`, *optional*):
-            Side of SAM 2's square in pixels, in place of the model's own (tiny: 256). No weight depends on it; the
+            Side of SAM 2's square in pixels, in place of the model's own (tiny: 320, random ones: 256). No weight depends on it; the
             mask grid is a quarter of it.
         quantization (`str`, *optional*):
             `"4bit"` (NF4 with double quantisation) or `"8bit"`: of the language model's layers, with bitsandbytes;
@@ -121,7 +128,8 @@ class ModelArguments:
     """
 
     model_name_or_path: str = field(
-        default="tiny", metadata={"help": "tiny, tiny-qwen2_5_vl, tiny-qwen3_vl, a folder or a Hub id."}
+        default=PRETRAINED,
+        metadata={"help": "tiny, tiny-random, tiny-qwen2_5_vl, tiny-qwen3_vl, a folder or a Hub id."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
     adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of an adapter."})
@@ -154,7 +162,7 @@ class ModelArguments:
         ):
             raise ValueError("model_revision has no effect on a tiny model or a local folder.")
         if self.quantization is not None and self.model_name_or_path in TINY:
-            raise ValueError("quantization has no effect on a tiny model, which is made and not loaded.")
+            raise ValueError("quantization has no effect on a tiny model, which is small enough as it is.")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}.")
         if self.grounding_image_size is not None and (

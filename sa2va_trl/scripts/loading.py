@@ -13,7 +13,7 @@ from ..data.loading import load_dataset_dict
 from ..evaluation.routing import NOTHING, Router, make_router
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from ..models.checkpoints import ADAPTER_CONFIG, checkpoint_folder, read_config
-from .arguments import TINY, DataArguments, ModelArguments, RouterArguments, SplitArguments
+from .arguments import PRETRAINED, TINY, DataArguments, ModelArguments, RouterArguments, SplitArguments
 
 
 Model = Sa2VAForConditionalGeneration | PeftModel
@@ -70,8 +70,8 @@ def load_model(args: ModelArguments, merge: bool = False) -> tuple[Model, Sa2VAP
             that was trained on another base.
     """
     if args.model_name_or_path in TINY:
-        family = TINY[args.model_name_or_path]
-        model, processor = tiny_sa2va(image_size=args.grounding_image_size or 256, family=family)
+        own = {"family": TINY[args.model_name_or_path], "pretrained": args.model_name_or_path == PRETRAINED}
+        model, processor = tiny_sa2va(image_size=args.grounding_image_size, **own)
         model = model.to(getattr(torch, args.dtype))
         model.set_attn_implementation(args.attn_implementation)
     else:

@@ -75,7 +75,22 @@ def test_rows_have_one_seg_a_mask_and_name_what_the_masks_show(rows):
         for structure in row["absent"]:
             assert not video.structures[structure][row["frame_index"]].any()
         assert row["hard"] == video.hard[row["frame_index"]]
-    assert {row["kind"] for row, _ in rows} == set(SHARES)
+    assert {row["kind"] for row, _ in rows} == {kind for kind, share in SHARES.items() if share}
+
+
+def test_a_caption_names_its_structure_right_behind_its_seg():
+    data = named_dataset(4, 4, size=128, seed=2, shares={"caption": 1}, structures=["blood vessel", "diaphragm"])
+    assert len(data) == 16 and set(data["kind"]) == {"caption"}
+    assert {structure for row in data["structures"] for structure in row} == {"blood vessel", "diaphragm"}
+    for row in data:
+        (structure,), answer = row["structures"], answers(row)
+        phrase = answer.removeprefix("[SEG] ").removesuffix(".")
+        assert phrase in PHRASES[structure] and questions(row) == f"Segment and name the {phrase}."
+
+
+def test_rows_of_some_structures_ask_for_no_other():
+    data = named_dataset(4, 4, size=128, seed=2, structures=["catheter", "diaphragm"])
+    assert {name for row in (*data["structures"], *data["absent"]) for name in row} == {"catheter", "diaphragm"}
 
 
 def test_tagged_phrases_are_of_the_structure_of_their_mask(rows):
@@ -240,7 +255,7 @@ def test_rows_for_evaluation_in_other_words(wording, words):
 
 
 def test_a_batch_of_every_kind_has_one_seg_a_mask(tiler, rows):
-    batch_rows = [next(row for row, _ in rows if row["kind"] == kind) for kind in SHARES]
+    batch_rows = [next(row for row, _ in rows if row["kind"] == kind) for kind, share in SHARES.items() if share]
     batch = SegCollator(tiler)(batch_rows)
     counts = [len(row["masks"]) for row in batch_rows]
     seg = tiler.tokenizer.convert_tokens_to_ids("[SEG]")
@@ -286,7 +301,7 @@ def test_named_scenes_are_loaded_by_the_options_of_synthetic():
         ({"hospital": 2}, "scene 'plain' has no hospital"),
         ({"scene": "named", "videos": 3}, "rows 'conversations' has no videos; it has .*hospital"),
         ({"scene": "named", "num_videos": 3}, "has no num_videos"),
-        ({"scene": "named", "structures": ["catheter"]}, "rows 'conversations' has no structures"),
+        ({"scene": "named", "structures": ["cat"]}, "`structures` must be some of blood vessel"),
         ({"scene": "named", "rows": "structures", "shares": {"one": 1}}, "rows 'structures' has no shares"),
         ({"scene": "named", "rows": "all"}, "`rows` must be one of conversations, structures"),
         ({"scene": "named", "hospital": 3}, "`hospital` must be one of 1, 2"),
