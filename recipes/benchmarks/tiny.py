@@ -85,10 +85,8 @@ def main():
         gap = two["mean"] - one["mean"]
         print(f"{structure:<20}{len(usual):>5}  {spans[0]:<24}{spans[1]:<24}{gap:>+10.3f}{refused:>9.1%}")
 
-    frames = {key[:2] for key in masks if key[2] == CATHETER} & {key[:2] for key in masks if key[2] == VESSEL}
-    overlap = [iou(confusion_counts(masks[*key, CATHETER], masks[*key, VESSEL])) for key in sorted(frames)]
-    own = [iou(confusion_counts(masks[key], masks[key[0], key[1], VESSEL])) for key in masks if key[2] == CATHETER]
-    assert len(overlap) == len(own)
+    pairs = [(mask, masks.get((*key[:2], VESSEL))) for key, mask in masks.items() if key[2] == CATHETER]
+    overlap = [iou(confusion_counts(one, other)) for one, other in pairs if other is not None]
     absent = named_dataset(**runs, rows_per_frame=2, shares={"absent": 1})
     texts = [messages[0]["content"] for messages in absent["messages"]]
     found = list(answers(model, processor, absent["image"], texts))

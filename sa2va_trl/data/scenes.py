@@ -37,8 +37,8 @@ from .wording import (
 #: nothing is missing, say) the others share what would be theirs.
 #: - "plain": "Please segment the X.", "Sure, [SEG].", every second time with the usual phrase;
 #: - "one": one structure, in other forms of question and other words;
-#: - "caption": one structure, which the answer names right behind its [SEG], so that the language model must know at the
-#:   [SEG] what it stands for: where a small model learns words from nothing, its masks follow them only then;
+#: - "caption": one structure, which the answer names right behind its [SEG], so that the language model must know at
+#:   the [SEG] what it stands for: where a small model learns words from nothing, its masks follow them only then;
 #: - "several": two or three, at once or one after the other;
 #: - "absent": what is not there, which the answer says without a [SEG]; every second time in the plain form;
 #: - "mixed": one that is there and one that is not;

@@ -27,13 +27,13 @@ from .processing import Sa2VAProcessor
 CHAT_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 SEG_TOKENS = ["[SEG]", "<p>", "</p>", "<vp>", "</vp>"]
 SPECIAL_TOKENS = [*CHAT_TOKENS, "<img>", "</img>", "<IMG_CONTEXT>", *SEG_TOKENS]
-#: Words that are tokens, as they are in published models, after a space and at the beginning of a text: what is said of
-#: angiograms here. All else is written in bytes.
+#: Words that are tokens, as they are in published models, after a space and at the beginning of a text: what is said
+#: of angiograms here. All else is written in bytes.
 WORDS = """
-please segment segmentation result image picture this that these the a an of in on to from and or is are it they there
-There no not you me see find show mark point out where which what pixels belong would like visible run blood vessel
-vessels vascular coronary artery arteries tree contrast catheter guiding tube left right main side branch branches small
-smaller one trunk narrowing narrow narrowed stenosis stretch diaphragm dome shadow
+please segment segmentation result image picture this that these the a an of in on to from and or is are it
+they there There no not you me see find show mark point out where which what pixels belong would like visible
+run blood vessel vessels vascular coronary artery arteries tree contrast catheter guiding tube left right main
+side branch branches small smaller one trunk narrowing narrow narrowed stenosis stretch diaphragm dome shadow
 """.split()
 FIRST_WORDS = """
 Please Sure Segment Show Mark Find Where Which What Can Could Do Does Is It They These There To Yes No filled assistant
@@ -56,7 +56,8 @@ _SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
 
 def tiny_tokenizer(special_tokens: list[str] = SPECIAL_TOKENS) -> PreTrainedTokenizerFast:
     """
-    A tokenizer of `WORDS` and `FIRST_WORDS`, single bytes and Sa2VA's special tokens: nothing to download, and it writes any text.
+    A tokenizer of `WORDS` and `FIRST_WORDS`, single bytes and Sa2VA's special tokens: nothing to download, and it
+    writes any text.
 
     Args:
         special_tokens (`list[str]`, *optional*, defaults to `SPECIAL_TOKENS`): InternVL's or `QWEN_SPECIAL_TOKENS`.
@@ -159,8 +160,8 @@ def tiny_sa2va(
     pretrained: bool = False,
 ) -> tuple[Sa2VAForConditionalGeneration, Sa2VAProcessor]:
     """
-    The whole network, small enough to train on a laptop: a vision tower of two layers, a language model of two or three
-    and a small Hiera.
+    The whole network, small enough to train on a laptop: a vision tower of two layers, a language model of two or
+    three and a small Hiera.
 
     Args:
         image_size (`int`, *optional*):
@@ -176,8 +177,8 @@ def tiny_sa2va(
         family (`str`, *optional*, defaults to `"internvl"`):
             Of the VLM: `"internvl"` (InternViT and Qwen2), `"qwen2_5_vl"` or `"qwen3_vl"`.
         pretrained (`bool`, *optional*, defaults to `False`):
-            The weights that come with the package (InternVL only), in place of random ones: they know the structures of
-            generated angiograms by name (`recipes/configs/tiny/pretrain.yaml`). Nothing about them is clinical.
+            The weights that come with the package (InternVL only), in place of random ones: they know the structures
+            of generated angiograms by name (`recipes/configs/tiny/pretrain.yaml`). Nothing about them is clinical.
 
     Returns:
         The model, in float32 and training nothing less than everything, and its processor.
