@@ -98,6 +98,10 @@ class Need:
         return self.weights + self.trained + self.activations + self.context
 
 
+def _numel(tensor: torch.Tensor) -> int:
+    return getattr(tensor, "ds_numel", tensor.numel())
+
+
 def is_packed_linear(module: nn.Module) -> bool:
     """Whether a linear layer of bitsandbytes, in 4 or 8 bits."""
     return type(module).__module__.startswith("bitsandbytes") and isinstance(module, nn.Linear)
@@ -136,7 +140,7 @@ def weight_bytes(model: nn.Module, dtype: torch.dtype | None = None) -> int:
     for tensor in model.parameters():
         if id(tensor) not in seen:
             size = (dtype or tensor.dtype).itemsize if tensor.is_floating_point() else tensor.dtype.itemsize
-            total += size * getattr(tensor, "ds_numel", tensor.numel())
+            total += size * _numel(tensor)
     return total + sum(tensor.numel() * tensor.dtype.itemsize for tensor in model.buffers())
 
 
@@ -147,7 +151,11 @@ def optimizer_bytes(name: str) -> int:
     return 0 if name == "sgd" else ADAMW
 
 
-def count_bytes(
+def _half(args: TrainingArguments) -> torch.dtype | None:
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+
+
+def step_of(
     model: Sa2VAForConditionalGeneration,
     batch: Batch,
     args: TrainingArguments,
@@ -156,42 +164,57 @@ def count_bytes(
     gpu: bool = True,
     cached: bool = False,
     mask_options: dict | None = None,
-) -> Need:
+) -> int:
     """
-    What a process of a run needs.
+    [`~trainers.step_bytes.step_bytes`] with the options of a run.
 
     Args:
         model (`Sa2VAForConditionalGeneration`):
             As training begins, with the adapter in it and the types that its weights train in; on any device.
         batch (`Batch`): the sizes of a process's batch.
-        args (`TrainingArguments`): `bf16`, `fp16`, `optim` and gradient checkpointing count.
+        args (`TrainingArguments`): `bf16`, `fp16` and gradient checkpointing count.
+        sharing (`Sharing`, *optional*): among processes; one process by default.
+        gpu, cached, mask_options: of `step_bytes`.
+
+    Returns:
+        `int`.
+    """
+    # DeepSpeed casts the weights themselves.
+    kinds = {"dtype" if sharing.stage else "autocast": _half(args)}
+    checkpointing = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or True)
+    return step_bytes(
+        model, batch, **kinds, gpu=gpu, cached=cached, checkpointing=checkpointing, mask_options=mask_options
+    )
+
+
+def count_bytes(
+    model: Sa2VAForConditionalGeneration,
+    args: TrainingArguments,
+    activations: int,
+    *,
+    sharing: Sharing = Sharing(),
+    gpu: bool = True,
+) -> Need:
+    """
+    What a process of a run needs.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration`): see [`step_of`].
+        args (`TrainingArguments`): `bf16`, `fp16` and `optim` count.
+        activations (`int`): from [`step_of`].
         sharing (`Sharing`, *optional*): among processes; one process by default.
         gpu (`bool`, *optional*, defaults to `True`): whether it runs on one.
-        cached (`bool`, *optional*, defaults to `False`): whether features stand in for images and text.
-        mask_options (`dict`, *optional*): of [`~losses.mask_losses`].
 
     Returns:
         `Need`.
     """
-    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     zero, shares = sharing.stage > 0, sharing.processes
-    dtype = half if zero else None
-    trained = [(p.dtype, getattr(p, "ds_numel", p.numel())) for p in model.parameters() if p.requires_grad]
+    dtype = _half(args) if zero else None
+    trained = [(p.dtype, _numel(p)) for p in model.parameters() if p.requires_grad]
     count = sum(size for _, size in trained)
     gradients = sum((dtype or kind).itemsize * size for kind, size in trained)
     states = optimizer_bytes(args.optim) * count
     weights = weight_bytes(model, dtype)
-    checkpointing = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or True)
-    activations = step_bytes(
-        model,
-        batch,
-        autocast=None if zero else half,
-        dtype=dtype,
-        gpu=gpu,
-        cached=cached,
-        checkpointing=checkpointing,
-        mask_options=mask_options,
-    )
     host = 0
     if not zero:
         # DDP copies gradients into buckets as large as they are.
@@ -211,10 +234,6 @@ def count_bytes(
         weights = live + (0 if sharing.offload_weights else share)
         host += share if sharing.offload_weights else 0
     return Need(weights, kept, activations, int(CUDA_CONTEXT) if gpu else 0, host)
-
-
-def _numel(tensor: torch.Tensor) -> int:
-    return getattr(tensor, "ds_numel", tensor.numel())
 
 
 def free_bytes(device: torch.device) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers.trainer_utils import TrainOutput
 
-from .memory import Need, Sharing, count_bytes, free_bytes, is_packed_linear, memory_line, weight_bytes
+from .memory import Need, Sharing, count_bytes, free_bytes, is_packed_linear, memory_line, step_of, weight_bytes
 from .step_bytes import Batch
 
 
@@ -45,15 +45,19 @@ class NeedsMixin:
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         device, batch = self.args.device, self.batch_sizes()
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
-        need = count_bytes(
+        options = {
+            "sharing": Sharing.of(plugin, self.args.world_size),
+            "gpu": device.type == "cuda",
+        }
+        activations = step_of(
             model,
             batch,
             self.args,
-            sharing=Sharing.of(plugin, self.args.world_size),
-            gpu=device.type == "cuda",
+            **options,
             cached=self.features is not None,
             mask_options={**self.mask_loss_options, "mask_size": self.args.mask_size},
         )
+        need = count_bytes(model, self.args, activations, **options)
         reference = getattr(self, "ref_model", None)
         if reference is not None:
             own = weight_bytes(reference)
