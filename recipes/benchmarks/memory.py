@@ -234,9 +234,8 @@ def main():
         parts.append([name, *(f"{size / GIB:.1f}" for size in sizes)])
         if name == "Sa2VA-InternVL3-8B":
             sizes = [f"{size / GIB:.1f}" for size in (lora.total, lora.weights, lora.trained, lora.activations)]
-            example = (
-                "A step needs about {} GiB of GPU memory (weights {}, trained {}, activations {}; 1 row of 1,900 tokens)"
-            ).format(*sizes)
+            parts_of = "weights {1}, trained {2}, activations {3}; 1 row of 1,900 tokens"
+            example = ("A step needs about {0} GiB of GPU memory (" + parts_of + ")").format(*sizes)
             host = found["LoRA, ZeRO-3 × 4, offload"].host
             matrices = 2 * config.text_config.vocab_size * config.text_config.hidden_size
     text = TEXT.format(
