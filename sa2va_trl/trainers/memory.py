@@ -270,6 +270,7 @@ def memory_line(need: Need, batch: Batch, device: torch.device) -> str:
     gpu = device.type == "cuda"
     kind = "GPU memory" if gpu else "memory for tensors"
     parts = f"weights {_gib(need.weights)}, trained {_gib(need.trained)}, activations {_gib(need.activations)}"
+    parts += f", the device itself {_gib(need.context)}" if need.context else ""
     rows = f"{batch.rows} row{'s' if batch.rows > 1 else ''} of {batch.tokens:,} tokens"
     there = f"{device if gpu else 'the host'} has {_gib(total)} GiB, {_gib(free)} free"
     host = f" and {_gib(need.host)} GiB of the host's" if need.host else ""

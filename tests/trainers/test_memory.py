@@ -141,5 +141,5 @@ def test_the_line(monkeypatch):
     need = Need(weights=16 * GIB, trained=GIB, activations=4 * GIB, context=GIB // 2, host=3 * GIB)
     assert memory_line(need, Batch(2, 1900, 1792), torch.device("cuda:0")) == (
         "A step needs about 21.5 GiB of GPU memory and 3.0 GiB of the host's (weights 16.0, trained 1.0, activations "
-        "4.0; 2 rows of 1,900 tokens); cuda:0 has 24.0 GiB, 23.0 free."
+        "4.0, the device itself 0.5; 2 rows of 1,900 tokens); cuda:0 has 24.0 GiB, 23.0 free."
     )
