@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from datasets import Dataset
 
@@ -17,6 +17,22 @@ from .stored import iter_undecoded
 
 if TYPE_CHECKING:
     from .collator import SegCollator
+
+
+class Largest(NamedTuple):
+    """
+    The sizes of the longest row of a data set, and the most images and masks that any row has.
+
+    Args:
+        tokens (`int`): of the longest row.
+        image_tokens (`int`): those of its images among them.
+        images, masks (`int`): at most, of any row; a mask is one object on one image.
+    """
+
+    tokens: int
+    image_tokens: int
+    images: int
+    masks: int
 
 
 def image_tokens(processor: Sa2VAProcessor, sizes: list[tuple[int, int]]) -> list[int]:
@@ -55,7 +71,7 @@ def too_long(length: int, max_length: int | None) -> str | None:
     )
 
 
-def check_fit(dataset: Dataset, collator: "SegCollator", name: str = "train_dataset") -> None:
+def check_fit(dataset: Dataset, collator: "SegCollator", name: str = "train_dataset") -> Largest | None:
     """
     Check that rows fit the model, all at once: images of a size that the VLM takes, and no more tokens than it has
     positions. No pixel is decoded, and each text is tokenised once. Of rows with a `with_transform`, which may change
@@ -66,14 +82,18 @@ def check_fit(dataset: Dataset, collator: "SegCollator", name: str = "train_data
         collator (`SegCollator`): with the processor, the templates and `max_length`.
         name (`str`, *optional*, defaults to `"train_dataset"`): what the message calls the dataset.
 
+    Returns:
+        `Largest`, or `None` where nothing is known.
+
     Raises:
         `DatasetError`: With every row that does not fit.
     """
     if dataset.format["type"] == "custom":
-        return
+        return None
     wanted = [*IMAGE_COLUMNS, *PHRASE_COLUMNS, "messages", "sample_id"]
     dataset = dataset.select_columns([column for column in wanted if column in dataset.column_names])
     processor, lengths, bad, position = collator.processor, {}, [], 0
+    longest, images, masks = (0, 0), 0, 0
     one = processor.image_block(1)
 
     def length(messages: list[dict], frames: int = 0) -> int:
@@ -109,7 +129,10 @@ def check_fit(dataset: Dataset, collator: "SegCollator", name: str = "train_data
                 layout = row_layout(row)
                 try:
                     counts = image_tokens(processor, [displayed_size(image) for image in layout.images])
-                    fault = too_long(text_length(layout) + sum(counts) - len(counts), collator.max_length)
+                    tokens = text_length(layout) + sum(counts) - len(counts)
+                    fault = too_long(tokens, collator.max_length)
+                    longest = max(longest, (tokens, sum(counts)))
+                    images, masks = max(images, len(layout.images)), max(masks, len(layout.masks))
                 except ValueError as error:  # of an image, or of the processor
                     fault = str(error)
                 if fault is not None:
@@ -117,6 +140,7 @@ def check_fit(dataset: Dataset, collator: "SegCollator", name: str = "train_data
                 position += 1
     if bad:
         raise DatasetError(f"{name}: {len(bad)} of {len(dataset)} rows do not fit the model:", bad)
+    return Largest(*longest, images, masks) if position else None
 
 
 def _longest(templates: list[str] | tuple[str, ...], length: Callable[[str], int]) -> str:

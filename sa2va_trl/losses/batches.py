@@ -19,7 +19,8 @@ def mask_shares(row_index: torch.Tensor, rows: int) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(masks,)`, float32, positive; the shares of a row add up to `1 / rows`.
     """
-    counts = torch.bincount(row_index, minlength=rows).clamp(min=1)
+    # (`bincount` asks the values for the size of its result, which tensors that only have shapes do not know.)
+    counts = (row_index == torch.arange(rows, device=row_index.device)[:, None]).sum(1).clamp(min=1)
     return 1 / (counts[row_index] * rows)
 
 

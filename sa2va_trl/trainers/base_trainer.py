@@ -17,7 +17,7 @@ from ..adapters.presets import LORA, freeze_all_but_full, get_peft_config
 from ..data.augment import Augmentation
 from ..data.checks import check_dataset
 from ..data.collator import SegCollator
-from ..data.fit import check_fit
+from ..data.fit import Largest, check_fit
 from ..data.prompts import ANSWERS, QUESTIONS
 from ..data.splits import check_no_leakage
 from ..data.stored import plain_rows
@@ -30,6 +30,7 @@ from .base_config import SegArguments, refuse
 from .callbacks import EpochToCollator
 from .evaluating import EvaluatingMixin, RowSet, RowSets
 from .frozen_features import FrozenFeaturesMixin
+from .needs import NeedsMixin
 from .publishing import PublishingMixin
 from .resuming import ResumingMixin
 
@@ -48,7 +49,7 @@ MASK_LOSS_OPTIONS = (
 )
 
 
-class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, ResumingMixin):
+class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, NeedsMixin, ResumingMixin):
     """
     What the mask trainers share: checks before training, columns that survive and mask losses; and, from its own
     bases, mask statistics, features of what is frozen, model cards and resuming.
@@ -64,6 +65,8 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Res
     # What trains unless the config says it.
     _trainable = "stage1"
 
+    # Of the training rows, where something is known of them.
+    largest_row: Largest | None = None
     # Fingerprints of the sets that fit the model, with the trainer's own collators.
     _fitting: frozenset[str] = frozenset()
 
@@ -113,7 +116,9 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Res
                 self.check_fit(part, f"{name}[{key}]", collator)
         elif isinstance(dataset, Dataset) and isinstance(collator, SegCollator):
             if dataset._fingerprint not in self._fitting:
-                check_fit(dataset, collator, name)
+                largest = check_fit(dataset, collator, name)
+                if name == "train_dataset":
+                    self.largest_row = largest
                 self._fitting |= {dataset._fingerprint}
 
     def prepare_another(self, dataset: RowSets, name: str) -> RowSets:
@@ -339,6 +344,11 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Res
 
     # Losses
 
+    @property
+    def mask_loss_options(self) -> dict[str, Any]:
+        """Of the config, the options of [`~losses.mask_losses`]."""
+        return {name: getattr(self.args, name) for name in MASK_LOSS_OPTIONS}
+
     def mask_losses(self, outputs: Sa2VAOutput, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         """
         The mask losses of a batch, without their weights.
@@ -353,7 +363,6 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Res
         Raises:
             `ValueError`: the batch has another number of masks than the model drew.
         """
-        options = {name: getattr(self.args, name) for name in MASK_LOSS_OPTIONS}
         return losses.mask_losses(
             outputs.mask_logits,
             outputs.iou_scores,
@@ -361,7 +370,7 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Res
             outputs.row_index,
             len(inputs["original_masks"]),
             inputs.get("skeletons"),
-            **options,
+            **self.mask_loss_options,
         )
 
     def _weighted(self, values: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -7,8 +7,8 @@ from statistics import median
 import pytest
 import torch
 
-from sa2va_trl import Sa2VAForConditionalGeneration
-from sa2va_trl.models.grounding import GroundingEncoder
+from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration
+from sa2va_trl.models.grounding import GroundingEncoder, whole_weights
 
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "benchmarks" / "inference.py"
@@ -105,3 +105,24 @@ def test_options_that_cannot_work_are_refused(monkeypatch, tmp_path, options, me
     with pytest.raises(ValueError, match=message):
         benchmark(monkeypatch, *options, "--output_dir", tmp_path / "output")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sizes_of_the_memory_page_are_the_published_ones():
+    page = runpy.run_path(str(SCRIPT.with_name("memory.py")))
+    totals = {
+        "Sa2VA-1B": 1_163_665_458,
+        "Sa2VA-4B": 3_941_809_458,
+        "Sa2VA-8B": 8_317_666_610,
+        "Sa2VA-26B": 25_778_005_682,
+        "Sa2VA-InternVL3-2B": 2_316_157_234,
+        "Sa2VA-InternVL3-8B": 8_182_606_130,
+        "Sa2VA-InternVL3-14B": 15_369_268_530,
+        "Sa2VA-Qwen3-VL-2B": 2_666_774_834,
+    }
+    for name, config in page["published"]().items():
+        if name in totals:
+            with whole_weights(), torch.device("meta"):
+                model = Sa2VAForConditionalGeneration(Sa2VAConfig(vlm_config=config))
+            assert sum(parameter.numel() for parameter in model.parameters()) == totals[name], name
+    written = (SCRIPT.parents[2] / "docs" / "memory.md").read_text()
+    assert all(f"| {name} |" in written for name in page["published"]())

@@ -1,0 +1,50 @@
+"""What is counted of a step, held against torch's allocator in a real one."""
+
+import pytest
+import torch
+from measured_steps import counted, trainer_of
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"rows": 1, "width": 384, "layers": 6},
+        {"rows": 4, "gradient_checkpointing": True, "size": 300},
+        {"bf16": True},
+        {"bf16": True, "gradient_checkpointing": True},
+        {"train_embeddings": "full", "gradient_checkpointing": True},
+        {"cldice_weight": 1.0, "skeleton_recall_weight": 1.0},
+        {"trainable": "head"},
+        {"trainable": "head", "lm_weight": 0.0, "cache_features": "on"},
+        {"trainable": "full"},
+        {"trainable": "full", "bf16": True, "gradient_checkpointing": True},
+        {"family": "qwen2_5_vl", "size": 256},
+        {"family": "qwen3_vl", "size": 256, "gradient_checkpointing": True},
+        {"family": "qwen3_vl", "size": 256, "trainable": "full"},
+    ],
+    ids=lambda options: "-".join(f"{name}={value}" for name, value in options.items()) or "LoRA",
+)
+def test_the_count_is_what_the_allocator_gives(tmp_path, options):
+    if options.get("cache_features"):
+        options = {**options, "cache_dir": str(tmp_path / "features")}
+    trainer = trainer_of(tmp_path, **options)
+    trainer.train()
+    assert counted(trainer) == pytest.approx(trainer.measured, rel=0.08)
+
+
+def test_counting_leaves_the_model_alone(tmp_path):
+    trainer = trainer_of(tmp_path, layers=2, width=64, gradient_checkpointing=True)
+    before = {name: (value.clone(), value.grad) for name, value in trainer.model.named_parameters()}
+    mode, state = trainer.model.training, torch.get_rng_state()
+    counted(trainer)
+    assert trainer.model.training == mode and torch.equal(torch.get_rng_state(), state)
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(value, before[name][0]) and value.grad is None, name
+
+
+def test_more_layers_are_reckoned_from_three(tmp_path):
+    """As if all of them were run: what three layers need, and what each further one adds."""
+    few, more, most = (counted(trainer_of(tmp_path, layers=layers)) for layers in (3, 4, 7))
+    assert most - more == 3 * (more - few) > 0
