@@ -169,6 +169,9 @@ def tiny_sa2va(
     with whole_weights(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Sa2VAForConditionalGeneration(config)
+    for holder in (model.config.text_config, model.generation_config):
+        # As Trainer would align them, with a warning. (Not earlier: the embedding of padding would be zeros.)
+        holder.eos_token_id, holder.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     if family == "internvl":
         image_processor = GotOcr2ImageProcessorPil(
             size={"height": 112, "width": 112},
