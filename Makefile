@@ -2,6 +2,7 @@
 TORCH ?= torch==2.15.0 torchvision==0.29.2
 PYTHON ?= python3
 VENV := .venv
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BIN := $(VENV)/bin
 # Of the tests.
 WORKERS ?= 2
@@ -10,7 +11,7 @@ PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist load
 .PHONY: demo test test-fast quality house clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python recipes/three_stage.py --config recipes/configs/tiny/three_stage.yaml --output_dir outputs/demo
+	@$(BIN)/python recipes/three_stage.py --config recipes/configs/tiny/three_stage.yaml --output_dir outputs/demo
 
 # All of it, the longest first.
 test: $(VENV)/.installed-test
@@ -29,14 +30,15 @@ house:
 	$(PYTHON) docs/house.py
 
 $(VENV)/.torch:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH) setuptools wheel packaging ninja
-	touch $@
+	@echo "Installing torch, the Hugging Face libraries and SAM 2 into $(VENV), once: some 5 minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet $(TORCH) setuptools wheel packaging ninja
+	@touch $@
 
 # sam2 and deepspeed look at the installed torch while they are built.
 $(VENV)/.installed: $(VENV)/.torch setup.cfg
-	SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable .
-	touch $@
+	@SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable .
+	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.torch setup.cfg
 	SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable '.[test,quality]'

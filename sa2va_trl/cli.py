@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from .scripts import HELP, TASKS
+from .scripts.quiet import VERBOSE, run
 
 
 def main(task: str | None = None) -> None:
@@ -16,7 +17,7 @@ def main(task: str | None = None) -> None:
         task (`str`, *optional*): which task to run, on all of `sys.argv`; by default `sys.argv` begins with its name.
 
     Raises:
-        `SystemExit`: there is no such task (2), or the task's options are wrong.
+        `SystemExit`: there is no such task, or the task's options are wrong (2), or it has failed (1).
     """
     program, *line = sys.argv
     if task is None:
@@ -35,7 +36,7 @@ def main(task: str | None = None) -> None:
         print((HELP / f"{task}.txt").read_text(encoding="utf-8"), end="")
         return
     sys.argv = [program, *line]
-    import_module(f"sa2va_trl.scripts.{task}").main()
+    run(task, lambda: import_module(f"sa2va_trl.scripts.{task}").main(), verbose=VERBOSE in line)
 
 
 def overview() -> str:
@@ -50,7 +51,7 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "sa2va-trl TASK --help lists the options of a task.",
+            "sa2va-trl TASK --help lists the options of a task; --verbose shows what else goes into its log.",
         ]
     )
 

@@ -2,6 +2,8 @@
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -53,7 +55,8 @@ class SegPeftModel(PeftModel):
             raise ValueError("safe_serialization=False would write a pickle: adapters are saved as safetensors.")
         # (TRL's copy of an adapter to measure preferences against is nobody's business later.)
         selected_adapters = selected_adapters or [name for name in self.peft_config if name != "ref"]
-        super().save_pretrained(save_directory, selected_adapters=selected_adapters, **kwargs)
+        with _nameless_base(self):
+            super().save_pretrained(save_directory, selected_adapters=selected_adapters, **kwargs)
         if "base_record" not in self.__dict__:
             self.base_record = base_record(self)
         if not kwargs.get("is_main_process", True):
@@ -79,6 +82,22 @@ class SegPeftModel(PeftModel):
             tags = card.data.tags
             write_card(working_dir, model_card(repo_id.split("/")[-1], base, True, repo_id=repo_id, tags=tags))
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+@contextmanager
+def _nameless_base(model: PeftModel) -> Iterator[None]:
+    """
+    For what collects an adapter's weights: PEFT looks on the Hub for the config of a base that has a name, of a local
+    one too, to compare its `vocab_size` with that of the model's config; and Sa2VA's config has none.
+    """
+    names = {name: config.base_model_name_or_path for name, config in model.peft_config.items()}
+    try:
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = None
+        yield
+    finally:
+        for name, config in model.peft_config.items():
+            config.base_model_name_or_path = names[name]
 
 
 def _adapter_folder(adapter: str) -> Path:
@@ -137,7 +156,8 @@ def load_adapter(model: PreTrainedModel, adapter: str, merge: bool = False) -> S
     check_base(model, record, folder, adapter)
     adapted = SegPeftModel(model, PeftConfig.from_pretrained(folder))
     adapted.base_record = record
-    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+    with _nameless_base(adapted):
+        expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:
         found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}
     faults = {

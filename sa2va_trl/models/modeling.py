@@ -86,6 +86,11 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.vlm.set_output_embeddings(value)
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """`is_activation_checkpointing` by the earlier name, by which PEFT asks and of which transformers warns."""
+        return self.is_activation_checkpointing
+
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         # The language model only: it holds nearly all of the activations, and checkpointing the mask decoder would be
         # wrong under the reentrant variant.

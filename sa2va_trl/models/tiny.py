@@ -235,6 +235,9 @@ def tiny_sa2va(
         _prepare_to_learn(model)
     if pretrained:
         model.load_state_dict(load_file(WEIGHTS))
+    for holder in (model.config.text_config, model.generation_config):
+        # As Trainer would align them, with a warning. (Not earlier: the embedding of padding would be zeros.)
+        holder.eos_token_id, holder.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     if family == "internvl":
         image_processor = GotOcr2ImageProcessorPil(
             size={"height": TILE, "width": TILE},

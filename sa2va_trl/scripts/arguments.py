@@ -5,8 +5,9 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from trl import TrlParser
@@ -16,7 +17,9 @@ from ..models.processing import PROMPT_STYLES
 from . import TASKS
 from .config_files import CONFIGS, config_file, shortest_name
 from .help_pages import help_page, usage
-from .screen import say, show_log
+from .output import check_output_dir, is_there
+from .quiet import VERBOSE
+from .screen import log_into, say, show_log
 
 
 # Names of models that come with the package or are made, and their families; the first has weights.
@@ -52,23 +55,64 @@ class RecipeParser(TrlParser):
         """The page of `--help`, with the task's own options first."""
         return help_page(self, self.dataclass_types)
 
+    def error(self, message: str) -> NoReturn:
+        """A mistake in the options, in a line."""
+        say(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
     def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs: Any) -> tuple:
+        """
+        As in `TrlParser`. `output_dir` is checked, and takes the log of the task from then on.
+
+        Raises:
+            `ValueError`: options that contradict each other or are out of range, or an `output_dir` of no use.
+            `FileNotFoundError`: there is no such `config`.
+            `SystemExit`: options that cannot be read, which has been said.
+        """
         show_log()
-        line = list(sys.argv[1:] if args is None else args)
+        line = [part for part in (sys.argv[1:] if args is None else args) if part != VERBOSE]
         line = [part for entry in line for part in (entry.split("=", 1) if entry[:9] == "--config=" else [entry])]
         if "--config" in line[:-1]:
             place = line.index("--config") + 1
             line[place] = str(config_file(line[place]))
+        self._is_strict = kwargs.get("fail_with_unknown_args", True) and not kwargs.get("return_remaining_strings")
         self._given = self._on_the_line(line)
-        return super().parse_args_and_config(line, **kwargs)
+        parsed = super().parse_args_and_config(line, **kwargs)
+        folders = [entry.output_dir for entry in parsed if getattr(entry, "output_dir", None) is not None]
+        for folder in folders[:1]:
+            check_output_dir(folder)
+            log_into(folder)
+        return parsed
 
     def _on_the_line(self, line: list[str]) -> dict:
-        """The options of a command line, without any default."""
+        """
+        The options of a command line, without any default.
+
+        Raises:
+            `SystemExit`: there is no such option, which has been said with the nearest one.
+        """
         other = TrlParser(self.dataclass_types, add_help=False)  # whose help would be without defaults
         other.add_argument("--config")
+        other.error = self.error
         for action in other._actions:
             action.default, action.required = SUPPRESS, False
-        return vars(other.parse_known_args(line)[0])
+        found, unknown = other.parse_known_args(line)
+        own = [name for action in self._actions for name in action.option_strings]  # --help, and those of one task
+        unknown = [part.partition("=")[0] for part in unknown if part.startswith("--")]
+        unknown = [name for name in unknown if name not in own]
+        if unknown and self._is_strict:
+            self.error(self._there_is_no(unknown))
+        return vars(found)
+
+    def _there_is_no(self, options: list[str]) -> str:
+        """What to say of names that no option has: each with the nearest that there is."""
+        known = [action.dest for action in self._actions]
+        lines = []
+        for option in options:
+            nearest = get_close_matches(option.strip("-").replace("-", "_"), known, n=1)
+            dashes = "--" if option.startswith("--") else ""
+            lines.append(f"there is no option {option}" + (f", did you mean {dashes}{nearest[0]}?" if nearest else ""))
+        return "; ".join(lines)
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
         name = self._given.get("dataset_name", "synthetic")
@@ -79,12 +123,16 @@ class RecipeParser(TrlParser):
             if aside:
                 say(f"dataset_name={name} is given: {' and '.join(aside)} of the YAML, of other data, is set aside.")
         self._point_to_sibling(Path(self._given["config"]), {**config, **self._given}, name)
+        known = {action.dest for action in self._actions}
+        unknown = [name for name in config if name not in known]
+        if unknown and self._is_strict:
+            raise ValueError(f"{self._given['config']}: {self._there_is_no(unknown)}")
         return super().set_defaults_with_config(**config)
 
     @staticmethod
     def _point_to_sibling(config: Path, options: dict, dataset_name: str) -> None:
         paths = {name: options[name] for name in INPUTS if isinstance(options.get(name), str)}
-        missing = {name: path for name, path in paths.items() if not Path(path).exists()}
+        missing = {name: path for name, path in paths.items() if not is_there(path)}
         files = [*sorted(config.parent.glob("*.yaml")), *sorted(CONFIGS.glob("*/*.yaml"))]
         makers = {_output_dir(file): file for file in reversed(files) if file.stem in TASKS}
         for name, path in missing.items():

@@ -21,7 +21,9 @@ from ..preferences.sheets import contact_sheet
 from ..rewards import get_reward
 from ..sampling import MaskSampler
 from .arguments import DataArguments, ModelArguments, RecipeParser
+from .commands import command, of_data, of_model
 from .loading import get_split, load_data, load_model
+from .screen import finish, say
 
 
 @dataclass
@@ -93,7 +95,15 @@ def main() -> None:
 
     table = pairs.select_columns(["pair_kind", "chosen_reward", "rejected_reward"]).to_pandas()
     gaps = (table["chosen_reward"] - table["rejected_reward"]).groupby(table["pair_kind"])
-    print(f"\n{len(pairs)} pairs of {len(dataset)} objects; difference of the rewards ({args.reward}):")
+    say(f"{len(pairs)} pairs of {len(dataset)} objects; difference of the rewards ({args.reward}):")
     with pd.option_context("display.width", 119, "display.max_columns", None, "display.precision", 4):
-        print(gaps.describe(percentiles=[0.1, 0.5, 0.9]).rename(columns={"count": "pairs"}).astype({"pairs": int}))
-    print(f"written to {args.output_dir}" + (f", pushed to {args.hub_dataset_id}" if args.push_to_hub else ""))
+        table = gaps.describe(percentiles=[0.1, 0.5, 0.9]).rename(columns={"count": "pairs"}).astype({"pairs": int})
+        say(str(table))
+    trained = Path(args.output_dir).parent / "dpo"
+    options = {**of_model(model_args), **of_data(data_args), "preferences": args.output_dir, "output_dir": trained}
+    finish(
+        f"{len(pairs)} pairs of {len(dataset)} objects",
+        f"written to {args.output_dir}" + (f", pushed to {args.hub_dataset_id}" if args.push_to_hub else ""),
+        f"train on them: {command('dpo', **options)}",
+        is_shown=True,
+    )

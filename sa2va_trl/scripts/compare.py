@@ -13,6 +13,7 @@ import pandas as pd
 from ..evaluation import compare, comparison_table
 from ..files import write_json
 from .arguments import RecipeParser
+from .screen import finish, say
 
 
 @dataclass
@@ -64,5 +65,7 @@ def main() -> None:
 
     comparison = compare(tables, metric=args.metric, pairs=pairs)
     write_json(Path(args.output_dir) / "comparison.json", comparison)
-    print(comparison_table(comparison))
-    print(f"results in {Path(args.output_dir) / 'comparison.json'}")
+    say(comparison_table(comparison))
+    finish(
+        f"{len(tables)} evaluations compared", f"results in {Path(args.output_dir) / 'comparison.json'}", is_shown=True
+    )

@@ -8,7 +8,6 @@ Convert checkpoints: the layout that Sa2VA publishes to the native one and back,
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -18,6 +17,9 @@ from ..files import written_beside
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from ..models.checkpoints import checkpoint_folder, stored_dtype
 from .arguments import RecipeParser
+from .commands import command
+from .output import check_new
+from .screen import finish
 
 
 @dataclass
@@ -49,9 +51,7 @@ class ConvertArguments:
             raise ValueError("An adapter has no published layout: add --merge true, or leave layout out.")
         if self.is_delta and not self.merge and self.dtype != "auto":
             raise ValueError("dtype has no effect on an adapter, which keeps its float32: add --merge true.")
-        output = Path(self.output_dir)
-        if output.is_file() or (output.is_dir() and any(output.iterdir())):
-            raise ValueError(f"output_dir={self.output_dir!r} is not empty: give a new folder.")
+        check_new(self.output_dir)
 
 
 def make_parser() -> RecipeParser:
@@ -82,4 +82,10 @@ def main() -> None:
         else:
             model.save_pretrained(folder, layout=args.layout)
             processor.save_pretrained(folder, layout=args.layout)
-    print(f"{args.source}: {sum(p.numel() for p in model.parameters()):,} parameters, written to {args.output_dir}")
+    options, then = {"model_name_or_path": args.output_dir}, None
+    if delta is not None and not args.merge:
+        options = {"model_name_or_path": name, "adapter": args.output_dir}
+    if args.layout == "native":
+        then = f"try it: {command('predict', **options)}"
+    count = sum(parameter.numel() for parameter in model.parameters())
+    finish(f"{args.source}: {count:,} parameters", f"written to {args.output_dir}", then)

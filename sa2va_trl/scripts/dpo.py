@@ -3,8 +3,8 @@ Stage 2: preference optimisation over masks.
 
     sa2va-trl build_preferences --model_name_or_path MODEL --dataset_name DIR --output_dir PAIRS
     sa2va-trl dpo --config arcade_tiny/dpo --dataset_name DIR --preferences PAIRS
-    accelerate launch --config_file accelerate_configs/zero3.yaml -m sa2va_trl.cli dpo \\
-        --config sa2va_internvl3_8b/dpo --dataset_name DIR --preferences PAIRS --output_dir OUT
+    accelerate launch --use_deepspeed --zero_stage 3 --zero3_init_flag true --zero3_save_16bit_model true \\
+        -m sa2va_trl.cli dpo --config sa2va_internvl3_8b/dpo --dataset_name DIR --preferences PAIRS --output_dir OUT
 """
 
 from dataclasses import dataclass, field, replace
@@ -57,4 +57,4 @@ def main() -> None:
         eval_dataset=eval_dataset,
         processing_class=processor,
     )
-    train_and_save(trainer, checkpoint, pair_args.dataset_name)
+    train_and_save(trainer, checkpoint, pair_args.dataset_name, model_args, data_args)

@@ -7,6 +7,7 @@ Score a model, or masks that another tool has written, on a data set: at each im
         --route_split validation --dataset_name DIR --output_dir outputs/eval
 """
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ..evaluation.routing import fit_router, predict_routed, routing_report
 from ..metrics import METRICS
 from .arguments import DataArguments, ModelArguments, RecipeParser, RouterArguments
 from .loading import get_split, load_data, load_model, load_router
+from .screen import finish, say
 
 
 @dataclass
@@ -69,6 +71,12 @@ def check_router(args: EvaluateArguments, router_args: RouterArguments) -> None:
         )
 
 
+def earlier_evaluations(output: Path) -> list[str]:
+    """Evaluations in folders beside this one, the latest last."""
+    files = [file for file in output.parent.glob("*/per_sample.parquet") if file.parent.name != output.name]
+    return [str(file.parent) for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+
+
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
     kinds = (EvaluateArguments, DataArguments, ModelArguments, RouterArguments)
@@ -78,6 +86,8 @@ def make_parser() -> RecipeParser:
 def main() -> None:
     args, data_args, model_args, router_args = make_parser().parse_args_and_config()
     check_router(args, router_args)
+    if args.predictions_dir is not None and not Path(args.predictions_dir).is_dir():
+        raise ValueError(f"predictions_dir={args.predictions_dir!r} is not there: give a folder of masks.")
     data = load_data(data_args)
     dataset = get_split(data, args.dataset_split, "dataset_split")
     if args.route_split is not None:
@@ -113,19 +123,24 @@ def main() -> None:
         about = {**(fitted or {"by": router.by, "threshold": router.threshold}), "fitted_on": args.route_split}
     save_results(output, metrics, samples, about)
 
-    print(
-        f"\n{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {args.threshold}"
-    )
-    print(f"{'metric':<12}{'mean':>8}{'std':>8}   95 % interval")
+    say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {args.threshold}")
+    say(f"{'metric':<12}{'mean':>8}{'std':>8}   95 % interval")
     for name in METRICS:
         value = metrics[name]
         low, high = (f"{bound:.4f}" if bound is not None else "-" for bound in value["ci95"])
-        print(f"{name:<12}{value['mean']:>8.4f}{value['std']:>8.4f}   {low} - {high}")
+        say(f"{name:<12}{value['mean']:>8.4f}{value['std']:>8.4f}   {low} - {high}")
     if fitted is not None:
-        print(
+        say(
             f"router: threshold chosen on {fitted['n']} images of {args.route_split}, Dice {fitted['dice_first']:.4f} "
             f"(first model), {fitted['dice_second']:.4f} (second), {fitted['dice_routed']:.4f} (routed)"
         )
     if router is not None:
-        print(routing_report(router, samples[["routed", router.by]].to_dict("records")))
-    print(f"results in {output}, pictures from the worst to the best image in {output / 'overlays'}")
+        say(routing_report(router, samples[["routed", router.by]].to_dict("records")))
+    others = earlier_evaluations(output)
+    then = shlex.join(["sa2va-trl", "compare", others[-1] if others else "OTHER", str(output)])
+    finish(
+        f"{len(samples)} images of {args.dataset_split}: Dice {metrics['dice']['mean']:.3f}",
+        f"results in {output}, pictures from the worst to the best image in {output / 'overlays'}",
+        f"compare it with another: {then}",
+        is_shown=True,
+    )

@@ -3,14 +3,15 @@ Stage 3: training on hard samples, with a share of ordinary ones.
 
     sa2va-trl hard_sample --config tiny/hard_sample
     sa2va-trl mine_hard_samples --model_name_or_path MODEL --dataset_name DIR --output_dir MINED
-    accelerate launch --config_file accelerate_configs/zero3.yaml -m sa2va_trl.cli hard_sample \\
-        --config sa2va_internvl3_8b/hard_sample --dataset_name DIR \\
+    accelerate launch --use_deepspeed --zero_stage 3 --zero3_init_flag true --zero3_save_16bit_model true \\
+        -m sa2va_trl.cli hard_sample --config sa2va_internvl3_8b/hard_sample --dataset_name DIR \\
         --scores MINED/scores.parquet --output_dir OUT
 
 Without scores the rows are scored before training starts.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..trainers import HardSampleConfig, HardSampleTrainer
 from ..trainers.resuming import resolve_checkpoint
@@ -32,6 +33,10 @@ class ScoreArguments:
             "help": "scores.parquet that mine_hard_samples made of this model and split; else rows are scored first."
         },
     )
+
+    def __post_init__(self):
+        if self.scores is not None and not Path(self.scores).is_file():
+            raise ValueError(f"scores={self.scores!r} is not there: sa2va-trl mine_hard_samples writes such a file.")
 
 
 def make_parser() -> RecipeParser:
@@ -61,4 +66,4 @@ def main() -> None:
         processing_class=processor,
         scores=score_args.scores,
     )
-    train_and_save(trainer, checkpoint, data_args.dataset_name)
+    train_and_save(trainer, checkpoint, data_args.dataset_name, model_args, data_args)

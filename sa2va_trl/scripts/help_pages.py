@@ -12,9 +12,11 @@ from importlib import import_module
 from importlib.metadata import version
 
 from . import HELP, TASKS
+from .quiet import VERBOSE
 
 
 CONFIG = "YAML with any of these options, a file or a name such as tiny/sft; the command line wins over it."
+SHOWN = "Show on the screen all that otherwise only goes into log.txt in output_dir."
 INHERITED = "inherited from TRL"
 NOTES = """\
 Dashes may stand for underscores. An option that is true by default is switched off by --NAME false or --no_NAME."""
@@ -66,12 +68,13 @@ def help_page(parser: argparse.ArgumentParser, kinds: Iterable[type]) -> str:
     actions = [action for action in actions if not isinstance(action, argparse._HelpAction)]
     inherited = inherited_names(kinds)
     config = argparse.Action(["--config"], "config", help=CONFIG)
+    verbose = argparse.Action([VERBOSE], "verbose", nargs=0, help=SHOWN)
     formatter = _Formatter(parser.prog)
     formatter.add_usage(usage(parser).replace("%", "%%"), [], [], prefix="usage: ")
     formatter.add_text(parser.description)
     versions = f"{_minor('trl')} and transformers {_minor('transformers')}"
     sections = {
-        "options": [config, *(action for action in actions if action.dest not in inherited)],
+        "options": [config, verbose, *(action for action in actions if action.dest not in inherited)],
         f"{INHERITED} {versions} (those without a meaning here raise)": [
             action for action in actions if action.dest in inherited
         ],

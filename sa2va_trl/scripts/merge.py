@@ -4,8 +4,8 @@ Merge an adapter into its base model: a model of its own, checked against the ad
     sa2va-trl merge --model_name_or_path BASE --adapter ADAPTER --output_dir MERGED --result_dtype bfloat16
 """
 
+import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -19,8 +19,13 @@ from ..media.clips import read_media
 from ..model_card import model_card, public_name, write_card
 from ..models import Sa2VAProcessor
 from .arguments import ModelArguments, RecipeParser
+from .commands import command
 from .loading import Model, load_model
+from .output import check_new
+from .screen import finish
 
+
+logger = logging.getLogger(__name__)
 
 # Largest difference of a logit, relative to the largest logit.
 TOLERANCE = 1e-5
@@ -37,9 +42,7 @@ class MergeArguments:
     def __post_init__(self):
         if self.result_dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"result_dtype must be float32, bfloat16 or float16, got {self.result_dtype!r}.")
-        output = Path(self.output_dir)
-        if output.is_file() or (output.is_dir() and any(output.iterdir())):
-            raise ValueError(f"output_dir={self.output_dir!r} is not empty: give a new folder.")
+        check_new(self.output_dir)
 
 
 @torch.no_grad()
@@ -77,7 +80,7 @@ def main() -> None:
     found = logits(model, processor, image)
     for name, value in expected.items():
         difference = ((found[name] - value).abs().max() / value.abs().max()).item()
-        print(f"{name} logits of merged model and adapter differ by {difference:.1e} of the largest")
+        logger.info(f"{name} logits of merged model and adapter differ by {difference:.1e} of the largest")
         if not difference <= TOLERANCE:  # NaN is refused too
             raise ValueError(
                 f"The merged model's {name} logits differ by {difference:.1e}, more than {TOLERANCE:.0e}: nothing was "
@@ -90,4 +93,8 @@ def main() -> None:
         model.to(getattr(torch, args.result_dtype)).save_pretrained(folder)
         processor.save_pretrained(folder)
         write_card(folder, model_card("Sa2VA, merged", base, stage=stage))
-    print(f"merged model in {args.output_dir}")
+    finish(
+        "adapter merged into its base",
+        f"merged model in {args.output_dir}",
+        f"try it: {command('predict', model_name_or_path=args.output_dir)}",
+    )

@@ -33,7 +33,9 @@ from ..processes import leave_process_group
 from ..sampling import MaskSampler
 from ..trainers.base_config import refuse
 from .arguments import DataArguments, ModelArguments, RecipeParser
+from .commands import command, of_data, of_model
 from .loading import Model, get_split, load_data, load_model
+from .screen import finish, say
 
 
 @dataclass
@@ -132,9 +134,19 @@ def main() -> None:
     write_json(output / "hard_samples.json", result)
     shutil.rmtree(output / ".partial", ignore_errors=True)
 
-    print(f"\n{len(result['hard'])} of {len(mined)} samples are hard ({by} < {threshold:.4f}); buckets:")
+    say(f"{len(result['hard'])} of {len(mined)} samples are hard ({by} < {threshold:.4f}); buckets:")
     for bucket in result["buckets"]:
-        print(f"  {bucket['from']:.2f} to {bucket['to']:.2f}{bucket['count']:>8}")
+        say(f"  {bucket['from']:.2f} to {bucket['to']:.2f}{bucket['count']:>8}")
     causes = Counter(cluster["cause"] for cluster in result["clusters"])
-    print(f"{causes.total()} runs of hard frames, by likely cause: {dict(causes)}")
-    print(f"{len(result['review'])} rows whose labels should be looked at; results in {output}")
+    listed = ", ".join(f"{cause} {count}" for cause, count in causes.items())
+    say(f"{causes.total()} runs of hard frames, by likely cause: {listed or 'none'}")
+    then = f"look at them: {output / 'clusters'}"
+    if args.labels:
+        trained = {"scores": output / "scores.parquet", "output_dir": output.parent / "hard_sample"}
+        if args.dataset_split != "train":
+            trained["dataset_train_split"] = args.dataset_split
+        then = f"train on them: {command('hard_sample', **of_model(model_args), **of_data(data_args), **trained)}"
+    review = f"{len(result['review'])} rows whose labels should be looked at"
+    say(review)
+    done = f"{len(result['hard'])} of {len(mined)} samples are hard, {review}"
+    finish(done, f"results in {output}", then, is_shown=True)

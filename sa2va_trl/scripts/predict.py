@@ -31,6 +31,7 @@ from ..media.suffixes import is_byproduct
 from ..models import Sa2VAProcessor, Segmentation
 from .arguments import ModelArguments, RecipeParser, RouterArguments
 from .loading import Model, load_model, load_router
+from .screen import finish, say
 
 
 # What a call leaves in output_dir: a file for every mask in each folder, and the JSON that says which.
@@ -190,9 +191,9 @@ def named(file: str | Path) -> Iterator[None]:
 
 
 def warn(name: str, result: Segmentation) -> None:
-    """Say where an answer has drawn nothing, above the progress bar."""
+    """Say where an answer has drawn nothing."""
     if not len(result.iou_scores):
-        tqdm.write(f"{name}: the answer holds no [SEG], so there is no mask: {result.text[:100]!r}")
+        say(f"WARNING: {name}: the answer holds no [SEG], so there is no mask: {result.text[:100]!r}")
 
 
 def save(folder: Path, picture: Picture, result: Segmentation, route: dict, taken: set[str]) -> dict:
@@ -250,6 +251,10 @@ def main() -> None:
             content["left_out"] = folder_images(Path(args.input))[1]
         write_json(folder / RESULT, content)
     if router is not None:
-        print(routing_report(router, predictions))
+        say(routing_report(router, predictions))
     unit = "frames" if args.is_video else "images"
-    print(f"{len(predictions)} {unit}, {len(taken)} masks: {output / RESULT} lists what is in {', '.join(SUFFIXES)}")
+    finish(
+        f"{len(predictions)} {unit}, {len(taken)} masks",
+        f"{output / RESULT} lists what is in {', '.join(SUFFIXES)}",
+        f"look at them: {output / 'overlays'}",
+    )

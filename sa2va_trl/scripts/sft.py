@@ -2,8 +2,8 @@
 Stage 1: supervised fine-tuning of Sa2VA on images with masks.
 
     sa2va-trl sft --config tiny/sft
-    accelerate launch --config_file accelerate_configs/zero3.yaml -m sa2va_trl.cli sft \\
-        --config sa2va_internvl3_8b/sft --dataset_name DIR --output_dir OUT
+    accelerate launch --use_deepspeed --zero_stage 3 --zero3_init_flag true --zero3_save_16bit_model true \\
+        -m sa2va_trl.cli sft --config sa2va_internvl3_8b/sft --dataset_name DIR --output_dir OUT
 """
 
 from ..trainers import SegSFTConfig, SegSFTTrainer
@@ -39,4 +39,4 @@ def main() -> None:
         eval_dataset=eval_dataset,
         processing_class=processor,
     )
-    train_and_save(trainer, checkpoint, data_args.dataset_name)
+    train_and_save(trainer, checkpoint, data_args.dataset_name, model_args, data_args)

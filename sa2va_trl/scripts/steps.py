@@ -1,10 +1,12 @@
 """Tasks as the steps of another one: each run once, and taken up where it was ended."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -12,7 +14,18 @@ import yaml
 from ..files import write_json
 from ..mining.hardness import HARD_BELOW
 from ..trainers.checkpoints_to_resume import resolve_checkpoint
+from .commands import flags
 from .config_files import step_config_file
+from .quiet import STEP, VERBOSE
+from .screen import MARK, current, duration, say
+
+
+class StepError(RuntimeError):
+    """A step has failed: which, and what it said of it."""
+
+
+# Of the column of names.
+WIDTH = 22
 
 
 class Steps:
@@ -35,7 +48,7 @@ class Steps:
         Raises:
             `ValueError`: the step was run with other options.
             `FileNotFoundError`: there is no such `config`.
-            `subprocess.CalledProcessError`: it failed.
+            `StepError`: it failed.
         """
         folder, record = self.output / name, self.output / "steps" / f"{name.replace('/', '-')}.json"
         options = {**options, "output_dir": folder}
@@ -52,7 +65,7 @@ class Steps:
                 "(or its YAML has changed). Give another output_dir, or delete what was made from here on."
             )
         if found["done"]:
-            print(f"== {name}: done before")
+            say(f"{name:<{WIDTH}}done before")
             return folder
         write_json(record, found)
         if train:
@@ -61,13 +74,58 @@ class Steps:
                 line = [*line, "--resume_from_checkpoint", "latest"]
             except ValueError:
                 pass  # there is none yet
-        print(f"== {name}: sa2va-trl {' '.join(line)}", flush=True)
+        print(f"== {name}: sa2va-trl {' '.join(line)}", flush=True)  # the screen need not show it
         start = time.monotonic()
         launcher = self.launcher if train and self.launcher else [sys.executable]
         module = "--module" if Path(launcher[0]).name == "deepspeed" else "-m"
-        subprocess.run([*launcher, module, "sa2va_trl.cli", *line], check=True)
-        write_json(record, {**found, "done": True, "seconds": round(time.monotonic() - start, 1)})
+        start_line = [*launcher, module, "sa2va_trl.cli", *line]
+        summary = _run_plainly(name, start_line) if current() is None else _run_quietly(name, start_line)
+        seconds = time.monotonic() - start
+        write_json(record, {**found, "done": True, "seconds": round(seconds, 1)})
+        say(f"{name:<{WIDTH}}{summary or 'done'}   {duration(seconds)}")
         return folder
+
+
+def _run_plainly(name: str, line: list[str]) -> None:
+    """A step that prints to the screen itself."""
+    try:
+        subprocess.run([*line, VERBOSE], check=True)
+    except subprocess.CalledProcessError as error:
+        raise StepError(f"{name} ended with status {error.returncode}.") from error
+
+
+def _run_quietly(name: str, line: list[str]) -> str | None:
+    """
+    A step whose output goes into the log of this task, but for the lines that are marked (see
+    [`~scripts.screen.StepScreen`]).
+
+    Returns:
+        `str`: what it did, in a line, if it said so.
+
+    Raises:
+        `StepError`: it failed.
+    """
+    screen, said = current(), {}
+    kinds: dict[str, Callable[[str], None]] = {
+        "progress": lambda text: screen.progress(f"{name:<{WIDTH}}{text}" if text else ""),
+        "warning": lambda text: screen.line(f"{name:<{WIDTH}}{text}", "warning"),
+        "foreign": screen.note,
+    }
+    environment = {**os.environ, STEP: screen.log or "its output"}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+        for raw in process.stdout:
+            text = raw.decode(errors="replace")
+            before, mark, marked = text.partition(MARK)
+            print(before, end="\n" if before and mark else "", flush=True)
+            if mark:
+                kind, content = json.loads(marked)
+                said[kind] = content
+                kinds.get(kind, lambda text: None)(content)
+    if process.returncode:
+        reason = said.get("error", f"it ended with status {process.returncode}").removeprefix("sa2va-trl: error: ")
+        task = line[line.index("sa2va_trl.cli") + 1]
+        raise StepError(f"{name} (sa2va-trl {task}): {reason}" + (f" (more in {screen.log})" if screen.log else ""))
+    return said.get("summary")
 
 
 def _comparable(line: list[str]) -> list[str]:
@@ -91,12 +149,3 @@ def _settings(config: str) -> dict:
     if settings.get("threshold") == HARD_BELOW:
         del settings["threshold"]
     return settings
-
-
-def flags(options: dict) -> list[str]:
-    """Options as the command line takes them."""
-    line = []
-    for name, value in options.items():
-        values = value if isinstance(value, list) else [value]
-        line += [f"--{name}", *(json.dumps(part) if isinstance(part, dict) else str(part) for part in values)]
-    return line

@@ -4,11 +4,13 @@ the evaluation of each on the same held-out patients, beside as many further ste
 
     sa2va-trl three_stage --config tiny/three_stage
 
-Every step is a run of another task, printed before it starts. One that was ended is taken up at its last checkpoint,
-and one that is done is not run again. To train on several processes, set `launcher`, which starts the training steps:
+Every step is a run of another task; log.txt has its command and all that it prints. One that was ended is taken up at
+its last checkpoint, and one that is done is not run again. To train on several processes, set `launcher`, which starts
+the training steps:
 
     sa2va-trl three_stage --config sa2va_internvl3_8b/three_stage --dataset_name DIR \\
-        --launcher "accelerate launch --config_file accelerate_configs/zero3.yaml"
+        --launcher "accelerate launch --use_deepspeed --zero_stage 3 --zero3_init_flag true \\
+        --zero3_save_16bit_model true"
 """
 
 import json
@@ -30,7 +32,9 @@ from ..evaluation.overlays import draw_beside, save_overlays
 from ..evaluation.results import worst_and_improved
 from ..files import file_name, replaced_together, write_json
 from .arguments import DataArguments, ModelArguments, RecipeParser
+from .commands import command
 from .loading import get_split, load_data, load_model
+from .screen import finish, say
 from .steps import Steps
 
 
@@ -203,7 +207,9 @@ def main() -> None:
     shutil.copy(output / "evaluation/stage3/metrics.json", output / "metrics.json")
     drawn = pictures([first, third], loading, data["test"], tables["stage1"], tables["stage3"], args.num_overlays)
     save_overlays(list(drawn), output / "overlays")
-    print(f"\n{comparison_table(comparison)}")
-    print(
-        f"results in {output}; the worst and the most improved frames (image, stage 1, stage 3) in {output}/overlays"
+    say(f"\n{comparison_table(comparison)}\n")
+    finish(
+        f"results in {output}",
+        f"the worst and the most improved frames (image, stage 1, stage 3) in {output}/overlays",
+        f"try it: {command('predict', model_name_or_path=third)}",
     )

@@ -77,13 +77,27 @@ def follow_launcher(args: TrainingArguments) -> None:
         if precision in ("bf16", "fp16"):
             raise ValueError(
                 f"The launcher's configuration is for GPUs (mixed_precision: {precision}), and this machine has none: "
-                "use --config_file accelerate_configs/cpu.yaml, or accelerate_configs/zero3_cpu.yaml after "
-                "DS_ACCELERATOR=cpu for two processes."
+                "use accelerate launch --cpu --mixed_precision no, and for two processes under ZeRO-3, after "
+                "DS_ACCELERATOR=cpu, --use_deepspeed --zero_stage 3 --num_processes 2 beside them."
             )
         on_cpu = int(environment.get("WORLD_SIZE", 1)) > 1
     args.use_cpu = args.use_cpu or on_cpu
     if args.bf16 is None and not args.fp16 and precision in ("bf16", "fp16"):
         args.bf16, args.fp16 = precision == "bf16", precision == "fp16"
+
+
+def follow_libraries(args: TrainingArguments) -> None:
+    """
+    Say in the libraries' present words what would have them warn of words that nobody has chosen.
+
+    Args:
+        args (`TrainingArguments`): changed in place, before its own checks.
+    """
+    for kind in ("", "_kwargs"):  # TRL's default is under the earlier name
+        if getattr(args, f"activation_checkpointing{kind}") is None:
+            setattr(args, f"activation_checkpointing{kind}", getattr(args, f"gradient_checkpointing{kind}"))
+    # Without an accelerator there is no memory to pin batches for.
+    args.dataloader_pin_memory = args.dataloader_pin_memory and torch.accelerator.is_available()
 
 
 @dataclass
@@ -265,6 +279,7 @@ class SegArguments:
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "dice"
         refuse(self, self._refused)  # before the base class turns defaults into values
+        follow_libraries(self)
         super().__post_init__()
         if self.data_seed is None:
             self.data_seed = self.seed  # else the order of rows would be that of whatever has seeded torch last

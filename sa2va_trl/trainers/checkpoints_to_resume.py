@@ -43,7 +43,8 @@ def resolve_checkpoint(wanted: str | bool | None, output_dir: str | os.PathLike)
         return None
     if wanted is not True and wanted != "latest":
         if not _is_complete(Path(wanted)):
-            raise ValueError(f"resume_from_checkpoint={str(wanted)!r} is not a complete checkpoint folder.")
+            why = "" if Path(wanted).exists() else ": there is no such folder"
+            raise ValueError(f"resume_from_checkpoint={str(wanted)!r} is not a complete checkpoint folder{why}.")
         return str(wanted)
     numbered = {}
     for folder in Path(output_dir).glob("checkpoint-*"):

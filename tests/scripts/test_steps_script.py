@@ -7,7 +7,30 @@ import sys
 import pytest
 
 from sa2va_trl.scripts.config_files import CONFIGS
-from sa2va_trl.scripts.steps import Steps
+from sa2va_trl.scripts.quiet import LOG, run
+from sa2va_trl.scripts.screen import log_into
+from sa2va_trl.scripts.steps import StepError, Steps
+
+
+# Stands in for a launcher: prints as libraries do, and says what a task says.
+LAUNCHER = """
+import os, sys
+from sa2va_trl.scripts.screen import StepScreen
+print("noise of a launcher")
+print("noise of a library", file=sys.stderr)
+screen = StepScreen(sys.stdout, sys.stderr)
+screen.progress("train:  33%")
+screen.line("only said")
+screen.line("WARNING: look", "warning")
+screen.note("somewhere.py:3")
+os.write(1, b"no end of a line")
+if "--fail" in sys.argv:
+    screen.line("sa2va-trl: error: no such split", "error")
+    sys.exit(3)
+if "--vanish" in sys.argv:
+    os.kill(os.getpid(), 9)
+screen.line("trained, 3 steps: validation Dice 0.61 -> 0.70", "summary")
+"""
 
 
 @pytest.fixture
@@ -31,9 +54,10 @@ def test_a_step_is_a_command_and_runs_once(tmp_path, lines, capsys):
     for _ in range(2):
         assert Steps(tmp_path, "")("stage1", "sft", OPTIONS) == tmp_path / "stage1"
     options = ["--config", str(CONFIGS / "tiny" / "sft.yaml"), *FLAGS, "--output_dir", str(tmp_path / "stage1")]
-    assert lines == [[sys.executable, "-m", "sa2va_trl.cli", "sft", *options]]
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == f"== stage1: sa2va-trl sft {' '.join(options)}" and second == "== stage1: done before"
+    assert lines == [[sys.executable, "-m", "sa2va_trl.cli", "sft", *options, "--verbose"]]
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == f"== stage1: sa2va-trl sft {' '.join(options)}"
+    assert second.split() == ["stage1", "done", "0", "s"] and third.split() == ["stage1", "done", "before"]
     with pytest.raises(ValueError, match="stage1 was made with other options"):
         Steps(tmp_path, "")("stage1", "sft", {**OPTIONS, "seed": 4})
     with pytest.raises(ValueError, match="stage1 was made with other options"):
@@ -79,5 +103,53 @@ def test_the_limit_that_a_yaml_said_before_is_that_of_mining(tmp_path, lines):
 def test_launchers_start_modules_in_their_own_way(tmp_path, lines, launcher, flag):
     Steps(tmp_path, launcher)("stage1", "sft", {}, train=True)
     Steps(tmp_path, launcher)("merged", "merge", {})
-    assert lines[0][:-2] == [*launcher.split(), flag, "sa2va_trl.cli", "sft"]
+    assert lines[0][:-3] == [*launcher.split(), flag, "sa2va_trl.cli", "sft"]
     assert lines[1][:3] == [sys.executable, "-m", "sa2va_trl.cli"]
+
+
+def test_a_step_is_a_line_and_its_output_is_in_the_log(tmp_path, capfd):
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    launcher = f"{sys.executable} {tmp_path / 'launcher.py'}"
+
+    def main():
+        log_into(tmp_path)
+        Steps(tmp_path, launcher)("stage1", "sft", {}, train=True)
+
+    run("three_stage", main)
+    shown = capfd.readouterr()
+    warning, line, foreign = shown.out.splitlines()
+    assert shown.err == "" and warning.split(None, 1) == ["stage1", "WARNING: look"]
+    assert line.startswith("stage1 ") and "trained, 3 steps: validation Dice 0.61 -> 0.70   " in line
+    assert foreign == f"1 warning of libraries: see {tmp_path / LOG}"
+    log = (tmp_path / LOG).read_text()
+    assert "== stage1: sa2va-trl sft --output_dir" in log
+    for text in ("noise of a launcher", "noise of a library", "no end of a line"):
+        assert log.count(text) == 1
+    assert "\x1e" not in log
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"), [("fail", "no such split"), ("vanish", "it ended with status -9")], ids=["said", "unsaid"]
+)
+def test_a_step_that_fails_is_named_with_its_reason(tmp_path, capfd, option, reason):
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+
+    def main():
+        log_into(tmp_path)
+        Steps(tmp_path, f"{sys.executable} {tmp_path / 'launcher.py'}")("stage2", "dpo", {option: "x"}, train=True)
+
+    with pytest.raises(SystemExit):
+        run("three_stage", main)
+    (line,) = capfd.readouterr().err.splitlines()
+    log = tmp_path / LOG
+    assert line == f"sa2va-trl: error: stage2 (sa2va-trl dpo): {reason} (more in {log})"
+    assert not json.loads((tmp_path / "steps" / "stage2.json").read_text())["done"]
+
+
+def test_a_step_that_fails_on_the_screen(tmp_path, monkeypatch):
+    def fail(line, check):
+        raise subprocess.CalledProcessError(3, line)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(StepError, match="stage1 ended with status 3"):
+        Steps(tmp_path, "")("stage1", "sft", {})

@@ -13,6 +13,7 @@ from PIL import Image
 from tasks import run_task
 
 from sa2va_trl.data import DatasetError
+from sa2va_trl.scripts.steps import StepError
 
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +91,7 @@ def stage1(tmp_path_factory):
 def test_three_stages_from_the_start_and_again(tmp_path, steps, capsys):
     stage1 = {**TRAINING, "trainable": "stage1", "lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0}
     steps.fail_at = "hard_sample"
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(StepError):
         three_stage(tmp_path, stage1=stage1)
     before = ["sft", "merge", "build_preferences", "dpo", "merge", "mine_hard_samples"]
     assert steps.names == before
@@ -179,12 +180,12 @@ def test_training_steps_are_started_by_the_launcher(monkeypatch, tmp_path, stage
 
     monkeypatch.setattr(subprocess, "run", run)
     options = {"stage1": {**TRAINING, "trainable": "full"}, "launcher": "accelerate launch --config_file 'a b.yaml'"}
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(StepError):
         three_stage(tmp_path, **options)
     assert lines[0][:4] == ["accelerate", "launch", "--config_file", "a b.yaml"]
     assert lines[0][4:7] == ["-m", "sa2va_trl.cli", "sft"]
     (tmp_path / "other").mkdir()
-    with pytest.raises(subprocess.CalledProcessError):  # nothing trains in the first step
+    with pytest.raises(StepError):  # nothing trains in the first step
         three_stage(tmp_path / "other", **stage1, launcher="accelerate launch")
     assert lines[1][:4] == [sys.executable, "-m", "sa2va_trl.cli", "build_preferences"]
 

@@ -57,7 +57,7 @@ def test_it_is_taken_over(monkeypatch, gpu, environment, options, expected):
     "environment", [MULTI_GPU, {**ZERO3_CPU, **MULTI_GPU}, {"ACCELERATE_MIXED_PRECISION": "fp16"}]
 )
 def test_a_configuration_for_gpus_is_refused_without_one(monkeypatch, environment):
-    with pytest.raises(ValueError, match="is for GPUs .* this machine has none: use .*cpu.yaml"):
+    with pytest.raises(ValueError, match="is for GPUs .* this machine has none: use accelerate launch --cpu"):
         follow(monkeypatch, False, environment)
 
 
