@@ -1,9 +1,10 @@
 """
 Segment an image, a folder of images or a video: masks, probability maps, overlays and a JSON.
 
-    sa2va-trl predict --model_name_or_path outputs/tiny/sft --input IMAGE --prompt "Please segment the blood
-    vessel."
+    sa2va-trl predict
+    sa2va-trl predict --model_name_or_path MODEL --input IMAGE --prompt "Please segment the blood vessel."
 
+With nothing else, the tiny model segments the frames of a generated angiogram. Several prompts are asked one by one.
 A TIFF of several pages and an animated GIF, PNG or WebP are videos. In a folder every image is segmented on its own,
 and so is every page of such a file. Whatever else the folder holds is named and left out.
 
@@ -22,6 +23,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..data.angiography import generate_video
 from ..evaluation import overlay
 from ..evaluation.overlays import object_names
 from ..evaluation.routing import Router, routing_report
@@ -37,17 +39,24 @@ from .screen import finish, say
 # What a call leaves in output_dir: a file for every mask in each folder, and the JSON that says which.
 SUFFIXES = {"masks": ".png", "probabilities": ".npy", "overlays": ".png"}
 RESULT = "predictions.json"
+# The input that is generated, and which of the runs: pretraining of the tiny model has not seen it.
+SYNTHETIC = "synthetic"
+RUN = {"seed": 20261, "video": 0, "num_frames": 8, "scene": "named"}
 
 
 @dataclass
 class PredictArguments:
     input: str = field(
+        default=SYNTHETIC,
         metadata={
             "help": "An image, a folder of images (each on its own) or a video; a TIFF of several pages and an "
-            "animated GIF, PNG or WebP are videos."
-        }
+            "animated GIF, PNG or WebP are videos. By default the frames of a generated angiogram."
+        },
     )
-    prompt: str = field(default="Please segment the blood vessel.", metadata={"help": "What to segment."})
+    prompt: list[str] = field(
+        default_factory=lambda: ["Please segment the blood vessel."],
+        metadata={"help": "What to segment: a text, or several."},
+    )
     answer: str | None = field(
         default=None, metadata={"help": 'Take this answer as given ("Sure, [SEG].") instead of generating one.'}
     )
@@ -76,7 +85,12 @@ class PredictArguments:
     @property
     def is_video(self) -> bool:
         """Whether the input is one clip."""
-        return is_clip(self.input)
+        return not self.is_synthetic and is_clip(self.input)
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the input is generated."""
+        return self.input == SYNTHETIC
 
     @property
     def tracking_options(self) -> dict:
@@ -84,6 +98,10 @@ class PredictArguments:
         return {"frame_policy": self.frame_policy, "num_frames": self.num_frames, "tracking": self.tracking}
 
     def __post_init__(self):
+        if isinstance(self.prompt, str):  # of a YAML, or of Python
+            self.prompt = [self.prompt]
+        if not self.prompt or len(set(self.prompt)) < len(self.prompt):
+            raise ValueError(f"prompt must be a text, or several different ones, got {self.prompt}.")
         if self.answer is not None and self.max_new_tokens is not None:
             raise ValueError("max_new_tokens has no effect with an answer, since nothing is generated.")
         if self.per_frame and not self.is_video:
@@ -141,8 +159,15 @@ def open_input(args: PredictArguments, stack: ExitStack) -> tuple[Sequence[Image
         clip, file = stack.enter_context(open_video(args.input)), Path(args.input)
         numbers = range(len(clip))
         return clip, (Picture(frame_name(file.stem, index), file, index, clip[index]) for index in numbers)
-    pictures = read_pictures(args.input)
+    pictures = generated_pictures() if args.is_synthetic else read_pictures(args.input)
     return None, chain([next(pictures)], pictures)
+
+
+def generated_pictures() -> Iterator[Picture]:
+    """Frames of a generated angiogram, each a picture of its own."""
+    for index, frame in enumerate(generate_video(**RUN).frames):
+        name = frame_name(SYNTHETIC, index)
+        yield Picture(name, Path(SYNTHETIC), index, Image.fromarray(frame).convert("RGB"))
 
 
 def segmentations(
@@ -152,31 +177,32 @@ def segmentations(
     clip: Sequence[Image.Image] | None,
     pictures: Iterable[Picture],
     router: Router | None = None,
-) -> Iterator[tuple[Picture, Segmentation, dict]]:
-    """The picture, the result and the route of every image or frame."""
-    request = {
-        "text": args.prompt,
-        "processor": processor,
-        "threshold": args.threshold,
-        "answer": args.answer,
-    }
+) -> Iterator[tuple[Picture, str, Segmentation, dict]]:
+    """The picture, the prompt, the result and the route of every image or frame and every prompt."""
+    request = {"processor": processor, "threshold": args.threshold, "answer": args.answer}
     if args.answer is None:
         request["max_new_tokens"] = args.max_new_tokens or 256
     if clip is not None:
         with named(args.input):
-            result = model.segment(video=clip, **args.tracking_options, **request)
-        warn(args.input, result)
+            results = {
+                prompt: model.segment(video=clip, text=prompt, **args.tracking_options, **request)
+                for prompt in args.prompt
+            }
+        for result in results.values():
+            warn(args.input, result)
         for picture in pictures:
-            yield picture, result.frame(picture.frame), {}
-    else:
-        for picture in pictures:
+            for prompt, result in results.items():
+                yield picture, prompt, result.frame(picture.frame), {}
+        return
+    for picture in pictures:
+        for prompt in args.prompt:
             with named(picture.file if picture.frame is None else f"{picture.file}, frame {picture.frame}"):
                 if router is None:
-                    result, route = model.segment(image=picture.image, **request), {}
+                    result, route = model.segment(image=picture.image, text=prompt, **request), {}
                 else:
-                    result, route = router.segment(model, image=picture.image, **request)
+                    result, route = router.segment(model, image=picture.image, text=prompt, **request)
             warn(picture.name, result)
-            yield picture, result, route
+            yield picture, prompt, result, route
 
 
 @contextmanager
@@ -196,10 +222,10 @@ def warn(name: str, result: Segmentation) -> None:
         say(f"WARNING: {name}: the answer holds no [SEG], so there is no mask: {result.text[:100]!r}")
 
 
-def save(folder: Path, picture: Picture, result: Segmentation, route: dict, taken: set[str]) -> dict:
-    """Write the masks, maps and overlays of a picture; what the JSON says of it."""
+def save(folder: Path, picture: Picture, name: str, result: Segmentation, route: dict, taken: set[str]) -> dict:
+    """Write the masks, maps and overlays of a picture, in files of this name; what the JSON says of it."""
     probabilities = result.probabilities.cpu().numpy()
-    objects, names = [], object_names(picture.name, len(result.phrases), taken)
+    objects, names = [], object_names(name, len(result.phrases), taken)
     scores = result.iou_scores.tolist()
     for name, phrase, score, values in zip(names, result.phrases, scores, probabilities, strict=True):
         files = {kind: f"{kind}/{name}{suffix}" for kind, suffix in SUFFIXES.items()}
@@ -244,17 +270,21 @@ def main() -> None:
             (folder / name).mkdir()
         predictions, taken = [], set()
         results = segmentations(args, model, processor, clip, pictures, router)
-        for picture, result, route in tqdm(results, desc="predict"):
-            predictions.append(save(folder, picture, result, route, taken))
-        content = {"prompt": args.prompt, "predictions": predictions}
-        if Path(args.input).is_dir():
+        for picture, prompt, result, route in tqdm(results, desc="predict"):
+            name, asked = picture.name, {}
+            if len(args.prompt) > 1:
+                name, asked = f"{name}.prompt{args.prompt.index(prompt)}", {"prompt": prompt}
+            predictions.append({**save(folder, picture, name, result, route, taken), **asked})
+        content = {"prompt": args.prompt if len(args.prompt) > 1 else args.prompt[0], "predictions": predictions}
+        if not args.is_synthetic and Path(args.input).is_dir():
             content["left_out"] = folder_images(Path(args.input))[1]
         write_json(folder / RESULT, content)
     if router is not None:
         say(routing_report(router, predictions))
-    unit = "frames" if args.is_video else "images"
+    unit = "frames" if args.is_video or args.is_synthetic else "images"
+    count = len(predictions) // len(args.prompt)
     finish(
-        f"{len(predictions)} {unit}, {len(taken)} masks",
+        f"{count} {unit}, {len(taken)} masks",
         f"{output / RESULT} lists what is in {', '.join(SUFFIXES)}",
         f"look at them: {output / 'overlays'}",
     )

@@ -56,6 +56,9 @@ class ThreeStageArguments:
     launcher: str = field(default="", metadata={"help": 'What starts training: "accelerate launch --config_file …".'})
     seed: int = field(default=0, metadata={"help": "Random seed of all steps."})
     cache_features: str = field(default="on", metadata={"help": "Frozen features after stage 1: on or off."})
+    prompts: list[str] = field(
+        default_factory=list, metadata={"help": "Asked of the model on a generated clip, before anything is trained."}
+    )
     stage1: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl sft."})
     preferences: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl build_preferences."})
     stage2: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl dpo."})
@@ -71,6 +74,8 @@ class ThreeStageArguments:
             raise ValueError(f"first_stage must be 1 or 2, got {self.first_stage}.")
         if self.cache_features not in ("on", "off"):
             raise ValueError(f"cache_features must be on or off, got {self.cache_features!r}.")
+        if len(self.prompts) == 1:
+            raise ValueError("prompts: give several, or none.")
         for step in STEPS:
             if given := [name for name in DECIDED if name in getattr(self, step)]:
                 raise ValueError(f"{step}: {', '.join(given)} cannot be set there, three_stage decides it.")
@@ -115,6 +120,15 @@ def pictures(
         yield f"{title}_{before[name]:.3f}_{after[name]:.3f}_{file_name(name)}", strips[name]
 
 
+def first_look(folder: Path) -> Iterator[tuple[str, str]]:
+    """Of each prompt an overlay of the frame in the middle, or the answer where nothing was drawn."""
+    entries = json.loads((folder / "predictions.json").read_text())["predictions"]
+    middle = max(entry["frame"] for entry in entries) // 2
+    for entry in (entry for entry in entries if entry["frame"] == middle):
+        drawn = [str(folder / found["overlay"]) for found in entry["objects"]]
+        yield entry["prompt"], ", ".join(drawn) or entry["text"]
+
+
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
     kinds = (ThreeStageArguments, DataArguments, ModelArguments)
@@ -152,8 +166,13 @@ def main() -> None:
         options = {"model_name_or_path": base, "adapter": output / name}
         return str(run(f"{name}/merged", "merge", {**args.merging, **options}))
 
-    # Stage 1
     first = model_args.model_name_or_path
+    if args.prompts:
+        look = run("first_look", "predict", {"model_name_or_path": first, "prompt": args.prompts, **loading})
+        for prompt, picture in first_look(look):
+            say(f"    {prompt:<{max(map(len, args.prompts))}}  {picture}")
+
+    # Stage 1
     if args.first_stage == 1:
         options = {"model_name_or_path": first, "seed": args.seed, **trained_on, **loading, **dataset}
         if model_args.grounding_image_size is not None:
