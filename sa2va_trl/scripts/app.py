@@ -80,8 +80,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
+        reason = str(error.strerror or error).partition(" (")[0]
         raise ValueError(
-            f"host={host}, port={port} cannot be served ({error.strerror or error}); give another --port, or --host."
+            f"host={host}, port={port} cannot be served ({reason}); give another --port, or --host."
         ) from error
 
 

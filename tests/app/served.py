@@ -73,7 +73,7 @@ def files_below(folder):
             for where, _, names in os.walk(folder) for name in names}  # fmt: skip
 
 
-def wait_for(true, seconds=20.0):
+def wait_for(true, seconds=90.0):
     """Wait until something is so."""
     end = time.monotonic() + seconds
     while not true():

@@ -53,7 +53,7 @@ def calls(monkeypatch):
 def opened(browser, address, **options):
     """A page with the clip that it opens first."""
     page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(90_000)
     page.wrong, page.requests = [], []
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
     page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
@@ -94,12 +94,12 @@ def status(page, text):
 
 
 def drawn(page, number=0):
-    """The pixels of a canvas."""
+    """The pixels of a canvas, which is named as soon as something is drawn."""
     read = """canvas => {
         const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
         return [canvas.width, canvas.height, ...data];
     }"""
-    width, height, *values = page.locator("sa2va-viewer canvas").nth(number).evaluate(read)
+    width, height, *values = page.locator("sa2va-viewer canvas[aria-label]").nth(number).evaluate(read)
     return np.array(values, dtype=np.uint8).reshape(height, width, 4)[..., :3]
 
 
