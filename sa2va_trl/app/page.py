@@ -27,7 +27,8 @@ FAULTS = (ValueError, OSError, ImportError, RuntimeError)
 UPLOADS_SECONDS = 600  # an upload is deleted as soon as it is read; what is left of a broken one, after this time
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
-.gradio-container h1 { font-size: 1.4rem; margin: 0 0 4px; }
+.dark sa2va-viewer { color-scheme: dark; }
+#status .html-container, #viewer .html-container { padding: 0; }
 #prompts { gap: 6px; }
 #prompts button { flex: 1 1 auto; min-width: 0; padding: 4px 8px; }
 #status { min-height: 1.5em; }

@@ -35,7 +35,7 @@
       border-top: 1px solid var(--border-color-primary, #e5e7eb); }
     li label { display: flex; align-items: center; gap: 8px; min-width: 0; overflow-wrap: anywhere; }
     .swatch { flex: none; width: 14px; height: 14px; border-radius: 4px; border: 1px solid rgb(0 0 0 / 30%); }
-    .numbers { grid-row: 2; padding-left: 46px; opacity: 0.75; font-variant-numeric: tabular-nums; }
+    .numbers { grid-row: 2; grid-column: 1 / -1; padding-left: 22px; opacity: 0.75; font-variant-numeric: tabular-nums; }
     a { color: var(--link-text-color, #0369a1); }
     .files { display: flex; flex-wrap: wrap; gap: 4px 14px; }`;
 

@@ -74,6 +74,7 @@ def test_an_adapter_is_compared_with_its_base(tmp_path):
     assert models[1].model.config.mask_threshold == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("gradio") is None, reason="needs sa2va_trl[app]")
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_stays_when_it_ends(tmp_path, end):
