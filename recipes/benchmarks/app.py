@@ -94,6 +94,7 @@ def main() -> None:
         try:
             address = next(filter(None, (re.match(r"http://\S+", line) for line in process.stdout)))[0]
             page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page.set_default_timeout(120_000)
             seconds = wait_times(page, address, start, args.answer)
             with tempfile.TemporaryDirectory() as folder:
                 milliseconds = redraw_times(page, address, args.size, args.moves, args.answer, Path(folder))
