@@ -27,7 +27,7 @@ FLOORS = (
     ("evaluation",),
     ("hub",),
     ("mining", "preferences"),
-    ("trainers",),
+    ("app", "trainers"),
     ("scripts",),
     ("cli",),
     ("_registration",),

@@ -67,6 +67,7 @@ def test_wheel_and_source_hold_the_files_that_are_no_code(source, wheel):
     expected = names_of(ROOT / "sa2va_trl" / "configs", "*/*.yaml") | names_of(
         ROOT / "sa2va_trl" / "scripts" / "help", "*.txt"
     )
+    expected |= {"app/viewer.js"}
     assert len(expected) > 2 * len(TASKS)
     with zipfile.ZipFile(wheel) as archive:
         for name in expected:

@@ -14,6 +14,7 @@ TASKS = {
     "evaluate": "score a model, or masks of another tool, on held-out rows",
     "compare": "set evaluations of the same samples beside each other",
     "predict": "segment an image, a folder of images or a video",
+    "app": "a page to click on: ask about a picture or a clip, move the threshold, compare",
     "merge": "fold an adapter into its base model",
     "convert": "read published checkpoints and the official trainer's, and write them",
 }

@@ -108,6 +108,36 @@ def _with_adapter(args: ModelArguments, model: Model, processor: Sa2VAProcessor,
     return model
 
 
+def load_second(name: str | None, adapter: str | None, model_args: ModelArguments) -> tuple[Model, Sa2VAProcessor]:
+    """
+    A model beside the first one.
+
+    Args:
+        name (`str`, *optional*): a folder or a Hub id; the first model's base by default.
+        adapter (`str`, *optional*):
+            Folder or Hub id of an adapter. Without `name` it was trained on the first model's base, or on that base
+            merged with the first model's adapter: whichever it fits.
+        model_args (`ModelArguments`): of the first one; its type, sizes and quantisation hold for both.
+
+    Returns:
+        The model and its processor.
+
+    Raises:
+        `ValueError`: as [`load_model`].
+    """
+    own = replace(model_args, adapter=adapter)
+    if name is not None:
+        revision = model_args.model_revision if name == model_args.model_name_or_path else None
+        return load_model(replace(own, model_name_or_path=name, model_revision=revision))
+    try:
+        return load_model(own)
+    except ValueError:
+        if model_args.adapter is None:
+            raise
+        model, processor = load_model(model_args, merge=True)
+        return _with_adapter(own, model, processor), processor
+
+
 def load_router(args: RouterArguments, model_args: ModelArguments, model: Model, processor: Sa2VAProcessor) -> Router:
     """
     Args:
@@ -125,18 +155,7 @@ def load_router(args: RouterArguments, model_args: ModelArguments, model: Model,
     name = args.router_model or model_args.model_name_or_path
     if (name, args.router_adapter) == (model_args.model_name_or_path, model_args.adapter):
         raise ValueError("router_model and router_adapter name the first model, so a router could not take effect.")
-    own = replace(model_args, adapter=args.router_adapter)
-    if args.router_model is not None:
-        revision = model_args.model_revision if name == model_args.model_name_or_path else None
-        second, other = load_model(replace(own, model_name_or_path=name, model_revision=revision))
-    else:
-        try:
-            second, other = load_model(own)
-        except ValueError:
-            if model_args.adapter is None:
-                raise
-            second, other = load_model(model_args, merge=True)
-            second = _with_adapter(own, second, other)
+    second, other = load_second(args.router_model, args.router_adapter, model_args)
     threshold = NOTHING[args.route_by] if args.route_threshold is None else args.route_threshold
     return make_router(model, processor, second, other, by=args.route_by, threshold=threshold)
 
