@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-fast quality house clean
+.PHONY: demo test test-fast quality docs house clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python recipes/three_stage.py --config recipes/configs/tiny/three_stage.yaml --output_dir outputs/demo
@@ -24,6 +24,10 @@ test-fast: $(VENV)/.installed-test
 quality: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The pages, into site/. (Material for MkDocs speaks of its successor, which is nothing to act on.)
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The picture of the package in CONTRIBUTING.md.
 house:
@@ -44,5 +48,9 @@ $(VENV)/.installed-test: $(VENV)/.torch setup.cfg
 	SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable '.[test,quality]'
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: $(VENV)/.torch setup.cfg
+	SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable '.[docs]'
+	touch $@ $(VENV)/.installed
+
 clean:
-	rm -rf $(VENV) outputs build *.egg-info
+	rm -rf $(VENV) outputs build site *.egg-info
