@@ -52,6 +52,7 @@ def run(task: str, main: Callable[[], None], verbose: bool = False) -> None:
         stack.callback(put_up, put_up(screen))
         stack.enter_context(foreign_warnings(screen))
         stack.enter_context(_bars_on(screen))
+        screen.progress("starting")  # importing the libraries takes its time
         try:
             main()
         except SystemExit:

@@ -83,5 +83,8 @@ class NeedsMixin:
         if self.features is None:
             helps.append("trainable: head with lm_weight: 0, which trains from cached features")
         if args.device.type == "cuda":
-            helps.append("several GPUs with accelerate_configs/zero3.yaml, or zero3_offload.yaml")
+            helps.append(
+                "several GPUs (accelerate launch --use_deepspeed --zero_stage 3), with --offload_param_device cpu "
+                "--offload_optimizer_device cpu where that is not enough"
+            )
         return helps or ["a smaller model"]

@@ -9,7 +9,7 @@ import torch
 from trl import DPOConfig, SFTConfig
 
 from sa2va_trl import HardSampleConfig, SegDPOConfig, SegSFTConfig
-from sa2va_trl.trainers.base_config import SegArguments, follow_launcher
+from sa2va_trl.trainers.base_config import SegArguments, follow_launcher, follow_libraries
 
 
 NAMES = ("MIXED_PRECISION", "USE_CPU", "USE_DEEPSPEED")
@@ -85,3 +85,21 @@ def test_every_option_has_an_entry_and_a_help_text_of_its_own(config, parents):
         if entry.name not in inherited:
             (kind,) = re.findall(rf"^        {entry.name} \(`(\w+)[^)]*\*optional\*", config.__doc__, re.MULTILINE)
             assert kind in ("bool", "int", "float", "str", "dict", "list"), entry.name
+
+
+@pytest.mark.filterwarnings("error")
+def test_libraries_have_nothing_to_warn_of(tmp_path):
+    for given in ({}, {"gradient_checkpointing": False}, {"activation_checkpointing": False}):
+        args = SegSFTConfig(str(tmp_path), **given)
+        assert args.gradient_checkpointing == args.activation_checkpointing == (not given)
+        assert args.dataloader_pin_memory == torch.accelerator.is_available()
+
+
+@pytest.mark.parametrize("accelerator", [True, False])
+def test_memory_is_pinned_beside_an_accelerator_where_it_was_not_refused(monkeypatch, accelerator):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    for wanted in (True, False):
+        args = SimpleNamespace(dataloader_pin_memory=wanted)
+        args.activation_checkpointing = args.activation_checkpointing_kwargs = False
+        follow_libraries(args)
+        assert args.dataloader_pin_memory == (wanted and accelerator)
