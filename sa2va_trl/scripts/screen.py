@@ -120,7 +120,10 @@ def log_into(folder: str | os.PathLike) -> None:
 
 
 class _Handler(logging.Handler):
-    """What the library logs: all of it printed, warnings said. Other processes print it where there is a log."""
+    """
+    What the library logs: all of it printed, warnings and what is marked as `shown` said. Other processes print it where
+    there is a log.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -128,7 +131,8 @@ class _Handler(logging.Handler):
             warning = record.levelno >= logging.WARNING
             text = prefix + text if warning and not text.startswith(prefix) else text
             if is_main_process():
-                _say(text, kind="warning" if warning else None)
+                shown = "line" if getattr(record, "shown", False) else None
+                _say(text, kind="warning" if warning else shown)
             elif _screen is not None:
                 print(f"[process {os.environ['RANK']}] {text}", flush=True)
         except Exception:  # as all handlers of logging: what cannot be said stops nothing

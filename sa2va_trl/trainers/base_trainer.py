@@ -70,10 +70,10 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Nee
     # Fingerprints of the sets that fit the model, with the trainer's own collators.
     _fitting: frozenset[str] = frozenset()
 
-    def _tell(self, message: str, level: int = logging.INFO) -> None:
-        """Log a message once, whatever the number of processes."""
+    def _tell(self, message: str, level: int = logging.INFO, shown: bool = False) -> None:
+        """Log a message once, whatever the number of processes; commands put it on the screen where it is `shown`."""
         if self.is_world_process_zero():
-            logger.log(level, message)
+            logger.log(level, message, extra={"shown": shown})
 
     # Rows
 
@@ -318,7 +318,7 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Nee
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.prepare_to_save()
-        self._tell(self.trainable_summary)
+        self._tell(self.trainable_summary, shown=True)
         self.setup_features()
 
     def _keep_trained_in_float32(self) -> None:

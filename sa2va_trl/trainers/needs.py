@@ -62,7 +62,7 @@ class NeedsMixin:
         if reference is not None:
             own = weight_bytes(reference)
             need = Need(need.weights + own, need.trained, need.activations, need.context, need.host)
-        self._tell(memory_line(need, batch, device))
+        self._tell(memory_line(need, batch, device), shown=True)
         _, free = free_bytes(device)
         # On a CPU the weights are there already.
         if need.total - (0 if device.type == "cuda" else need.weights) > free:
