@@ -121,8 +121,8 @@ def log_into(folder: str | os.PathLike) -> None:
 
 class _Handler(logging.Handler):
     """
-    What the library logs: all of it printed, warnings and what is marked as `shown` said. Other processes print it where
-    there is a log.
+    What the library logs: all of it printed, warnings and what is marked as `shown` said. Other processes print it
+    where there is a log.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
