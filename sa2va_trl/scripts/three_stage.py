@@ -29,6 +29,7 @@ from ..data import check_no_leakage, load_dataset_dict
 from ..data.columns import GROUP_COLUMNS
 from ..evaluation import compare, comparison_table, predict_probabilities
 from ..evaluation.overlays import draw_beside, save_overlays
+from ..evaluation.report import Section, write_report
 from ..evaluation.results import worst_and_improved
 from ..files import file_name, replaced_together, write_json
 from .arguments import DataArguments, ModelArguments, RecipeParser
@@ -118,6 +119,29 @@ def pictures(
     before, after = (table.set_index("sample_id")["dice"] for table in (before, after))
     for title, name in chosen.items():
         yield f"{title}_{before[name]:.3f}_{after[name]:.3f}_{file_name(name)}", strips[name]
+
+
+def report_sections(
+    output: Path, comparison: dict, args: ThreeStageArguments, drawn: list[tuple[str, Image.Image]]
+) -> list[Section]:
+    """What the page shows: the verdict, what was seen before training, and frames of the test split."""
+    sections = [
+        Section("Verdict", "Dice on the test split, with intervals over patients.", comparison_table(comparison))
+    ]
+    if args.prompts:
+        look = [
+            (os.path.relpath(picture, output), prompt)
+            for prompt, shown in first_look(output / "first_look")
+            for picture in shown.split(", ")
+            if picture.endswith(".png")
+        ]
+        sections.append(Section("Before training", "What the model makes of three prompts.", pictures=look))
+    text = (
+        "Image, stage 1, stage 3: found pixels are green, invented ones orange, missed ones blue. "
+        "Names say which frame, and its Dice after stage 1 and after stage 3."
+    )
+    frames = [(f"overlays/{file_name(name)}.png", name) for name, _ in drawn]
+    return [*sections, Section("The worst and the most improved frames", text, pictures=frames)]
 
 
 def first_look(folder: Path) -> Iterator[tuple[str, str]]:
@@ -225,10 +249,12 @@ def main() -> None:
     write_json(output / "comparison.json", comparison)
     shutil.copy(output / "evaluation/stage3/metrics.json", output / "metrics.json")
     drawn = pictures([first, third], loading, data["test"], tables["stage1"], tables["stage3"], args.num_overlays)
-    save_overlays(list(drawn), output / "overlays")
+    drawn = list(drawn)
+    save_overlays(drawn, output / "overlays")
     say(f"\n{comparison_table(comparison)}\n")
+    write_report(output / "report.html", "Three stages", report_sections(output, comparison, args, drawn))
     finish(
         f"results in {output}",
-        f"the worst and the most improved frames (image, stage 1, stage 3) in {output}/overlays",
+        f"the worst and the most improved frames (image, stage 1, stage 3) are in {output}/report.html",
         f"try it: {command('predict', model_name_or_path=third)}",
     )
