@@ -4,7 +4,7 @@ Segment an image, a folder of images or a video: masks, probability maps, overla
     sa2va-trl predict
     sa2va-trl predict --model_name_or_path MODEL --input IMAGE --prompt "Please segment the blood vessel."
 
-With nothing else, the tiny model segments the frames of a generated angiogram. Several prompts are asked one by one.
+With nothing else, the tiny model is asked for three things on the frames of a generated angiogram.
 A TIFF of several pages and an animated GIF, PNG or WebP are videos. In a folder every image is segmented on its own,
 and so is every page of such a file. Whatever else the folder holds is named and left out.
 
@@ -41,6 +41,8 @@ SUFFIXES = {"masks": ".png", "probabilities": ".npy", "overlays": ".png"}
 RESULT = "predictions.json"
 # The input that is generated, and which of the runs: pretraining of the tiny model has not seen it.
 SYNTHETIC = "synthetic"
+# What a generated angiogram is asked for; the first of them anything else.
+PROMPTS = ["Please segment the blood vessel.", "Please segment the catheter.", "Please segment the side branches."]
 RUN = {"seed": 20261, "video": 0, "num_frames": 8, "scene": "named"}
 
 
@@ -53,9 +55,8 @@ class PredictArguments:
             "animated GIF, PNG or WebP are videos. By default the frames of a generated angiogram."
         },
     )
-    prompt: list[str] = field(
-        default_factory=lambda: ["Please segment the blood vessel."],
-        metadata={"help": "What to segment: a text, or several."},
+    prompt: list[str] | None = field(
+        default=None, metadata={"help": "What to segment: a text, or several; by default the blood vessel."}
     )
     answer: str | None = field(
         default=None, metadata={"help": 'Take this answer as given ("Sure, [SEG].") instead of generating one.'}
@@ -98,6 +99,8 @@ class PredictArguments:
         return {"frame_policy": self.frame_policy, "num_frames": self.num_frames, "tracking": self.tracking}
 
     def __post_init__(self):
+        if self.prompt is None:
+            self.prompt = PROMPTS if self.is_synthetic else PROMPTS[:1]
         if isinstance(self.prompt, str):  # of a YAML, or of Python
             self.prompt = [self.prompt]
         if not self.prompt or len(set(self.prompt)) < len(self.prompt):
