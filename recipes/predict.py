@@ -1,8 +1,10 @@
 """
 Segment an image, a folder of images or a video: masks, probability maps, overlays and a JSON.
 
-    python recipes/predict.py --model_name_or_path outputs/tiny/sft --input IMAGE --prompt "Please segment the blood
-    vessel."
+    python recipes/predict.py
+    python recipes/predict.py --model_name_or_path MODEL --input IMAGE --prompt "Please segment the blood vessel."
+
+With nothing else, the tiny model is asked for three things on the frames of a generated angiogram.
 
 A TIFF of several pages and an animated GIF, PNG or WebP are videos. In a folder every image is segmented on its own,
 and so is every page of such a file. Whatever else the folder holds is named and left out.

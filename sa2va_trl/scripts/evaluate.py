@@ -1,7 +1,7 @@
 """
 Score a model, or masks that another tool has written, on a data set: at each image's own size, with intervals.
 
-    sa2va-trl evaluate --model_name_or_path outputs/tiny/sft --dataset_name synthetic --output_dir outputs/eval
+    sa2va-trl evaluate --model_name_or_path tiny --dataset_name synthetic --output_dir outputs/eval
     sa2va-trl evaluate --predictions_dir MASKS --dataset_name DIR --output_dir outputs/eval
     sa2va-trl evaluate --model_name_or_path BASE --adapter STAGE2 --router_adapter STAGE3 \\
         --route_split validation --dataset_name DIR --output_dir outputs/eval

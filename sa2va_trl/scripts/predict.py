@@ -5,6 +5,7 @@ Segment an image, a folder of images or a video: masks, probability maps, overla
     sa2va-trl predict --model_name_or_path MODEL --input IMAGE --prompt "Please segment the blood vessel."
 
 With nothing else, the tiny model is asked for three things on the frames of a generated angiogram.
+
 A TIFF of several pages and an animated GIF, PNG or WebP are videos. In a folder every image is segmented on its own,
 and so is every page of such a file. Whatever else the folder holds is named and left out.
 
@@ -42,8 +43,8 @@ RESULT = "predictions.json"
 # The input that is generated, and which of the runs: pretraining of the tiny model has not seen it.
 SYNTHETIC = "synthetic"
 # What a generated angiogram is asked for; the first of them anything else.
-PROMPTS = ["Please segment the blood vessel.", "Please segment the catheter.", "Please segment the side branches."]
-RUN = {"seed": 20261, "video": 0, "num_frames": 8, "scene": "named"}
+PROMPTS = ["Please segment the blood vessel.", "Please segment the catheter.", "Please segment the diaphragm."]
+RUN = {"seed": 20261, "video": 3, "num_frames": 8, "scene": "named"}
 
 
 @dataclass
