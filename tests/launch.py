@@ -19,7 +19,7 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DS_
 ENVIRONMENT |= {"CUDA_VISIBLE_DEVICES": ""}
 # Of every run.
 OPTIONS = {
-    "model_name_or_path": "tiny",
+    "model_name_or_path": "tiny-random",
     "grounding_image_size": 128,
     "lr_scheduler_type": "constant",
     "gradient_accumulation_steps": 2,

@@ -104,7 +104,7 @@ def test_two_processes_without_a_clone(tmp_path):
     data = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_per_video": 4, "size": 64}
     options = [
         "--config",
-        "tiny/sft",
+        "tiny/from_scratch",
         "--max_steps",
         "1",
         "--eval_strategy",
@@ -115,9 +115,9 @@ def test_two_processes_without_a_clone(tmp_path):
     options += ["--use_cpu", "true", "--grounding_image_size", "64", "--synthetic", json.dumps(data)]
     finished = python(*launcher, "-m", "sa2va_trl.cli", "sft", *options, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr[-5000:]
-    output = tmp_path / "outputs" / "tiny" / "sft"
+    output = tmp_path / "outputs" / "tiny" / "from_scratch"
     assert (output / "model.safetensors").is_file()
-    assert finished.stdout.count("score it: sa2va-trl evaluate --model_name_or_path outputs/tiny/sft") == 1
+    assert finished.stdout.count("score it: sa2va-trl evaluate --model_name_or_path outputs/tiny/from_scratch") == 1
 
 
 def test_the_version(monkeypatch, capsys):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sa2va_trl.models.tiny import WEIGHTS
 from sa2va_trl.scripts import TASKS
 
 
@@ -67,7 +68,7 @@ def test_wheel_and_source_hold_the_files_that_are_no_code(source, wheel):
     expected = names_of(ROOT / "sa2va_trl" / "configs", "*/*.yaml") | names_of(
         ROOT / "sa2va_trl" / "scripts" / "help", "*.txt"
     )
-    expected |= {"app/viewer.js"}
+    expected |= {"app/viewer.js", WEIGHTS.relative_to(ROOT / "sa2va_trl").as_posix()}
     assert len(expected) > 2 * len(TASKS)
     with zipfile.ZipFile(wheel) as archive:
         for name in expected:
@@ -89,9 +90,18 @@ def test_train_evaluate_and_predict_outside_the_clone(installed, tmp_path):
 
     listed = run(command, cwd=tmp_path)
     assert all(f"\n  {task} " in listed for task in TASKS)
-    options = ["--config", "tiny/sft", "--max_steps", "2", "--grounding_image_size", "128", "--use_cpu", "true"]
+    options = [
+        "--config",
+        "tiny/from_scratch",
+        "--max_steps",
+        "2",
+        "--grounding_image_size",
+        "128",
+        "--use_cpu",
+        "true",
+    ]
     said = run(command, "sft", *options, *given, cwd=tmp_path)
-    model = Path("outputs/tiny/sft")
+    model = Path("outputs/tiny/from_scratch")
     assert f"score it: sa2va-trl evaluate --model_name_or_path {model}" in said
     assert json.loads((tmp_path / model / "trainer_state.json").read_text())["global_step"] == 2
 

@@ -141,7 +141,7 @@ def main():
         if not (args.model_name_or_path / "model.safetensors").exists():
             options = ["--dataset_name", args.dataset_name, "--synthetic", json.dumps(made)]
             options += ["--output_dir", str(args.model_name_or_path)]
-            config = RECIPES / "configs/tiny/sft.yaml"
+            config = RECIPES / "configs/tiny/from_scratch.yaml"
             subprocess.run([sys.executable, RECIPES / "sft.py", "--config", config, *options], check=True)
     data = load_dataset_dict(args.dataset_name, **made)
     model, processor = load_model(ModelArguments(model_name_or_path=str(args.model_name_or_path)))

@@ -31,7 +31,7 @@ TINY = {
     "tiny-qwen3_vl": "qwen3_vl",
 }
 # Options that name what another task may have made.
-INPUTS = ("model_name_or_path", "preferences", "dataset_name")
+INPUTS = ("model_name_or_path", "adapter", "preferences", "dataset_name")
 # Options that belong to the data that a YAML names, and to no others, and what they are there.
 OF_THE_DATA = {"synthetic": (dict, str), "preferences": str}
 
@@ -131,24 +131,39 @@ class RecipeParser(TrlParser):
 
     @staticmethod
     def _point_to_sibling(config: Path, options: dict, dataset_name: str) -> None:
-        paths = {name: options[name] for name in INPUTS if isinstance(options.get(name), str)}
-        missing = {name: path for name, path in paths.items() if not is_there(path)}
         files = [*sorted(config.parent.glob("*.yaml")), *sorted(CONFIGS.glob("*/*.yaml"))]
-        makers = {_output_dir(file): file for file in reversed(files) if file.stem in TASKS}
-        for name, path in missing.items():
+        makers = {str(_content(file).get("output_dir")): file for file in reversed(files) if file.stem in TASKS}
+        for name, path in _missing(options).items():
             if path in makers:
-                command = f"sa2va-trl {makers[path].stem} --config {shortest_name(makers[path])}"
-                if name != "dataset_name" and dataset_name != "synthetic":
-                    command += f" --dataset_name {dataset_name}"
-                say(f"{name}={path} is not there; make it with: {command}", file=sys.stderr)
+                own = name != "dataset_name" and dataset_name != "synthetic"
+                commands = _commands_for(path, makers, f" --dataset_name {dataset_name}" if own else "")
+                say(f"{name}={path} is not there; make it with: {', then: '.join(commands)}", file=sys.stderr)
                 raise SystemExit(1)
 
 
-def _output_dir(file: Path) -> str | None:
+def _missing(options: dict) -> dict[str, str]:
+    """The inputs among options that are not there."""
+    paths = {name: options[name] for name in INPUTS if isinstance(options.get(name), str)}
+    return {name: path for name, path in paths.items() if not is_there(path)}
+
+
+def _commands_for(path: str, makers: dict[str, Path], data: str) -> list[str]:
+    """What makes a folder: the task of a YAML, and before it those that make what it needs."""
+    maker, others = makers[path], {name: file for name, file in makers.items() if name != path}
+    commands = []
+    for needed in _missing(_content(maker)).values():
+        if needed in others:
+            commands += _commands_for(needed, others, data)
+    own = "" if maker.stem == "merge" else data  # which needs none
+    return [*dict.fromkeys([*commands, f"sa2va-trl {maker.stem} --config {shortest_name(maker)}{own}"])]
+
+
+def _content(file: Path) -> dict:
     try:
-        return str(yaml.safe_load(file.read_text()).get("output_dir"))
-    except (OSError, AttributeError, yaml.YAMLError):
-        return None  # whatever it is, it makes no folder
+        content = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        content = None
+    return content if isinstance(content, dict) else {}  # whatever it is, it makes no folder
 
 
 @dataclass

@@ -18,7 +18,7 @@ from ..models.tiny import WEIGHTS
 EXACT = "positional_encoding_gaussian_matrix"
 
 
-def main(source: str, target: Path = WEIGHTS) -> None:
+def ship(source: str, target: Path = WEIGHTS) -> None:
     """
     Args:
         source (`str`): folder of the trained model.
@@ -32,4 +32,4 @@ def main(source: str, target: Path = WEIGHTS) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    ship(sys.argv[1])

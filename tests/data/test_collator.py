@@ -78,7 +78,7 @@ def test_schema_of_a_mixed_batch(tiler, with_skeletons):
     assert torch.equal(batch["input_ids"] == tiler.tokenizer.pad_token_id, attention == 0)
     assert (batch["labels"][attention == 0] == -100).all()
     # A clip has one tile a frame, these stills three tiles and a thumbnail.
-    assert batch["pixel_values"].dtype == torch.float32 and batch["pixel_values"].shape[1:] == (3, 112, 112)
+    assert batch["pixel_values"].dtype == torch.float32 and batch["pixel_values"].shape[1:] == (3, 224, 224)
     placeholders = (batch["input_ids"] == tiler.image_token_id).sum(1)
     assert placeholders.sum() == tiler.image_seq_length * len(batch["pixel_values"])
     assert placeholders[1] == 0 and placeholders[2] == 3 * tiler.image_seq_length
@@ -271,7 +271,7 @@ def test_skeletons_lie_in_their_masks(tiler):
 def test_the_whole_prompt(tiny):
     processor = tiny[1]
     batch = SegCollator(processor)([still(2)])
-    image = "<img>" + 16 * "<IMG_CONTEXT>" + "</img>"
+    image = "<img>" + 64 * "<IMG_CONTEXT>" + "</img>"
     assert row_texts(processor, batch) == [
         f"<|im_start|>user\n{image}\nPlease segment the vessel 0.<|im_end|>\n"
         "<|im_start|>assistant\nSure, [SEG].<|im_end|>\n"

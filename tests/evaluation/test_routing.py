@@ -54,7 +54,7 @@ def stages(tmp_path_factory):
 
 
 def first_of(stages):
-    return ModelArguments(grounding_image_size=64, adapter=str(stages[0]))
+    return ModelArguments("tiny-random", grounding_image_size=64, adapter=str(stages[0]))
 
 
 def second_of(stages):
@@ -340,7 +340,7 @@ def test_adapter_is_put_on_the_base_that_it_fits(stages, tmp_path):
         wanted = expected.get_base_model().text_hidden_fcs.state_dict()
         found = router.model.get_base_model().text_hidden_fcs.state_dict()
         assert all(torch.equal(found[name], value) for name, value in wanted.items())
-    args = RouterArguments(router_model="tiny", route_by="spread")
+    args = RouterArguments(router_model="tiny-random", route_by="spread")
     router = load_router(args, first_of(stages), model, processor)
     assert router.shared and (router.by, router.threshold) == ("spread", NOTHING["spread"])
 
@@ -355,7 +355,7 @@ def test_second_models_that_cannot_be_used_are_refused(stages, tmp_path):
         load_router(RouterArguments(router_adapter=str(tmp_path / "none")), first_of(stages), model, processor)
     for args in (
         RouterArguments(router_adapter=str(stages[0])),
-        RouterArguments(router_model="tiny", router_adapter=str(stages[0])),
+        RouterArguments(router_model="tiny-random", router_adapter=str(stages[0])),
     ):
         with pytest.raises(ValueError, match="could not take effect"):
             load_router(args, first_of(stages), model, processor)

@@ -100,7 +100,7 @@ def test_fused_rows_of_internlm2_and_internvit_compute_the_same():
     assert torch.allclose(rows[..., 2, :].reshape(1, 3, 32), layer.k_proj(hidden), atol=1e-6)
     assert torch.allclose(rows[..., 3, :].reshape(1, 3, 32), layer.v_proj(hidden), atol=1e-6)
     attention = model.vlm.model.vision_tower.encoder.layer[0].attention
-    pixels = torch.randn(1, 3, 32)
+    pixels = torch.randn(1, 3, 48)
     name = "vision_model.encoder.layers.0.attn.qkv"
     query, key, value = F.linear(pixels, fused[f"{name}.weight"], fused[f"{name}.bias"]).chunk(3, dim=-1)
     for ours, theirs in ((query, attention.q_proj), (key, attention.k_proj), (value, attention.v_proj)):
@@ -149,7 +149,7 @@ def test_a_fused_tensor_is_checked_as_a_whole(published):
     folder, _ = published
     name = "vision_model.encoder.layers.0.attn.qkv.weight"
     edit(folder, lambda tensors: tensors.update({name: tensors[name][:-3].clone()}))
-    refused(folder, f"misshapen: {re.escape(name)} has .93, 32., the model .96, 32.")
+    refused(folder, f"misshapen: {re.escape(name)} has .141, 48., the model .144, 48.")
 
 
 def test_weights_that_mean_nothing_are_refused(published):

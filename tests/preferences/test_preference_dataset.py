@@ -66,7 +66,7 @@ def test_all_combinations_are_made_and_named(network, rows):
 def test_batch_size_does_not_matter_and_seeds_do(network, rows):
     state = torch.get_rng_state(), np.random.get_state()[1].copy()
     options = {"chosen": ["ground_truth", "best"], "rejected": ["worst", "corrupted"], "allow_worse": True}
-    sampler = MaskSampler(embedding_noise=0.5, thresholds=(0.497, 0.503))
+    sampler = MaskSampler(embedding_noise=0.5, tokens=False, thresholds=(0.497, 0.503))
     one, four = (build(rows, network, batch_size=size, sampler=sampler, **options) for size in (1, 4))
     assert one["sample_id"] == four["sample_id"]
     np.testing.assert_allclose(one["rejected_reward"], four["rejected_reward"], atol=0.01)

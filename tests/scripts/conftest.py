@@ -18,6 +18,7 @@ def trained(tmp_path_factory):
         "sft",
         *options(
             folder,
+            model_name_or_path="tiny-random",
             output_dir=str(folder / "model"),
             grounding_image_size=128,
             synthetic=SYNTHETIC,

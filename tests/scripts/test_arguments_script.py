@@ -139,7 +139,7 @@ def test_help_tells_defaults_and_what_is_required(capsys, option):
 
 def test_nothing_is_set_aside_without_need(capsys):
     for line in ([], ["--dataset_name", "synthetic"]):
-        assert parse(*line).synthetic == {"train_videos": 48, "validation_videos": 6, "test_videos": 8}
+        assert parse(*line).synthetic == yaml.safe_load((CONFIGS / "sft.yaml").read_text())["synthetic"]
     assert parse("--synthetic", '{"train_videos": 1}').synthetic == {"train_videos": 1}
     assert capsys.readouterr().out == ""
 
@@ -161,7 +161,8 @@ def test_a_folder_beside_the_yaml_of_generated_data_is_trained_on(monkeypatch, t
     options = ["--dataset_name", "data", "--max_steps", "1"]
     run_task("sft", "--config", CONFIGS / "sft.yaml", *options)
     assert "synthetic of the YAML, of other data, is set aside" in capsys.readouterr().out
-    assert (tmp_path / "outputs" / "tiny" / "sft" / "model.safetensors").is_file()
+    assert (tmp_path / "outputs" / "tiny" / "sft" / "adapter_model.safetensors").is_file()
+    run_task("merge", "--config", CONFIGS / "merge.yaml")
     # Pairs of the YAML's data, too, which a set without pairs then lacks.
     with pytest.raises(ValueError, match="no chosen_mask and rejected_mask"):
         run_task("dpo", "--config", CONFIGS / "dpo.yaml", *options)

@@ -79,9 +79,9 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
         assert ratios["clip_seconds_per_frame"][objects] == pytest.approx(results["clip"][objects]["seconds"] / 3)
     extra = [results["answer"][tokens]["extra_bytes"] for tokens in "27"]
     assert ratios["bytes_per_token"] == pytest.approx((extra[1] - extra[0]) / 5)
-    # Two layers, two key-value heads of 16 channels and 64 channels of hidden states, in float32.
-    assert ratios["bytes_per_token_of_cache"] == 2 * 2 * 2 * 16 * 4
-    assert ratios["bytes_per_token_of_hidden_states"] == 3 * 64 * 4
+    # Three layers, two key-value heads of 24 channels and 96 channels of hidden states, in float32.
+    assert ratios["bytes_per_token_of_cache"] == 3 * 2 * 2 * 24 * 4
+    assert ratios["bytes_per_token_of_hidden_states"] == 4 * 96 * 4
 
     # What was timed is what the names say: a warm-up each, then turns that go back and forth.
     assert generated == [2, 7, 2, 7, 7, 2, 2, 7]

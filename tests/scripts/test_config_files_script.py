@@ -1,5 +1,6 @@
 """The tiny configurations in a fresh clone: each starts as it stands, or its first line says what to run before."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from tasks import run_task
 
+from sa2va_trl.scripts import TASKS
 from sa2va_trl.scripts.arguments import DataArguments, RecipeParser
 from sa2va_trl.scripts.config_files import config_file, config_names, shortest_name
 
@@ -23,17 +25,32 @@ SMALL = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_pe
 
 
 # What makes them fast, and lets a model of a single step have rows that are not hard.
-TRAINING = ["--max_steps", "1", "--synthetic", str(SMALL).replace("'", '"')]
+TRAINING = ["--max_steps", "1"]
+PRETRAINING = [*TRAINING, "--per_device_train_batch_size", "2"]
 
 
 OPTIONS = {
     "sft": TRAINING,
+    "merge": [],
     "control": TRAINING,
-    "build_preferences": TRAINING[2:],
+    "build_preferences": ["--min_gap", "0"],
     "dpo": TRAINING,
     "hard_sample": [*TRAINING, "--worst", "0.5", "--include_review", "true"],
-    "three_stage": TRAINING[2:],
+    "three_stage": [],
+    "from_scratch": TRAINING,
+    # In the order in which the first of them says they are run.
+    "pretrain_words": PRETRAINING,
+    "pretrain_structures": PRETRAINING,
+    "pretrain": PRETRAINING,
 }
+
+
+def small(file):
+    """Its options, and its generated data with a few small frames."""
+    if file.stem == "merge":
+        return OPTIONS["merge"]
+    made = {**yaml.safe_load(file.read_text()).get("synthetic", {}), **SMALL}
+    return [*OPTIONS[file.stem], "--synthetic", json.dumps(made)]
 
 
 @pytest.fixture(scope="module")
@@ -55,21 +72,23 @@ def test_it_starts_or_its_first_line_says_what_makes_what_it_needs(monkeypatch, 
 
         monkeypatch.setattr(subprocess, "run", run)
         with pytest.raises(Started) as started:
-            run_task("three_stage", "--config", CONFIGS / "three_stage.yaml", *OPTIONS[name])
-        assert started.value.args[0][:4] == [sys.executable, "-m", "sa2va_trl.cli", "sft"]
+            run_task("three_stage", "--config", CONFIGS / "three_stage.yaml", *small(CONFIGS / "three_stage.yaml"))
+        assert started.value.args[0][:4] == [sys.executable, "-m", "sa2va_trl.cli", "predict"]
         return
-    todo = [("sft" if name == "control" else name, str(CONFIGS / f"{name}.yaml"))]
+    todo = [(name if name in TASKS else "sft", CONFIGS / f"{name}.yaml")]
     while todo:
         assert len(todo) < 4
         capfd.readouterr()
         try:
             task, config = todo[-1]
-            run_task(task, "--config", config, *OPTIONS[Path(config).stem])
+            run_task(task, "--config", config, *small(config))
             todo.pop()
         except SystemExit:
             (line,) = capfd.readouterr().err.splitlines()
-            command = re.fullmatch(r"\w+=\S+ is not there; make it with: sa2va-trl (\w+) --config (tiny/\w+)", line)
-            todo.append((command[1], command[2]))
+            commands = re.fullmatch(r"\w+=\S+ is not there; make it with: (.+)", line)[1].split(", then: ")
+            for command in reversed(commands):
+                task, config = re.fullmatch(r"sa2va-trl (\w+) --config (tiny/\w+)", command).groups()
+                todo.append((task, config_file(config)))
     made = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()).get("output_dir", "trainer_output")
     assert any((clone / made).iterdir())
 
@@ -92,6 +111,26 @@ def test_the_command_that_makes_it_keeps_the_data(monkeypatch, tmp_path, capsys)
         run_task("dpo", "--config", "arcade_tiny/dpo", "--dataset_name", "mine")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("make it with: sa2va-trl sft --config arcade_tiny/sft --dataset_name mine")
+
+
+def test_what_the_commands_need_is_made_before(monkeypatch, tmp_path, capsys):
+    def said(task, *line):
+        with pytest.raises(SystemExit):
+            run_task(task, *line)
+        return capsys.readouterr().err.splitlines()[-1].partition(" is not there; make it with: ")
+
+    monkeypatch.chdir(tmp_path)
+    name, _, commands = said("dpo", "--config", "tiny/dpo", "--dataset_name", "mine", "--preferences", "own")
+    assert name == "model_name_or_path=outputs/tiny/sft/merged"
+    # (Merging needs no data.)
+    assert commands == "sa2va-trl sft --config tiny/sft --dataset_name mine, then: sa2va-trl merge --config tiny/merge"
+    name, _, commands = said("merge", "--config", "tiny/merge")
+    assert (name, commands) == ("adapter=outputs/tiny/sft", "sa2va-trl sft --config tiny/sft")
+    # Of files that ask for what they make themselves, no end of commands.
+    for task, made, needed in (("sft", "a", "b"), ("dpo", "b", "a")):
+        content = {"output_dir": made, "model_name_or_path": needed}
+        (tmp_path / f"{task}.yaml").write_text(yaml.safe_dump(content))
+    assert said("dpo", "--config", "dpo.yaml")[2].count("sa2va-trl") == 2
 
 
 # Names

@@ -78,7 +78,7 @@ def test_evaluation_of_clips_shows_every_frame(monkeypatch, tmp_path):
     output = tmp_path / "evaluation"
     run_task(
         "evaluate",
-        *("--model_name_or_path", "tiny", "--dataset_name", tmp_path / "data", "--output_dir", output),
+        *("--model_name_or_path", "tiny-random", "--dataset_name", tmp_path / "data", "--output_dir", output),
     )
     assert json.loads((output / "metrics.json").read_text())["dice"]["mean"] == 1
     (file,) = (output / "overlays").glob("*.png")

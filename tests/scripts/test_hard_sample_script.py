@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_recipe_leaves_adapter_processor_card_and_state(tmp_path, capsys):
     output = tmp_path / "out"
     options = {
-        "model_name_or_path": "tiny",
+        "model_name_or_path": "tiny-random",
         "grounding_image_size": 128,
         "synthetic": {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_per_video": 4, "size": 64},
         "output_dir": str(output),

@@ -8,6 +8,9 @@ from sa2va_trl.adapters import peft_model
 from sa2va_trl.adapters.presets import get_peft_config
 
 
+BASE = ("--model_name_or_path", "tiny-random")
+
+
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
     """An adapter of the tiny model, and the logits of a mask with it."""
@@ -33,7 +36,7 @@ def masks(model, processor, image):
 def test_merged_model_is_a_checkpoint_of_its_own(tmp_path, adapter, image, capsys, dtype):
     output = tmp_path / "merged"
     image.save(tmp_path / "image.png")
-    options = ("--adapter", adapter, "--output_dir", output, "--result_dtype", dtype)
+    options = (*BASE, "--adapter", adapter, "--output_dir", output, "--result_dtype", dtype)
     run_task("merge", *options, *(("--image", tmp_path / "image.png") if dtype == "float32" else ()))
     printed = capsys.readouterr().out
     assert "language logits" in printed and "mask logits" in printed
@@ -61,7 +64,7 @@ def test_a_merged_model_that_differs_is_not_written(monkeypatch, tmp_path, adapt
     real = peft_model.merge_adapter
     monkeypatch.setattr("sa2va_trl.scripts.merge.merge_adapter", forget_one_layer)
     with pytest.raises(ValueError, match="nothing was written"):
-        run_task("merge", "--adapter", adapter, "--output_dir", tmp_path / "merged")
+        run_task("merge", *BASE, "--adapter", adapter, "--output_dir", tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -69,7 +72,7 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_loaded(tmp_path, ad
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").write_text("kept")
     with pytest.raises(ValueError, match="not empty"):
-        run_task("merge", "--adapter", adapter, "--output_dir", tmp_path / "full")
+        run_task("merge", *BASE, "--adapter", adapter, "--output_dir", tmp_path / "full")
     assert (tmp_path / "full" / "precious").read_text() == "kept"
     output = ("--output_dir", tmp_path / "merged")
     for options, message in (
@@ -79,9 +82,9 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_loaded(tmp_path, ad
         (("--adapter", adapter, "--result_dtype", "int8"), "result_dtype"),
     ):
         with pytest.raises(ValueError, match=message):
-            run_task("merge", *options, *output)
+            run_task("merge", *BASE, *options, *output)
     with pytest.raises(FileNotFoundError):
-        run_task("merge", "--adapter", adapter, "--image", tmp_path / "none.png", *output)
+        run_task("merge", *BASE, "--adapter", adapter, "--image", tmp_path / "none.png", *output)
     assert not (tmp_path / "merged").exists()
 
 

@@ -25,7 +25,7 @@ def predict(tmp_path):
     """Run the recipe on the tiny model; what it says of the pictures."""
 
     def call(source, *options, answer="Sure, [SEG].", output=tmp_path / "output"):
-        common = ("--model_name_or_path", "tiny", "--grounding_image_size", 64, "--answer", answer)
+        common = ("--model_name_or_path", "tiny-random", "--grounding_image_size", 64, "--answer", answer)
         run_task("predict", *common, "--input", source, "--output_dir", output, *options)
         return json.loads((output / "predictions.json").read_text())["predictions"]
 

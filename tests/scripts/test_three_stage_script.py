@@ -30,7 +30,7 @@ TRAINING = {
 }
 HEAD = {**TRAINING, "trainable": "head", "learning_rate": 1e-3}
 OPTIONS = {
-    "model_name_or_path": "tiny",
+    "model_name_or_path": "tiny-random",
     "grounding_image_size": 128,
     "synthetic": {"train_videos": 2, "validation_videos": 1, "test_videos": 2, "frames_per_video": 3, "size": 64},
     "num_overlays": 2,

@@ -380,7 +380,7 @@ def test_pairs_are_decoded_once_to_check_them(tmp_path, decodes):
 @pytest.mark.parametrize("cache", ["off", "on"])
 def test_the_evaluate_command_decodes_a_row_once_to_check_it_and_once_to_use_it(tmp_path, decodes, monkeypatch, cache):
     plain(5, "row").save_to_disk(tmp_path / "data")
-    options = {"model_name_or_path": "tiny", "dataset_name": tmp_path / "data", "dataset_split": "train"}
+    options = {"model_name_or_path": "tiny-random", "dataset_name": tmp_path / "data", "dataset_split": "train"}
     options |= {"output_dir": tmp_path / "out", "num_overlays": 0, "cache_features": cache}
     monkeypatch.setattr(
         sys, "argv", ["evaluate", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]

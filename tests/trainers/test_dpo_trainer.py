@@ -302,7 +302,8 @@ def test_online_rows_count_alike_whatever_they_hold(tmp_path):
 
 def test_online_pairs_need_no_columns(tmp_path, held_out):
     rows = synthetic_dataset(num_videos=1, frames_per_video=4, size=64)
-    trainer = make(tmp_path, rows, eval_dataset=held_out, pairs="online", score="region", eval_strategy="epoch")
+    options = {"pairs": "online", "score": "region", "eval_strategy": "epoch", "learning_rate": 1e-4}
+    trainer = make(tmp_path, rows, eval_dataset=held_out, **options)
     trainer.train()
     assert first_log(trainer, "masks/pairs") == 1.0  # an untrained model is far from every truth
     assert first_log(trainer, "eval_dice") == segmented_dice(trainer, held_out)
