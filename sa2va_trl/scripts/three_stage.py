@@ -75,8 +75,8 @@ class ThreeStageArguments:
             raise ValueError(f"first_stage must be 1 or 2, got {self.first_stage}.")
         if self.cache_features not in ("on", "off"):
             raise ValueError(f"cache_features must be on or off, got {self.cache_features!r}.")
-        if len(self.prompts) == 1:
-            raise ValueError("prompts: give several, or none.")
+        if isinstance(self.prompts, str) or len(self.prompts) == 1 or len(set(self.prompts)) < len(self.prompts):
+            raise ValueError(f"prompts: give several different ones, or none; got {self.prompts!r}.")
         for step in STEPS:
             if given := [name for name in DECIDED if name in getattr(self, step)]:
                 raise ValueError(f"{step}: {', '.join(given)} cannot be set there, three_stage decides it.")
@@ -129,13 +129,7 @@ def report_sections(
         Section("Verdict", "Dice on the test split, with intervals over patients.", comparison_table(comparison))
     ]
     if args.prompts:
-        look = [
-            (os.path.relpath(picture, output), prompt)
-            for prompt, shown in first_look(output / "first_look")
-            for picture in shown.split(", ")
-            if picture.endswith(".png")
-        ]
-        sections.append(Section("Before training", "What the model makes of three prompts.", pictures=look))
+        sections.append(look_section(output, first_look(output / "first_look")))
     text = (
         "Image, stage 1, stage 3: found pixels are green, invented ones orange, missed ones blue. "
         "Names say which frame, and its Dice after stage 1 and after stage 3."
@@ -144,13 +138,22 @@ def report_sections(
     return [*sections, Section("The worst and the most improved frames", text, pictures=frames)]
 
 
-def first_look(folder: Path) -> Iterator[tuple[str, str]]:
-    """Of each prompt an overlay of the frame in the middle, or the answer where nothing was drawn."""
+def first_look(folder: Path) -> list[tuple[str, list[Path], str]]:
+    """Of each prompt the overlays of the frame in the middle, and the answer."""
     entries = json.loads((folder / "predictions.json").read_text())["predictions"]
     middle = max(entry["frame"] for entry in entries) // 2
-    for entry in (entry for entry in entries if entry["frame"] == middle):
-        drawn = [str(folder / found["overlay"]) for found in entry["objects"]]
-        yield entry["prompt"], ", ".join(drawn) or entry["text"]
+    return [
+        (entry["prompt"], [folder / found["overlay"] for found in entry["objects"]], entry["text"])
+        for entry in entries
+        if entry["frame"] == middle
+    ]
+
+
+def look_section(output: Path, looks: list[tuple[str, list[Path], str]]) -> Section:
+    """What the page shows of a first look: the overlays, and the answers where nothing was drawn."""
+    seen = [(os.path.relpath(file, output), prompt) for prompt, files, _ in looks for file in files]
+    unseen = [f"{prompt} {answer}" for prompt, files, answer in looks if not files]
+    return Section("Before training", "What the model makes of a generated angiogram.", "\n".join(unseen), seen)
 
 
 def make_parser() -> RecipeParser:
@@ -177,6 +180,7 @@ def main() -> None:
     loading = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
     if model_args.prompt_style is not None:
         loading["prompt_style"] = model_args.prompt_style
+    sizes = {} if (size := model_args.grounding_image_size) is None else {"grounding_image_size": size}
     stored = {"cache_features": args.cache_features}
     if args.cache_features == "on":
         stored["cache_dir"] = str(output / "features")
@@ -192,15 +196,13 @@ def main() -> None:
 
     first = model_args.model_name_or_path
     if args.prompts:
-        look = run("first_look", "predict", {"model_name_or_path": first, "prompt": args.prompts, **loading})
-        for prompt, picture in first_look(look):
-            say(f"    {prompt:<{max(map(len, args.prompts))}}  {picture}")
+        options = {"model_name_or_path": first, "prompt": args.prompts, **loading, **sizes}
+        for prompt, files, answer in first_look(run("first_look", "predict", options)):
+            say(f"    {prompt:<{max(map(len, args.prompts))}}  {', '.join(map(str, files)) or answer}")
 
     # Stage 1
     if args.first_stage == 1:
-        options = {"model_name_or_path": first, "seed": args.seed, **trained_on, **loading, **dataset}
-        if model_args.grounding_image_size is not None:
-            options["grounding_image_size"] = model_args.grounding_image_size
+        options = {"model_name_or_path": first, "seed": args.seed, **trained_on, **loading, **sizes, **dataset}
         run("stage1", "sft", {**args.stage1, **options}, train=True)
         first = whole("stage1", first)
     after_first = {"seed": args.seed, **loading, **dataset, **stored}

@@ -98,7 +98,8 @@ def test_evaluation_of_clips_shows_every_frame(monkeypatch, tmp_path):
 @pytest.fixture
 def run(tmp_path):
     """Evaluate with some options, and read what is left."""
-    (tmp_path / "options.yaml").write_text(yaml.safe_dump({"synthetic": ROUTED, "grounding_image_size": 64}))
+    options = {"model_name_or_path": "tiny-random", "synthetic": ROUTED, "grounding_image_size": 64}
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
 
     def run(name, *options):
         output = tmp_path / name

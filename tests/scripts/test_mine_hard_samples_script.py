@@ -13,7 +13,8 @@ from sa2va_trl.mining.score_files import read_scores
 
 
 DATA = {"train_videos": 1, "validation_videos": 1, "test_videos": 2, "frames_per_video": 6, "size": 64}
-COMMON = ["--grounding_image_size", "128", "--dataset_split", "test", "--synthetic", json.dumps(DATA)]
+COMMON = ["--model_name_or_path", "tiny-random", "--grounding_image_size", "128", "--dataset_split", "test"]
+COMMON += ["--synthetic", json.dumps(DATA)]
 
 
 def mine(output, *options):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -12,9 +13,12 @@ from tasks import run_task
 
 from sa2va_trl import Sa2VAForConditionalGeneration
 from sa2va_trl.data import DatasetError
+from sa2va_trl.data.angiography import generate_video
 from sa2va_trl.evaluation.overlays import object_names
 from sa2va_trl.files import file_name
 from sa2va_trl.models import processing
+from sa2va_trl.scripts.arguments import ModelArguments, RouterArguments
+from sa2va_trl.scripts.predict import PROMPTS, RUN, make_parser
 
 
 FOLDERS = ("masks", "probabilities", "overlays")
@@ -372,6 +376,86 @@ def test_predict_asks_in_the_style_that_is_given(monkeypatch, tmp_path, style):
     assert bool(seen) == (style == "official")
 
 
+# Without an input, and with several prompts
+
+
+def test_without_options_the_model_of_the_package_is_asked_for_three_things_on_a_generated_angiogram():
+    args, model_args, router_args = make_parser().parse_args_and_config([])
+    assert (args.input, args.is_synthetic, args.is_video) == ("synthetic", True, False)
+    assert args.prompt == PROMPTS and len(PROMPTS) == 3
+    assert model_args == ModelArguments("tiny") and router_args == RouterArguments()
+    assert make_parser().parse_args_and_config(["--input", "x.png"])[0].prompt == PROMPTS[:1]
+
+
+def test_a_generated_angiogram_is_segmented_frame_by_frame(predict, segment, tmp_path, capsys):
+    asked = []
+
+    def watched(true, given):
+        asked.append((np.asarray(given["image"]), given["text"]))
+        return true()
+
+    segment(watched)
+    entries, frames = predict("synthetic"), generate_video(**RUN).frames
+    assert len(asked) == len(entries) == 3 * len(frames) == 24
+    for number, ((image, text), entry) in enumerate(zip(asked, entries, strict=True)):
+        frame, prompt = divmod(number, 3)
+        assert text == entry["prompt"] == PROMPTS[prompt]
+        assert np.array_equal(image, np.repeat(frames[frame][..., None], 3, axis=-1))
+        name = f"synthetic_f0000{frame}"
+        assert (entry["name"], entry["file"], entry["frame"]) == (name, "synthetic", frame)
+        (found,) = entry["objects"]
+        assert found["mask"] == f"masks/{name}.prompt{prompt}.png"
+    content = json.loads((tmp_path / "output" / "predictions.json").read_text())
+    assert content["prompt"] == PROMPTS and content.keys() == {"prompt", "predictions"}
+    check_files(tmp_path / "output", entries)
+    assert "8 frames, 24 masks" in capsys.readouterr().out
+
+
+def test_files_of_several_prompts_and_objects_are_told_apart_and_replaced(predict, tmp_path):
+    path, prompts = tmp_path / "one.png", ["Both?", "Where is it?"]
+    picture().save(path)
+    entries = predict(path, "--prompt", *prompts, answer="[SEG] and [SEG]")
+    assert [entry["prompt"] for entry in entries] == prompts
+    assert [[found["mask"] for found in entry["objects"]] for entry in entries] == [
+        [f"masks/one.prompt{number}.object{kind}.png" for kind in (0, 1)] for number in (0, 1)
+    ]
+    check_files(tmp_path / "output", entries)
+    # One prompt is of no entry alone, and leaves nothing of the earlier files.
+    (entry,) = predict(path, "--prompt", prompts[0])
+    assert "prompt" not in entry and entry["objects"][0]["mask"] == "masks/one.png"
+    assert json.loads((tmp_path / "output" / "predictions.json").read_text())["prompt"] == prompts[0]
+    check_files(tmp_path / "output", [entry])
+
+
+def test_a_video_is_tracked_once_a_prompt(predict, segment, tmp_path):
+    path, prompts = save_run(tmp_path, "tif", [picture(value) for value in range(3)]), ["Vessel?", "Catheter?"]
+    asked = []
+
+    def watched(true, given):
+        asked.append((len(given["video"]), given["text"]))
+        return true()
+
+    segment(watched)
+    entries = predict(path, "--prompt", *prompts)
+    assert asked == [(3, prompt) for prompt in prompts]
+    assert [(entry["frame"], entry["prompt"]) for entry in entries] == [
+        (frame, prompt) for frame in range(3) for prompt in prompts
+    ]
+    check_files(tmp_path / "output", entries)
+
+
+def test_prompts_of_a_yaml_may_be_one_text_and_must_differ(tmp_path):
+    def prompts(value):
+        file = tmp_path / "options.yaml"
+        file.write_text(yaml.safe_dump({"input": "x.png", "prompt": value}))
+        return make_parser().parse_args_and_config(["--config", str(file)])[0].prompt
+
+    assert prompts("Where is it?") == ["Where is it?"] and prompts(["a", "b"]) == ["a", "b"]
+    for value in ([], ["a", "b", "a"]):
+        with pytest.raises(ValueError, match="prompt must be a text, or several different ones"):
+            prompts(value)
+
+
 # With a second model
 
 
@@ -384,7 +468,7 @@ def predict_folder(tmp_path, name, *options):
     for index, picture in enumerate(PICTURES):
         Image.fromarray(picture).save(source / f"{index}.png")
     common = ("--input", source, "--output_dir", tmp_path / name, "--answer", "Sure, [SEG].")
-    run_task("predict", *common, "--grounding_image_size", 64, *options)
+    run_task("predict", *common, "--model_name_or_path", "tiny-random", "--grounding_image_size", 64, *options)
     entries = json.loads((tmp_path / name / "predictions.json").read_text())["predictions"]
     return entries, [np.load(file) for file in sorted((tmp_path / name / "probabilities").glob("*.npy"))]
 

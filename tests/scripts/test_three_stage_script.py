@@ -1,10 +1,12 @@
 """All stages in one command. The steps run in this process, where a real run starts a new one for each."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import make_dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from tasks import run_task
 
 from sa2va_trl.data import DatasetError
 from sa2va_trl.scripts.steps import StepError
+from sa2va_trl.scripts.three_stage import first_look, look_section
 
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +31,7 @@ TRAINING = {
     "per_device_train_batch_size": 2,
     "max_steps": 2,
 }
-HEAD = {**TRAINING, "trainable": "head", "learning_rate": 1e-3}
+HEAD = {**TRAINING, "trainable": "head", "learning_rate": 1e-4}
 OPTIONS = {
     "model_name_or_path": "tiny-random",
     "grounding_image_size": 128,
@@ -42,6 +45,7 @@ OPTIONS = {
     "control": {**{name: value for name, value in HEAD.items() if name != "max_steps"}, "lm_weight": 0.0},
     "router": {"route_by": "spread"},
 }
+PROMPTS = ["Where is the catheter?", "And the vessel?"]
 
 
 class Runner:
@@ -49,6 +53,7 @@ class Runner:
 
     def __init__(self):
         self.lines, self.fail_at = [], None
+        self.also = {"predict": ["--answer", "Sure, [SEG]."]}  # what an untrained model would say, has no end
 
     def run(self, line, check):
         assert check and line[0] == sys.executable
@@ -57,7 +62,7 @@ class Runner:
         if name == self.fail_at:
             raise subprocess.CalledProcessError(1, line)
         self.lines.append(line[3:])
-        run_task(*line[3:])
+        run_task(*line[3:], *self.also.get(name, []))
 
     @property
     def names(self):
@@ -92,11 +97,15 @@ def test_three_stages_from_the_start_and_again(tmp_path, steps, capsys):
     stage1 = {**TRAINING, "trainable": "stage1", "lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0}
     steps.fail_at = "hard_sample"
     with pytest.raises(StepError):
-        three_stage(tmp_path, stage1=stage1)
-    before = ["sft", "merge", "build_preferences", "dpo", "merge", "mine_hard_samples"]
+        three_stage(tmp_path, stage1=stage1, prompts=PROMPTS)
+    look = str(tmp_path / "out" / "first_look" / "overlays" / "synthetic_f00003.prompt")
+    said = capsys.readouterr().out
+    assert all(f"    {prompt:<22}  {look}{number}.png\n" in said for number, prompt in enumerate(PROMPTS))
+    assert all("--grounding_image_size 128" in " ".join(line) for line in steps.lines[:2])
+    before = ["predict", "sft", "merge", "build_preferences", "dpo", "merge", "mine_hard_samples"]
     assert steps.names == before
     steps.fail_at = None
-    three_stage(tmp_path, stage1=stage1)
+    three_stage(tmp_path, stage1=stage1, prompts=PROMPTS)
     after = ["hard_sample", "merge", "sft", "merge", *["evaluate"] * 5]
     assert steps.names == [*before, *after]
 
@@ -125,15 +134,41 @@ def test_three_stages_from_the_start_and_again(tmp_path, steps, capsys):
     pictures = sorted((output / "overlays").iterdir())
     assert 2 <= len(pictures) <= 4 and Image.open(pictures[0]).size == (3 * 64, 64)
 
+    # The page shows what was seen before training, and the pictures.
+    page = (output / "report.html").read_text()
+    shown = [unquote(source) for source in re.findall(r'<img src="([^"]+)"', page)]
+    assert shown[:2] == [f"first_look/overlays/synthetic_f00003.prompt{number}.png" for number in (0, 1)]
+    assert sorted(shown[2:]) == [f"overlays/{picture.name}" for picture in pictures]
+    assert all((output / source).is_file() for source in shown)
+    assert all(f"<figcaption>{prompt}</figcaption>" in page for prompt in PROMPTS)
+    assert "stage3 - control" in page
+
     capsys.readouterr()
-    three_stage(tmp_path, stage1=stage1)
+    three_stage(tmp_path, stage1=stage1, prompts=PROMPTS)
     assert len(steps.names) == len(before) + len(after)
     assert "stage3 - control" in capsys.readouterr().out
     with pytest.raises(ValueError, match="stage2 was made with other options"):
-        three_stage(tmp_path, stage1=stage1, stage2={**OPTIONS["stage2"], "score": "dice"})
+        three_stage(tmp_path, stage1=stage1, prompts=PROMPTS, stage2={**OPTIONS["stage2"], "score": "dice"})
     for change in ({"test_videos": 1}, {"size": 96}):
         with pytest.raises(ValueError, match="begun with other data or splits"):
-            three_stage(tmp_path, stage1=stage1, synthetic={**OPTIONS["synthetic"], **change})
+            three_stage(tmp_path, stage1=stage1, prompts=PROMPTS, synthetic={**OPTIONS["synthetic"], **change})
+
+
+def test_answers_without_a_mask_are_shown_as_they_are(tmp_path):
+    folder = tmp_path / "out, of order" / "first_look"
+    folder.mkdir(parents=True)
+    entries = [
+        {"frame": frame, "prompt": prompt, "text": text, "objects": [{"overlay": f"overlays/{frame}.png"}] * objects}
+        for frame in (0, 1)
+        for prompt, text, objects in (("Both?", "[SEG] [SEG]", 2), ("A catheter?", "No <b>, see x.png", 0))
+    ]
+    (folder / "predictions.json").write_text(json.dumps({"predictions": entries}))
+    drawn = 2 * [folder / "overlays" / "0.png"]
+    looks = first_look(folder)
+    assert looks == [("Both?", drawn, "[SEG] [SEG]"), ("A catheter?", [], "No <b>, see x.png")]
+    section = look_section(folder.parent, looks)
+    assert section.pictures == 2 * [("first_look/overlays/0.png", "Both?")]
+    assert section.table == "A catheter? No <b>, see x.png"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +192,9 @@ def test_what_cannot_work_is_said_before_anything_runs(monkeypatch, tmp_path, st
         three_stage(tmp_path, first_stage=3)
     with pytest.raises(ValueError, match="cache_features must be on or off"):
         three_stage(tmp_path, cache_features="auto")
+    for prompts in ("one text", ["one"], ["one", "one"]):
+        with pytest.raises(ValueError, match="prompts: give several different ones, or none"):
+            three_stage(tmp_path, prompts=prompts)
     for step, option in (
         ("stage1", "dataset_train_split"),
         ("preferences", "dataset_split"),
