@@ -1,4 +1,4 @@
-"""What trains: the presets `stage1`, `head` and `full`, and the table that says so."""
+"""What trains: the presets `stage1`, `head`, `full` and `vlm`, and the table that says so."""
 
 from collections import defaultdict
 
@@ -7,7 +7,9 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 
-TRAINABLE = ("stage1", "head", "full")
+TRAINABLE = ("stage1", "head", "full", "vlm")
+# Those without an adapter.
+WHOLE = ("full", "vlm")
 EMBEDDINGS = ("none", "seg", "full")
 # Options that only stage1 has.
 LORA = ("lora_r", "lora_alpha", "lora_dropout")
@@ -15,7 +17,8 @@ LORA = ("lora_r", "lora_alpha", "lora_dropout")
 # and SAM 2's image encoder, and plain names such as "q_proj" the vision tower.
 LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 # Not SAM 2's prompt encoder and memory: only clicks, boxes, masks or tracking reach them, and no loss does.
-FULL = ("vlm.", "text_hidden_fcs.", "grounding_encoder.sam2_model.image_encoder.")
+VLM = ("vlm.", "text_hidden_fcs.")
+FULL = (*VLM, "grounding_encoder.sam2_model.image_encoder.")
 
 
 def get_peft_config(
@@ -35,7 +38,7 @@ def get_peft_config(
             `"stage1"`: LoRA on the language model; `text_hidden_fcs`, SAM 2's mask decoder and InternVL's projector
             whole. (Qwen's counterpart of the projector belongs to its vision tower, which stays frozen.)
             `"head"`: `text_hidden_fcs` and the mask decoder only (17.98 M parameters on Sa2VA-InternVL3-8B).
-            `"full"`: no adapter, see [`freeze_all_but_full`].
+            `"full"`, `"vlm"`: no adapter, see [`freeze_all_but_full`] and [`freeze_all_but_vlm`].
         seg_token_id (`int`): id of `[SEG]`.
         lora_r, lora_alpha, lora_dropout: of `"stage1"`'s LoRA.
         train_embeddings (`str`, *optional*, defaults to `"none"`):
@@ -46,7 +49,7 @@ def get_peft_config(
             has two, the one for tracking never trains: no loss reaches it.
 
     Returns:
-        `LoraConfig`, or `None` for `"full"`.
+        `LoraConfig`, or `None` for `"full"` and `"vlm"`.
 
     Raises:
         `ValueError`: an unknown name, or an embedding choice that the preset does not have.
@@ -58,9 +61,9 @@ def get_peft_config(
     if trainable != "stage1" and train_embeddings != "none":
         raise ValueError(
             f"train_embeddings={train_embeddings!r} has no meaning with trainable={trainable!r}: 'head' trains no "
-            "embeddings and 'full' always does."
+            "embeddings, 'full' and 'vlm' always do."
         )
-    if trainable == "full":
+    if trainable in WHOLE:
         return None
     # PEFT wraps every module whose name ends with one of these; "sam_mask_decoder" does not end
     # "sam_mask_decoder_modified", nor the other way round.
@@ -91,6 +94,18 @@ def freeze_all_but_full(model: nn.Module) -> None:
     decoder = f"grounding_encoder.sam2_model.{model.config.grounding_config.mask_decoder_name}."
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith((*FULL, decoder)))
+
+
+def freeze_all_but_vlm(model: nn.Module) -> None:
+    """
+    Leave trainable what preset `"vlm"` trains: the VLM and `text_hidden_fcs`. SAM 2 stays as it is, so that a language
+    model which has much to learn must learn to prompt it, and the mask decoder cannot forget to listen meanwhile.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration`): changed in place.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(VLM))
 
 
 def trainable_table(model: nn.Module) -> str:

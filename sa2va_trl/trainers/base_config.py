@@ -109,7 +109,7 @@ class SegArguments:
         > Parameters that control what trains
 
         trainable (`str`, *optional*):
-            `"stage1"`, `"head"` or `"full"`, see [`~adapters.presets.get_peft_config`]. Defaults to `"stage1"`, unless
+            `"stage1"`, `"head"`, `"full"` or `"vlm"`, see [`~adapters.presets.get_peft_config`]. Defaults to `"stage1"`, unless
             the trainer gets a `peft_config` or a `PeftModel`, which then decide.
         lora_r (`int`, *optional*, defaults to 64):
             Rank of the LoRA of `"stage1"`, at least 1.
@@ -302,7 +302,7 @@ class SegArguments:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.mask_size is not None and self.mask_size < 1:
             raise ValueError(f"mask_size must be at least 1, got {self.mask_size}.")
-        if self.trainable in ("head", "full"):
+        if self.trainable in ("head", "full", "vlm"):
             refuse(self, dict.fromkeys(LORA, f"trainable={self.trainable!r} has no LoRA"))
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience needs load_best_model_at_end=True and a metric to watch.")

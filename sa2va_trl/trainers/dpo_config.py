@@ -149,8 +149,8 @@ class SegDPOConfig(SegArguments, DPOConfig):
             refuse(self, dict.fromkeys(LORA, "trainable='head', the default, has no LoRA"))
         if self.disable_dropout and self.lora_dropout:
             refuse(self, {"lora_dropout": "disable_dropout=True, the default, switches it off again"})
-        if self.trainable == "full" and not self.use_reference:
+        if self.trainable in ("full", "vlm") and not self.use_reference:
             raise ValueError(
-                "use_reference=False is not available with trainable='full': TRL would load a second model all the "
-                "same. Train the head or an adapter, or give a ref_model."
+                f"use_reference=False is not available with trainable={self.trainable!r}: TRL would load a second model "
+                "all the same. Train the head or an adapter, or give a ref_model."
             )
