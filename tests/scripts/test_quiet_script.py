@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -220,6 +221,10 @@ def test_from_training_to_comparison_the_screen_has_only_what_one_can_act_on(tmp
     assert not any(word in finished.stdout for word in ("Warning", "WARNING", "warnings of", "NETWORK", "it/s", "{'"))
     sft, evaluate, second, compare, pairs, dpo, mined = (part[1:] for part in said)
     model = "--model_name_or_path tiny --grounding_image_size 64 --adapter sft"
+    trains, (needs, *sft) = sft[:6], sft[6:]  # before the first step
+    assert all(re.fullmatch(r"[\w ()]+ +[\d.]+ M", line) for line in trains)
+    assert [line.split()[0] for line in trains] == ["projector", "LoRA", "SAM", "text_hidden_fcs", "trainable", "all"]
+    assert needs.startswith("A step needs about 0.")
     assert sft[0].startswith("step 1 of 2: validation Dice ") and sft[1].startswith("step 2 of 2: ")
     assert sft[2].startswith("LoRA supervised fine-tuning, 2 steps: validation Dice ")
     assert sft[3].startswith("adapter, processor and card in sft, after ")
