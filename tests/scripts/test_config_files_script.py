@@ -39,8 +39,8 @@ OPTIONS = {
     "three_stage": [],
     "from_scratch": TRAINING,
     # In the order in which the first of them says they are run.
+    "pretrain_talk": PRETRAINING,
     "pretrain_words": PRETRAINING,
-    "pretrain_structures": PRETRAINING,
     "pretrain": PRETRAINING,
 }
 
