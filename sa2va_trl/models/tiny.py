@@ -47,9 +47,8 @@ QWEN_SPECIAL_TOKENS = [
 
 #: Side of InternVL's tiles in pixels, and the tokens of one: a quarter of its patches of 14 pixels.
 TILE, TILE_TOKENS = 224, 64
-#: The weights of the package, and the side of the square that SAM 2 saw while they were trained, in pixels.
+#: The weights of the package.
 WEIGHTS = Path(__file__).with_name("tiny_weights") / "model.safetensors"
-PRETRAINED_IMAGE_SIZE = 320
 # As the alphabet of bytes spells it.
 _SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
 
@@ -152,7 +151,7 @@ def _prepare_to_learn(model: Sa2VAForConditionalGeneration) -> None:
 
 
 def tiny_sa2va(
-    image_size: int | None = None,
+    image_size: int = 256,
     max_patches: int = 1,
     seed: int = 0,
     tie_word_embeddings: bool = False,
@@ -164,9 +163,9 @@ def tiny_sa2va(
     three and a small Hiera.
 
     Args:
-        image_size (`int`, *optional*):
-            Side of the square that SAM 2 sees, in pixels; a multiple of 32. The mask grid is a quarter of it. By
-            default 256, and with the package's weights what they were trained with, 320.
+        image_size (`int`, *optional*, defaults to 256):
+            Side of the square that SAM 2 sees, in pixels; a multiple of 32. The mask grid is a quarter of it. The
+            weights of the package were trained with 256.
         max_patches (`int`, *optional*, defaults to 1):
             Most tiles of 224 pixels that the VLM sees of an image (12 in published models). Qwen, which has no tiles,
             sees up to as many pixels, and a quarter of them of a clip's frame.
@@ -194,9 +193,6 @@ def tiny_sa2va(
         >>> model, processor = tiny_sa2va(image_size=128)
         >>> model.config.grounding_config.image_size, model.config.grounding_config.mask_size
         (128, 32)
-        >>> model, processor = tiny_sa2va(pretrained=True)
-        >>> model.config.grounding_config.image_size
-        320
 
         ```
     """
@@ -207,8 +203,6 @@ def tiny_sa2va(
             "The package's weights are of family internvl, without tied embeddings, and no seed changes them: leave "
             "family, seed and tie_word_embeddings out, or take random weights (pretrained=False)."
         )
-    if image_size is None:
-        image_size = PRETRAINED_IMAGE_SIZE if pretrained else 256
     tokenizer = tiny_tokenizer(SPECIAL_TOKENS if family == "internvl" else QWEN_SPECIAL_TOKENS)
     config = Sa2VAConfig(
         vlm_config=_tiny_vlm_config(family, tokenizer, tie_word_embeddings),

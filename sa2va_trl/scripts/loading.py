@@ -71,7 +71,7 @@ def load_model(args: ModelArguments, merge: bool = False) -> tuple[Model, Sa2VAP
     """
     if args.model_name_or_path in TINY:
         own = {"family": TINY[args.model_name_or_path], "pretrained": args.model_name_or_path == PRETRAINED}
-        model, processor = tiny_sa2va(image_size=args.grounding_image_size, **own)
+        model, processor = tiny_sa2va(image_size=args.grounding_image_size or 256, **own)
         model = model.to(getattr(torch, args.dtype))
         model.set_attn_implementation(args.attn_implementation)
     else:

@@ -98,9 +98,9 @@ def test_the_command_line_loads_the_weights_of_the_package_as_tiny_and_random_on
     changed = [not torch.equal(a, b) for a, b in zip(states(expected), states(random), strict=True)]
     assert sum(changed) > len(changed) / 2
     sizes = [each.grounding_image_size for each in (processor, loaded_processor, random_processor)]
-    assert sizes == [320, 320, 256]
+    assert sizes == [256, 256, 256]
     sizes = [model.config.grounding_config.image_size for model in (expected, loaded, random)]
-    assert sizes == [320, 320, 256]
+    assert sizes == [256, 256, 256]
 
 
 @pytest.mark.parametrize("options", [{"family": "qwen3_vl"}, {"seed": 1}, {"tie_word_embeddings": True}])
