@@ -109,8 +109,8 @@ class SegArguments:
         > Parameters that control what trains
 
         trainable (`str`, *optional*):
-            `"stage1"`, `"head"`, `"full"` or `"vlm"`, see [`~adapters.presets.get_peft_config`]. Defaults to `"stage1"`, unless
-            the trainer gets a `peft_config` or a `PeftModel`, which then decide.
+            `"stage1"`, `"head"`, `"full"` or `"vlm"`, see [`~adapters.presets.get_peft_config`]. Defaults to
+            `"stage1"`, unless the trainer gets a `peft_config` or a `PeftModel`, which then decide.
         lora_r (`int`, *optional*, defaults to 64):
             Rank of the LoRA of `"stage1"`, at least 1.
         lora_alpha (`int`, *optional*, defaults to 128):

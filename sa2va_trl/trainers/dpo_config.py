@@ -151,6 +151,6 @@ class SegDPOConfig(SegArguments, DPOConfig):
             refuse(self, {"lora_dropout": "disable_dropout=True, the default, switches it off again"})
         if self.trainable in ("full", "vlm") and not self.use_reference:
             raise ValueError(
-                f"use_reference=False is not available with trainable={self.trainable!r}: TRL would load a second model "
-                "all the same. Train the head or an adapter, or give a ref_model."
+                f"use_reference=False is not available with trainable={self.trainable!r}: TRL would load a second "
+                "model all the same. Train the head or an adapter, or give a ref_model."
             )
