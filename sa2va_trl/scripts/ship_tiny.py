@@ -28,6 +28,7 @@ def ship(source: str, target: Path = WEIGHTS) -> None:
     weights = {name: value if EXACT in name else value.to(torch.bfloat16) for name, value in states.items()}
     target.parent.mkdir(exist_ok=True)
     save_file({name: value.contiguous() for name, value in weights.items()}, target, metadata={"format": "pt"})
+    target.chmod(0o644)  # safetensors makes it for its owner alone
     print(f"{target}: {target.stat().st_size:,} bytes, {sum(value.numel() for value in states.values()):,} values")
 
 

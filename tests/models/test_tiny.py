@@ -20,7 +20,7 @@ from sa2va_trl.scripts.loading import load_model
 
 TOKENIZER = tiny_tokenizer()
 # Of the file of weights that comes with the package.
-DIGEST = "6df17c22de582450b4ef6544343fee624c24dc4e3e93bce6d83323465b510247"
+DIGEST = "c2a196ae4c3d162134fb3a0459380be01e9e95ec0798e9dc962c76882ee9b23d"
 
 
 def states(model):
