@@ -39,6 +39,12 @@ def drawn(masks: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     return np.any([np.zeros(shape, dtype=bool), *masks], axis=0)
 
 
+def span(value: dict) -> str:
+    """A mean and its interval over patients, where there is more than one."""
+    low, high = value["ci95"]
+    return f"{value['mean']:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", default="tiny")
@@ -81,7 +87,7 @@ def main():
         one, two = (summarize(part["dice"], part["patient_id"]) for part in (usual, other))
         refused = float(usual["refused"].mean())
         results[structure] = {"usual": one, "held_out": two, "refused": refused}
-        spans = [f"{value['mean']:.3f} [{value['ci95'][0]:.3f}, {value['ci95'][1]:.3f}]" for value in (one, two)]
+        spans = [span(value) for value in (one, two)]
         gap = two["mean"] - one["mean"]
         print(f"{structure:<20}{len(usual):>5}  {spans[0]:<24}{spans[1]:<24}{gap:>+10.3f}{refused:>9.1%}")
 
