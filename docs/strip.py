@@ -21,7 +21,7 @@ PICTURE = Path(__file__).parent / "pictures" / "strip.png"
 PROMPTS = {
     "blood vessel": (60, 200, 90),
     "catheter": (255, 170, 40),
-    "left main branch": (90, 150, 255),
+    "diaphragm": (90, 150, 255),
 }
 # Runs of a seed that no model has learned from.
 SEED, FRAMES_PER_VIDEO = 20_261, 16

@@ -176,8 +176,8 @@ def tiny_sa2va(
         family (`str`, *optional*, defaults to `"internvl"`):
             Of the VLM: `"internvl"` (InternViT and Qwen2), `"qwen2_5_vl"` or `"qwen3_vl"`.
         pretrained (`bool`, *optional*, defaults to `False`):
-            The weights that come with the package (InternVL only), in place of random ones: they know the structures
-            of generated angiograms by name (`recipes/configs/tiny/pretrain.yaml`). Nothing about them is clinical.
+            The weights that come with the package (InternVL only), in place of random ones: they tell three structures
+            of generated angiograms apart by name (`recipes/configs/tiny/pretrain.yaml`). Nothing is clinical.
 
     Returns:
         The model, in float32 and training nothing less than everything, and its processor.
