@@ -52,8 +52,7 @@ def read_clip(path: str | Path, max_frames: int) -> Clip:
         [`Clip`]
 
     Raises:
-        `ValueError`, `OSError`, `ImportError`: it cannot be read, as in [`~media.clips.read_media`]. What it says
-            names the file without its folder.
+        `ValueError`, `OSError`, `ImportError`: it cannot be read; the message names the file without its folder.
     """
     path = Path(path)
     try:
