@@ -122,7 +122,9 @@ def test_a_clip_is_asked_about_and_the_threshold_needs_no_model(page, server, ca
     threshold = page.get_by_role("slider", name="Threshold")
     threshold.wait_for()
     assert calls == 16 * ["image"]  # frame by frame, as a tiny model is asked
-    assert page.locator("sa2va-viewer .answer").inner_text() == "The catheter [SEG] and the vessel [SEG]."
+    answer = page.locator("sa2va-viewer .answer", has_text="[SEG]")
+    answer.wait_for()
+    assert answer.inner_text() == "The catheter [SEG] and the vessel [SEG]."
     (view,) = (view for _, view in views._of_page.values() if view.clip.name == "h2_v0003")
     result, colours = view.results["tiny"][8], legend(view)
     page.get_by_text("Frame 9 / 16").wait_for()
