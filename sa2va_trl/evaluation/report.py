@@ -22,7 +22,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 0 auto; 
 pre { overflow-x: auto; font-size: 0.85rem }
 figure { margin: 0 0 1.5rem }
 img { max-width: 100%; height: auto; image-rendering: auto }
-figcaption { font-size: 0.9rem; opacity: 0.8 }
+figcaption { font-size: 0.9rem; opacity: 0.8; overflow-wrap: anywhere }
 </style>
 </head>
 <body>
