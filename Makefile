@@ -4,11 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BIN := $(VENV)/bin
+# Of the page, over the other: gradio asks for an older Pillow.
+APP := .venv-app
 # Of the tests.
 WORKERS ?= 2
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-fast quality docs house clean
+.PHONY: demo test test-app test-fast quality docs house clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python recipes/three_stage.py --config recipes/configs/tiny/three_stage.yaml --output_dir outputs/demo
@@ -16,6 +18,11 @@ demo: $(VENV)/.installed
 # All of it, the longest first.
 test: $(VENV)/.installed-test
 	$(PYTEST) -n $(WORKERS) tests
+	$(MAKE) test-app
+
+# The page of `sa2va-trl app`, in a browser.
+test-app: $(APP)/.installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(APP)/bin/python -m pytest tests/app tests/scripts/test_app_script.py
 
 # What one runs before a commit: without launches, official references and other tests of more than a second.
 test-fast: $(VENV)/.installed-test
@@ -48,9 +55,15 @@ $(VENV)/.installed-test: $(VENV)/.torch setup.cfg
 	SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable '.[test,quality]'
 	touch $@ $(VENV)/.installed
 
+$(APP)/.installed: $(VENV)/.installed-test
+	$(PYTHON) -m venv $(APP)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$($(APP)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
+	$(APP)/bin/pip install --quiet --no-build-isolation --editable '.[app]'
+	touch $@
+
 $(VENV)/.installed-docs: $(VENV)/.torch setup.cfg
 	SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable '.[docs]'
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) outputs build site *.egg-info
+	rm -rf $(VENV) $(APP) outputs build site *.egg-info

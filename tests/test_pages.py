@@ -160,10 +160,11 @@ def test_every_page_is_in_the_menu():
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks(READMES[0], "python")
-    small = "synthetic_splits(2, 1, 1, frames_per_video=2, size=64)"
-    assert "synthetic_splits()" in code and "max_steps=20" in code
+    whole = "hospital=2)"
+    assert code.count(whole) == 1 and "max_steps=20" in code
+    small = code.replace(whole, "hospital=2, frames_per_video=2, size=64)")
     names = {}
-    exec(code.replace("synthetic_splits()", small).replace("max_steps=20", "max_steps=1, use_cpu=True"), names)
+    exec(small.replace("max_steps=20", "max_steps=1, use_cpu=True"), names)
     assert names["result"].masks.shape == (1, 64, 64)
 
 
