@@ -25,18 +25,13 @@ from sa2va_trl.scripts.loading import load_model
 BATCH = 16
 
 
-def answers(model, processor, images: list, texts: list[str]) -> Iterator[tuple[str, list[np.ndarray]]]:
+def answers(model, processor, images: list, texts: list[str]) -> Iterator[tuple[str, np.ndarray]]:
     """The text and the masks of each answer, as they are written."""
     for start in range(0, len(images), BATCH):
         batch = [image.convert("RGB") for image in images[start : start + BATCH]]
         found = model.segment(images=batch, text=texts[start : start + BATCH], processor=processor, max_new_tokens=64)
         for result in found:
-            yield result.text, list(result.masks.numpy())
-
-
-def drawn(masks: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """All of an answer's masks in one."""
-    return np.any([np.zeros(shape, dtype=bool), *masks], axis=0)
+            yield result.text, result.masks.numpy()
 
 
 def span(value: dict) -> str:
@@ -71,11 +66,11 @@ def main():
         pictures = answers(model, processor, data["image"], texts)
         for row, (text, found) in zip(data.remove_columns("image"), pictures, strict=True):
             target = np.asarray(row["mask"]) > 0
-            mask = drawn(found, target.shape)
+            mask = found.any(axis=0)  # of an answer without any it is empty
             value = dice(confusion_counts(mask, target))
             keys = ("structure", "phrase", "video_id", "patient_id", "frame_index", "sample_id")
             tables.append({"wording": wording, **{key: row[key] for key in keys}, "answer": text, "dice": value})
-            tables[-1]["refused"] = not found
+            tables[-1]["refused"] = len(found) == 0
             if wording == "usual":
                 masks[row["video_id"], row["frame_index"], row["structure"]] = mask
     table = pd.DataFrame(tables)
@@ -101,7 +96,7 @@ def main():
             "structure": [missing[0] for missing in absent["absent"]],
             "question": texts,
             "answer": [text for text, _ in found],
-            "refused": [not masks for _, masks in found],
+            "refused": [len(masks) == 0 for _, masks in found],
         }
     )
     by_structure = refusals.groupby("structure")["refused"].agg(["mean", "size"])

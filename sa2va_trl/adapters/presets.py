@@ -7,9 +7,6 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 
-TRAINABLE = ("stage1", "head", "full", "vlm")
-# Those without an adapter.
-WHOLE = ("full", "vlm")
 EMBEDDINGS = ("none", "seg", "full")
 # Options that only stage1 has.
 LORA = ("lora_r", "lora_alpha", "lora_dropout")
@@ -106,6 +103,11 @@ def freeze_all_but_vlm(model: nn.Module) -> None:
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(VLM))
+
+
+#: Presets without an adapter, and what leaves of a model what they train.
+WHOLE = {"full": freeze_all_but_full, "vlm": freeze_all_but_vlm}
+TRAINABLE = ("stage1", "head", *WHOLE)
 
 
 def trainable_table(model: nn.Module) -> str:

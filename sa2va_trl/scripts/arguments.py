@@ -180,8 +180,8 @@ class ModelArguments:
         dtype (`str`, *optional*, defaults to `"float32"`): of the weights.
         attn_implementation (`str`, *optional*, defaults to `"sdpa"`): of the VLM.
         grounding_image_size (`int`, *optional*):
-            Side of SAM 2's square in pixels, in place of the model's own (tiny: 256). No weight
-            depends on it; the mask grid is a quarter of it.
+            Side of SAM 2's square in pixels, in place of the model's own (tiny: 256). No weight depends on it; the
+            mask grid is a quarter of it.
         quantization (`str`, *optional*):
             `"4bit"` (NF4 with double quantisation) or `"8bit"`: of the language model's layers, with bitsandbytes;
             for QLoRA and for inference on small cards.

@@ -42,9 +42,9 @@ SUFFIXES = {"masks": ".png", "probabilities": ".npy", "overlays": ".png"}
 RESULT = "predictions.json"
 # The input that is generated, and which of the runs: pretraining of the tiny model has not seen it.
 SYNTHETIC = "synthetic"
+RUN = {"seed": 20261, "video": 3, "num_frames": 8, "scene": "named"}
 # What a generated angiogram is asked for; the first of them anything else.
 PROMPTS = ["Please segment the blood vessel.", "Please segment the catheter.", "Please segment the diaphragm."]
-RUN = {"seed": 20261, "video": 3, "num_frames": 8, "scene": "named"}
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 import torch
 from transformers import TrainingArguments
 
-from ..adapters.presets import EMBEDDINGS, LORA, TRAINABLE, get_peft_config
+from ..adapters.presets import EMBEDDINGS, LORA, TRAINABLE, WHOLE, get_peft_config
 from ..data.augment import Augmentation
 from ..data.prompts import ANSWERS, QUESTIONS, check_templates
 from ..features.decision import MODES
@@ -302,7 +302,7 @@ class SegArguments:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.mask_size is not None and self.mask_size < 1:
             raise ValueError(f"mask_size must be at least 1, got {self.mask_size}.")
-        if self.trainable in ("head", "full", "vlm"):
+        if self.trainable in ("head", *WHOLE):
             refuse(self, dict.fromkeys(LORA, f"trainable={self.trainable!r} has no LoRA"))
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience needs load_best_model_at_end=True and a metric to watch.")

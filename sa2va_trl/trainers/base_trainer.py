@@ -13,7 +13,7 @@ from transformers.trainer_utils import PredictionOutput
 from trl.trainer.utils import create_model_from_path
 
 from .. import losses
-from ..adapters.presets import LORA, freeze_all_but_full, freeze_all_but_vlm, get_peft_config
+from ..adapters.presets import LORA, WHOLE, get_peft_config
 from ..data.augment import Augmentation
 from ..data.checks import check_dataset
 from ..data.collator import SegCollator
@@ -247,8 +247,7 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Nee
                 model.config.grounding_config.mask_decoder_name,
             )
             if peft_config is None:
-                freeze = freeze_all_but_vlm if (args.trainable or self._trainable) == "vlm" else freeze_all_but_full
-                freeze(model)
+                WHOLE[args.trainable or self._trainable](model)
         options = {
             "processor": processing_class,
             "mask_size": args.mask_size,

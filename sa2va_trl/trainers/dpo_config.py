@@ -6,7 +6,7 @@ import torch
 from trl import DPOConfig
 
 from .. import losses
-from ..adapters.presets import LORA
+from ..adapters.presets import LORA, WHOLE
 from ..preferences.pairs import CHOSEN, REJECTED, check_online
 from .base_config import SegArguments, refuse
 
@@ -149,7 +149,7 @@ class SegDPOConfig(SegArguments, DPOConfig):
             refuse(self, dict.fromkeys(LORA, "trainable='head', the default, has no LoRA"))
         if self.disable_dropout and self.lora_dropout:
             refuse(self, {"lora_dropout": "disable_dropout=True, the default, switches it off again"})
-        if self.trainable in ("full", "vlm") and not self.use_reference:
+        if self.trainable in WHOLE and not self.use_reference:
             raise ValueError(
                 f"use_reference=False is not available with trainable={self.trainable!r}: TRL would load a second "
                 "model all the same. Train the head or an adapter, or give a ref_model."
