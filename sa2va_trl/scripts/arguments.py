@@ -132,7 +132,7 @@ class RecipeParser(TrlParser):
     @staticmethod
     def _point_to_sibling(config: Path, options: dict, dataset_name: str) -> None:
         files = [*sorted(config.parent.glob("*.yaml")), *sorted(CONFIGS.glob("*/*.yaml"))]
-        makers = {str(_content(file).get("output_dir")): file for file in reversed(files) if file.stem in TASKS}
+        makers = {str(_content(file).get("output_dir")): file for file in reversed(files) if _task_of(file)}
         for name, path in _missing(options).items():
             if path in makers:
                 own = name != "dataset_name" and dataset_name != "synthetic"
@@ -155,7 +155,14 @@ def _commands_for(path: str, makers: dict[str, Path], data: str) -> list[str]:
         if needed in others:
             commands += _commands_for(needed, others, data)
     own = "" if maker.stem == "merge" else data  # which needs none
-    return [*dict.fromkeys([*commands, f"sa2va-trl {maker.stem} --config {shortest_name(maker)}{own}"])]
+    return [*dict.fromkeys([*commands, f"sa2va-trl {_task_of(maker)} --config {shortest_name(maker)}{own}"])]
+
+
+def _task_of(file: Path) -> str | None:
+    """The task that a YAML is for: the one it is called after; the package's others are sft's."""
+    if file.stem in TASKS:
+        return file.stem
+    return "sft" if CONFIGS in file.parents else None
 
 
 def _content(file: Path) -> dict:

@@ -126,6 +126,10 @@ def test_what_the_commands_need_is_made_before(monkeypatch, tmp_path, capsys):
     assert commands == "sa2va-trl sft --config tiny/sft --dataset_name mine, then: sa2va-trl merge --config tiny/merge"
     name, _, commands = said("merge", "--config", "tiny/merge")
     assert (name, commands) == ("adapter=outputs/tiny/sft", "sa2va-trl sft --config tiny/sft")
+    name, _, commands = said("sft", "--config", "tiny/pretrain")
+    assert name == "model_name_or_path=outputs/tiny/pretrain_words"
+    made = ("tiny/pretrain_talk", "tiny/pretrain_words")
+    assert commands == ", then: ".join(f"sa2va-trl sft --config {config}" for config in made)
     # Of files that ask for what they make themselves, no end of commands.
     for task, made, needed in (("sft", "a", "b"), ("dpo", "b", "a")):
         content = {"output_dir": made, "model_name_or_path": needed}
