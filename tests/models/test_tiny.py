@@ -20,7 +20,7 @@ from sa2va_trl.scripts.loading import load_model
 
 TOKENIZER = tiny_tokenizer()
 # Of the file of weights that comes with the package.
-DIGEST = "c2a196ae4c3d162134fb3a0459380be01e9e95ec0798e9dc962c76882ee9b23d"
+DIGEST = "fd9552950e466c93a0a5f14b264d8856055379eee82e0158d6be3d63c9e311da"
 
 
 def states(model):
