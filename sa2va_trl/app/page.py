@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 PROMPTS = {
     "Vessel": "Please segment the blood vessel.",
     "Catheter": "Please segment the catheter.",
-    "Branches": "Where are the left main branch and the right main branch?",
-    "Narrowing": "Please segment the narrowing.",
+    "Diaphragm": "Please segment the diaphragm.",
+    "All": "Please segment the blood vessel, the catheter and the diaphragm.",
 }
+#: The generated clip that is there at first: one that shows what `PROMPTS` ask for.
+FIRST_CLIP = 10
 # What may be wrong with a user's file, prompt or machine, and is said in the page.
 FAULTS = (ValueError, OSError, ImportError, RuntimeError)
 UPLOADS_SECONDS = 600  # an upload is deleted as soon as it is read; what is left of a broken one, after this time
@@ -103,7 +105,10 @@ def make_page(
 
     bar = gr.Progress()  # Gradio finds it as a default
 
-    def segment(prompt: str, answer: str, one_by_one: bool, request: gr.Request, progress: gr.Progress = bar) -> tuple:
+    # (Of what the closed part of the page holds Gradio may send nothing.)
+    def segment(
+        prompt: str, answer: str | None, one_by_one: bool, request: gr.Request, progress: gr.Progress = bar
+    ) -> tuple:
         view, start, results = views.of(request.session_hash), time.perf_counter(), {}
         if view is None:
             return gr.skip(), said(ValueError("Open an image or a clip first."))
@@ -115,7 +120,7 @@ def make_page(
 
         try:
             for asked in models:
-                given = (prompt, answer.strip() or None, one_by_one, max_new_tokens)
+                given = (prompt, (answer or "").strip() or None, one_by_one, max_new_tokens)
                 results[asked.title] = segment_clip(asked, view.clip, *given, on_frame=tell)
         except FAULTS as error:
             return gr.skip(), said(error)
@@ -142,7 +147,7 @@ def make_page(
                 with gr.Tab("Generated clip"):
                     with gr.Row():
                         hospital = gr.Radio(["1", "2"], value="1", label="Hospital", min_width=120)
-                        number = gr.Number(0, label="Number", precision=0, min_width=100)
+                        number = gr.Number(FIRST_CLIP, label="Number", precision=0, min_width=100)
                     generate = gr.Button("Open this clip", size="sm")
                 with gr.Tab("Your file"):
                     suffixes = sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES)

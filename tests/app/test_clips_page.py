@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sa2va_trl.app.clips import SEED, generated_clip, read_clip
+from sa2va_trl.app.clips import FRAMES, SEED, SIZE, generated_clip, read_clip
+from sa2va_trl.app.page import FIRST_CLIP, PROMPTS
 from sa2va_trl.data.angiography import generate_video
 from sa2va_trl.errors import DatasetError
 
@@ -47,3 +48,10 @@ def test_a_generated_clip_is_that_of_its_number_and_hospital():
         generated_clip(hospital=3, number=0)
     with pytest.raises(ValueError, match="video"):
         generated_clip(hospital=1, number=-1)
+
+
+def test_the_first_clip_shows_what_the_buttons_ask_for():
+    clip = generate_video(SEED, FIRST_CLIP, FRAMES, SIZE, "named", 1)
+    asked = {name: masks for name, masks in clip.structures.items() if any(name in text for text in PROMPTS.values())}
+    assert set(asked) == {"blood vessel", "catheter", "diaphragm"}
+    assert all(masks[FRAMES // 2].any() for masks in asked.values())

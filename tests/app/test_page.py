@@ -10,7 +10,7 @@ from PIL import Image
 from served import chromium, files_below, served, wait_for
 
 from sa2va_trl import Sa2VAForConditionalGeneration, tiny_sa2va
-from sa2va_trl.app.page import said
+from sa2va_trl.app.page import FIRST_CLIP, said
 from sa2va_trl.app.results import Asked, legend, levels, painted, predictions
 
 
@@ -59,7 +59,7 @@ def opened(browser, address, **options):
     page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
     page.on("request", lambda request: page.requests.append(request.url))
     page.goto(address)
-    page.get_by_role("heading", name="h1_v0000").wait_for()
+    page.get_by_role("heading", name=f"h1_v{FIRST_CLIP:04d}").wait_for()
     return page
 
 
@@ -108,6 +108,13 @@ def download(page, name, number=0):
         page.get_by_role("link", name=name).nth(number).click()
     with open(found.value.path(), "rb") as file:
         return found.value.suggested_filename, file.read()
+
+
+def test_the_first_thing_asked_needs_no_other_click(page, calls):
+    """The closed part of the page, whose fields Gradio has not made yet, takes nothing away."""
+    page.get_by_role("button", name="Segment", exact=True).click()
+    status(page, "Done in")
+    assert calls == 16 * ["image"]
 
 
 def test_a_clip_is_asked_about_and_the_threshold_needs_no_model(page, server, calls):
