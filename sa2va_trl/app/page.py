@@ -20,10 +20,9 @@ PROMPTS = {
     "Vessel": "Please segment the blood vessel.",
     "Catheter": "Please segment the catheter.",
     "Diaphragm": "Please segment the diaphragm.",
-    "All": "Please segment the blood vessel, the catheter and the diaphragm.",
 }
 #: The generated clip that is there at first: one that shows what `PROMPTS` ask for.
-FIRST_CLIP = 10
+FIRST_CLIP = 2
 # What may be wrong with a user's file, prompt or machine, and is said in the page.
 FAULTS = (ValueError, OSError, ImportError, RuntimeError)
 UPLOADS_SECONDS = 600  # an upload is deleted as soon as it is read; what is left of a broken one, after this time
