@@ -56,7 +56,7 @@ def main():
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--max_steps", type=int, default=600, help="of the tiny network")
-    parser.add_argument("--pretrain_minutes", type=float, default=34.0, help="of the U-Net on generated angiograms")
+    parser.add_argument("--pretrain_minutes", type=float, default=39.0, help="of the U-Net on generated angiograms")
     args = parser.parse_args()
     data = load_dataset_dict(args.dataset_name)
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in (*TINY, *UNETS)}

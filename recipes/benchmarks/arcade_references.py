@@ -221,7 +221,7 @@ def main():
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--methods", nargs="+", default=["sato", "frangi", "unet"])
     parser.add_argument("--minutes", default=20.0, type=float, help="of the U-Net on the training split")
-    parser.add_argument("--pretrain_minutes", default=18.0, type=float, help="of the U-Net on generated angiograms")
+    parser.add_argument("--pretrain_minutes", default=39.0, type=float, help="of the U-Net on generated angiograms")
     parser.add_argument("--pretrained", type=Path, help="safetensors file that keeps the pretrained U-Net")
     parser.add_argument("--image_size", default=256, type=int, help="side of the U-Net's input; a multiple of 16")
     parser.add_argument("--batch_size", default=8, type=int)

@@ -1,7 +1,7 @@
 """
 Put a trained tiny model into the package as the weights of `tiny`, as one bfloat16 file:
 
-    python -m sa2va_trl.scripts.ship_tiny outputs/tiny/pretrain
+    python -m sa2va_trl.scripts.ship_tiny outputs/tiny/pretrain_answers
 """
 
 import sys

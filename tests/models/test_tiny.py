@@ -20,7 +20,7 @@ from sa2va_trl.scripts.loading import load_model
 
 TOKENIZER = tiny_tokenizer()
 # Of the file of weights that comes with the package.
-DIGEST = "fd9552950e466c93a0a5f14b264d8856055379eee82e0158d6be3d63c9e311da"
+DIGEST = "10b277cb7e5dbe52397a0bf1efbbba9de6782374290a31cafecb71cb9abfaf04"
 
 
 def states(model):
