@@ -177,6 +177,9 @@ class Sa2VAConfig(PreTrainedConfig):
             How the prompted frames reach the others. `"soft"` is Sa2VA's own way: their masks enter SAM 2's memory as
             probabilities and no object is ever declared absent. `"mask_prompt"` is Sa2VA-i's (arXiv 2509.19082): their
             thresholded masks are SAM 2's mask prompts, and an object that SAM 2 believes absent gets an empty mask.
+        tracking_trained (`bool`, *optional*, defaults to `True`):
+            Whether SAM 2's memory has learned anything. It has in published checkpoints, and not in the tiny
+            network, whose masks are lost between the frames that are asked about: take each frame as an image.
         seg_state (`str`, *optional*, defaults to `"normed"`):
             Which of a `[SEG]` token's last hidden states its mask is drawn from: `"normed"` is the one after the
             language model's final norm, `"raw"` the last layer's output before it. It is what the weights were
@@ -199,6 +202,7 @@ class Sa2VAConfig(PreTrainedConfig):
     frame_policy: str = "uniform"
     num_frames: int = 5
     tracking: str = "soft"
+    tracking_trained: bool = True
     seg_state: str = "normed"
     # PEFT and transformers read it here; `__post_init__` copies the VLM's value, the only one that counts.
     tie_word_embeddings: bool = False

@@ -177,7 +177,8 @@ def tiny_sa2va(
             Of the VLM: `"internvl"` (InternViT and Qwen2), `"qwen2_5_vl"` or `"qwen3_vl"`.
         pretrained (`bool`, *optional*, defaults to `False`):
             The weights that come with the package (InternVL only), in place of random ones: they tell three structures
-            of generated angiograms apart by name (`recipes/configs/tiny/pretrain.yaml`). Nothing is clinical.
+            of generated angiograms apart by name (`recipes/configs/tiny/pretrain_talk.yaml` and on). Nothing is
+            clinical.
 
     Returns:
         The model, in float32 and training nothing less than everything, and its processor.
@@ -222,6 +223,7 @@ def tiny_sa2va(
         ),
         seg_token_id=tokenizer.convert_tokens_to_ids("[SEG]"),
         seg_state=official_seg_state(family),
+        tracking_trained=False,
     )
     with whole_weights(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

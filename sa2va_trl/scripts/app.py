@@ -23,7 +23,7 @@ import torch
 from ..app.page import looks, make_page
 from ..app.results import Asked, step_of
 from ..app.server import LOOPBACK, Views, make_server
-from .arguments import TINY, ModelArguments, RecipeParser
+from .arguments import ModelArguments, RecipeParser
 from .loading import load_model, load_second
 from .screen import say
 
@@ -45,7 +45,7 @@ class AppArguments:
     )
     per_frame: bool | None = field(
         default=None,
-        metadata={"help": "Take frames of a clip one by one to begin with; by default so with a tiny model."},
+        metadata={"help": "Take frames of a clip one by one to begin with; by default where tracking is not trained."},
     )
     max_frames: int = field(default=128, metadata={"help": "Most frames of a clip, which are held in memory."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer."})
@@ -113,7 +113,7 @@ def load_models(args: AppArguments, model_args: ModelArguments) -> list[Asked]:
     ]
 
 
-def serve(args: AppArguments, models: list[Asked], listening: socket.socket, tiny: bool) -> None:
+def serve(args: AppArguments, models: list[Asked], listening: socket.socket) -> None:
     """
     Serve the page until the process is interrupted or terminated.
 
@@ -121,7 +121,6 @@ def serve(args: AppArguments, models: list[Asked], listening: socket.socket, tin
         args (`AppArguments`): of the page.
         models (`list[Asked]`): of [`load_models`].
         listening (`socket.socket`): of [`listen`].
-        tiny (`bool`): whether one of the models is tiny, whose tracking is not trained.
     """
     import uvicorn
 
@@ -132,7 +131,8 @@ def serve(args: AppArguments, models: list[Asked], listening: socket.socket, tin
             await super().shutdown(sockets)
 
     threshold = models[0].model.config.mask_threshold if args.threshold is None else args.threshold
-    views, per_frame = Views(), tiny if args.per_frame is None else args.per_frame
+    tracks = all(asked.model.config.tracking_trained for asked in models)
+    views, per_frame = Views(), not tracks if args.per_frame is None else args.per_frame
     page = make_page(models, views, step_of(threshold), per_frame, args.max_frames, args.max_new_tokens)
     app = make_server(page, views, args.host, **looks())
     host, port = listening.getsockname()[:2]
@@ -158,8 +158,7 @@ def main() -> None:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # or nothing would be removed
         models = load_models(args, model_args)
-        names = {model_args.model_name_or_path, args.compare_model}
         try:
-            serve(args, models, listening, tiny=not names.isdisjoint(TINY))
+            serve(args, models, listening)
         except KeyboardInterrupt:
             pass

@@ -43,6 +43,11 @@ RESULT = "predictions.json"
 # The input that is generated, and which of the runs: pretraining of the tiny model has not seen it.
 SYNTHETIC = "synthetic"
 RUN = {"seed": 20261, "video": 3, "num_frames": 8, "scene": "named"}
+# Of a model that has not learned to track.
+UNTRAINED = (
+    "this model's tracking is not trained, so masks are lost between the frames that it is asked about: add "
+    "--per_frame true"
+)
 # What a generated angiogram is asked for; the first of them anything else.
 PROMPTS = ["Please segment the blood vessel.", "Please segment the catheter.", "Please segment the diaphragm."]
 
@@ -57,7 +62,11 @@ class PredictArguments:
         },
     )
     prompt: list[str] | None = field(
-        default=None, metadata={"help": "What to segment: a text, or several; by default the blood vessel."}
+        default=None,
+        metadata={
+            "help": "What to segment: a text, or several; by default the blood vessel, and of the generated "
+            "angiogram catheter and diaphragm too."
+        },
     )
     answer: str | None = field(
         default=None, metadata={"help": 'Take this answer as given ("Sure, [SEG].") instead of generating one.'}
@@ -269,6 +278,8 @@ def main() -> None:
         model, processor = load_model(model_args)
         model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         router = load_router(router_args, model_args, model, processor) if router_args.has_router else None
+        if clip is not None and not model.config.tracking_trained:
+            say(f"WARNING: {UNTRAINED}")
 
         for name in SUFFIXES:
             (folder / name).mkdir()
