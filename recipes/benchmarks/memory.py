@@ -161,7 +161,7 @@ def card(size: int) -> str:
 TEXT = """# What training needs of memory
 
 Counted, not measured: no run of this page has been on a GPU. `python recipes/benchmarks/memory.py` writes it. Every
-training says the same of itself before its first step:
+training (but under FSDP) says the same of itself before its first step:
 
     {example}; …
 

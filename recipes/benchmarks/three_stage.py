@@ -4,7 +4,7 @@ the control. Options that are not known here go to recipes/three_stage.py.
 
     python recipes/benchmarks/three_stage.py --config recipes/configs/tiny/three_stage.yaml --output_dir outputs/seeds
     python recipes/benchmarks/three_stage.py --config recipes/configs/arcade_tiny/three_stage.yaml \\
-        --dataset_name DIR --first_stage 2 --model_name_or_path outputs/arcade/sft --output_dir outputs/arcade_seeds
+        --dataset_name DIR --first_stage 2 --model_name_or_path outputs/arcade/tiny-0 --output_dir outputs/arcade_seeds
 
 A run that was ended goes on where it was.
 """

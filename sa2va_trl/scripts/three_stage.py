@@ -164,6 +164,10 @@ def make_parser() -> RecipeParser:
 
 def main() -> None:
     args, data_args, model_args = make_parser().parse_args_and_config()
+    if unused := [name for name in ("adapter", "quantization", "model_revision") if getattr(model_args, name, None)]:
+        raise ValueError(
+            f"{', '.join(unused)}: the stages start from a whole model as it is (sa2va-trl merge makes one)."
+        )
     output = Path(args.output_dir)
     data = load_data(data_args)
     for split in SPLITS:
@@ -205,7 +209,7 @@ def main() -> None:
         options = {"model_name_or_path": first, "seed": args.seed, **trained_on, **loading, **sizes, **dataset}
         run("stage1", "sft", {**args.stage1, **options}, train=True)
         first = whole("stage1", first)
-    after_first = {"seed": args.seed, **loading, **dataset, **stored}
+    after_first = {**({} if args.first_stage == 1 else sizes), "seed": args.seed, **loading, **dataset, **stored}
 
     # Stage 2
     options = {"model_name_or_path": first, **after_first}

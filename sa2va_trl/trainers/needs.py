@@ -80,8 +80,10 @@ class NeedsMixin:
             helps.append(f"per_device_train_batch_size: 1 with gradient_accumulation_steps: {steps}")
         if not any(is_packed_linear(module) for module in model.modules()):
             helps.append("quantization: 4bit with trainable: stage1 (QLoRA)" if reads else "quantization: 4bit")
-        if self.features is None:
+        if self.features is None and reads:
             helps.append("trainable: head with lm_weight: 0, which trains from cached features")
+        elif self.features is None:
+            helps.append("cache_features: on, which computes what the head trains from once")
         if args.device.type == "cuda":
             helps.append(
                 "several GPUs (accelerate launch --use_deepspeed --zero_stage 3), with --offload_param_device cpu "

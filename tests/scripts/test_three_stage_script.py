@@ -93,6 +93,13 @@ def stage1(tmp_path_factory):
     return {"first_stage": 2, "model_name_or_path": str(folder / "model"), "grounding_image_size": None}
 
 
+def test_options_that_no_step_takes_are_refused(tmp_path, steps):
+    for name, value in {"adapter": "nowhere", "quantization": "4bit", "model_revision": "abc"}.items():
+        with pytest.raises(ValueError, match=f"^{name}: the stages start from a whole model"):
+            three_stage(tmp_path, model_name_or_path="owner/model", **{name: value})
+    assert not steps.names
+
+
 def test_three_stages_from_the_start_and_again(tmp_path, steps, capsys):
     stage1 = {**TRAINING, "trainable": "stage1", "lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0}
     steps.fail_at = "hard_sample"
