@@ -10,6 +10,7 @@ from huggingface_hub import CommitOperationAdd
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS
 
 from .adapters.base_model import BASE_RECORD, PURE, SAMPLES, base_fingerprint, base_record, check_base  # noqa: F401  (defined here once)
+from .adapters.mask_options import MASK_OPTIONS
 from .adapters.peft_model import SegPeftModel, adapter_prompt_options, load_adapter, merge_adapter  # noqa: F401  (defined here once)
 from .model_card import CARD, model_card, public_name, write_card  # noqa: F401  (defined here once)
 from .models import Sa2VAProcessor
@@ -31,7 +32,7 @@ def weight_files(folder: str | os.PathLike, is_adapter: bool) -> list[str]:
     """
     names = ["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"]
     if is_adapter:
-        names = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD]
+        names = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, MASK_OPTIONS]
     index = Path(folder) / "model.safetensors.index.json"
     if not is_adapter and index.is_file():
         names += sorted(set(json.loads(index.read_text())["weight_map"].values()))

@@ -25,6 +25,20 @@ def resize_mask_logits(mask_logits: torch.Tensor, size: tuple[int, int]) -> torc
     return resized[:, 0] if mask_logits.dim() == 3 else resized
 
 
+def mask_probabilities(mask_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """
+    What a model's logits say of each pixel, calibrated where its config has a temperature.
+
+    Args:
+        mask_logits (`torch.Tensor`): of any shape.
+        temperature (`float`, *optional*, defaults to 1.0): `mask_temperature` of the model's config.
+
+    Returns:
+        `torch.Tensor` of that shape, in [0, 1]: `sigmoid(mask_logits / temperature)`.
+    """
+    return (mask_logits if temperature == 1 else mask_logits / temperature).sigmoid()
+
+
 def upsample_mask_logits(mask_logits: torch.Tensor, image_size: int, output_size: tuple[int, int]) -> torch.Tensor:
     """
     Bring mask logits to an image's own size the way Sa2VA does: to SAM 2's square, then to the image, both bilinear.

@@ -177,7 +177,8 @@ class MaskSampler:
             parts.append(own.candidate_logits[masks[:, None], others.sort(dim=-1).values])
         if self.thresholds:
             usual = _logit(config.mask_threshold)
-            shifts = greedy.new_tensor([usual - _logit(threshold) for threshold in self.thresholds])
+            shifts = [config.mask_temperature * (usual - _logit(threshold)) for threshold in self.thresholds]
+            shifts = greedy.new_tensor(shifts)
             parts.append(greedy[:, None] + shifts[:, None, None])
         densities = torch.cat(log_prob, dim=1)
         rest = len(self.source) - densities.shape[1]

@@ -122,15 +122,16 @@ def test_tokens_are_the_other_two_masks_of_sam2(network, encoded):
         assert torch.equal(of(candidates, "token")[mask], three[mask, others])
 
 
-@pytest.mark.parametrize("own", [0.5, 0.35])
+@pytest.mark.parametrize(("own", "temperature"), [(0.5, 1.0), (0.35, 1.0), (0.35, 0.7)])
 @torch.no_grad()
-def test_thresholds_are_those_of_the_greedy_mask(network, encoded, own, monkeypatch):
+def test_thresholds_are_those_of_the_greedy_mask(network, encoded, own, temperature, monkeypatch):
     model, features = network[0], encoded[0]
     monkeypatch.setattr(model.config, "mask_threshold", own)
+    monkeypatch.setattr(model.config, "mask_temperature", temperature)
     thresholds = (0.49, 0.5, 0.503, 0.7)
     candidates = MaskSampler(thresholds=thresholds)(model, features)
-    probabilities = candidates.mask_logits[:, 0].double().sigmoid()
-    found = of(candidates, "threshold").double().sigmoid() > own
+    probabilities = (candidates.mask_logits[:, 0].double() / temperature).sigmoid()
+    found = (of(candidates, "threshold").double() / temperature).sigmoid() > own
     assert 0 < found[:, 1].float().mean() < 1
     for number, threshold in enumerate(thresholds):
         clear = (probabilities - threshold).abs() > 1e-6

@@ -21,6 +21,7 @@ from ..files import write_json
 from ..model_card import model_card, public_name, write_card
 from ..models.checkpoints import ADAPTER_CONFIG, folders_first
 from .base_model import BASE_RECORD, PURE, base_record, check_base, is_packed, is_sharded
+from .mask_options import DEFAULTS, MASK_OPTIONS, mask_options, read_mask_options
 
 
 class SegPeftModel(PeftModel):
@@ -68,6 +69,10 @@ class SegPeftModel(PeftModel):
             config["base_model_name_or_path"] = self.base_record["base_model_name_or_path"]
             write_json(folder / ADAPTER_CONFIG, config)
             write_json(folder / BASE_RECORD, self.base_record)
+            # Those that it was loaded with, or that somebody has set since; the base's own may be others.
+            options = mask_options(self.get_base_model().config)
+            if options != DEFAULTS or "stored_mask_options" in self.__dict__:
+                write_json(folder / MASK_OPTIONS, options)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """In place of PEFT's card, which names the local path of the base."""
@@ -104,7 +109,7 @@ def _adapter_folder(adapter: str) -> Path:
     if Path(adapter).is_dir():
         folder = Path(adapter)
     else:
-        files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, PROCESSOR_NAME]
+        files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_RECORD, MASK_OPTIONS, PROCESSOR_NAME]
         with folders_first(adapter):
             folder = Path(snapshot_download(str(adapter), allow_patterns=files))
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -132,7 +137,8 @@ def adapter_prompt_options(adapter: str) -> dict:
 
 def load_adapter(model: PreTrainedModel, adapter: str, merge: bool = False) -> SegPeftModel | PreTrainedModel:
     """
-    Put an adapter on the base that it was trained on.
+    Put an adapter on the base that it was trained on. A threshold and a temperature that were stored for the adapter
+    are the model's from then on.
 
     Args:
         model (`Sa2VAForConditionalGeneration`): the base; changed in place.
@@ -170,6 +176,10 @@ def load_adapter(model: PreTrainedModel, adapter: str, merge: bool = False) -> S
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
         raise ValueError(f"{adapter} does not hold the weights that its {ADAPTER_CONFIG} asks for. {listed}")
     adapted.load_adapter(str(folder), "default", torch_device=str(model.device))
+    if options := read_mask_options(folder):
+        adapted.stored_mask_options = options
+        for name, value in options.items():
+            setattr(model.config, name, value)
     return merge_adapter(adapted) if merge else adapted
 
 

@@ -30,7 +30,7 @@ def evaluate(
     Args:
         dataset (`datasets.Dataset`): checked before anything is predicted.
         predictions (iterator): from [`predict_probabilities`] or [`read_predictions`] over the same rows.
-        threshold (`float`, *optional*, defaults to 0.5): between 0 and 1.
+        threshold (`float`, *optional*, defaults to 0.5): between 0 and 1; a model's own is `config.mask_threshold`.
         on_row (`Callable`, *optional*):
             Called with each row, its probabilities (float32, as they came) and its scores, for overlays and maps; such
             as [`~evaluation.overlays.KeptMasks`].

@@ -2,12 +2,13 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch import nn
 
 from ..data.checks import check_dataset
@@ -23,8 +24,8 @@ from ..features.fingerprint import fingerprint
 from ..features.rows import feature_bytes, row_facts
 from ..features.store import FeatureStore, features_folder
 from ..files import file_name
+from ..mask_logits import mask_probabilities, upsample_mask_logits
 from ..models import Sa2VAProcessor
-from ..models.grounding import upsample_mask_logits
 from ..models.outputs import Sa2VAOutput, SegFeatures
 
 
@@ -164,11 +165,12 @@ def probabilities_of(model: nn.Module, outputs: Sa2VAOutput, position: int, targ
         target (`torch.Tensor` of shape `(masks, H, W)`): its masks, whose size counts.
 
     Returns:
-        `np.ndarray` of shape `(masks, H, W)`, float32 in [0, 1].
+        `np.ndarray` of shape `(masks, H, W)`, float32 in [0, 1], calibrated where the model's config says how.
     """
     logits = outputs.mask_logits[outputs.row_index == position]
     size = model.config.grounding_config.image_size
-    return upsample_mask_logits(logits, size, target.shape[-2:]).sigmoid().cpu().numpy()
+    maps = upsample_mask_logits(logits, size, target.shape[-2:])
+    return mask_probabilities(maps, model.config.mask_temperature).cpu().numpy()
 
 
 def read_predictions(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tuple[dict, np.ndarray]]:
@@ -187,12 +189,45 @@ def read_predictions(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tu
     Raises:
         `DatasetError`: masks are missing, there twice, of another size than their image, or not binary.
     """
+
+    def read(file: Path, size: tuple[int, int]) -> np.ndarray:
+        return (np.asarray(decode_mask({"path": str(file), "bytes": None}, size)) > 0).astype(np.float32)
+
+    yield from _read_folder(folder, dataset, (".png",), read)
+
+
+def read_probabilities(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tuple[dict, np.ndarray]]:
+    """
+    Probability maps that another tool has written, as [`predict_probabilities`] would yield them.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            With one map a row, named as for [`read_predictions`]: `SAMPLE_ID.npy`, floating point in [0, 1] of shape
+            `(H, W)`, or `SAMPLE_ID.png`, grey, whose largest number (255, or 65535 of 16 bits) is probability 1.
+        dataset (`datasets.Dataset`): rows with one object each.
+
+    Yields:
+        The decoded row and an array of shape `(1, H, W)`, floating point in [0, 1].
+
+    Raises:
+        `DatasetError`: maps are missing, there twice, of another size than their image, or hold no probabilities.
+    """
+    yield from _read_folder(folder, dataset, (".npy", ".png"), _read_map)
+
+
+def _read_folder(
+    folder: str | os.PathLike,
+    dataset: Dataset,
+    suffixes: tuple[str, ...],
+    read: Callable[[Path, tuple[int, int]], np.ndarray],
+) -> Iterator[tuple[dict, np.ndarray]]:
     folder, dataset = Path(folder), plain_rows(dataset)
-    found = {name: _prediction_files(folder, name) for name in dataset["sample_id"]}
+    found = {name: _prediction_files(folder, name, suffixes) for name in dataset["sample_id"]}
     if missing := [name for name, files in found.items() if not files]:
+        names = " or ".join(f"SAMPLE_ID{suffix}" for suffix in suffixes)
         raise DatasetError(
-            f"{folder} lacks {len(missing)} of {len(dataset)} masks, named SAMPLE_ID.png; the first is "
-            f"{file_name(missing[0])}.png."
+            f"{folder} lacks {len(missing)} of {len(dataset)} masks, named {names}; the first is "
+            f"{file_name(missing[0])}{suffixes[-1]}."
         )
     if twice := [files for files in found.values() if len(files) > 1]:
         names = "; ".join(" and ".join(file.name for file in files) for files in twice[:10])
@@ -203,14 +238,34 @@ def read_predictions(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tu
             raise DatasetError(f"sample_id {row['sample_id']!r} has {len(masks)} masks; a folder holds one a sample.")
         (file,) = found[row["sample_id"]]
         try:
-            mask = decode_mask({"path": str(file), "bytes": None}, masks[0].size)
+            values = read(file, masks[0].size)
         except (DatasetError, OSError, ValueError) as error:
             raise DatasetError(f"{file}, the mask of sample_id {row['sample_id']!r}: {error}") from error
-        yield row, (np.asarray(mask) > 0).astype(np.float32)[None]
+        yield row, values[None]
 
 
-def _prediction_files(folder: Path, sample_id: str) -> list[Path]:
-    names = {f"{file_name(sample_id)}.png"}
-    if Path(f"{sample_id}.png").name == f"{sample_id}.png":  # no path to elsewhere
-        names.add(f"{sample_id}.png")
+def _prediction_files(folder: Path, sample_id: str, suffixes: tuple[str, ...]) -> list[Path]:
+    names = {f"{file_name(sample_id)}{suffix}" for suffix in suffixes}
+    # (No path to elsewhere.)
+    names |= {name for suffix in suffixes if Path(name := f"{sample_id}{suffix}").name == name}
     return [folder / name for name in sorted(names) if os.path.isfile(folder / name)]
+
+
+def _read_map(file: Path, size: tuple[int, int]) -> np.ndarray:
+    if file.suffix == ".npy":
+        values = np.load(file, allow_pickle=False)
+        if not np.issubdtype(values.dtype, np.floating):
+            raise DatasetError(f"holds {values.dtype} and not floating-point probabilities")
+        if not ((values >= 0) & (values <= 1)).all():  # NaN is refused too
+            raise DatasetError("holds values outside [0, 1], so they are no probabilities")
+        values = values[0] if values.ndim == 3 and len(values) == 1 else values
+    else:
+        with Image.open(file) as picture:
+            if picture.mode not in ("L", "I;16"):
+                raise DatasetError(f"is a picture of mode {picture.mode}, and not grey of 8 or 16 bits")
+            raw = np.asarray(picture)
+        values = raw.astype(np.float32) / np.float32(np.iinfo(raw.dtype).max)
+    if values.shape != size[::-1]:
+        shown = " x ".join(map(str, values.shape[::-1]))
+        raise DatasetError(f"is {shown}, its image {size[0]} x {size[1]} (width x height)")
+    return values

@@ -7,7 +7,7 @@ far apart its candidate masks are.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from ..features.encoding import RowEncoder, Stored
 from ..features.fingerprint import fingerprint
+from ..mask_logits import mask_probabilities
 from ..metrics import spread
 from ..models import Sa2VAProcessor, Segmentation
 from ..models.outputs import SegFeatures
@@ -98,7 +99,8 @@ class Router:
             )
             # The sampler starts anew for every row, so that its noise does not depend on the rows before.
             candidates = self.sampler(first, own).mask_logits
-            drawn = (candidates.sigmoid() > first.config.mask_threshold).cpu().numpy()
+            probabilities = mask_probabilities(candidates, first.config.mask_temperature)
+            drawn = (probabilities > first.config.mask_threshold).cpu().numpy()
             found[row] = float(np.mean([spread(masks) for masks in drawn]))
         return found
 
@@ -131,6 +133,10 @@ class Router:
         result = first.segment(processor=processor, decode=decode, **request)
         if route["routed"] and not self.shared:
             result = self.model.segment(processor=self.processor, **request)
+        elif route["routed"]:
+            own, given = self.model.config, request.get("threshold")
+            threshold = own.mask_threshold if given is None else given
+            result = replace(result, threshold=threshold, temperature=own.mask_temperature)
         return result, route
 
 

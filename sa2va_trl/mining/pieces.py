@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..data.columns import IDENTIFIERS
 from ..data.stored import iter_undecoded
+from ..features.encoding import unwrapped
 from ..files import whole_file
 from ..processes import everywhere, process_rank, raise_first
 from .runs import check_frames, on_the_grid, videos
@@ -47,6 +48,15 @@ def check_score_options(batch_size: int, threshold: float, tolerance: float) -> 
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance is a share of the image's side in [0, 1), got {tolerance}.")
+
+
+def stored_temperature(model: nn.Module) -> list[float]:
+    """
+    What a model's own temperature adds to what scores depend on: nothing where it has none, as in earlier versions,
+    whose partial scores stay good.
+    """
+    temperature = unwrapped(model).config.mask_temperature
+    return [] if temperature == 1 else [temperature]
 
 
 class Scorer(Protocol):

@@ -14,11 +14,11 @@ from ..data.checks import check_dataset
 from ..data.layout import normalize_row
 from ..errors import MiningError
 from ..features.encoding import RowEncoder, Stored
+from ..mask_logits import mask_probabilities, upsample_mask_logits
 from ..metrics import NearMask, agreement, cldice, dices, measure, motion, segmentation_metrics, spread
 from ..models import Sa2VAProcessor
-from ..models.grounding import upsample_mask_logits
 from ..sampling import MaskSampler, default_sampler
-from .pieces import check_score_options, nanmean, neighbours, partial_folder, rows_of, score_pieces
+from .pieces import check_score_options, nanmean, neighbours, partial_folder, rows_of, score_pieces, stored_temperature
 from .score_files import SCORE_METRICS, fingerprint_of
 
 
@@ -104,7 +104,7 @@ def score_dataset(
     table = table[table["masks"] > 0]
     if table.empty:
         raise MiningError("The dataset has no row with a mask, so there is nothing to score.")
-    options = [repr(sampler), threshold, tolerance, seed]
+    options = [repr(sampler), threshold, tolerance, seed, *stored_temperature(model)]
     partial = partial_folder(partial_dir, lambda: prints or fingerprint_of(model, processor, dataset), options)
     encode = RowEncoder(model, processor, dataset, features, batch_size, progress)
     return score_pieces(_Scorer(encode, sampler, threshold, tolerance), table, seed, partial)
@@ -130,14 +130,13 @@ class _Scorer:
     def __call__(self, piece: pd.DataFrame, generator: torch.Generator) -> list[_Frame]:
         rows, targets, features = self.encode(piece["row"])
         candidates = self.sampler(self.encode.bare, features, generator)
-        size = self.encode.bare.config.grounding_config.image_size
+        config = self.encode.bare.config
+        size, temperature = config.grounding_config.image_size, config.mask_temperature
         frames = []
         for position, (row, target) in enumerate(zip(rows, targets, strict=True)):
             chosen = features.row_index == position
-            drawn = [
-                (upsample_mask_logits(logits, size, target.shape[-2:]).sigmoid() > self.threshold).cpu().numpy()
-                for logits in candidates.mask_logits[chosen]
-            ]
+            maps = (upsample_mask_logits(logits, size, target.shape[-2:]) for logits in candidates.mask_logits[chosen])
+            drawn = [(mask_probabilities(own, temperature) > self.threshold).cpu().numpy() for own in maps]
             expected = float(candidates.iou_scores[chosen].mean())
             frames.append(self._frame(row, target.numpy() > 0, drawn, expected))
         return frames

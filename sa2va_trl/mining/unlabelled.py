@@ -20,7 +20,7 @@ from ..features.encoding import unwrapped
 from ..media.pictures import read_image
 from ..metrics import NearMask, agreement, dices, measure, motion
 from ..models import Sa2VAProcessor, Segmentation
-from .pieces import check_score_options, nanmean, neighbours, partial_folder, rows_of, score_pieces
+from .pieces import check_score_options, nanmean, neighbours, partial_folder, rows_of, score_pieces, stored_temperature
 from .score_files import fingerprint_of
 
 
@@ -177,7 +177,7 @@ def score_unlabelled(
         raise MiningError(f"{len(bad)} rows have not exactly one image and one phrase: {names}.")
     if "video_id" not in table or table["video_id"].isna().all():
         raise MiningError("Without labels frames are judged by their neighbours: the rows need video_id, frame_index.")
-    options = ["unlabelled", method, threshold, tolerance]
+    options = ["unlabelled", method, threshold, tolerance, *stored_temperature(model)]
     partial = partial_folder(partial_dir, lambda: prints or fingerprint_of(model, processor, dataset), options)
     scorer = _Unlabelled(model, processor, dataset, batch_size, progress, method, threshold, tolerance)
     return score_pieces(scorer, table, 0, partial)

@@ -168,7 +168,12 @@ class Sa2VAConfig(PreTrainedConfig):
             One of `"qwen_chat"`, `"internlm2_chat"` and `"phi3_chat"`; always the checkpoint's own, never inferred
             from the language model.
         mask_threshold (`float`, *optional*, defaults to 0.5):
-            Probability above which a pixel belongs to the mask, unless `segment` is told otherwise.
+            Probability above which a pixel belongs to the mask, unless `segment` is told otherwise. `sa2va-trl
+            sweep_threshold` chooses and stores one.
+        mask_temperature (`float`, *optional*, defaults to 1.0):
+            What mask logits are divided by before they become probabilities (temperature scaling, Guo et al., ICML
+            2017, arXiv 1706.04599), of which the threshold is one. The logits themselves, and what trains on them, are
+            left as they are.
         frame_policy (`str`, *optional*, defaults to `"uniform"`):
             Which frames of a video the language model sees and prompts: spread over the clip, or its `"first"` ones
             (Sa2VA's own code).
@@ -199,6 +204,7 @@ class Sa2VAConfig(PreTrainedConfig):
     seg_token_id: int = 151674
     prompt_template: str = "qwen_chat"
     mask_threshold: float = 0.5
+    mask_temperature: float = 1.0
     frame_policy: str = "uniform"
     num_frames: int = 5
     tracking: str = "soft"
@@ -221,6 +227,8 @@ class Sa2VAConfig(PreTrainedConfig):
             )
         if not 0 < self.mask_threshold < 1:
             raise ValueError(f"mask_threshold must lie between 0 and 1, got {self.mask_threshold}.")
+        if not 0 < self.mask_temperature < float("inf"):
+            raise ValueError(f"mask_temperature must be a number above 0, got {self.mask_temperature}.")
         check_video_options(self.frame_policy, self.num_frames, self.tracking)
         if self.seg_state not in SEG_STATES:
             raise ValueError(f"seg_state must be one of {', '.join(SEG_STATES)}, got {self.seg_state!r}.")

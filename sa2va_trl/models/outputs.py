@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers.utils import ModelOutput
 
-from ..mask_logits import upsample_mask_logits
+from ..mask_logits import mask_probabilities, upsample_mask_logits
 
 
 @dataclass
@@ -128,6 +128,7 @@ class Segmentation:
         image_size (`int`): side S of SAM 2's square.
         threshold (`float`): probability above which a pixel belongs to the mask.
         prompted_frames (`list[int]`, *optional*): of a video, the frames that the language model saw and prompted.
+        temperature (`float`, *optional*, defaults to 1.0): what logits are divided by to become probabilities.
     """
 
     text: str
@@ -138,21 +139,25 @@ class Segmentation:
     image_size: int
     threshold: float
     prompted_frames: list[int] | None = None
+    temperature: float = 1.0
 
     @property
     def mask_logits(self) -> torch.Tensor:
-        """`(objects[, frames], S, S)`, float32, on SAM 2's square."""
+        """`(objects[, frames], S, S)`, float32, on SAM 2's square: as the decoder draws them, at temperature 1."""
         return self._draw((self.image_size, self.image_size))
 
     @property
     def probabilities(self) -> torch.Tensor:
-        """`(objects[, frames], H, W)` in [0, 1], float32, at the image's own size."""
-        return self._draw(self.size, torch.sigmoid)
+        """
+        `(objects[, frames], H, W)` in [0, 1], float32, at the image's own size: before any threshold, and calibrated
+        where the model's config has a temperature.
+        """
+        return self._draw(self.size, lambda logits: mask_probabilities(logits, self.temperature))
 
     @property
     def masks(self) -> torch.Tensor:
         """`(objects[, frames], H, W)`, bool: `probabilities > threshold`."""
-        return self._draw(self.size, lambda logits: logits.sigmoid() > self.threshold)
+        return self._draw(self.size, lambda logits: mask_probabilities(logits, self.temperature) > self.threshold)
 
     def frame(self, index: int) -> "Segmentation":
         """

@@ -105,7 +105,9 @@ class SegmentationMixin:
                 The request. `<image>` marks the image's place; without it the image comes first, then a newline. No
                 other token that the processor writes (`<IMG_CONTEXT>`, `<|im_end|>` …) may stand in it.
             processor (`Sa2VAProcessor`): of this model.
-            threshold (`float`, *optional*, defaults to `config.mask_threshold`): between 0 and 1.
+            threshold (`float`, *optional*, defaults to `config.mask_threshold`):
+                Between 0 and 1, of the result's `probabilities`: those of the logits divided by
+                `config.mask_temperature`, which is 1 where none has been stored.
             answer (`str` or `list[str]`, *optional*):
                 Nothing is generated and this answer (`"Sure, [SEG]."`) is taken as given: one forward pass. An end
                 marker at its end, which recorded answers have, is dropped, since it is added here; the result's text
@@ -182,6 +184,7 @@ class SegmentationMixin:
                 size=picture.size[::-1],
                 image_size=self.config.grounding_config.image_size,
                 threshold=threshold,
+                temperature=self.config.mask_temperature,
             )
             for reply, segs, picture in zip(answers, own, batch, strict=True)
         ]
@@ -235,6 +238,7 @@ def _segment_video(
             image_size=size,
             threshold=threshold,
             prompted_frames=prompted,
+            temperature=model.config.mask_temperature,
         )
         if len(prompts):
             for index, mask_logits, iou_scores in track(
@@ -244,6 +248,7 @@ def _segment_video(
                 total,
                 prompted,
                 mask_prompt=(threshold, result.size) if tracking == "mask_prompt" else None,
+                temperature=model.config.mask_temperature,
             ):
                 result.low_res_logits[:, index] = mask_logits
                 result.iou_scores[:, index] = iou_scores

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from sam2.modeling.sam2_base import NO_OBJ_SCORE
 
-from ..mask_logits import upsample_mask_logits
+from ..mask_logits import mask_probabilities, upsample_mask_logits
 from .grounding import GroundingEncoder
 
 
@@ -19,6 +19,7 @@ def track(
     num_frames: int,
     prompted: list[int],
     mask_prompt: tuple[float, tuple[int, int]] | None = None,
+    temperature: float = 1.0,
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """
     Masks of all frames of a clip, frame by frame.
@@ -43,6 +44,7 @@ def track(
             this height and width, are what SAM 2 tracks as if a user had drawn them, and where it believes an object
             absent the mask is empty. Without it, as in Sa2VA's own code, the soft masks are remembered and no mask is
             emptied.
+        temperature (`float`, *optional*, defaults to 1.0): of the probabilities that `mask_prompt` cuts.
 
     Yields:
         The index of a frame, its mask logits of shape `(objects, S/4, S/4)` (float32; -1024 throughout where an object
@@ -50,6 +52,8 @@ def track(
         are done: from the first prompted one on, then backward to 0.
     """
     memories, masks = {}, {}
+    if mask_prompt is not None:
+        mask_prompt = (*mask_prompt, temperature)
     for index in sorted(prompted):
         # Features are never given a name here: the last frame's would live on while the next are computed.
         masks[index], memories[index] = _prompt(encoder, encoder.encode(pixels(index)), prompts, mask_prompt)
@@ -84,8 +88,7 @@ def _prompt(encoder, features, prompts, mask_prompt):
         encoder.draw(encoder.mask_decoder, (fine, middle, embedding), owner, prompts=prompts)
     )
     if mask_prompt is not None:
-        threshold, size = mask_prompt
-        prompt = _mask_prompt(logits, encoder.config.image_size, threshold, size)
+        prompt = _mask_prompt(logits, encoder.config.image_size, *mask_prompt)
         # As SAM 2 takes a user's mask: it is the output, and the decoder only makes a pointer of it.
         logits = F.interpolate(20 * prompt - 10, size=logits.shape[-2:], mode="bilinear", antialias=True)[:, 0]
         drawn = encoder.draw(
@@ -103,9 +106,10 @@ def _prompt(encoder, features, prompts, mask_prompt):
     return (logits, iou), _remember(encoder, coarse, logits, pointer, score)
 
 
-def _mask_prompt(logits, image_size, threshold, size):
+def _mask_prompt(logits, image_size, threshold, size, temperature):
     # On the frame's own grid first, where the mask is what `segment` would return, then on SAM 2's square.
-    masks = (upsample_mask_logits(logits, image_size, size).sigmoid() > threshold).float()
+    probabilities = mask_probabilities(upsample_mask_logits(logits, image_size, size), temperature)
+    masks = (probabilities > threshold).float()
     square = F.interpolate(masks[:, None], size=(image_size, image_size), mode="bilinear", antialias=True)
     return (square >= 0.5).float()
 

@@ -21,9 +21,9 @@ from ..data.stored import iter_undecoded, plain_rows
 from ..errors import BadRow, DatasetError
 from ..features.encoding import RowEncoder, Stored
 from ..files import written_beside
+from ..mask_logits import mask_probabilities, upsample_mask_logits
 from ..media.pictures import decode_image, displayed_size, quiet_pillow
 from ..models import Sa2VAProcessor
-from ..models.grounding import upsample_mask_logits
 from ..rewards import get_reward
 from ..sampling import MaskSampler
 from .pairs import check_gap, encoded_mask, make_pair, sampler_of
@@ -225,12 +225,13 @@ def _draw_candidates(rows: RowEncoder, sampler: MaskSampler, seed: int) -> Itera
     """For each row its mask of shape `(H, W)` and its candidates of shape `(K, H, W)`, both uint8 {0, 1}."""
     model = rows.model.eval()
     generator = torch.Generator().manual_seed(seed)
-    size, threshold = model.config.grounding_config.image_size, model.config.mask_threshold
+    config, size = model.config, model.config.grounding_config.image_size
     for _, _, targets, encoded in rows.batches("draw candidates"):
         mask_logits = sampler(model, encoded, generator).mask_logits
         for own, target in zip(mask_logits, targets, strict=True):
-            probabilities = upsample_mask_logits(own, size, target.shape[-2:]).sigmoid()
-            yield target[0].numpy(), (probabilities > threshold).byte().cpu().numpy()
+            maps = upsample_mask_logits(own, size, target.shape[-2:])
+            drawn = mask_probabilities(maps, config.mask_temperature) > config.mask_threshold
+            yield target[0].numpy(), drawn.byte().cpu().numpy()
 
 
 def _no_pairs(gaps: np.ndarray, total: int, counts: Counter, min_gap: float) -> str:

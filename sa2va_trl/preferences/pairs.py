@@ -11,7 +11,7 @@ from datasets import Image
 from scipy import ndimage
 from torch import nn
 
-from ..mask_logits import resize_mask_logits
+from ..mask_logits import mask_probabilities, resize_mask_logits
 from ..models.outputs import SegFeatures
 from ..rewards import get_reward
 from ..sampling import MaskSampler
@@ -217,7 +217,8 @@ def mine_pairs(
     drawn = sampler_of((chosen,), (rejected,), sampler)(model, features, generator).mask_logits
     seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
     drawn = resize_mask_logits(drawn, masks.shape[-2:])
-    candidates = (drawn.sigmoid() > model.config.mask_threshold).byte().cpu().numpy()
+    drawn = mask_probabilities(drawn, model.config.mask_temperature) > model.config.mask_threshold
+    candidates = drawn.byte().cpu().numpy()
     kept = []
     for number, (target, own) in enumerate(zip(masks.cpu().numpy(), candidates, strict=True)):
         target = (target > 0).astype(np.uint8)

@@ -12,6 +12,7 @@ TASKS = {
     "hard_sample": "stage 3: train on hard samples, with a share of ordinary ones",
     "three_stage": "all stages, and the evaluation of each beside a control",
     "evaluate": "score a model, or masks of another tool, on held-out rows",
+    "sweep_threshold": "choose the threshold on one split, and say what it gains on another",
     "compare": "set evaluations of the same samples beside each other",
     "predict": "segment an image, a folder of images or a video",
     "app": "a page to click on: ask about a picture or a clip, move the threshold, compare",

@@ -20,7 +20,7 @@ from ..evaluation.results import from_worst_to_best, save_results
 from ..evaluation.routing import fit_router, predict_routed, routing_report
 from ..metrics import METRICS
 from .arguments import DataArguments, ModelArguments, RecipeParser, RouterArguments
-from .loading import get_split, load_data, load_model, load_router
+from .loading import Model, get_split, load_data, load_model, load_router
 from .screen import finish, say
 
 
@@ -31,7 +31,10 @@ class EvaluateArguments:
     predictions_dir: str | None = field(
         default=None, metadata={"help": "Folder of mask PNGs named by sample_id, in place of a model."}
     )
-    threshold: float = field(default=0.5, metadata={"help": "Probability above which a pixel is foreground."})
+    threshold: float | None = field(
+        default=None,
+        metadata={"help": "Probability above which a pixel is foreground; the model's own by default, else 0.5."},
+    )
     batch_size: int = field(default=8, metadata={"help": "Images in a forward pass."})
     cache_features: str = field(
         default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
@@ -45,7 +48,7 @@ class EvaluateArguments:
     )
 
     def __post_init__(self):
-        if not 0 < self.threshold < 1:
+        if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
         if self.predictions_dir is not None and (self.cache_features != "auto" or self.cache_dir is not None):
             raise ValueError("cache_features and cache_dir have no meaning with predictions_dir: no model runs.")
@@ -69,6 +72,26 @@ def check_router(args: EvaluateArguments, router_args: RouterArguments) -> None:
             f"route_split={args.route_split!r} is the split to score: choose the threshold on another, or the result "
             "flatters the router."
         )
+
+
+def own_threshold(threshold: float | None, *models: Model) -> float:
+    """
+    Args:
+        threshold (`float`, *optional*): as the options say.
+        models (`Sa2VAForConditionalGeneration` or `PeftModel`): that draw; none for masks of another tool.
+
+    Returns:
+        `float`: the one to draw with: that of the options, else the models' own, else 0.5.
+
+    Raises:
+        `ValueError`: nothing is given, and the models have different ones.
+    """
+    own = [model.config.mask_threshold for model in models]
+    if threshold is None and len(set(own)) > 1:
+        raise ValueError(
+            f"The two models have different thresholds of their own, {own[0]:g} and {own[1]:g}: give --threshold."
+        )
+    return threshold if threshold is not None else (own or [0.5])[0]
 
 
 def earlier_evaluations(output: Path) -> list[str]:
@@ -98,32 +121,34 @@ def main() -> None:
     if args.predictions_dir is None:
         model, processor = load_model(model_args)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        threshold = own_threshold(args.threshold, model)
 
         def features_of(rows):
             return stored_features(model, processor, rows, args.cache_features, args.cache_dir, args.batch_size)
 
         if router_args.has_router:
             router = load_router(router_args, model_args, model, processor)
+            threshold = own_threshold(args.threshold, model, router.model)
             if args.route_split is not None:
                 own = features_of(chosen_on)
-                fitted = fit_router(model, processor, router, chosen_on, args.threshold, args.batch_size, features=own)
+                fitted = fit_router(model, processor, router, chosen_on, threshold, args.batch_size, features=own)
         features = features_of(dataset)
         if router is not None:
             predictions = predict_routed(model, processor, router, dataset, args.batch_size, features=features)
         else:
             predictions = predict_probabilities(model, processor, dataset, args.batch_size, features=features)
     else:
-        predictions = read_predictions(args.predictions_dir, dataset)
+        predictions, threshold = read_predictions(args.predictions_dir, dataset), own_threshold(args.threshold)
 
-    kept, output = KeptMasks(args.threshold), Path(args.output_dir)
-    metrics, samples = evaluate(dataset, predictions, args.threshold, on_row=kept)
+    kept, output = KeptMasks(threshold), Path(args.output_dir)
+    metrics, samples = evaluate(dataset, predictions, threshold, on_row=kept)
     save_overlays(draw_samples(dataset, from_worst_to_best(samples, args.num_overlays), kept), output / "overlays")
     about = None
     if router is not None:
         about = {**(fitted or {"by": router.by, "threshold": router.threshold}), "fitted_on": args.route_split}
     save_results(output, metrics, samples, about)
 
-    say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {args.threshold}")
+    say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {threshold:g}")
     say(f"{'metric':<12}{'mean':>8}{'std':>8}   95 % interval")
     for name in METRICS:
         value = metrics[name]

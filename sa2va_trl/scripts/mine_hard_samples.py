@@ -58,7 +58,10 @@ class MiningArguments:
     sampler: dict | str | None = field(
         default=None, metadata={"help": 'Options of MaskSampler for the candidate masks: {"tokens": true}.'}
     )
-    mask_threshold: float = field(default=0.5, metadata={"help": "Probability above which a pixel is foreground."})
+    mask_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Probability above which a pixel is foreground; the model's own by default, else 0.5."},
+    )
     batch_size: int = field(default=8, metadata={"help": "Images in a forward pass."})
     cache_features: str = field(
         default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
@@ -108,6 +111,8 @@ def main() -> None:
     # As training loads it, so that the scores are known to be of the model that is trained on.
     model, processor = load_model(model_args, merge=model_args.quantization is None)
     model = model.to(state.device).eval()
+    if args.mask_threshold is None:
+        args.mask_threshold = model.config.mask_threshold
     prints = fingerprint_of(model, processor, dataset)
 
     by = "dice" if args.labels else "consistency"

@@ -17,7 +17,7 @@ from ..data.collator import TARGETS, SegCollator
 from ..data.columns import PAIR_COLUMNS
 from ..errors import DatasetError
 from ..features.fingerprint import before_the_cut
-from ..mask_logits import resize_mask_logits
+from ..mask_logits import mask_probabilities, resize_mask_logits
 from ..models import Sa2VAProcessor
 from ..preferences.dataset import check_preferences
 from ..preferences.pairs import mine_pairs
@@ -273,8 +273,8 @@ class SegDPOTrainer(SegTrainerMixin, DPOTrainer):
         return self._weighted(self.mask_losses(outputs, inputs))
 
     def _record_pairs(self, logits, masks, own, other, chosen, rejected, index):
-        threshold = self.accelerator.unwrap_model(self.model).config.mask_threshold
-        drawn = (logits.sigmoid() > threshold).float()
+        config = self.accelerator.unwrap_model(self.model).config
+        drawn = (mask_probabilities(logits, config.mask_temperature) > config.mask_threshold).float()
         none = logits.new_zeros(1)
 
         def mean(values):

@@ -119,6 +119,7 @@ class EvaluatingMixin:
             config.grounding_config.image_size,
             config.mask_threshold,
             self.mask_metrics,
+            config.mask_temperature,
         )
 
     def prediction_step(

@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .. import losses, mining
 from ..data.collator import SegCollator
-from ..mask_logits import resize_mask_logits
+from ..mask_logits import mask_probabilities, resize_mask_logits
 from ..mining.hardness import what_is_hard
 from ..models import Sa2VAProcessor
 from ..models.outputs import Sa2VAOutput
@@ -375,7 +375,8 @@ class HardSampleTrainer(SegSFTTrainer):
     @torch.no_grad()
     def _record_rows(self, outputs, masks, numbers) -> None:
         logits = resize_mask_logits(outputs.mask_logits, masks.shape[-2:])
-        drawn = logits.sigmoid() > self.accelerator.unwrap_model(self.model).config.mask_threshold
+        config = self.accelerator.unwrap_model(self.model).config
+        drawn = mask_probabilities(logits, config.mask_temperature) > config.mask_threshold
         dice = losses.soft_dice(drawn.float(), masks)
         rows = outputs.row_index
         sums = dice.new_zeros(len(numbers)).index_add(0, rows, dice)

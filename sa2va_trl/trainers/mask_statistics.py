@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers.trainer_utils import EvalPrediction
 
+from ..mask_logits import mask_probabilities, upsample_mask_logits
 from ..metrics import Counts, dice, iou
-from ..models.grounding import upsample_mask_logits
 
 
 def mask_statistics(
@@ -17,6 +17,7 @@ def mask_statistics(
     image_size: int,
     threshold: float,
     mask_metrics: "MaskMetrics | None" = None,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """
     Dice and IoU of each row at its image's own size, averaged over the row's masks, and what else is measured of them.
@@ -28,6 +29,7 @@ def mask_statistics(
         image_size (`int`): side of SAM 2's square.
         threshold (`float`): probability above which a pixel belongs to the mask.
         mask_metrics (`MaskMetrics`, *optional*): further metrics.
+        temperature (`float`, *optional*, defaults to 1.0): of these probabilities, `config.mask_temperature`.
 
     Returns:
         `torch.Tensor` of shape `(rows, 2 + metrics)`, float32: Dice and IoU in [0, 1] and the further metrics, NaN for
@@ -39,7 +41,7 @@ def mask_statistics(
         if len(target) == 0:
             continue
         logits = upsample_mask_logits(mask_logits[row_index == row], image_size, target.shape[-2:])
-        predicted, target = logits.sigmoid() > threshold, target.bool()
+        predicted, target = mask_probabilities(logits, temperature) > threshold, target.bool()
         if names:
             measured = mask_metrics(predicted.cpu().numpy(), target.cpu().numpy())
             statistics[row, 2:] = torch.tensor([measured[name] for name in names])

@@ -9,7 +9,13 @@ from samples import TARGET, as_image, box, noise, sample, stored, text_only
 
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.evaluation.evaluator import evaluate
-from sa2va_trl.evaluation.predictions import predict_probabilities, read_predictions, stored_features
+from sa2va_trl.evaluation.predictions import (
+    predict_probabilities,
+    read_predictions,
+    read_probabilities,
+    stored_features,
+)
+from sa2va_trl.evaluation.thresholds import tempered
 from sa2va_trl.files import file_name
 from sa2va_trl.models.tiny import tiny_sa2va
 
@@ -176,6 +182,65 @@ def test_identifiers_that_look_alike_as_file_names_are_kept_apart(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     metrics, _ = evaluate(dataset, read_predictions(tmp_path, dataset))
     assert metrics["dice"]["mean"] == 1
+
+
+# Probabilities of another tool
+
+
+@pytest.mark.parametrize(("suffix", "depth"), [(".npy", None), (".png", 255), (".png", 65535)])
+def test_maps_are_read_as_they_are(tmp_path, suffix, depth):
+    rows = [sample(name, TARGET) for name in ("a/b", "c")]
+    maps = {row["sample_id"]: np.random.default_rng(len(row["sample_id"])).random(TARGET.shape) for row in rows}
+    for name, values in maps.items():
+        path = tmp_path / f"{file_name(name)}{suffix}"
+        if depth is None:
+            np.save(path, values[None] if name == "c" else values)
+        else:
+            raw = (values * depth).round().astype(np.uint8 if depth == 255 else np.uint16)
+            Image.fromarray(raw).save(path)
+    found = list(read_probabilities(tmp_path, stored(rows)))
+    assert [row["sample_id"] for row, _ in found] == ["a/b", "c"]
+    for row, values in found:
+        assert values.shape == (1, *TARGET.shape)
+        assert np.abs(values[0] - maps[row["sample_id"]]).max() <= (0 if depth is None else 0.5 / depth + 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("s.npy", np.ones(TARGET.shape, np.uint8), "uint8 and not floating-point"),
+        ("s.npy", np.full(TARGET.shape, 1.5), r"outside \[0, 1\]"),
+        ("s.npy", np.full(TARGET.shape, np.nan), r"outside \[0, 1\]"),
+        ("s.npy", np.zeros((3, 4)), "is 4 x 3, its image 20 x 12"),
+        ("s.png", np.zeros((*TARGET.shape, 3), np.uint8), "mode RGB"),
+        ("other.npy", np.zeros(TARGET.shape), "lacks 1 of 1 masks, named SAMPLE_ID.npy or SAMPLE_ID.png"),
+    ],
+)
+def test_what_are_no_maps_is_named(tmp_path, name, content, reason):
+    if name.endswith("npy"):
+        np.save(tmp_path / name, content)
+    else:
+        Image.fromarray(content).save(tmp_path / name)
+    with pytest.raises(DatasetError, match=reason):
+        list(read_probabilities(tmp_path, stored([sample("s", TARGET)])))
+
+
+def test_a_map_of_each_sample_is_there_once(tmp_path):
+    np.save(tmp_path / "s.npy", np.zeros(TARGET.shape))
+    write(tmp_path, "s", TARGET)
+    with pytest.raises(DatasetError, match="two masks for 1 samples"):
+        list(read_probabilities(tmp_path, stored([sample("s", TARGET)])))
+
+
+# The temperature of the model
+
+
+def test_probabilities_are_calibrated_where_the_model_has_a_temperature(network, monkeypatch):
+    dataset = stored(rows_to_predict()[:2])
+    plain = list(predict_probabilities(*network, dataset, progress=False))
+    monkeypatch.setattr(network[0].config, "mask_temperature", 2.5)
+    for (_, before), (_, after) in zip(plain, predict_probabilities(*network, dataset, progress=False), strict=True):
+        assert np.abs(after - tempered(before, 2.5)).max() < 1e-6 < np.abs(after - before).max()
 
 
 # Frozen features

@@ -197,6 +197,19 @@ def test_pictures_are_segmented_by_the_model_that_they_belong_to(models, image, 
         assert route[by] == pytest.approx(float(model.segment(processor=processor, **request).iou_scores))
 
 
+def test_a_routed_picture_is_drawn_with_the_second_models_threshold_and_temperature(models, image, monkeypatch):
+    model, processor, _, router = models
+    for config, threshold, temperature in ((model.config, 0.3, 2.0), (router.model.config, 0.6, 1.5)):
+        monkeypatch.setattr(config, "mask_threshold", threshold)
+        monkeypatch.setattr(config, "mask_temperature", temperature)
+    request = {"image": image, "text": "Vessel?", "answer": ANSWER}
+    for limit, threshold, temperature in ((NOTHING, 0.3, 2.0), (EVERYTHING, 0.6, 1.5)):
+        own = set_to(router, "predicted_iou", limit["predicted_iou"])
+        found, _ = own.segment(model, processor, **request)
+        assert (found.threshold, found.temperature) == (threshold, temperature)
+        assert own.segment(model, processor, **request, threshold=0.4)[0].threshold == 0.4
+
+
 def test_a_video_has_no_decoder_to_replace(models, image):
     model, processor, _, _ = models
     with pytest.raises(ValueError, match="decode"):
@@ -220,7 +233,7 @@ def test_spread_is_of_the_masks_at_the_threshold():
     features = SegFeatures(torch.zeros(1, 4), index, index, index, ())
     router = Router(None, None, True, "spread", sampler=Sampler())
     for threshold, expected in ((0.5, 1.0), (0.4, 0.0), (0.6, 0.0)):
-        first = SimpleNamespace(config=SimpleNamespace(mask_threshold=threshold))
+        first = SimpleNamespace(config=SimpleNamespace(mask_threshold=threshold, mask_temperature=1))
         assert router.values(first, features, None) == {0: expected}
 
 

@@ -193,6 +193,17 @@ def test_frames_are_resized_before_they_become_mask_prompts(encoder):
     assert (whole > 0).any() and (whole > 0).float().ne((small > 0).float()).float().mean() > 0.01
 
 
+def test_mask_prompts_are_cut_at_the_temperature_of_the_probabilities(encoder):
+    # sigmoid(x / 2) > sigmoid(0.1) where sigmoid(x) > sigmoid(0.2).
+    cuts = {number: float(torch.sigmoid(torch.tensor(number, dtype=torch.float64))) for number in (0.1, 0.2)}
+    size = (SIZE, SIZE)
+    plain, tempered, other = (
+        run(encoder, [0], mask_prompt=(cuts[cut], size), temperature=temperature)[0][0]
+        for cut, temperature in ((0.2, 1.0), (0.1, 2.0), (0.2, 2.0))
+    )
+    assert torch.equal(plain, tempered) and not torch.equal(plain, other)
+
+
 def test_the_language_prompt_goes_to_the_modified_decoder_only():
     encoder = make_encoder(separate_tracking_decoder=True)
     masks, _ = run(encoder, [0])

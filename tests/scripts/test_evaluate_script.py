@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from tasks import options, run_task
 from sa2va_trl.data import DatasetError, synthetic_dataset
 from sa2va_trl.evaluation import compare
 from sa2va_trl.metrics import METRICS
+from sa2va_trl.scripts.evaluate import own_threshold
 
 
 SYNTHETIC = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_per_video": 3, "size": 64}
@@ -34,6 +36,14 @@ def test_evaluate_leaves_metrics_samples_and_overlays(tmp_path, trained):
     assert metrics["dice"]["mean"] == pytest.approx(samples["dice"].mean())
     assert len(list((output / "overlays").glob("*.png"))) == 2
     assert not list(output.glob(".*"))
+
+
+def test_two_models_with_thresholds_of_their_own_need_one_of_the_options():
+    one, other = (SimpleNamespace(config=SimpleNamespace(mask_threshold=value)) for value in (0.3, 0.6))
+    assert own_threshold(None) == 0.5 and own_threshold(None, one) == 0.3 and own_threshold(0.7, one) == 0.7
+    assert own_threshold(None, one, one) == 0.3 and own_threshold(0.7, one, other) == 0.7
+    with pytest.raises(ValueError, match="0.3 and 0.6: give --threshold"):
+        own_threshold(None, one, other)
 
 
 def test_evaluate_scores_masks_of_another_tool(tmp_path):

@@ -1,0 +1,221 @@
+"""
+Choose the threshold on one split and report on another what it gains over 0.5: every threshold in one pass, beside
+rules that take one for every image, with temperature scaling.
+
+    sa2va-trl sweep_threshold --model_name_or_path MODEL --dataset_name DIR --output_dir outputs/thresholds
+    sa2va-trl sweep_threshold --model_name_or_path BASE --adapter OUT --dataset_name DIR --store
+    sa2va-trl sweep_threshold --predictions_dir PROBABILITIES --dataset_name DIR
+
+PROBABILITIES holds a map of every sample of both splits, SAMPLE_ID.npy or grey SAMPLE_ID.png. Masks, which have been
+through a threshold already, are refused.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..adapters.mask_options import check_storable, store_mask_options
+from ..data.checks import check_dataset
+from ..data.splits import check_no_leakage
+from ..errors import DatasetError
+from ..evaluation import predict_probabilities, stored_features
+from ..evaluation.calibration import Calibration, TemperatureScaling
+from ..evaluation.predictions import read_probabilities
+from ..evaluation.threshold_plots import draw_curves, draw_reliability
+from ..evaluation.thresholds import SWEPT, SortedMap, best_threshold, curves, rule_table, sweep, tempered
+from ..files import write_json
+from .arguments import TINY, DataArguments, ModelArguments, RecipeParser
+from .commands import command, of_data, of_model
+from .loading import get_split, load_data, load_model
+from .screen import finish, say
+
+
+@dataclass
+class SweepArguments:
+    choose_split: str = field(default="validation", metadata={"help": "Split to choose threshold and temperature on."})
+    dataset_split: str = field(default="test", metadata={"help": "Split to report on."})
+    output_dir: str = field(default="outputs/thresholds", metadata={"help": "Folder for the results."})
+    predictions_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of probability maps named by sample_id, npy or grey PNG, in place of a model."},
+    )
+    store: bool = field(
+        default=False,
+        metadata={"help": "Store threshold and temperature in the folder of the adapter, or else of the model."},
+    )
+    batch_size: int = field(default=8, metadata={"help": "Images in a forward pass."})
+    cache_features: str = field(
+        default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the frozen features; beside the data by default."}
+    )
+
+    def __post_init__(self):
+        if self.choose_split == self.dataset_split:
+            raise ValueError(
+                f"choose_split={self.choose_split!r} is the split to report on: choose the threshold on another, or "
+                "the result flatters it."
+            )
+        if self.predictions_dir is not None and (self.cache_features != "auto" or self.cache_dir is not None):
+            raise ValueError("cache_features and cache_dir have no meaning with predictions_dir: no model runs.")
+        if self.predictions_dir is not None and self.store:
+            raise ValueError("store has no meaning with predictions_dir: there is no model to store a threshold in.")
+
+
+def place_to_store(model_args: ModelArguments) -> str:
+    """
+    The folder that a threshold of this model is stored in.
+
+    Raises:
+        `ValueError`: there is none, or it has no place for a threshold.
+    """
+    if model_args.adapter is None and model_args.model_name_or_path in TINY:
+        raise ValueError(
+            f"store: {model_args.model_name_or_path} is no folder: give one with a model or an adapter, or leave out "
+            "--store."
+        )
+    folder = model_args.adapter or model_args.model_name_or_path
+    check_storable(folder)
+    return folder
+
+
+def gain_in_words(gain: dict) -> str:
+    """A gain of Dice with its interval, and whether that is one."""
+    low, high = gain["ci95"]
+    if low is None:
+        return f"{gain['mean']:+.4f} (of one patient, from which no interval can be told)"
+    verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no difference that these images can tell"
+    return f"{gain['mean']:+.4f} [{low:+.4f}, {high:+.4f}]: {verdict}"
+
+
+def say_table(lines: list[dict]) -> None:
+    """The rules, a line each, with the gain in Dice over 0.5."""
+    width = max(len(line["rule"]) for line in lines)
+    say(f"{'rule':<{width}}" + "".join(f"{name:>11}" for name in SWEPT) + "   Dice - that of 0.5 [95 %]")
+    for line in lines:
+        gain = ""
+        if line["gain"] is not None:
+            low, high = line["gain"]["ci95"]
+            gain = f"   {line['gain']['mean']:+.4f}" + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
+        say(f"{line['rule']:<{width}}" + "".join(f"{line[name]['mean']:>11.4f}" for name in SWEPT) + gain)
+
+
+def what_next(
+    args: SweepArguments, data_args: DataArguments, model_args: ModelArguments, threshold: float
+) -> str | None:
+    """A command for what can be done next; none for maps of another tool."""
+    if args.predictions_dir is not None:
+        return None
+    split = None if args.dataset_split == "test" else args.dataset_split
+    options = {} if args.store else {"threshold": threshold}
+    evaluate = command("evaluate", **of_model(model_args), **of_data(data_args), dataset_split=split, **options)
+    return f"score it in full: {evaluate}"
+
+
+def make_parser() -> RecipeParser:
+    """What reads the options of the task, and prints them for `--help`."""
+    kinds = (SweepArguments, DataArguments, ModelArguments)
+    return RecipeParser(kinds, prog="sa2va-trl sweep_threshold", description=__doc__)
+
+
+def main() -> None:
+    args, data_args, model_args = make_parser().parse_args_and_config()
+    if args.predictions_dir is not None and not Path(args.predictions_dir).is_dir():
+        raise ValueError(f"predictions_dir={args.predictions_dir!r} is not there: give a folder of probability maps.")
+    folder, has_matplotlib = place_to_store(model_args) if args.store else None, find_spec("matplotlib") is not None
+    data = load_data(data_args)
+    chosen_on = get_split(data, args.choose_split, "choose_split")
+    reported = get_split(data, args.dataset_split, "dataset_split")
+    check_no_leakage(chosen_on, reported, names=(args.choose_split, args.dataset_split))
+    for rows, name in ((chosen_on, args.choose_split), (reported, args.dataset_split)):
+        check_dataset(rows, name=name)
+
+    own = {"mask_threshold": 0.5, "mask_temperature": 1.0}
+    if args.predictions_dir is None:
+        model, processor = load_model(model_args)
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        own = {name: getattr(model.config, name) for name in own}
+
+    def predictions(rows: Dataset) -> Iterator[tuple[dict, np.ndarray]]:
+        if args.predictions_dir is not None:
+            return read_probabilities(args.predictions_dir, rows)
+        features = stored_features(model, processor, rows, args.cache_features, args.cache_dir, args.batch_size)
+        return predict_probabilities(model, processor, rows, args.batch_size, features=features)
+
+    # Choose
+    scaling = TemperatureScaling()
+    first = sweep(predictions(chosen_on), on_map=scaling.add)
+    if not scaling.positive[0]:
+        raise DatasetError(
+            f"choose_split={args.choose_split!r}: the masks are all empty, so the best threshold is one that draws "
+            "nothing. Choose on a split with something to find."
+        )
+    temperature, chosen = scaling.fit(), best_threshold(first)
+
+    # Report
+    before, after = Calibration(), Calibration(temperature)
+
+    def count(ordered: SortedMap) -> None:
+        before.add(ordered)
+        after.add(ordered)
+
+    second = sweep(predictions(reported), temperature=temperature, on_map=count)
+    table = rule_table(second, chosen["threshold"], args.choose_split)
+    # Of the model's logits, where it had a temperature already, and of the probabilities at the new one.
+    stored = {
+        "mask_threshold": float(tempered(chosen["threshold"], temperature)),
+        "mask_temperature": own["mask_temperature"] * temperature,
+    }
+    output = Path(args.output_dir)
+    both = {args.choose_split: curves(first), args.dataset_split: curves(second)}
+    calibration = {"temperature": temperature, "before": before.report(), "after": after.report()}
+    content = {
+        "choose_split": args.choose_split,
+        "dataset_split": args.dataset_split,
+        "chosen": chosen,
+        "to_store": stored,
+        "model": own,
+        "thresholds": list(first.thresholds),
+        "curves": both,
+        "rules": table,
+        "calibration": calibration,
+    }
+    write_json(output / "thresholds.json", content)
+    if has_matplotlib:
+        draw_curves(output / "curves.png", list(first.thresholds), both, chosen)
+        titles = {"as they are": before.report(), f"at temperature {temperature:.2f}": after.report()}
+        draw_reliability(output / "reliability.png", titles)
+
+    low, high = chosen["ci95"]
+    span = "" if low is None else f"; resamples choose {low:g} to {high:g} (95 %)"
+    say(
+        f"{args.choose_split} split, {chosen['n']} images: Dice {chosen['value']:.4f} at {chosen['threshold']:g}{span}"
+    )
+    say(f"{args.dataset_split}, {len(second.samples)} images:")
+    say_table(table)
+    say(
+        f"temperature {temperature:.3f}, fitted on {args.choose_split}; on {args.dataset_split} ECE {before.ece:.4f} "
+        f"-> {after.ece:.4f}, Brier {before.brier:.4f} -> {after.brier:.4f}"
+    )
+    say(f"gain of {chosen['threshold']:g} over 0.5, Dice on {args.dataset_split}: {gain_in_words(table[1]['gain'])}")
+    if not has_matplotlib:
+        say("No pictures of the curves: they need matplotlib, pip install 'sa2va_trl[report]'.")
+    wrote = f"results in {output}"
+    if folder is not None:
+        file = store_mask_options(folder, **stored)
+        wrote += (
+            f"; stored in {file}: threshold {stored['mask_threshold']:.4g} at temperature "
+            f"{stored['mask_temperature']:.4g}, which draws the masks of {chosen['threshold']:g} as before"
+        )
+    finish(
+        f"threshold {chosen['threshold']:g}: Dice {table[1]['gain']['mean']:+.4f} on {args.dataset_split}",
+        wrote,
+        what_next(args, data_args, model_args, chosen["threshold"]),
+        is_shown=True,
+    )

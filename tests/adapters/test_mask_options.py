@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from sa2va_trl import Sa2VAForConditionalGeneration, tiny_sa2va
+from sa2va_trl.adapters.mask_options import DEFAULTS, MASK_OPTIONS, mask_options, read_mask_options, store_mask_options
+from sa2va_trl.adapters.peft_model import SegPeftModel, load_adapter
+from sa2va_trl.adapters.presets import get_peft_config
+from sa2va_trl.hub import commit_operations
+
+
+CHOSEN = {"mask_threshold": 0.41, "mask_temperature": 1.6}
+
+
+@pytest.fixture
+def base(tmp_path):
+    """The folder of a native model."""
+    tiny_sa2va(image_size=64)[0].save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def loaded(folder):
+    return Sa2VAForConditionalGeneration.from_pretrained(folder)
+
+
+def adapter(base, folder):
+    model = loaded(base)
+    SegPeftModel.adopt(get_peft_model(model, get_peft_config("head", model.config.seg_token_id))).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def test_of_a_model_they_are_in_its_config(base, tmp_path, image):
+    before = json.loads((base / "config.json").read_text())
+    assert mask_options(loaded(base).config) == DEFAULTS
+    assert store_mask_options(base, **CHOSEN) == base / "config.json"
+    assert json.loads((base / "config.json").read_text()) == {**before, **CHOSEN}
+    model, processor = loaded(base), tiny_sa2va(image_size=64)[1]
+    assert mask_options(model.config) == CHOSEN
+    # segment draws with them where it is told nothing else,
+    asked = {"image": image, "text": "Please segment the vessel.", "processor": processor, "answer": "[SEG]"}
+    result, plain = model.segment(**asked), tiny_sa2va(image_size=64)[0].eval().segment(**asked)
+    assert torch.equal(result.mask_logits, plain.mask_logits)
+    odds = torch.logit(plain.probabilities.double()) / 1.6
+    assert torch.allclose(result.probabilities.double(), odds.sigmoid(), atol=1e-6)
+    assert torch.equal(result.masks, result.probabilities > 0.41)
+    assert torch.equal(model.segment(**asked, threshold=0.5).masks, result.probabilities > 0.5)
+    # and they are saved with it.
+    model.save_pretrained(tmp_path / "again")
+    assert mask_options(loaded(tmp_path / "again").config) == CHOSEN
+
+
+def test_of_an_adapter_they_are_its_own(base, tmp_path):
+    one, other = (adapter(base, tmp_path / name) for name in ("one", "other"))
+    assert not (one / MASK_OPTIONS).exists() and read_mask_options(one) == {}
+    content = (base / "config.json").read_bytes()
+    assert store_mask_options(one, **CHOSEN) == one / MASK_OPTIONS
+    assert (base / "config.json").read_bytes() == content
+    assert mask_options(load_adapter(loaded(base), str(one)).config) == CHOSEN
+    assert mask_options(load_adapter(loaded(base), str(other)).config) == DEFAULTS
+    merged = load_adapter(loaded(base), str(one), merge=True)
+    merged.save_pretrained(tmp_path / "merged")
+    assert mask_options(loaded(tmp_path / "merged").config) == CHOSEN
+    assert MASK_OPTIONS in {operation.path_in_repo for operation in commit_operations(one, True)}
+
+
+@pytest.mark.parametrize("options", [CHOSEN, DEFAULTS])
+def test_an_adapter_keeps_its_own_on_a_base_with_others(base, tmp_path, options):
+    store_mask_options(base, 0.2, 3.0)
+    folder = adapter(base, tmp_path / "adapter")
+    # (Of a model with its own, those that it was trained and judged with.)
+    assert read_mask_options(folder) == {"mask_threshold": 0.2, "mask_temperature": 3.0}
+    store_mask_options(folder, **options)
+    again = load_adapter(loaded(base), str(folder))
+    assert mask_options(again.config) == options
+    again.save_pretrained(tmp_path / "again")
+    assert mask_options(load_adapter(loaded(base), str(tmp_path / "again")).config) == options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [((0.0,), "mask_threshold must lie"), ((1.0,), "mask_threshold must lie"), ((0.5, 0.0), "mask_temperature must")],
+)
+def test_values_out_of_range_are_refused(base, options, message):
+    content = (base / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=message):
+        store_mask_options(base, *options)
+    assert (base / "config.json").read_bytes() == content
+
+
+def test_folders_without_a_place_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is none.*--threshold"):
+        store_mask_options(tmp_path, 0.4)
+    published = {"model_type": "sa2va_chat", "llm_config": {}, "vision_config": {}, "template": "qwen_chat"}
+    for content in (published, {"model_type": "bert"}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="sa2va-trl convert"):
+            store_mask_options(tmp_path, 0.4)
+
+
+@pytest.mark.parametrize("content", ["[0.4]", '{"mask_threshold": "half"}', '{"threshold": 0.4}', "{"])
+def test_a_file_that_holds_something_else_is_named(tmp_path, content):
+    (tmp_path / MASK_OPTIONS).write_text(content)
+    with pytest.raises(ValueError, match=MASK_OPTIONS):
+        read_mask_options(tmp_path)
