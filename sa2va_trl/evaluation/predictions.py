@@ -186,8 +186,11 @@ def read_predictions(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tu
     Yields:
         The decoded row and an array of shape `(1, H, W)` with 0 and 1.
 
+    Files that belong to no row are left out, with a warning that names them.
+
     Raises:
-        `DatasetError`: masks are missing, there twice, of another size than their image, or not binary.
+        `DatasetError`: masks are missing, there twice, of another size than their image, or not binary; all of a kind
+            in one error, those that have to be read after the last row.
     """
 
     def read(file: Path, size: tuple[int, int]) -> np.ndarray:
@@ -226,12 +229,17 @@ def _read_folder(
     if missing := [name for name, files in found.items() if not files]:
         names = " or ".join(f"SAMPLE_ID{suffix}" for suffix in suffixes)
         raise DatasetError(
-            f"{folder} lacks {len(missing)} of {len(dataset)} masks, named {names}; the first is "
-            f"{file_name(missing[0])}{suffixes[-1]}."
+            f"{folder} lacks {len(missing)} of {len(dataset)} masks, named {names}: "
+            f"{_listed([f'{file_name(name)}{suffixes[-1]}' for name in missing])}."
         )
     if twice := [files for files in found.values() if len(files) > 1]:
         names = "; ".join(" and ".join(file.name for file in files) for files in twice[:10])
         raise DatasetError(f"{folder} holds two masks for {len(twice)} samples ({names}): keep one of each.")
+    known = {file for files in found.values() for file in files}
+    own = [file for suffix in suffixes for file in sorted(folder.glob(f"*{suffix}"))]
+    if extra := [file.name for file in own if file not in known]:
+        logger.warning(f"{folder} holds {len(extra)} files of no sample, which are left out: {_listed(extra)}.")
+    faults = []
     for row in dataset:
         masks = normalize_row(row)["masks"]
         if len(masks) != 1:
@@ -240,8 +248,16 @@ def _read_folder(
         try:
             values = read(file, masks[0].size)
         except (DatasetError, OSError, ValueError) as error:
-            raise DatasetError(f"{file}, the mask of sample_id {row['sample_id']!r}: {error}") from error
+            faults.append(f"{file}, the mask of sample_id {row['sample_id']!r}: {error}")
+            continue
         yield row, values[None]
+    if faults:
+        raise DatasetError("\n".join([*faults[:10], *([f"and {len(faults) - 10} more"] if len(faults) > 10 else [])]))
+
+
+def _listed(names: list[str]) -> str:
+    """Up to ten of the names, and how many more."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _prediction_files(folder: Path, sample_id: str, suffixes: tuple[str, ...]) -> list[Path]:

@@ -10,7 +10,8 @@ from ..data.columns import IDENTIFIERS
 from ..data.layout import normalize_row
 from ..files import whole_file, write_json
 from ..metrics import METRICS, segmentation_metrics
-from .statistics import sample_clusters, summarize
+from .clusters import sample_clusters
+from .differences import summarize
 
 
 # Where a row says which way a router has sent it: columns for [`score`].
@@ -45,10 +46,10 @@ def aggregate(samples: pd.DataFrame) -> dict[str, dict]:
         samples (`pandas.DataFrame`): one row a sample, from [`score`].
 
     Returns:
-        `dict[str, dict]`: for each metric `mean`, `std`, `ci95` and `n`.
+        `dict[str, dict]`: for each metric `mean`, `std`, `ci95`, `n` and `ci95_method`.
     """
     clusters = sample_clusters(samples)
-    return {name: summarize(samples[name].to_numpy(), clusters) for name in METRICS}
+    return {name: summarize(samples[name].to_numpy(), clusters, bounds=(0, 1)) for name in METRICS}
 
 
 def from_worst_to_best(samples: pd.DataFrame, count: int, by: str = "dice") -> pd.DataFrame:

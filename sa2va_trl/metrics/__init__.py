@@ -19,7 +19,12 @@ from .segmentation import (
 )
 
 
+#: Columns of scores that improve downwards; [`~evaluation.compare`] turns what it says of them.
+LOWER_IS_BETTER: frozenset[str] = frozenset()
+
+
 __all__ = [
+    "LOWER_IS_BETTER",
     "METRICS",
     "Counts",
     "NearMask",

@@ -1,51 +1,119 @@
 """
 Set evaluations of the same samples beside each other: each run against the one before it, with intervals and tests
-that respect patients.
+that respect patients. A folder of mask PNGs that another tool has written is scored first, on the data set given.
+Folders of one name (--names) are seeds of one run, and are averaged.
 
     sa2va-trl compare outputs/eval/stage1 outputs/eval/stage2 --output_dir outputs/comparison
+    sa2va-trl compare outputs/eval/stage1 MASKS --dataset_name DIR --dataset_split test --names ours theirs
+    sa2va-trl compare sft_0 sft_1 sft_2 dpo_0 dpo_1 dpo_2 --names sft sft sft dpo dpo dpo
 """
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from datasets import Dataset
 
-from ..evaluation import compare, comparison_table
+from ..evaluation import compare, comparison_table, evaluate, read_predictions
 from ..files import write_json
-from .arguments import RecipeParser
+from .arguments import DataArguments, RecipeParser
+from .commands import command
+from .loading import get_split, load_data
 from .screen import finish, say
 
 
 @dataclass
 class CompareArguments:
     output_dir: str = field(default="outputs/comparison", metadata={"help": "Folder for comparison.json."})
-    metric: str = field(
-        default="dice", metadata={"help": "Column of per_sample.parquet to compare, higher is better."}
+    metric: str = field(default="dice", metadata={"help": "Column of numbers of per_sample.parquet to compare."})
+    lower_is_better: bool | None = field(
+        default=None, metadata={"help": "Which way the metric improves, where its name does not say it."}
     )
     names: list[str] | None = field(
-        default=None, metadata={"help": "Names of the runs, in the order of the folders; the folders' own by default."}
+        default=None,
+        metadata={
+            "help": "Names of the runs, in the order of the folders; the folders' own by default. Several folders of "
+            "one name are its seeds."
+        },
     )
     reference: str | None = field(
         default=None, metadata={"help": "Name of a run to compare all others with, in place of the one before."}
     )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set to score folders of mask PNGs (SAMPLE_ID.png) on."}
+    )
+    dataset_split: str | None = field(default=None, metadata={"help": "Its split; test by default."})
+    phrase: str | None = field(default=None, metadata={"help": "What its masks show, where the data do not say it."})
+
+    def __post_init__(self):
+        if self.dataset_name is None:
+            for name in ("dataset_split", "phrase"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} has no meaning without dataset_name, which mask PNGs are scored on.")
 
 
 def names_of(folders: list[str], names: list[str] | None) -> list[str]:
-    """What the runs are called; folders of one name go by their whole path."""
+    """What the runs are called, a name a folder; folders of one name go by their whole path where none are given."""
+    places = [Path(folder).resolve() for folder in folders]
+    if repeated := {folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1}:
+        raise ValueError(f"{', '.join(sorted(repeated))} is given more than once: each run needs a folder of its own.")
     if names is None:
-        names = [Path(folder).resolve().name for folder in folders]
-        names = names if len(set(names)) == len(names) else list(folders)
-    elif len(names) != len(folders):
+        names = [place.name for place in places]
+        return names if len(set(names)) == len(names) else list(folders)
+    if len(names) != len(folders):
         raise ValueError(f"names: {len(names)} names for {len(folders)} folders.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"Each run needs a name of its own, got {', '.join(names)}: give other folders or --names.")
+    if len(set(names)) == 1:
+        raise ValueError(f"All folders are seeds of one run, {names[0]}: a comparison needs names of two or more.")
     return names
+
+
+def scored(folders: list[str], args: CompareArguments) -> list[pd.DataFrame]:
+    """
+    Args:
+        folders (`list[str]`): evaluations, and folders of mask PNGs.
+        args (`CompareArguments`): what to score the latter on.
+
+    Returns:
+        `list[pandas.DataFrame]`: a table a folder, one row a sample.
+
+    Raises:
+        `ValueError`: a folder is neither, or which data its masks belong to is not said, or is said without need.
+        `DatasetError`: masks that do not fit the data.
+    """
+    files = [Path(folder) / "per_sample.parquet" for folder in folders]
+    others = [file.parent for file in files if not file.is_file()]
+    masks = [folder for folder in others if any(folder.glob("*.png"))]
+    if missing := [str(folder) for folder in others if folder not in masks]:
+        raise ValueError(f"No per_sample.parquet in {', '.join(missing)}: run sa2va-trl evaluate first.")
+    if masks and args.dataset_name is None:
+        raise ValueError(
+            f"{', '.join(map(str, masks))}: no per_sample.parquet, but mask PNGs. Say which data they are of with "
+            "--dataset_name and --dataset_split."
+        )
+    if not masks and args.dataset_name is not None:
+        raise ValueError("dataset_name has no effect: all folders are evaluations, which have been scored.")
+    dataset = _dataset(args) if masks else None
+    tables = []
+    for file in files:
+        if file.is_file():
+            tables.append(pd.read_parquet(file))
+        else:
+            tables.append(evaluate(dataset, read_predictions(file.parent, dataset))[1])
+    return tables
+
+
+def _dataset(args: CompareArguments) -> Dataset:
+    data = load_data(DataArguments(dataset_name=args.dataset_name, phrase=args.phrase))
+    return get_split(data, args.dataset_split or "test", "dataset_split")
 
 
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
     parser = RecipeParser((CompareArguments,), prog="sa2va-trl compare", description=__doc__)
-    parser.add_argument("evaluations", nargs="+", help="Folders that sa2va-trl evaluate has left, in order.")
+    parser.add_argument(
+        "evaluations", nargs="+", help="Folders that sa2va-trl evaluate has left, or of mask PNGs, in order."
+    )
     return parser
 
 
@@ -56,16 +124,30 @@ def main() -> None:
         raise ValueError(f"A comparison needs two or more evaluation folders, got only {folders[0]}.")
     names = names_of(folders, args.names)
     if args.reference is not None and args.reference not in names:
-        raise ValueError(f"reference={args.reference!r} is none of the runs {', '.join(names)}.")
-    files = [Path(folder) / "per_sample.parquet" for folder in folders]
-    if missing := [str(file.parent) for file in files if not file.is_file()]:
-        raise ValueError(f"No per_sample.parquet in {', '.join(missing)}: run sa2va-trl evaluate first.")
-    tables = {name: pd.read_parquet(file) for name, file in zip(names, files, strict=True)}
-    pairs = None if args.reference is None else [(args.reference, name) for name in names if name != args.reference]
+        raise ValueError(f"reference={args.reference!r} is none of the runs {', '.join(dict.fromkeys(names))}.")
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for name, table in zip(names, scored(folders, args), strict=True):
+        tables.setdefault(name, []).append(table)
+    pairs = None if args.reference is None else [(args.reference, name) for name in tables if name != args.reference]
 
-    comparison = compare(tables, metric=args.metric, pairs=pairs)
+    comparison = compare(tables, args.metric, pairs, args.lower_is_better)
     write_json(Path(args.output_dir) / "comparison.json", comparison)
     say(comparison_table(comparison))
     finish(
-        f"{len(tables)} evaluations compared", f"results in {Path(args.output_dir) / 'comparison.json'}", is_shown=True
+        f"{len(tables)} runs compared",
+        f"results in {Path(args.output_dir) / 'comparison.json'}",
+        f"another metric: {_another(args, folders, tables)}",
+        is_shown=True,
     )
+
+
+def _another(args: CompareArguments, folders: list[str], tables: dict[str, list[pd.DataFrame]]) -> str:
+    """This comparison by a metric that the tables have, too."""
+    usual = [name for name in ("cldice", "iou", "dice") if name != args.metric]
+    every = [table for own in tables.values() for table in own]
+    metric = next((name for name in usual if all(name in table for table in every)), "METRIC")
+    kept = ("names", "reference", "dataset_name", "dataset_split", "phrase")
+    options = {name: getattr(args, name) for name in kept}
+    output = f"{args.output_dir}_{metric}"
+    line = command("compare", **options, metric=metric, output_dir=output)
+    return line.replace("sa2va-trl compare", shlex.join(["sa2va-trl", "compare", *folders]), 1)

@@ -17,7 +17,7 @@ def test_perfect_predictions():
     metrics, samples = evaluate(dataset, answers(dataset, TARGET[None], ~TARGET[None], np.zeros((1, 6, 5))))
     assert set(metrics) == set(METRICS)
     for values in metrics.values():
-        assert values == {"mean": 1.0, "std": 0.0, "ci95": [1.0, 1.0], "n": 3}
+        assert values == {"mean": 1.0, "std": 0.0, "ci95": [1.0, 1.0], "n": 3, "ci95_method": "studentized"}
     assert samples["sample_id"].tolist() == ["a", "b", "c"]
     assert (samples[list(METRICS)] == 1).all(axis=None)
 
@@ -45,7 +45,13 @@ def test_a_known_overlap():
     }
     for name, value in expected.items():
         assert samples[name].tolist() == [pytest.approx(value)]
-        assert metrics[name] == {"mean": pytest.approx(value), "std": 0.0, "ci95": [None, None], "n": 1}
+        assert metrics[name] == {
+            "mean": pytest.approx(value),
+            "std": 0.0,
+            "ci95": [None, None],
+            "n": 1,
+            "ci95_method": None,
+        }
 
 
 def test_the_mean_is_over_images_not_over_pixels():

@@ -117,10 +117,10 @@ def test_masks_of_0_and_1_are_read_too(tmp_path):
     assert np.array_equal(values[0], TARGET)
 
 
-def test_missing_masks_are_counted_and_the_first_is_named(tmp_path):
+def test_missing_masks_are_counted_and_named(tmp_path):
     dataset = stored([sample(name, TARGET) for name in ("a", "b/1", "c")])
     write(tmp_path, "a", TARGET)
-    with pytest.raises(DatasetError, match=r"lacks 2 of 3 masks.*b_1-\w+\.png"):
+    with pytest.raises(DatasetError, match=r"lacks 2 of 3 masks.*: b_1-\w+\.png, c\.png\."):
         next(read_predictions(tmp_path, dataset))
     with pytest.raises(DatasetError, match=r"nowhere lacks 3 of 3 masks"):
         next(read_predictions(tmp_path / "nowhere", dataset))
@@ -167,6 +167,24 @@ def test_bad_masks_are_named(tmp_path, spoil, reason):
     dataset = spoilt(tmp_path, spoil)
     with pytest.raises(DatasetError, match=f"spoilt.*{reason}"):
         list(read_predictions(tmp_path, dataset))
+
+
+def test_all_bad_masks_are_named_at_once(tmp_path):
+    dataset = stored([sample(name, TARGET) for name in "abc"])
+    write(tmp_path, "b", TARGET)
+    for name in "ac":
+        as_image(TARGET.T).save(tmp_path / f"{name}.png")
+    with pytest.raises(DatasetError, match=r"(?s)a\.png.*is 12 x 20.*\n.*c\.png.*is 12 x 20") as caught:
+        list(read_predictions(tmp_path, dataset))
+    assert "b.png" not in str(caught.value)
+
+
+def test_files_of_no_sample_are_left_out_and_named(tmp_path, caplog):
+    for name in ("a", *(f"other{number:02}" for number in range(12))):
+        write(tmp_path, name, TARGET)
+    assert len(list(read_predictions(tmp_path, stored([sample("a", TARGET)])))) == 1
+    assert "holds 12 files of no sample, which are left out: other00.png, other01.png" in caplog.text
+    assert "other09.png and 2 more." in caplog.text
 
 
 def test_a_folder_holds_one_mask_a_sample(tmp_path):

@@ -3,8 +3,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import DatasetDict
+from PIL import Image
 from tasks import run_task
 
+from sa2va_trl.data.synthetic import synthetic_dataset
+from sa2va_trl.errors import DatasetError
 from sa2va_trl.evaluation import compare, comparison_table
 from sa2va_trl.evaluation.results import aggregate
 from sa2va_trl.metrics import METRICS
@@ -33,7 +37,9 @@ def test_comparison_is_written_and_printed(tmp_path, folders, capsys):
     run_task("compare", *folders, "--output_dir", output)
     found = json.loads((output / "comparison.json").read_text())
     assert found == compare({folder.name: read(folder) for folder in folders})
-    assert comparison_table(found) in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert comparison_table(found) in said
+    assert f"another metric: sa2va-trl compare {' '.join(map(str, folders))} --metric iou --output_dir" in said
     assert [path.name for path in output.iterdir()] == ["comparison.json"]
     for folder in folders:  # resampled as the evaluation itself is
         ordered = read(folder).set_index("sample_id").loc[read(folders[0])["sample_id"]].reset_index()
@@ -62,6 +68,66 @@ def test_metric_names_and_reference(tmp_path, folders):
     )
 
 
+def test_folders_that_share_a_name_are_seeds_of_one_run(tmp_path, folders):
+    output = tmp_path / "output"
+    run_task("compare", *folders, "--names", "sft", "sft", "dpo", "--output_dir", output)
+    found = json.loads((output / "comparison.json").read_text())
+    one, two, three = (read(folder) for folder in folders)
+    assert found == compare({"sft": [one, two], "dpo": [three]})
+    assert found["runs"]["sft"]["seeds"]["means"] == pytest.approx([one["dice"].mean(), two["dice"].mean()])
+    assert found["differences"][0]["clusters"] == 4
+
+
+def test_a_metric_that_improves_downwards(tmp_path, folders):
+    output = tmp_path / "output"
+    run_task("compare", *folders[:2], "--lower_is_better", "true", "--output_dir", output)
+    turned = json.loads((output / "comparison.json").read_text())
+    run_task("compare", *folders[:2], "--output_dir", output)
+    found = json.loads((output / "comparison.json").read_text())
+    assert turned["differences"][0]["improved"] == pytest.approx(1 - found["differences"][0]["improved"])
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """Masks of generated data by two other tools, of which one moves them by two pixels; the data are in `data`."""
+    truth = synthetic_dataset(num_videos=4, frames_per_video=2, size=64)
+    DatasetDict(test=truth).save_to_disk(tmp_path / "data")
+    for name, shift in (("exact", 0), ("moved", 2)):
+        (tmp_path / name).mkdir()
+        for row in truth:
+            mask = np.roll(np.asarray(row["mask"]), shift, axis=1)
+            Image.fromarray(mask).save(tmp_path / name / f"{row['sample_id']}.png")
+    return tmp_path / "moved", tmp_path / "exact"
+
+
+def test_masks_of_other_tools_are_scored_on_the_data(tmp_path, masks, capsys):
+    output = tmp_path / "output"
+    run_task("compare", *masks, "--dataset_name", tmp_path / "data", "--output_dir", output)
+    found = json.loads((output / "comparison.json").read_text())
+    assert found["runs"]["exact"]["mean"] == 1 and 0.2 < found["runs"]["moved"]["mean"] < 0.95
+    assert found["differences"][0]["improved"] == 1
+    said = capsys.readouterr().out
+    assert f"--dataset_name {tmp_path / 'data'} --metric iou" in said
+
+    # Beside an evaluation of the same split, with files of other samples; and where masks do not fit it.
+    evaluation = tmp_path / "evaluation"
+    options = ("--dataset_name", tmp_path / "data", "--output_dir")
+    run_task("evaluate", "--predictions_dir", masks[0], *options, evaluation, "--num_overlays", 0)
+    first, second, *_ = sorted(masks[1].iterdir())
+    Image.new("L", (8, 8)).save(masks[1] / "stray.png")
+    run_task("compare", evaluation, masks[1], *options, output)
+    again = json.loads((output / "comparison.json").read_text())
+    assert again["differences"][0]["mean"] == found["differences"][0]["mean"]
+    assert "holds 1 files of no sample, which are left out: stray.png" in capsys.readouterr().out
+    for file in (first, second):
+        Image.new("L", (8, 8)).save(file)
+    with pytest.raises(DatasetError, match=f"(?s){first.name}.*{second.name}"):
+        run_task("compare", evaluation, masks[1], *options, output)
+    first.unlink()
+    with pytest.raises(DatasetError, match=f"lacks 1 of .*: {first.name}"):
+        run_task("compare", evaluation, masks[1], *options, output)
+
+
 def test_folders_of_one_name_go_by_their_paths(tmp_path, folders):
     for folder in folders[:2]:
         (folder / "evaluation").mkdir()
@@ -78,15 +144,24 @@ def test_folders_of_one_name_go_by_their_paths(tmp_path, folders):
         (("stage1",), "two or more evaluation folders, got only"),
         (("stage1", "none"), "No per_sample.parquet in .*none: run sa2va-trl evaluate"),
         (("stage1", "other"), "different samples: only 'stage1' has frame0"),
-        (("stage1", "stage1"), "a name of its own"),
+        (("stage1", "stage1"), "stage1 is given more than once"),
+        (("stage1", "./stage1/", "--names", "a", "b"), "stage1 is given more than once"),
         (("stage1", "stage2", "--names", "a"), "1 names for 2 folders"),
-        (("stage1", "stage2", "--names", "a", "a"), "a name of its own"),
+        (("stage1", "stage2", "--names", "a", "a"), "seeds of one run, a: a comparison needs names of two"),
+        (("stage1", "masks"), "masks: no per_sample.parquet, but mask PNGs. Say which data"),
+        (
+            ("stage1", "stage2", "--dataset_name", "synthetic"),
+            "dataset_name has no effect: all folders are evaluations",
+        ),
+        (("stage1", "masks", "--dataset_split", "test"), "dataset_split has no meaning without dataset_name"),
         (("stage1", "stage2", "--metric", "cldice"), "has no column cldice, only"),
         (("stage1", "stage2", "--metric", "video_id"), "video_id holds no numbers"),
         (("stage1", "stage2", "--reference", "stage3"), "none of the runs stage1, stage2"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(monkeypatch, tmp_path, folders, options, message):
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "masks" / "frame0.png")
     (tmp_path / "other").mkdir()
     read(folders[1]).query("sample_id != 'frame0'").to_parquet(tmp_path / "other" / "per_sample.parquet")
     monkeypatch.chdir(tmp_path)
