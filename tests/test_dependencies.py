@@ -9,7 +9,13 @@ from house import ROOT, runs
 
 
 # Packages whose modules have other names.
-MODULES = {"griffelib": "griffe", "pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage"}
+MODULES = {
+    "griffelib": "griffe",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
+}
 OUR_OWN = {"sa2va_trl", "tests"} | {file.stem for file in (*ROOT.glob("tests/**/*.py"), *ROOT.glob("docs/*.py"))}
 
 

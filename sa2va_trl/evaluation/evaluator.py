@@ -10,12 +10,14 @@ from ..data.checks import check_dataset
 from ..errors import DatasetError
 from ..files import write_json  # noqa: F401  (defined here once)
 from ..metrics import METRICS  # noqa: F401  (defined here once)
+from ..metrics.rows import check_metric_set
 from .predictions import passes, predict_probabilities, probabilities_of, read_predictions, stored_features  # noqa: F401  (defined here once)
 from .results import (
     ROUTE,  # noqa: F401  (defined here once)
     aggregate,
-    score,
+    score,  # noqa: F401  (defined here once)
 )
+from .workers import scored
 
 
 def evaluate(
@@ -23,6 +25,8 @@ def evaluate(
     predictions: Iterator[tuple[dict, np.ndarray]],
     threshold: float = 0.5,
     on_row: Callable[[dict, np.ndarray, dict], None] | None = None,
+    metrics: str = "overlap",
+    workers: int = 0,
 ) -> tuple[dict[str, dict], pd.DataFrame]:
     """
     Score predictions of a dataset.
@@ -34,13 +38,16 @@ def evaluate(
         on_row (`Callable`, *optional*):
             Called with each row, its probabilities (float32, as they came) and its scores, for overlays and maps; such
             as [`~evaluation.overlays.KeptMasks`].
+        metrics (`str`, *optional*, defaults to `"overlap"`): set of metrics, `"overlap"` or `"all"`.
+        workers (`int`, *optional*, defaults to 0):
+            Processes that score beside this one, which predicts. Scores and their order are the same without.
 
     Returns:
         Metrics as in [`aggregate`], and the samples they come from.
 
     Raises:
         `DatasetError`: bad rows, or no row with a mask.
-        `ValueError`: a threshold outside (0, 1).
+        `ValueError`: a threshold outside (0, 1), a set of metrics that is none, or fewer than no workers.
 
     Example:
 
@@ -62,10 +69,11 @@ def evaluate(
     """
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
+    check_metric_set(metrics)
     check_dataset(dataset, name="dataset")
     samples = []
-    for row, probabilities in predictions:
-        samples.append(score(row, probabilities, threshold))
+    for row, probabilities, scores in scored(predictions, threshold, metrics, workers):
+        samples.append(scores)
         if on_row is not None:
             on_row(row, probabilities, samples[-1])
     if not samples:

@@ -9,7 +9,8 @@ import pandas as pd
 from ..data.columns import IDENTIFIERS
 from ..data.layout import normalize_row
 from ..files import whole_file, write_json
-from ..metrics import METRICS, segmentation_metrics
+from ..metrics import ALL_METRICS, METRICS
+from ..metrics.rows import ScoredPart, check_metric_set, score_masks
 from .clusters import sample_clusters
 from .differences import summarize
 
@@ -18,7 +19,7 @@ from .differences import summarize
 ROUTE = "__route__"
 
 
-def score(row: dict, probabilities: np.ndarray, threshold: float) -> dict:
+def score(row: dict, probabilities: np.ndarray, threshold: float, metrics: str = "overlap") -> dict:
     """
     Metrics of one row at its image's own size, averaged over its masks.
 
@@ -26,15 +27,46 @@ def score(row: dict, probabilities: np.ndarray, threshold: float) -> dict:
         row (`dict`): decoded, with masks.
         probabilities (`np.ndarray` of shape `(masks, H, W)`): in [0, 1].
         threshold (`float`): probability above which a pixel belongs to the mask.
+        metrics (`str`, *optional*, defaults to `"overlap"`): set of metrics, one of [`~metrics.rows.METRIC_SETS`].
 
     Returns:
-        `dict` with the row's identifiers and `METRICS`; of a row from a router also which way it went.
+        `dict` with the row's identifiers and the metrics, `METRICS` or `ALL_METRICS`, in this order; of a row from a
+        router also which way it went. A metric that is undefined of all the masks is NaN, as those of clips are of an
+        image.
+
+    Raises:
+        `ValueError`: a set that is none.
     """
-    targets = [np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]]
-    values = [segmentation_metrics(p > threshold, target) for p, target in zip(probabilities, targets, strict=True)]
-    identifiers = {name: row[name] for name in IDENTIFIERS if row.get(name) is not None}
-    means = {name: float(np.mean([value[name] for value in values])) for name in METRICS}
-    return {**identifiers, **means, **row.get(ROUTE, {})}
+    values = score_masks(scored_part(row, metrics), probabilities, threshold, metrics)
+    return {**row_identifiers(row), **values}
+
+
+def row_identifiers(row: dict) -> dict:
+    """
+    What a table of scores says a row is: identifiers, the structure that is asked for where rows name one, and of a
+    row from a router which way it went.
+    """
+    names = (*IDENTIFIERS, "structure")
+    return {**{name: row[name] for name in names if row.get(name) is not None}, **row.get(ROUTE, {})}
+
+
+def scored_part(row: dict, metrics: str = "overlap") -> ScoredPart:
+    """
+    Args:
+        row (`dict`): decoded, with masks.
+        metrics (`str`, *optional*, defaults to `"overlap"`): one of [`~metrics.rows.METRIC_SETS`].
+
+    Returns:
+        [`ScoredPart`]: without frames unless the row is a clip and the metrics are `"all"`.
+
+    Raises:
+        `ValueError`: a set that is none.
+    """
+    check_metric_set(metrics)
+    layout, frames = normalize_row(row), None
+    if metrics == "all" and len(layout["images"]) > 1:
+        frames = np.stack([np.asarray(image.convert("L"), dtype=np.float32) / 255 for image in layout["images"]])
+    return ScoredPart(np.stack([np.asarray(mask) > 0 for mask in layout["masks"]]), frames)
 
 
 def aggregate(samples: pd.DataFrame) -> dict[str, dict]:
@@ -46,10 +78,31 @@ def aggregate(samples: pd.DataFrame) -> dict[str, dict]:
         samples (`pandas.DataFrame`): one row a sample, from [`score`].
 
     Returns:
-        `dict[str, dict]`: for each metric `mean`, `std`, `ci95`, `n` and `ci95_method`.
+        `dict[str, dict]`: for each metric `mean`, `std`, `ci95`, `ci95_method` and `n`, the samples that these are
+        of. Of a table with more than the overlap also `undefined`, the samples that they leave out since the metric is
+        NaN there (with `n` 0 the others are `None`); and under `"by_patient"` and `"by_video"`, where these are known,
+        the same of the means of each patient or video, which `n` and `undefined` count then.
     """
-    clusters = sample_clusters(samples)
-    return {name: summarize(samples[name].to_numpy(), clusters, bounds=(0, 1)) for name in METRICS}
+    names = [name for name in ALL_METRICS if name in samples]
+    if set(names) == set(METRICS):
+        clusters = sample_clusters(samples)
+        return {name: summarize(samples[name].to_numpy(), clusters, bounds=(0, 1)) for name in METRICS}
+    found = {name: _summarize_defined(samples, name) for name in names}
+    for key, column in (("by_patient", "patient_id"), ("by_video", "video_id")):
+        if column in samples and samples[column].notna().any():
+            means = samples.groupby(column)[names].mean().rename_axis("sample_id").reset_index()
+            found[key] = {name: _summarize_defined(means, name) for name in names}
+    return found
+
+
+def _summarize_defined(samples: pd.DataFrame, name: str) -> dict:
+    """[`summarize`] of the values that are defined."""
+    defined = samples[samples[name].notna()]
+    about = {"mean": None, "std": None, "ci95": [None, None], "n": 0, "ci95_method": None}
+    if len(defined):
+        bounds = (0, 1) if name in METRICS else None
+        about = summarize(defined[name].to_numpy(dtype=np.float64), sample_clusters(defined), bounds=bounds)
+    return {**about, "undefined": len(samples) - len(defined)}
 
 
 def from_worst_to_best(samples: pd.DataFrame, count: int, by: str = "dice") -> pd.DataFrame:

@@ -1,7 +1,12 @@
 """Pure functions of masks: metrics, agreement between masks, and what is measured of a frame."""
 
 from .agreement import NearMask, agreement, dices, spread, tolerant_dice
+from .boundary import assd, hd95, nsd
+from .calibration import Reliability, reliability
+from .clips import backward_flows, flicker, warped_iou
 from .frames import measure, motion
+from .pair import MaskPair, MeasuredMask
+from .presence import absence_sensitivity, absence_specificity
 from .segmentation import (
     METRICS,
     Counts,
@@ -17,32 +22,69 @@ from .segmentation import (
     segmentation_metrics,
     specificity,
 )
-
-
-#: Columns of scores that improve downwards; [`~evaluation.compare`] turns what it says of them.
-LOWER_IS_BETTER: frozenset[str] = frozenset()
+from .sets import ALL_METRICS, LOWER_IS_BETTER, calibration_metrics, mask_metrics
+from .shape import dice_by_width, skeleton_length_error, volumetric_similarity, width_error
+from .topology import (
+    betti1_error,
+    betti_matching_error,
+    betti_matching_errors,
+    betti_numbers,
+    closed_connections,
+    false_connections,
+    junction_count,
+    junction_error,
+    missed_connections,
+)
 
 
 __all__ = [
+    "ALL_METRICS",
     "LOWER_IS_BETTER",
     "METRICS",
     "Counts",
+    "MaskPair",
+    "MeasuredMask",
     "NearMask",
+    "Reliability",
+    "absence_sensitivity",
+    "absence_specificity",
     "accuracy",
     "agreement",
+    "assd",
+    "backward_flows",
     "betti0_error",
     "betti0_score",
+    "betti1_error",
+    "betti_matching_error",
+    "betti_matching_errors",
+    "betti_numbers",
+    "calibration_metrics",
     "cldice",
+    "closed_connections",
     "confusion_counts",
     "dice",
+    "dice_by_width",
     "dices",
+    "false_connections",
+    "flicker",
+    "hd95",
     "iou",
+    "junction_count",
+    "junction_error",
+    "mask_metrics",
     "measure",
+    "missed_connections",
     "motion",
+    "nsd",
     "precision",
     "recall",
+    "reliability",
     "segmentation_metrics",
+    "skeleton_length_error",
     "specificity",
     "spread",
     "tolerant_dice",
+    "volumetric_similarity",
+    "warped_iou",
+    "width_error",
 ]

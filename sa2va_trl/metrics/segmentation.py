@@ -53,7 +53,7 @@ def confusion_counts(pred: np.ndarray, target: np.ndarray) -> Counts:
     Raises:
         `ValueError`: the shapes differ, there are no pixels, or a value is neither 0 nor 1.
     """
-    pred, target = _check_masks(pred, target)
+    pred, target = check_masks(pred, target)
     tp = int(np.count_nonzero(pred & target))
     fp = int(np.count_nonzero(pred)) - tp
     fn = int(np.count_nonzero(target)) - tp
@@ -77,32 +77,32 @@ def dice(counts: Counts) -> Ratio:
 
         ```
     """
-    return _ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn, 1.0)
+    return ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn, 1.0)
 
 
 def iou(counts: Counts) -> Ratio:
     """Intersection over union (Jaccard index), `tp / (tp + fp + fn)`; 1 if both masks are empty."""
-    return _ratio(counts.tp, counts.tp + counts.fp + counts.fn, 1.0)
+    return ratio(counts.tp, counts.tp + counts.fp + counts.fn, 1.0)
 
 
 def precision(counts: Counts) -> Ratio:
     """Positive predictive value, `tp / (tp + fp)`; of an empty prediction 1 if the target is empty too, else 0."""
-    return _ratio(counts.tp, counts.tp + counts.fp, counts.fn == 0)
+    return ratio(counts.tp, counts.tp + counts.fp, counts.fn == 0)
 
 
 def recall(counts: Counts) -> Ratio:
     """Sensitivity, `tp / (tp + fn)`; of an empty target 1 if the prediction is empty too, else 0."""
-    return _ratio(counts.tp, counts.tp + counts.fn, counts.fp == 0)
+    return ratio(counts.tp, counts.tp + counts.fn, counts.fp == 0)
 
 
 def specificity(counts: Counts) -> Ratio:
     """True-negative rate, `tn / (tn + fp)`; 1 if the target has no negative pixel."""
-    return _ratio(counts.tn, counts.tn + counts.fp, 1.0)
+    return ratio(counts.tn, counts.tn + counts.fp, 1.0)
 
 
 def accuracy(counts: Counts) -> Ratio:
     """Share of the pixels that are right, `(tp + tn) / (tp + fp + fn + tn)`."""
-    return _ratio(counts.tp + counts.tn, counts.tp + counts.fp + counts.fn + counts.tn, 1.0)
+    return ratio(counts.tp + counts.tn, counts.tp + counts.fp + counts.fn + counts.tn, 1.0)
 
 
 def segmentation_metrics(pred: np.ndarray, target: np.ndarray) -> dict[str, float]:
@@ -144,12 +144,24 @@ def cldice(pred: np.ndarray, target: np.ndarray) -> float:
     Raises:
         `ValueError`: the shapes differ or are not `(H, W)`, there are no pixels, or a value is neither 0 nor 1.
     """
-    pred, target = _check_masks(pred, target, planar=True)
+    pred, target = check_masks(pred, target, planar=True)
+    return centreline_dice(pred, target, skeletonize(pred), skeletonize(target))
+
+
+def centreline_dice(
+    pred: np.ndarray, target: np.ndarray, pred_skeleton: np.ndarray, target_skeleton: np.ndarray
+) -> float:
+    """
+    [`cldice`] of masks whose skeletons are known.
+
+    Args:
+        pred, target, pred_skeleton, target_skeleton (`np.ndarray` of shape `(H, W)`): bool.
+    """
     if not pred.any() or not target.any():
         return float(pred.any() == target.any())
     # a mask that is not empty has a skeleton that is not empty, so both means exist
-    topology_precision = target[skeletonize(pred)].mean()
-    topology_sensitivity = pred[skeletonize(target)].mean()
+    topology_precision = target[pred_skeleton].mean()
+    topology_sensitivity = pred[target_skeleton].mean()
     total = topology_precision + topology_sensitivity
     return float(2 * topology_precision * topology_sensitivity / total) if total else 0.0
 
@@ -197,11 +209,11 @@ def betti0_score(pred: np.ndarray, target: np.ndarray) -> float:
 
 
 def _components(pred: np.ndarray, target: np.ndarray) -> tuple[int, int]:
-    pred, target = _check_masks(pred, target, planar=True)
+    pred, target = check_masks(pred, target, planar=True)
     return int(label(pred, connectivity=2).max()), int(label(target, connectivity=2).max())
 
 
-def _ratio(numerator, denominator, undefined):
+def ratio(numerator: Any, denominator: Any, undefined: Any) -> Ratio:
     """`numerator / denominator`, and `undefined` where the denominator is 0, for scalars, arrays and tensors."""
     if isinstance(denominator, torch.Tensor):
         values = numerator / denominator
@@ -211,19 +223,39 @@ def _ratio(numerator, denominator, undefined):
     return values if np.ndim(denominator) else float(values)
 
 
-def _check_masks(pred: np.ndarray, target: np.ndarray, planar: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def check_masks(pred: np.ndarray, target: np.ndarray, planar: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Two masks as booleans.
+
+    Args:
+        pred, target (`np.ndarray`): of one shape, `bool` or numbers 0 and 1.
+        planar (`bool`, *optional*, defaults to `False`): the shape must be `(H, W)`.
+
+    Raises:
+        `ValueError`: the shapes differ or are not `(H, W)`, there are no pixels, or a value is neither 0 nor 1.
+    """
     pred, target = np.asarray(pred), np.asarray(target)
     shapes = f"`pred` {pred.shape} and `target` {target.shape}"
     if pred.shape != target.shape:
         raise ValueError(f"Shapes of {shapes} differ: compare masks at the same size.")
     if pred.size == 0 or (planar and pred.ndim != 2):
         raise ValueError(f"Expected {'shape (H, W)' if planar else 'masks'} with at least one pixel, got {shapes}.")
-    return _as_bool(pred, "pred"), _as_bool(target, "target")
+    return as_bool(pred, "pred"), as_bool(target, "target")
 
 
-def _as_bool(mask: np.ndarray, name: str) -> np.ndarray:
+def as_bool(mask: np.ndarray, name: str) -> np.ndarray:
+    """
+    A mask as booleans.
+
+    Args:
+        mask (`np.ndarray`): of any shape, `bool` or numbers 0 and 1.
+        name (`str`): what the message calls it.
+
+    Raises:
+        `ValueError`: a value is neither 0 nor 1.
+    """
     if mask.dtype == bool:
-        return mask
+        return mask != 0  # arrays of Pillow's 1-bit images have bytes of 255, at which `skeletonize` crashes
     foreground = mask == 1
     if not (foreground | (mask == 0)).all():
         raise ValueError(

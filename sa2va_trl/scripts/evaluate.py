@@ -18,7 +18,8 @@ from ..evaluation import evaluate, predict_probabilities, read_predictions, stor
 from ..evaluation.overlays import KeptMasks, draw_samples, save_overlays
 from ..evaluation.results import from_worst_to_best, save_results
 from ..evaluation.routing import fit_router, predict_routed, routing_report
-from ..metrics import METRICS
+from ..metrics import ALL_METRICS, LOWER_IS_BETTER
+from ..metrics.rows import check_metric_set
 from .arguments import DataArguments, ModelArguments, RecipeParser, RouterArguments
 from .loading import Model, get_split, load_data, load_model, load_router
 from .screen import finish, say
@@ -35,6 +36,10 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Probability above which a pixel is foreground; the model's own by default, else 0.5."},
     )
+    metrics: str = field(
+        default="overlap", metadata={"help": "overlap, or all: also topology, boundary, shape, calibration and more."}
+    )
+    workers: int = field(default=0, metadata={"help": "Processes that score beside this one, with the same scores."})
     batch_size: int = field(default=8, metadata={"help": "Images in a forward pass."})
     cache_features: str = field(
         default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
@@ -50,6 +55,9 @@ class EvaluateArguments:
     def __post_init__(self):
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
+        check_metric_set(self.metrics)
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 or more, got {self.workers}.")
         if self.predictions_dir is not None and (self.cache_features != "auto" or self.cache_dir is not None):
             raise ValueError("cache_features and cache_dir have no meaning with predictions_dir: no model runs.")
 
@@ -100,6 +108,31 @@ def earlier_evaluations(output: Path) -> list[str]:
     return [str(file.parent) for file in sorted(files, key=lambda file: file.stat().st_mtime)]
 
 
+def metrics_table(metrics: dict[str, dict]) -> str:
+    """
+    Metrics to read.
+
+    Args:
+        metrics (`dict[str, dict]`): from [`~evaluation.results.aggregate`].
+
+    Returns:
+        `str`: a line a metric with mean, spread and interval and, where images are left out, how many; an arrow where
+        less is better.
+    """
+    names = {name: f"{name} ↓" if name in LOWER_IS_BETTER else name for name in ALL_METRICS if name in metrics}
+    width = 1 + max(map(len, names.values()))
+    lines = [f"{'metric':<{width}}{'mean':>8}{'std':>8}   95 % interval"]
+    for name, shown in names.items():
+        value = metrics[name]
+        if value["n"] == 0:
+            lines.append(f"{shown:<{width}}{'-':>8}   undefined for all images")
+            continue
+        low, high = (f"{bound:.4f}" if bound is not None else "-" for bound in value["ci95"])
+        left_out = f"   ({value['undefined']} images undefined)" if value.get("undefined") else ""
+        lines.append(f"{shown:<{width}}{value['mean']:>8.4f}{value['std']:>8.4f}   {low} - {high}{left_out}")
+    return "\n".join(lines)
+
+
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
     kinds = (EvaluateArguments, DataArguments, ModelArguments, RouterArguments)
@@ -141,7 +174,9 @@ def main() -> None:
         predictions, threshold = read_predictions(args.predictions_dir, dataset), own_threshold(args.threshold)
 
     kept, output = KeptMasks(threshold), Path(args.output_dir)
-    metrics, samples = evaluate(dataset, predictions, threshold, on_row=kept)
+    metrics, samples = evaluate(
+        dataset, predictions, threshold, on_row=kept, metrics=args.metrics, workers=args.workers
+    )
     save_overlays(draw_samples(dataset, from_worst_to_best(samples, args.num_overlays), kept), output / "overlays")
     about = None
     if router is not None:
@@ -149,11 +184,7 @@ def main() -> None:
     save_results(output, metrics, samples, about)
 
     say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {threshold:g}")
-    say(f"{'metric':<12}{'mean':>8}{'std':>8}   95 % interval")
-    for name in METRICS:
-        value = metrics[name]
-        low, high = (f"{bound:.4f}" if bound is not None else "-" for bound in value["ci95"])
-        say(f"{name:<12}{value['mean']:>8.4f}{value['std']:>8.4f}   {low} - {high}")
+    say(metrics_table(metrics))
     if fitted is not None:
         say(
             f"router: threshold chosen on {fitted['n']} images of {args.route_split}, Dice {fitted['dice_first']:.4f} "

@@ -15,7 +15,7 @@ from sa2va_trl.evaluation.results import (
     score,
     worst_and_improved,
 )
-from sa2va_trl.metrics import METRICS
+from sa2va_trl.metrics import ALL_METRICS, METRICS
 
 
 # score
@@ -136,3 +136,59 @@ def test_results_are_written_whole_and_an_earlier_router_goes(tmp_path):
     assert {file.name for file in (tmp_path / "new").iterdir()} == {"metrics.json", "per_sample.parquet"}
     assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == aggregate(samples)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "new" / "per_sample.parquet"), samples, check_dtype=False)
+
+
+# All metrics
+
+
+def test_all_metrics_are_means_over_the_masks_that_they_are_defined_for():
+    nothing = np.zeros_like(TARGET)
+    scores = score(sample("a", TARGET, nothing, structure="catheter"), np.stack([TARGET, nothing]) * 0.75, 0.5, "all")
+    assert list(scores) == ["sample_id", "structure", *ALL_METRICS]
+    assert scores["dice"] == 1 and scores["hd95"] == 0 and scores["absence_sensitivity"] == 1
+    # (The second map is of zeros alone: a mask, which has no calibration.)
+    assert scores["brier"] == pytest.approx(0.0625 * TARGET.mean())
+    assert np.isnan(scores["flicker"]) and np.isnan(scores["dice_thick"])
+    bare = score(sample("a", nothing), nothing[None].astype(float), 0.5, "all")
+    assert np.isnan(bare["hd95"]) and np.isnan(bare["absence_specificity"])
+
+
+def test_overlap_is_what_it_was_and_keeps_the_structure():
+    row = sample("a", TARGET, structure="catheter")
+    scores = score(row, TARGET[None].astype(float), 0.5)
+    assert list(scores) == ["sample_id", "structure", *METRICS]
+    everything = score(row, TARGET[None].astype(float), 0.5, "all")
+    assert scores == {name: everything[name] for name in scores}
+    assert set(aggregate(pd.DataFrame([scores, scores]))) == set(METRICS)
+    with pytest.raises(ValueError, match="metrics must be overlap or all, got 'most'"):
+        score(row, TARGET[None].astype(float), 0.5, "most")
+
+
+def test_clips_are_scored_object_by_object():
+    still, gone = np.stack([TARGET, TARGET, TARGET]), np.stack([TARGET, ~TARGET, TARGET])
+    row = sample("clip", *still, *still)
+    row["images"] = [row.pop("image")] * 3
+    row["phrases"] = row["phrases"][:2]
+    scores = score(row, np.concatenate([still, gone]).astype(float), 0.5, "all")
+    assert scores["flicker"] == pytest.approx(0.5) and scores["warped_iou"] == pytest.approx(0.5)
+
+
+def test_an_aggregate_says_what_it_leaves_out():
+    samples = table([0.5, 0.7, 0.9, 0.1], patient_id=["p", "p", "q", "r"])
+    samples = samples.assign(hd95=[4.0, np.nan, 2.0, np.nan], flicker=np.nan)
+    found = aggregate(samples)
+    assert (found["hd95"]["mean"], found["hd95"]["n"], found["hd95"]["undefined"]) == (3.0, 2, 2)
+    assert found["flicker"] == {"mean": None, "std": None, "ci95": [None, None], "n": 0, "undefined": 4}
+    overlap = aggregate(samples.drop(columns=["hd95", "flicker"]))
+    assert found["dice"] == {**overlap["dice"], "undefined": 0}
+    # Each patient counts once.
+    assert found["by_patient"]["dice"]["mean"] == pytest.approx(np.mean([0.6, 0.9, 0.1]))
+    assert (found["by_patient"]["dice"]["n"], found["by_patient"]["hd95"]["n"]) == (3, 2)
+    assert found["by_patient"]["hd95"]["undefined"] == 1 and "by_video" not in found
+    json.dumps(found, allow_nan=False)
+    assert aggregate(samples) == found
+
+
+def test_videos_are_counted_once_too():
+    samples = table([0.5, 0.7, 0.9], video_id=["v", "v", None]).assign(hd95=[1.0, 3.0, 9.0])
+    assert aggregate(samples)["by_video"]["hd95"]["mean"] == 2 and "by_patient" not in aggregate(samples)

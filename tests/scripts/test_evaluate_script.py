@@ -12,7 +12,7 @@ from tasks import options, run_task
 
 from sa2va_trl.data import DatasetError, synthetic_dataset
 from sa2va_trl.evaluation import compare
-from sa2va_trl.metrics import METRICS
+from sa2va_trl.metrics import ALL_METRICS, METRICS
 from sa2va_trl.scripts.evaluate import own_threshold
 
 
@@ -59,6 +59,29 @@ def test_evaluate_scores_masks_of_another_tool(tmp_path):
     next(folder.iterdir()).unlink()
     with pytest.raises(DatasetError, match="lacks 1 of 3"):
         run_task("evaluate", *common)
+
+
+def test_all_metrics_go_to_the_files_and_the_screen(tmp_path, capsys):
+    truth = synthetic_dataset(num_videos=1, frames_per_video=3, size=64)
+    folder, output = tmp_path / "masks", tmp_path / "evaluation"
+    folder.mkdir()
+    for number, row in enumerate(truth):
+        mask = row["mask"] if number else Image.new("L", row["mask"].size)
+        mask.save(folder / f"{row['sample_id']}.png")
+    common = [*options(tmp_path, synthetic=SYNTHETIC), "--predictions_dir", folder, "--output_dir", output]
+    run_task("evaluate", *common, "--metrics", "all")
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert list(metrics) == [*ALL_METRICS, "by_patient", "by_video"]
+    assert (metrics["hd95"]["mean"], metrics["hd95"]["n"], metrics["hd95"]["undefined"]) == (0, 2, 1)
+    assert metrics["by_video"]["dice"]["mean"] == pytest.approx(2 / 3) and metrics["by_video"]["dice"]["n"] == 1
+    samples = pd.read_parquet(output / "per_sample.parquet")
+    assert set(ALL_METRICS) < set(samples) and samples["ece"].isna().all()
+    shown = capsys.readouterr().out
+    assert "hd95 ↓" in shown and "(1 images undefined)" in shown and "undefined for all images" in shown
+    with pytest.raises(ValueError, match="metrics must be overlap or all"):
+        run_task("evaluate", *common, "--metrics", "most")
+    with pytest.raises(ValueError, match="workers must be 0 or more"):
+        run_task("evaluate", *common, "--workers", -1)
 
 
 def test_evaluation_of_clips_shows_every_frame(monkeypatch, tmp_path):

@@ -1,0 +1,1 @@
+"""Metrics for `evaluate.load`, by the path of their file."""
