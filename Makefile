@@ -46,9 +46,9 @@ $(VENV)/.torch:
 	@$(BIN)/pip install --quiet $(TORCH) setuptools wheel packaging ninja
 	@touch $@
 
-# sam2 and deepspeed look at the installed torch while they are built.
+# sam2 and deepspeed look at the installed torch while they are built. (The demo leaves a report.)
 $(VENV)/.installed: $(VENV)/.torch setup.cfg
-	@SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable .
+	@SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable '.[report]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.torch setup.cfg
@@ -62,7 +62,7 @@ $(APP)/.installed: $(VENV)/.installed-test
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.torch setup.cfg
-	SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable '.[docs]'
+	SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet --no-build-isolation --editable '.[docs,report]'
 	touch $@ $(VENV)/.installed
 
 clean:

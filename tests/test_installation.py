@@ -68,6 +68,7 @@ def test_wheel_and_source_hold_the_files_that_are_no_code(source, wheel):
     expected = names_of(ROOT / "sa2va_trl" / "configs", "*/*.yaml") | names_of(
         ROOT / "sa2va_trl" / "scripts" / "help", "*.txt"
     )
+    expected |= names_of(ROOT / "sa2va_trl" / "evaluation" / "templates", "*")
     expected |= {"app/viewer.js", WEIGHTS.relative_to(ROOT / "sa2va_trl").as_posix()}
     assert len(expected) > 2 * len(TASKS)
     with zipfile.ZipFile(wheel) as archive:

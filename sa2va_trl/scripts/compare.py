@@ -16,10 +16,13 @@ import pandas as pd
 from datasets import Dataset
 
 from ..evaluation import compare, comparison_table, evaluate, read_predictions
+from ..evaluation.page import REPORT
+from ..evaluation.report import comparison_report
 from ..files import write_json
 from .arguments import DataArguments, RecipeParser
 from .commands import command
 from .loading import get_split, load_data
+from .reporting import about, can_report, changed_pictures, hard_runs, remove_report, save_report, sha256
 from .screen import finish, say
 
 
@@ -37,6 +40,7 @@ class CompareArguments:
             "one name are its seeds."
         },
     )
+    report: bool = field(default=True, metadata={"help": "Leave report.html, a page to look at (extra `report`)."})
     reference: str | None = field(
         default=None, metadata={"help": "Name of a run to compare all others with, in place of the one before."}
     )
@@ -131,14 +135,59 @@ def main() -> None:
     pairs = None if args.reference is None else [(args.reference, name) for name in tables if name != args.reference]
 
     comparison = compare(tables, args.metric, pairs, args.lower_is_better)
-    write_json(Path(args.output_dir) / "comparison.json", comparison)
+    output = Path(args.output_dir)
+    write_json(output / "comparison.json", comparison)
+    remove_report(output)
+    is_reported = args.report and can_report()
+    if is_reported:
+        write_report(output, args, dict(zip(folders, names, strict=True)), averaged(tables, args.metric), comparison)
     say(comparison_table(comparison))
+    page = f", look at {output / REPORT}" if is_reported else ""
     finish(
         f"{len(tables)} runs compared",
-        f"results in {Path(args.output_dir) / 'comparison.json'}",
+        f"results in {output / 'comparison.json'}{page}",
         f"another metric: {_another(args, folders, tables)}",
         is_shown=True,
     )
+
+
+def averaged(tables: dict[str, list[pd.DataFrame]], metric: str) -> dict[str, pd.DataFrame]:
+    """
+    Args:
+        tables (`dict[str, list[pandas.DataFrame]]`): by name of the run, one a seed.
+        metric (`str`): what is compared.
+
+    Returns:
+        `dict[str, pandas.DataFrame]`: a table a run, with the metric's mean over its seeds, of the samples that all
+        runs have it of.
+    """
+    columns = {
+        (name, seed): table.set_index("sample_id")[metric]
+        for name, own in tables.items()
+        for seed, table in enumerate(own)
+    }
+    values = pd.DataFrame(columns).dropna()
+    means = {}
+    for name, own in tables.items():
+        rows = own[0].set_index("sample_id").loc[values.index]
+        means[name] = rows.assign(**{metric: values[name].mean(axis=1)}).reset_index()
+    return means
+
+
+def write_report(
+    output: Path, args: CompareArguments, names: dict[str, str], tables: dict[str, pd.DataFrame], comparison: dict
+) -> None:
+    """The page of a comparison; `names` are those of the runs by folder."""
+    last = comparison["differences"][-1]
+    pair = (last["before"], last["after"])
+    values = [tables[name].set_index("sample_id")[args.metric] for name in pair]
+    places = tuple(Path(next(folder for folder, own in names.items() if own == name)) for name in pair)
+    gallery, threshold = changed_pictures(places, pair, *values, comparison["lower_is_better"])
+    report = comparison_report(comparison, tables, hard_runs(list(tables.values())[-1]), gallery, pair, threshold)
+    found = {"Runs": {folder: name for folder, name in names.items()}, **about([args])}
+    files = [file for folder in names if (file := Path(folder) / "per_sample.parquet").is_file()]
+    found["Digests"] = {f"{file} (SHA-256)": sha256(file) for file in files}
+    save_report(output, "Comparison", f"{args.metric} of {', '.join(tables)}", report, found)
 
 
 def _another(args: CompareArguments, folders: list[str], tables: dict[str, list[pd.DataFrame]]) -> str:

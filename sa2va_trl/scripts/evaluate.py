@@ -8,21 +8,43 @@ Score a model, or masks that another tool has written, on a data set: at each im
 """
 
 import shlex
+import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 
 from ..data.splits import check_no_leakage
 from ..evaluation import evaluate, predict_probabilities, read_predictions, stored_features
+from ..evaluation.gallery import KeptExtremes, make_picture, save_picture
 from ..evaluation.overlays import KeptMasks, draw_samples, save_overlays
+from ..evaluation.page import REPORT
+from ..evaluation.report import evaluation_report
 from ..evaluation.results import from_worst_to_best, save_results
 from ..evaluation.routing import fit_router, predict_routed, routing_report
 from ..metrics import ALL_METRICS, LOWER_IS_BETTER
 from ..metrics.rows import check_metric_set
 from .arguments import DataArguments, ModelArguments, RecipeParser, RouterArguments
 from .loading import Model, get_split, load_data, load_model, load_router
+from .reporting import (
+    SAMPLES,
+    about,
+    can_report,
+    check_pictures,
+    hard_runs,
+    kept_pictures,
+    logs_of,
+    remove_report,
+    save_report,
+)
 from .screen import finish, say
+
+
+# Small enough to be read for a digest: those of adapters and of heads, not of the base.
+WEIGHTS = ("adapter_model.safetensors", "adapter_config.json", "config.json")
 
 
 @dataclass
@@ -48,6 +70,15 @@ class EvaluateArguments:
         default=None, metadata={"help": "Folder of the frozen features; beside the data by default."}
     )
     num_overlays: int = field(default=12, metadata={"help": "Pictures to draw, from the worst to the best image."})
+    report: bool = field(default=True, metadata={"help": "Leave report.html, a page to look at (extra `report`)."})
+    report_pictures: str = field(
+        default="embedded", metadata={"help": "Images of the page: embedded, or beside it in report_pictures/."}
+    )
+    num_pictures: int = field(default=12, metadata={"help": "Pictures in the page of the worst, and of the best."})
+    keep_pictures: bool = field(
+        default=False,
+        metadata={"help": "Leave image and probabilities of every sample, of which compare shows what changed most."},
+    )
     route_split: str | None = field(
         default=None, metadata={"help": "Split to choose the router's threshold on, in place of route_threshold."}
     )
@@ -58,6 +89,11 @@ class EvaluateArguments:
         check_metric_set(self.metrics)
         if self.workers < 0:
             raise ValueError(f"workers must be 0 or more, got {self.workers}.")
+        check_pictures(self.report_pictures)
+        if self.num_pictures < 0:
+            raise ValueError(f"num_pictures must not be negative, got {self.num_pictures}.")
+        if not self.report and (self.report_pictures, self.num_pictures) != ("embedded", 12):
+            raise ValueError("report_pictures and num_pictures have no effect with report=false.")
         if self.predictions_dir is not None and (self.cache_features != "auto" or self.cache_dir is not None):
             raise ValueError("cache_features and cache_dir have no meaning with predictions_dir: no model runs.")
 
@@ -133,6 +169,33 @@ def metrics_table(metrics: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def write_report(
+    output: Path,
+    args: EvaluateArguments,
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    router_args: RouterArguments,
+    metrics: dict[str, dict],
+    samples: pd.DataFrame,
+    extremes: KeptExtremes,
+    threshold: float,
+) -> None:
+    """The page of an evaluation, with the curves of the training that its model or adapter comes from."""
+    gallery = {"Worst": extremes.worst, "Best": extremes.best}
+    report = evaluation_report(metrics, samples, gallery, threshold, hard_runs(samples))
+    if args.predictions_dir is not None:
+        of, options, trained, weights = f"masks in {args.predictions_dir}", [args, data_args], {}, []
+    else:
+        of = " with ".join(filter(None, (model_args.model_name_or_path, model_args.adapter)))
+        options = [args, data_args, model_args, router_args]
+        folders = [Path(name) for name in (model_args.adapter, model_args.model_name_or_path) if name is not None]
+        trained = {folder.name: folder for folder in folders}
+        weights = [folder / name for folder in folders for name in WEIGHTS]
+    subtitle = f"{of} on the {args.dataset_split} split of {data_args.dataset_name}, threshold {threshold}"
+    found = about(options, [output / "per_sample.parquet", *weights])
+    save_report(output, "Evaluation", subtitle, report, found, logs_of(trained), args.report_pictures)
+
+
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
     kinds = (EvaluateArguments, DataArguments, ModelArguments, RouterArguments)
@@ -174,14 +237,29 @@ def main() -> None:
         predictions, threshold = read_predictions(args.predictions_dir, dataset), own_threshold(args.threshold)
 
     kept, output = KeptMasks(threshold), Path(args.output_dir)
-    metrics, samples = evaluate(
-        dataset, predictions, threshold, on_row=kept, metrics=args.metrics, workers=args.workers
-    )
+    is_reported = args.report and can_report()
+    extremes = KeptExtremes(args.num_pictures if is_reported else 0)
+    with ExitStack() as stack:
+        pictures = stack.enter_context(kept_pictures(output, threshold)) if args.keep_pictures else None
+
+        def on_row(row: dict, probabilities: np.ndarray, scores: dict) -> None:
+            kept(row, probabilities, scores)
+            extremes(row, probabilities, scores)
+            if pictures is not None:
+                save_picture(pictures, make_picture(row, [probabilities], {}))
+
+        scoring = {"metrics": args.metrics, "workers": args.workers}
+        metrics, samples = evaluate(dataset, predictions, threshold, on_row=on_row, **scoring)
+    if not args.keep_pictures:  # those of an earlier call show other masks
+        shutil.rmtree(output / SAMPLES, ignore_errors=True)
     save_overlays(draw_samples(dataset, from_worst_to_best(samples, args.num_overlays), kept), output / "overlays")
-    about = None
+    routing = None
     if router is not None:
-        about = {**(fitted or {"by": router.by, "threshold": router.threshold}), "fitted_on": args.route_split}
-    save_results(output, metrics, samples, about)
+        routing = {**(fitted or {"by": router.by, "threshold": router.threshold}), "fitted_on": args.route_split}
+    save_results(output, metrics, samples, routing)
+    remove_report(output)
+    if is_reported:
+        write_report(output, args, data_args, model_args, router_args, metrics, samples, extremes, threshold)
 
     say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {threshold:g}")
     say(metrics_table(metrics))
@@ -196,7 +274,8 @@ def main() -> None:
     then = shlex.join(["sa2va-trl", "compare", others[-1] if others else "OTHER", str(output)])
     finish(
         f"{len(samples)} images of {args.dataset_split}: Dice {metrics['dice']['mean']:.3f}",
-        f"results in {output}, pictures from the worst to the best image in {output / 'overlays'}",
+        f"results in {output}, {f'look at {output / REPORT}, ' if is_reported else ''}pictures from the worst to the "
+        f"best image in {output / 'overlays'}",
         f"compare it with another: {then}",
         is_shown=True,
     )

@@ -16,7 +16,6 @@ the training steps:
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
@@ -28,13 +27,16 @@ from PIL import Image
 from ..data import check_no_leakage, load_dataset_dict
 from ..data.columns import GROUP_COLUMNS
 from ..evaluation import compare, comparison_table, predict_probabilities
+from ..evaluation.gallery import Picture, make_picture
 from ..evaluation.overlays import draw_beside, save_overlays
-from ..evaluation.report import Section, write_report
+from ..evaluation.page import REPORT, Section, Sheet, Words
+from ..evaluation.report import comparison_report
 from ..evaluation.results import worst_and_improved
 from ..files import file_name, replaced_together, write_json
 from .arguments import DataArguments, ModelArguments, RecipeParser
 from .commands import command
 from .loading import get_split, load_data, load_model
+from .reporting import about, can_report, hard_runs, logs_of, remove_report, save_report
 from .screen import finish, say
 from .steps import Steps
 
@@ -109,33 +111,29 @@ def check_splits(data: DatasetDict, data_args: DataArguments, record: Path) -> N
 
 def pictures(
     models: list[str], args: dict, test: Dataset, before: pd.DataFrame, after: pd.DataFrame, count: int
-) -> Iterator[tuple[str, Image.Image]]:
-    """Names and pictures (image, first model's mask, second model's) of the worst and the most improved frames."""
+) -> tuple[list[tuple[str, Image.Image]], dict[str, list[Picture]]]:
+    """
+    The worst and the most improved frames, as the first and the second model draw them: names and pictures (image,
+    first model's mask, second model's), and what the page shows of them.
+    """
     chosen = worst_and_improved(before, after, count)
     positions = {name: position for position, name in enumerate(test["sample_id"])}
     rows = test.select([positions[name] for name in dict.fromkeys(chosen.values())])
-    loaded = (load_model(ModelArguments(model_name_or_path=name, **args)) for name in models)
-    strips = draw_beside(predict_probabilities(*model, rows, progress=False) for model in loaded)
+    predicted = []
+    for name in models:
+        model, processor = load_model(ModelArguments(model_name_or_path=name, **args))
+        predicted.append(list(predict_probabilities(model, processor, rows, progress=False)))
+    strips, read = draw_beside(predicted), {}
+    for (row, first), (_, second) in zip(*predicted, strict=True):
+        read[row["sample_id"]] = row, [first, second]
     before, after = (table.set_index("sample_id")["dice"] for table in (before, after))
+    drawn, gallery = [], {"Worst": [], "Most improved": []}
     for title, name in chosen.items():
-        yield f"{title}_{before[name]:.3f}_{after[name]:.3f}_{file_name(name)}", strips[name]
-
-
-def report_sections(
-    output: Path, comparison: dict, args: ThreeStageArguments, drawn: list[tuple[str, Image.Image]]
-) -> list[Section]:
-    """What the page shows: the verdict, what was seen before training, and frames of the test split."""
-    sections = [
-        Section("Verdict", "Dice on the test split, with intervals over patients.", comparison_table(comparison))
-    ]
-    if args.prompts:
-        sections.append(look_section(output, first_look(output / "first_look")))
-    text = (
-        "Image, stage 1, stage 3: found pixels are green, invented ones orange, missed ones blue. "
-        "Names say which frame, and its Dice after stage 1 and after stage 3."
-    )
-    frames = [(f"overlays/{file_name(name)}.png", name) for name, _ in drawn]
-    return [*sections, Section("The worst and the most improved frames", text, pictures=frames)]
+        drawn.append((f"{title}_{before[name]:.3f}_{after[name]:.3f}_{file_name(name)}", strips[name]))
+        facts = {"stage 1": float(before[name]), "stage 3": float(after[name])}
+        group = "Worst" if title.startswith("worst") else "Most improved"
+        gallery[group].append(make_picture(*read[name], facts))
+    return drawn, gallery
 
 
 def first_look(folder: Path) -> list[tuple[str, list[Path], str]]:
@@ -149,11 +147,13 @@ def first_look(folder: Path) -> list[tuple[str, list[Path], str]]:
     ]
 
 
-def look_section(output: Path, looks: list[tuple[str, list[Path], str]]) -> Section:
+def look_section(looks: list[tuple[str, list[Path], str]]) -> Section:
     """What the page shows of a first look: the overlays, and the answers where nothing was drawn."""
-    seen = [(os.path.relpath(file, output), prompt) for prompt, files, _ in looks for file in files]
-    unseen = [f"{prompt} {answer}" for prompt, files, answer in looks if not files]
-    return Section("Before training", "What the model makes of a generated angiogram.", "\n".join(unseen), seen)
+    seen = [(file.read_bytes(), prompt) for prompt, files, _ in looks for file in files]
+    parts = [Words("What the model makes of a generated angiogram."), Sheet(seen)]
+    if unseen := [f"{prompt} {answer}" for prompt, files, answer in looks if not files]:
+        parts.append(Words("\n".join(unseen), plain=True))
+    return Section("Before training", parts)
 
 
 def make_parser() -> RecipeParser:
@@ -238,7 +238,15 @@ def main() -> None:
 
     # Evaluation
     tables = {}
-    scored = {"dataset_split": "test", "num_overlays": 0, **loading, **dataset, **stored}
+    scored = {
+        "dataset_split": "test",
+        "num_overlays": 0,
+        "num_pictures": 0,
+        "report": False,
+        **loading,
+        **dataset,
+        **stored,
+    }
     routed = {"model_name_or_path": second, "router_model": third, "route_split": "validation", **args.router}
     for name, options in {
         "stage1": {"model_name_or_path": first},
@@ -254,13 +262,26 @@ def main() -> None:
     comparison = compare(tables, "dice", against)
     write_json(output / "comparison.json", comparison)
     shutil.copy(output / "evaluation/stage3/metrics.json", output / "metrics.json")
-    drawn = pictures([first, third], loading, data["test"], tables["stage1"], tables["stage3"], args.num_overlays)
-    drawn = list(drawn)
+    drawn, gallery = pictures(
+        [first, third], loading, data["test"], tables["stage1"], tables["stage3"], args.num_overlays
+    )
     save_overlays(drawn, output / "overlays")
     say(f"\n{comparison_table(comparison)}\n")
-    write_report(output / "report.html", "Three stages", report_sections(output, comparison, args, drawn))
+    remove_report(output)
+    if is_reported := can_report():
+        last = {name: tables[name] for name in ("stage1", "stage2", "control", "router", "stage3")}
+        sections, files = comparison_report(
+            comparison, last, hard_runs(tables["stage3"]), gallery, ["stage 1", "stage 3"], 0.5
+        )
+        if args.prompts:
+            sections.insert(1, look_section(first_look(output / "first_look")))
+        trained = {name: output / name for name in ("stage1", "stage2", "stage3", "control")}
+        found = about([args, data_args, model_args], [output / "comparison.json"])
+        subtitle = f"{data_args.dataset_name}, {len(tables['stage1'])} images of the test split"
+        save_report(output, "Three stages", subtitle, (sections, files), found, logs_of(trained))
     finish(
         f"results in {output}",
-        f"the worst and the most improved frames (image, stage 1, stage 3) are in {output}/report.html",
+        f"the worst and the most improved frames (image, stage 1, stage 3) are in "
+        f"{output / (REPORT if is_reported else 'overlays')}",
         f"try it: {command('predict', model_name_or_path=third)}",
     )

@@ -1,13 +1,13 @@
 """The page in this process, and Debian's Chromium to look at it; neither may reach any other machine."""
 
 import os
-import shutil
 import socket
 import threading
 import time
 from contextlib import contextmanager
 
 import pytest
+from browser import chromium  # noqa: F401  (for the tests of the page)
 
 from sa2va_trl.app.page import looks, make_page
 from sa2va_trl.app.server import Views, make_server
@@ -48,23 +48,6 @@ def served(models, folder, per_frame=True, max_frames=128):
         finally:
             server.should_exit = True
             thread.join()
-
-
-@contextmanager
-def chromium():
-    """Debian's browser, which knows no other machine: not for what it would ask of its maker by itself either."""
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=options)
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 def files_below(folder):

@@ -40,6 +40,11 @@ def test_comparison_is_written_and_printed(tmp_path, folders, capsys):
     said = capsys.readouterr().out
     assert comparison_table(found) in said
     assert f"another metric: sa2va-trl compare {' '.join(map(str, folders))} --metric iou --output_dir" in said
+    files = {"comparison.json", "report.html", "metrics_distribution.png"}
+    assert {path.name for path in output.iterdir()} == files
+    page = (output / "report.html").read_text()
+    assert "stage3 − stage2" in page and "stage2 against stage1" in page
+    run_task("compare", *folders, "--output_dir", output, "--report", "false")  # which leaves no page of another call
     assert [path.name for path in output.iterdir()] == ["comparison.json"]
     for folder in folders:  # resampled as the evaluation itself is
         ordered = read(folder).set_index("sample_id").loc[read(folders[0])["sample_id"]].reset_index()

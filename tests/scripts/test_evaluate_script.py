@@ -1,3 +1,4 @@
+import hashlib
 import json
 from types import SimpleNamespace
 
@@ -36,6 +37,16 @@ def test_evaluate_leaves_metrics_samples_and_overlays(tmp_path, trained):
     assert metrics["dice"]["mean"] == pytest.approx(samples["dice"].mean())
     assert len(list((output / "overlays").glob("*.png"))) == 2
     assert not list(output.glob(".*"))
+    page = (output / "report.html").read_text()
+    assert page.count('class="picture"') == 3 and 'type="range"' in page and ">Training<" in page
+    assert hashlib.sha256((output / "per_sample.parquet").read_bytes()).hexdigest() in page
+    assert {"metrics_distribution.png", "training_curves.png"} <= {file.name for file in output.iterdir()}
+
+
+def test_without_a_page_there_are_no_pictures_to_choose(tmp_path):
+    for option in (("--num_pictures", 3), ("--report_pictures", "beside")):
+        with pytest.raises(ValueError, match="have no effect with report=false"):
+            run_task("evaluate", "--report", "false", *option, "--output_dir", tmp_path / "out")
 
 
 def test_two_models_with_thresholds_of_their_own_need_one_of_the_options():

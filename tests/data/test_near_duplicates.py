@@ -1,0 +1,65 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from sa2va_trl.data.near_duplicates import duplicates, near_duplicates, pixel_digest, thumbnail
+
+
+@pytest.fixture
+def picture():
+    coarse = np.random.default_rng(0).integers(40, 200, (8, 8), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((96, 64), Image.Resampling.BICUBIC)
+
+
+def as_jpeg(image):
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=50)
+    return Image.open(data)
+
+
+def test_equal_pixels_are_duplicates_in_whatever_mode(picture):
+    other = picture.copy()
+    other.putpixel((3, 3), (other.getpixel((3, 3)) + 1) % 256)
+    digests = [pixel_digest(image) for image in (picture, other, picture.convert("RGB"), picture.resize((64, 96)))]
+    assert duplicates(digests) == [[0, 2]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        as_jpeg,
+        lambda image: image.resize((48, 32)),
+        lambda image: ImageEnhance.Brightness(image).enhance(0.7),
+        lambda image: ImageEnhance.Contrast(image).enhance(0.6),
+    ],
+    ids=["jpeg", "size", "brightness", "contrast"],
+)
+def test_the_same_picture_in_another_guise_looks_alike(picture, change):
+    shown = np.stack([thumbnail(picture), thumbnail(change(picture))])
+    ((one, other, correlation),) = near_duplicates(shown, ["train", "test"], 0.98)
+    assert (one, other) == (0, 1) and 0.98 <= correlation <= 1
+
+
+def test_other_pictures_and_pictures_of_one_group_do_not_count(picture):
+    shown = np.stack([thumbnail(image) for image in (picture, picture, picture.rotate(180), picture.convert("RGB"))])
+    assert [pair[:2] for pair in near_duplicates(shown, ["a", "a", "b", "c"], 0.98)] == [(0, 3), (1, 3)]
+    assert near_duplicates(shown, ["a"] * 4, 0.1) == []
+    assert len(near_duplicates(shown, list("abcd"), 0.98, most=2)) == 2
+
+
+def test_pictures_without_contrast_look_like_nothing():
+    flat = thumbnail(Image.new("L", (50, 50), 90))
+    assert near_duplicates(np.stack([flat, flat]), ["a", "b"], 0.5) == []
+
+
+def test_blocks_give_the_same_pairs():
+    rng = np.random.default_rng(0)
+    shown = rng.normal(size=(2100, 4)).astype(np.float32)
+    shown /= np.linalg.norm(shown, axis=1, keepdims=True)
+    groups = rng.integers(0, 2, len(shown)).tolist()
+    found = near_duplicates(shown, groups, 0.999, most=10**6)
+    alike = np.triu(shown @ shown.T >= 0.999, 1) & (np.not_equal.outer(groups, groups))
+    assert sorted(pair[:2] for pair in found) == [tuple(place) for place in np.argwhere(alike).tolist()]
+    assert len(found) > 10
