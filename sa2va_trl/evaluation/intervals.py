@@ -153,7 +153,7 @@ def bootstrap_ci(
         >>> dice = [0.91, 0.93, 0.92, 0.80, 0.78, 0.88, 0.85, 0.90, 0.71, 0.86]
         >>> patients = ["a", "a", "a", "b", "b", "c", "d", "e", "f", "g"]
         >>> [round(bound, 2) for bound in bootstrap_ci(dice, patients, bounds=(0, 1))]
-        [0.77, 0.91]
+        [0.73, 0.94]
 
         ```
     """

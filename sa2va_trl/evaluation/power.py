@@ -63,7 +63,7 @@ def minimum_detectable_difference(
         >>> from sa2va_trl.evaluation import minimum_detectable_difference
 
         >>> [round(minimum_detectable_difference(0.05, patients), 3) for patients in (10, 30, 100)]
-        [0.051, 0.026, 0.014]
+        [0.05, 0.026, 0.014]
         >>> minimum_detectable_difference(0.05, 5) is None
         True
 
