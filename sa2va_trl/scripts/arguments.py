@@ -47,6 +47,9 @@ class RecipeParser(TrlParser):
         **kwargs: of `argparse.ArgumentParser`; `prog` is the command, `description` the task's own words.
     """
 
+    def __init__(self, dataclass_types: Iterable[type], **kwargs: Any):
+        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)  # half an option is a mistake
+
     def format_usage(self) -> str:
         """The line of the usage, of the command and not of the file that argparse has been called from."""
         return f"usage: {usage(self)}\n"

@@ -1,5 +1,6 @@
 """The YAML files that come with the package, and the names that they go by."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -25,17 +26,16 @@ def config_file(name: str | Path) -> Path:
         `Path`, of a file that is there.
 
     Raises:
-        `FileNotFoundError`: neither; the message lists the names.
+        `FileNotFoundError`: neither; the message has the nearest name, or all.
     """
     path = Path(name)
     if path.exists() and not path.is_dir():
         return path
     known = path.as_posix().removeprefix("recipes/configs/").removesuffix(".yaml")
     if known not in config_names():
-        raise FileNotFoundError(
-            f"config={str(name)!r} is no file, and none of those that come with the package: "
-            f"{', '.join(config_names())}."
-        )
+        nearest = get_close_matches(known, config_names(), n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"these are {', '.join(config_names())}."
+        raise FileNotFoundError(f"config={str(name)!r} is no file, and none that comes with the package: {hint}")
     return CONFIGS / f"{known}.yaml"
 
 

@@ -271,11 +271,12 @@ def main() -> None:
     if router is not None:
         say(routing_report(router, samples[["routed", router.by]].to_dict("records")))
     others = earlier_evaluations(output)
-    then = shlex.join(["sa2va-trl", "compare", others[-1] if others else "OTHER", str(output)])
+    then = f"look at it: {output / (REPORT if is_reported else 'overlays')}"
+    if others:
+        then = f"compare it with another: {shlex.join(['sa2va-trl', 'compare', others[-1], str(output)])}"
     finish(
         f"{len(samples)} images of {args.dataset_split}: Dice {metrics['dice']['mean']:.3f}",
-        f"results in {output}, {f'look at {output / REPORT}, ' if is_reported else ''}pictures from the worst to the "
-        f"best image in {output / 'overlays'}",
-        f"compare it with another: {then}",
+        f"results in {output}, pictures from the worst to the best image in {output / 'overlays'}",
+        then,
         is_shown=True,
     )

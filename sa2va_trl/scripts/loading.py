@@ -36,7 +36,11 @@ def get_split(data: DatasetDict, split: str, option: str) -> Dataset:
         `ValueError`: there is no such split; the message names the option and the splits there are.
     """
     if split not in data:
-        raise ValueError(f"{option}={split!r}: the dataset has no such split, only {', '.join(data)}.")
+        without = ", or train without one with --eval_strategy no" if option == "dataset_eval_split" else ""
+        raise ValueError(
+            f"{option}={split!r}: the dataset has no such split, only {', '.join(data)}. Name one of these with "
+            f"--{option}{without}."
+        )
     return data[split]
 
 

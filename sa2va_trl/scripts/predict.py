@@ -201,8 +201,8 @@ def segmentations(
                 prompt: model.segment(video=clip, text=prompt, **args.tracking_options, **request)
                 for prompt in args.prompt
             }
-        for result in results.values():
-            warn(args.input, result)
+        for prompt, result in results.items():
+            warn(f"{args.input}, {prompt!r}", result)
         for picture in pictures:
             for prompt, result in results.items():
                 yield picture, prompt, result.frame(picture.frame), {}
@@ -214,7 +214,7 @@ def segmentations(
                     result, route = model.segment(image=picture.image, text=prompt, **request), {}
                 else:
                     result, route = router.segment(model, image=picture.image, text=prompt, **request)
-            warn(picture.name, result)
+            warn(f"{picture.name}, {prompt!r}", result)
             yield picture, prompt, result, route
 
 
@@ -230,7 +230,7 @@ def named(file: str | Path) -> Iterator[None]:
 
 
 def warn(name: str, result: Segmentation) -> None:
-    """Say where an answer has drawn nothing."""
+    """Say where an answer has drawn nothing; `name` is that of the picture with the prompt."""
     if not len(result.iou_scores):
         say(f"WARNING: {name}: the answer holds no [SEG], so there is no mask: {result.text[:100]!r}")
 

@@ -230,10 +230,14 @@ def test_from_training_to_comparison_the_screen_has_only_what_one_can_act_on(tmp
     assert sft[3].startswith("adapter, processor and card in sft, after ")
     assert sft[4].startswith(f"score it: sa2va-trl evaluate {model} --dataset_name synthetic --synthetic ")
     assert sft[4].endswith("--output_dir sft/evaluation") and len(sft) == 5
-    assert evaluate[-1] == "compare it with another: sa2va-trl compare OTHER evaluations/one"
+    assert evaluate[-1] == "look at it: evaluations/one/report.html"
     assert second[-1] == "compare it with another: sa2va-trl compare evaluations/one evaluations/two"
     assert "results in evaluations/one" in evaluate[-2] and len(evaluate) < 25
-    assert compare[-1] == "results in comparison/comparison.json"
+    assert compare[-2].startswith("results in comparison/comparison.json")
+    again = (
+        "another metric: sa2va-trl compare evaluations/one evaluations/two --metric iou --output_dir comparison_iou"
+    )
+    assert compare[-1] == again
     model = "--model_name_or_path tiny --adapter sft --grounding_image_size 64"
     assert pairs[-1].startswith(f"train on them: sa2va-trl dpo {model} ") and "--preferences pairs" in pairs[-1]
     merge = "sa2va-trl merge --model_name_or_path tiny --adapter sft --output_dir dpo_base"
