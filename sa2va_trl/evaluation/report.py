@@ -63,6 +63,7 @@ def evaluation_report(
     Returns:
         The sections of the page, and the files beside it: `metrics_distribution.png`.
     """
+    metrics = {name: entry for name, entry in metrics.items() if "mean" in entry}  # without those by patient and video
     drawn = [name for name in metrics if name in samples and len(plots.finite(samples[name]))]
     figure = plots.distributions(samples, drawn)
     scores = [_headline(metrics, len(samples)), _all_metrics(metrics, samples)]

@@ -33,7 +33,7 @@ def config_file(name: str | Path) -> Path:
         return path
     known = path.as_posix().removeprefix("recipes/configs/").removesuffix(".yaml")
     if known not in config_names():
-        nearest = get_close_matches(known, config_names(), n=1)
+        nearest = get_close_matches(known, config_names(), n=1, cutoff=0.85)
         hint = f"did you mean {nearest[0]}?" if nearest else f"these are {', '.join(config_names())}."
         raise FileNotFoundError(f"config={str(name)!r} is no file, and none that comes with the package: {hint}")
     return CONFIGS / f"{known}.yaml"

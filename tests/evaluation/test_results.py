@@ -178,7 +178,14 @@ def test_an_aggregate_says_what_it_leaves_out():
     samples = samples.assign(hd95=[4.0, np.nan, 2.0, np.nan], flicker=np.nan)
     found = aggregate(samples)
     assert (found["hd95"]["mean"], found["hd95"]["n"], found["hd95"]["undefined"]) == (3.0, 2, 2)
-    assert found["flicker"] == {"mean": None, "std": None, "ci95": [None, None], "n": 0, "undefined": 4}
+    assert found["flicker"] == {
+        "mean": None,
+        "std": None,
+        "ci95": [None, None],
+        "n": 0,
+        "ci95_method": None,
+        "undefined": 4,
+    }
     overlap = aggregate(samples.drop(columns=["hd95", "flicker"]))
     assert found["dice"] == {**overlap["dice"], "undefined": 0}
     # Each patient counts once.

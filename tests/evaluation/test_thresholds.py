@@ -125,9 +125,9 @@ def test_bands_are_those_of_the_cluster_bootstrap():
     means = resampled_means(values, patients.tolist())
     for column in range(2):
         low, high = np.quantile(means[:, column], (0.025, 0.975))
-        expected = bootstrap_ci(values[:, column], patients)
+        expected = bootstrap_ci(values[:, column], patients, method="percentile")
         assert (low, high) == pytest.approx(expected, abs=0.05)
-        assert high - low > 1.3 * np.subtract(*bootstrap_ci(values[:, column])[::-1])
+        assert high - low > 1.3 * np.subtract(*bootstrap_ci(values[:, column], method="percentile")[::-1])
     assert resampled_means(values, ["one"] * 48) is None
 
 

@@ -169,5 +169,5 @@ def test_a_task_takes_a_name(capsys):
     parser = RecipeParser((DataArguments,))
     with pytest.raises(ValueError, match="output_dir"):  # which is none of its options
         parser.parse_args_and_config(["--config", "tiny/sft"])
-    with pytest.raises(FileNotFoundError, match="tiny/sfd.*three_stage"):
+    with pytest.raises(FileNotFoundError, match=r"tiny/sfd.*did you mean tiny/sft\?"):
         parser.parse_args_and_config(["--config", "tiny/sfd"])
