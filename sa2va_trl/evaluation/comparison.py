@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..metrics import LOWER_IS_BETTER, METRICS
+from ..metrics.sets import metric_bounds
 from .clusters import cluster_name, sample_clusters
 from .differences import POWER, mean_of_seeds, paired_difference, summarize
 from .significance import holm, smallest_p
@@ -84,7 +85,7 @@ def compare(
     clusters = sample_clusters(first)
     if lower_is_better is None:
         lower_is_better = metric in LOWER_IS_BETTER
-    bounds = (0.0, 1.0) if metric in METRICS else None
+    bounds = metric_bounds(metric)
 
     values, runs = {}, {}
     for name, own in seeds.items():
@@ -99,7 +100,7 @@ def compare(
                 values[after],
                 clusters,
                 lower_is_better,
-                bounds and (-1.0, 1.0),
+                bounds and (-bounds[1], bounds[1]),
                 ALPHA / len(pairs),
             ),
             "seeds_se": _seeds_se(runs[before], runs[after]),

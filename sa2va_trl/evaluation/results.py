@@ -11,6 +11,7 @@ from ..data.layout import normalize_row
 from ..files import whole_file, write_json
 from ..metrics import ALL_METRICS, METRICS
 from ..metrics.rows import ScoredPart, check_metric_set, score_masks
+from ..metrics.sets import metric_bounds
 from .clusters import sample_clusters
 from .differences import summarize
 
@@ -86,7 +87,7 @@ def aggregate(samples: pd.DataFrame) -> dict[str, dict]:
     names = [name for name in ALL_METRICS if name in samples]
     if set(names) == set(METRICS):
         clusters = sample_clusters(samples)
-        return {name: summarize(samples[name].to_numpy(), clusters, bounds=(0, 1)) for name in METRICS}
+        return {name: summarize(samples[name].to_numpy(), clusters, metric_bounds(name)) for name in METRICS}
     found = {name: _summarize_defined(samples, name) for name in names}
     for key, column in (("by_patient", "patient_id"), ("by_video", "video_id")):
         if column in samples and samples[column].notna().any():
@@ -100,8 +101,7 @@ def _summarize_defined(samples: pd.DataFrame, name: str) -> dict:
     defined = samples[samples[name].notna()]
     about = {"mean": None, "std": None, "ci95": [None, None], "n": 0, "ci95_method": None}
     if len(defined):
-        bounds = (0, 1) if name in METRICS else None
-        about = summarize(defined[name].to_numpy(dtype=np.float64), sample_clusters(defined), bounds=bounds)
+        about = summarize(defined[name].to_numpy(dtype=np.float64), sample_clusters(defined), metric_bounds(name))
     return {**about, "undefined": len(samples) - len(defined)}
 
 

@@ -1,5 +1,7 @@
 """The metrics of one predicted mask that go by a name, as columns of a table."""
 
+import math
+
 import numpy as np
 
 from .boundary import assd, hd95, nsd
@@ -73,6 +75,20 @@ LOWER_IS_BETTER = frozenset(
         "flicker",
     }
 )
+
+
+# Of these a value has no largest one.
+_UNBOUNDED = {
+    *(name for name in TOPOLOGY_METRICS if name != "cldice"),
+    *("hd95", "assd", "skeleton_length_error", "width_error"),
+}
+
+
+def metric_bounds(name: str) -> tuple[float, float] | None:
+    """The least and the largest value that a metric of `ALL_METRICS` can have; `None` of another column."""
+    if name not in ALL_METRICS:
+        return None
+    return 0.0, math.inf if name in _UNBOUNDED else 1.0
 
 
 def topology_metrics(pair: MaskPair) -> dict[str, float]:

@@ -173,6 +173,13 @@ def test_clips_are_scored_object_by_object():
     assert scores["flicker"] == pytest.approx(0.5) and scores["warped_iou"] == pytest.approx(0.5)
 
 
+def test_an_interval_stays_where_a_metric_can_be():
+    samples = table([0.0, 0.9, 1.0], patient_id=["p", "q", "r"]).assign(betti0_error=[0, 0, 40], nsd_1=[1.0, 1.0, 0.1])
+    found = aggregate(samples)
+    assert [found[name]["ci95"][0] for name in ("dice", "betti0_error")] == [0, 0]
+    assert found["betti0_error"]["ci95"][1] > 40 and found["nsd_1"]["ci95"][1] == 1
+
+
 def test_an_aggregate_says_what_it_leaves_out():
     samples = table([0.5, 0.7, 0.9, 0.1], patient_id=["p", "p", "q", "r"])
     samples = samples.assign(hd95=[4.0, np.nan, 2.0, np.nan], flicker=np.nan)
