@@ -302,7 +302,10 @@ class DataArguments:
         default=None, metadata={"help": "What the masks show, where the data do not say it: blood vessel."}
     )
     synthetic: dict | str | None = field(
-        default=None, metadata={"help": 'How to generate data: arguments of synthetic_splits, {"train_videos": 48}.'}
+        default=None,
+        metadata={
+            "help": 'How to generate data: arguments of synthetic_splits or named_splits, such as {"train_videos": 48}.'
+        },
     )
 
     def __post_init__(self):

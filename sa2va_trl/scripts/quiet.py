@@ -87,6 +87,8 @@ def is_mistake(error: BaseException) -> bool:
     """
     if isinstance(error, (OSError, ImportError, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
         return True
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, RuntimeError):
+        return is_mistake(error.__cause__)  # raised again with the name of a file
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, (ValueError, TypeError)) and any(f.name == "parse_args_and_config" for f in frames):
         return True

@@ -14,6 +14,7 @@ import torch
 from datasets import load_dataset
 
 from sa2va_trl import cli, tiny_sa2va
+from sa2va_trl.scripts.predict import named
 from sa2va_trl.scripts.quiet import LOG, is_mistake, run
 from sa2va_trl.scripts.screen import log_into, say
 
@@ -189,6 +190,15 @@ def test_only_what_this_package_raises_is_made_for_the_user():
         with pytest.raises((ValueError, OSError, RuntimeError)) as error:
             call()
         assert is_mistake(error.value) == (call in made.values())
+
+
+def test_a_fault_is_none_for_the_user_because_a_file_is_named():
+    with pytest.raises(RuntimeError, match="^scan.png: ") as error, named("scan.png"):
+        torch.zeros(2) @ torch.zeros(3)
+    assert not is_mistake(error.value)
+    with pytest.raises(RuntimeError, match="^scan.png: ") as error, named("scan.png"):
+        raise torch.OutOfMemoryError("no memory")
+    assert is_mistake(error.value)
 
 
 def test_from_training_to_comparison_the_screen_has_only_what_one_can_act_on(tmp_path):
