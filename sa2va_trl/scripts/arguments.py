@@ -304,7 +304,7 @@ class DataArguments:
     synthetic: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'How to generate data: arguments of synthetic_splits or named_splits, such as {"train_videos": 48}.'
+            "help": 'How to generate data: arguments of synthetic_splits or named_splits, as {"train_videos": 48}.'
         },
     )
 

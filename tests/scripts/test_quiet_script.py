@@ -235,6 +235,7 @@ def test_from_training_to_comparison_the_screen_has_only_what_one_can_act_on(tmp
     assert all(re.fullmatch(r"[\w ()]+ +[\d.]+ M", line) for line in trains)
     assert [line.split()[0] for line in trains] == ["projector", "LoRA", "SAM", "text_hidden_fcs", "trainable", "all"]
     assert needs.startswith("A step needs about 0.")
+    assert sft.pop(0).startswith("step 0 of 2: validation Dice ")
     assert sft[0].startswith("step 1 of 2: validation Dice ") and sft[1].startswith("step 2 of 2: ")
     assert sft[2].startswith("LoRA supervised fine-tuning, 2 steps: validation Dice ")
     assert sft[3].startswith("adapter, processor and card in sft, after ")
