@@ -241,7 +241,6 @@ def main() -> None:
     scored = {
         "dataset_split": "test",
         "num_overlays": 0,
-        "num_pictures": 0,
         "report": False,
         **loading,
         **dataset,
