@@ -83,7 +83,7 @@ def main():
     for structure in (name for name in STRUCTURES if (table["structure"] == name).any()):
         own = table[table["structure"] == structure]
         usual, other = (own[own["wording"] == wording] for wording in ("usual", "held_out"))
-        one, two = (summarize(part["dice"], part["patient_id"]) for part in (usual, other))
+        one, two = (summarize(part["dice"], part["patient_id"], (0, 1)) for part in (usual, other))
         refused = float(usual["refused"].mean())
         results[structure] = {"usual": one, "held_out": two, "refused": refused}
         spans = [span(value) for value in (one, two)]
