@@ -99,8 +99,11 @@ def _version(package: str) -> str:
 
 def sha256(file: Path) -> str:
     """Of the bytes of a file."""
+    found = hashlib.sha256()
     with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        while block := opened.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def save_report(
