@@ -123,11 +123,12 @@ def data_report(rows: pd.DataFrame, thumbnails: np.ndarray, limit: float) -> dic
             first, second = (set(rows.loc[rows["split"] == split, group].dropna()) for split in (one, other))
             if common := sorted(map(str, first & second)):
                 shared.append({"splits": [one, other], "column": group, "values": common})
+    groups = duplicates(rows["digest"])
     equal = [
         {"rows": [names[place] for place in own], "over_splits": rows["split"].iloc[own].nunique() > 1}
-        for own in duplicates(rows["digest"])
+        for own in groups
     ]
-    same = {frozenset(pair) for own in duplicates(rows["digest"]) for pair in combinations(own, 2)}
+    same = {frozenset(pair) for own in groups for pair in combinations(own, 2)}
     alike = [
         {"rows": [names[one], names[other]], "correlation": correlation}
         for one, other, correlation in near_duplicates(thumbnails, rows["split"].tolist(), limit)

@@ -74,11 +74,13 @@ def near_duplicates(
         ```
     """
     _, codes = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
-    found = []
+    pairs, values = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
     for start in range(0, len(thumbnails), 1024):  # bounds the memory: a block of rows against all
         alike = thumbnails[start : start + 1024] @ thumbnails.T
         alike[codes[start : start + 1024, None] == codes] = -1
-        for row, column in zip(*np.nonzero(alike >= limit), strict=True):
-            if start + row < column:
-                found.append((int(start + row), int(column), float(min(alike[row, column], 1))))
-    return sorted(found, key=lambda pair: -pair[2])[:most]
+        own = np.argwhere(np.triu(alike >= limit, start + 1))
+        values = np.concatenate([values, np.minimum(alike[tuple(own.T)], 1)])
+        pairs = np.concatenate([pairs, own + (start, 0)])
+        kept = np.argsort(-values, kind="stable")[:most]
+        pairs, values = pairs[kept], values[kept]
+    return [(int(one), int(other), float(value)) for (one, other), value in zip(pairs, values, strict=True)]

@@ -63,3 +63,16 @@ def test_blocks_give_the_same_pairs():
     alike = np.triu(shown @ shown.T >= 0.999, 1) & (np.not_equal.outer(groups, groups))
     assert sorted(pair[:2] for pair in found) == [tuple(place) for place in np.argwhere(alike).tolist()]
     assert len(found) > 10
+
+
+def test_of_many_pairs_the_most_alike_are_given_over_blocks_of_rows():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(1100, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    groups = (np.arange(1100) % 2).tolist()
+    alike = vectors @ vectors.T
+    rows, columns = np.nonzero((alike >= 0.6) & np.triu(np.not_equal.outer(groups, groups)))
+    best = np.argsort(-alike[rows, columns], kind="stable")[:50]
+    found = near_duplicates(vectors, groups, 0.6, most=50)
+    assert len(rows) > 50 and [pair[2] for pair in found] == pytest.approx(alike[rows[best], columns[best]], abs=1e-5)
+    assert {pair[:2] for pair in found} == set(zip(rows[best].tolist(), columns[best].tolist(), strict=True))
