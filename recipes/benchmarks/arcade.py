@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset
 
 from sa2va_trl.data import load_dataset_dict
-from sa2va_trl.evaluation import compare, comparison_table, evaluate, predict_probabilities, score
+from sa2va_trl.evaluation import compare, comparison_table, evaluate, predict_probabilities
+from sa2va_trl.evaluation.thresholds import best_threshold, sweep
 from sa2va_trl.files import write_json
 from sa2va_trl.scripts.arguments import ModelArguments
 from sa2va_trl.scripts.loading import load_model
@@ -39,15 +39,6 @@ def run(script: Path, *options) -> float:
     subprocess.run([sys.executable, str(script), *map(str, options)], check=True, env=environment)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
-
-
-def best_threshold(model, processor, dataset: Dataset) -> float:
-    """The threshold with the highest mean Dice on a split."""
-    dices = [
-        [score(row, probabilities, threshold)["dice"] for threshold in THRESHOLDS]
-        for row, probabilities in predict_probabilities(model, processor, dataset)
-    ]
-    return float(THRESHOLDS[np.mean(dices, axis=0).argmax()])
 
 
 def main():
@@ -74,7 +65,8 @@ def main():
             minutes.append(took)
             model, processor = load_model(ModelArguments(model_name_or_path=str(tuned)))
             model.eval()
-            threshold = best_threshold(model, processor, data["validation"])
+            predicted = predict_probabilities(model, processor, data["validation"])
+            threshold = best_threshold(sweep(predicted, THRESHOLDS))["threshold"]
             _, rows = evaluate(data["test"], predict_probabilities(model, processor, data["test"]), threshold)
             tables[name].append(pd.DataFrame(rows))
         folder = args.output_dir / f"references-{seed}"

@@ -5,6 +5,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 from ..errors import DatasetError
+from ..metrics import Reliability
 from .thresholds import SortedMap, tempered
 
 
@@ -27,33 +28,34 @@ class Calibration:
     """
 
     def __init__(self, temperature: float = 1.0, bins: int = BINS):
-        self.temperature, self.bins = temperature, bins
-        self.pixels, self.positive = np.zeros(bins, dtype=np.int64), np.zeros(bins, dtype=np.int64)
-        self.confidence, self.squares = np.zeros(bins), 0.0
+        self.temperature = temperature
+        counts = np.zeros(bins, dtype=np.int64)
+        self.sums = Reliability(counts, np.zeros(bins), counts, 0.0)
 
     def add(self, ordered: SortedMap) -> None:
         """Count a map in, for `on_map` of [`~evaluation.thresholds.sweep`]."""
         everything, inside = (tempered(values, self.temperature).astype(np.float64) for values in ordered)
-        edges = np.arange(1, self.bins) / self.bins
+        bins = len(self.sums.pixels)
+        edges = np.arange(1, bins) / bins
         starts = np.concatenate([[0], np.searchsorted(everything, edges), [len(everything)]])
         sums = np.concatenate([[0.0], np.cumsum(everything)])
-        self.pixels += np.diff(starts)
-        self.confidence += np.diff(sums[starts])
-        self.positive += np.diff(np.concatenate([[0], np.searchsorted(inside, edges), [len(inside)]]))
-        self.squares += float(everything @ everything - 2 * inside.sum() + len(inside))
+        own = Reliability(
+            np.diff(starts),
+            np.diff(sums[starts]),
+            np.diff(np.concatenate([[0], np.searchsorted(inside, edges), [len(inside)]])),
+            float(everything @ everything - 2 * inside.sum() + len(inside)),
+        )
+        self.sums = self.sums.merge(own)
 
     @property
     def ece(self) -> float:
-        """
-        Expected calibration error (Naeini et al., AAAI 2015): over the intervals, how far the share of the target is
-        from the mean probability, weighted by pixels. In [0, 1].
-        """
-        return float(np.abs(self.confidence - self.positive).sum() / self.pixels.sum())
+        """Expected calibration error, see [`~metrics.calibration.Reliability`]. In [0, 1]."""
+        return self.sums.ece
 
     @property
     def brier(self) -> float:
-        """Mean squared difference of probability and target (Brier, 1950), in [0, 1]."""
-        return self.squares / float(self.pixels.sum())
+        """Brier score, see [`~metrics.calibration.Reliability`]. In [0, 1]."""
+        return self.sums.brier
 
     def report(self) -> dict:
         """
@@ -61,18 +63,19 @@ class Calibration:
             `dict`, ready for JSON: `temperature`, `ece`, `brier`, and `reliability`: for each interval with pixels its
             `from` and `to`, `pixels`, mean `probability` and `frequency` (the share within the target).
         """
-        filled = np.flatnonzero(self.pixels)
+        filled, bins = np.flatnonzero(self.sums.pixels), len(self.sums.pixels)
+        probability, frequency = self.sums.curve
         return {
             "temperature": self.temperature,
             "ece": self.ece,
             "brier": self.brier,
             "reliability": [
                 {
-                    "from": place / self.bins,
-                    "to": (place + 1) / self.bins,
-                    "pixels": int(self.pixels[place]),
-                    "probability": float(self.confidence[place] / self.pixels[place]),
-                    "frequency": float(self.positive[place] / self.pixels[place]),
+                    "from": place / bins,
+                    "to": (place + 1) / bins,
+                    "pixels": int(self.sums.pixels[place]),
+                    "probability": float(probability[place]),
+                    "frequency": float(frequency[place]),
                 }
                 for place in filled.tolist()
             ],

@@ -77,10 +77,7 @@ def compare(
             raise ValueError(f"`pairs`: ({before}, {after}) does not name two of the runs {', '.join(names)}.")
     if not pairs or len(set(pairs)) < len(pairs):
         raise ValueError(f"`pairs` needs at least one pair and none twice, got {pairs}.")
-    seeds = {name: [own] if isinstance(own, pd.DataFrame) else list(own) for name, own in tables.items()}
-    if empty := [name for name, own in seeds.items() if not own]:
-        raise ValueError(f"run {empty[0]!r} has no table.")
-    seeds, undefined, left_out = _defined(_align(seeds, metric), metric)
+    seeds, undefined, left_out = _common(tables, metric)
     first = seeds[names[0]][0]
     clusters = sample_clusters(first)
     if lower_is_better is None:
@@ -121,6 +118,28 @@ def compare(
     }
     alone = all(np.isin(own, (0, 1)).all() for own in values.values()) and metric in METRICS
     return {**comparison, "notes": _notes(comparison, alone)}
+
+
+def averaged(
+    tables: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]], metric: str = "dice"
+) -> dict[str, pd.DataFrame]:
+    """
+    What [`compare`] compares: of each run one table of the samples that all runs have the metric of, in one order,
+    with the metric's mean over the run's seeds.
+
+    Args:
+        tables (`Mapping`), metric (`str`, *optional*, defaults to `"dice"`): as there.
+
+    Returns:
+        `dict[str, pandas.DataFrame]`: by name of the run.
+
+    Raises:
+        `ValueError`: as there.
+    """
+    return {
+        name: own[0].assign(**{metric: mean_of_seeds([table[metric].to_numpy(dtype=np.float64) for table in own])[0]})
+        for name, own in _common(tables, metric)[0].items()
+    }
 
 
 def comparison_table(comparison: dict) -> str:
@@ -245,6 +264,16 @@ def _columns(lines: list[list[str]]) -> str:
         )
         for line in lines
     )
+
+
+def _common(
+    tables: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]], metric: str
+) -> tuple[dict[str, list[pd.DataFrame]], dict[str, int], list[str]]:
+    """Of each run a table a seed, as `_defined` gives them."""
+    seeds = {name: [own] if isinstance(own, pd.DataFrame) else list(own) for name, own in tables.items()}
+    if empty := [name for name, own in seeds.items() if not own]:
+        raise ValueError(f"run {empty[0]!r} has no table.")
+    return _defined(_align(seeds, metric), metric)
 
 
 def _align(seeds: dict[str, list[pd.DataFrame]], metric: str) -> dict[str, list[pd.DataFrame]]:

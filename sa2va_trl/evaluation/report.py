@@ -26,11 +26,6 @@ MOST_CLIPS, MOST_PATIENTS = 16, 60
 HardRuns = Mapping[str, Sequence[tuple[float, float]]]
 
 
-def lower_is_better(name: str) -> bool:
-    """Whether a lower value of a metric is the better one."""
-    return name in LOWER_IS_BETTER
-
-
 def score_columns(samples: pd.DataFrame) -> list[str]:
     """The columns of a table of samples that are metrics: numbers, and no identifiers."""
     is_number, is_bool = pd.api.types.is_numeric_dtype, pd.api.types.is_bool_dtype
@@ -93,7 +88,7 @@ def _all_metrics(metrics: Mapping[str, Mapping], samples: pd.DataFrame) -> Table
     for name, entry in metrics.items():
         median = float(samples[name].median()) if name in samples else None
         left_out = len(samples) - entry["n"]
-        better = "lower" if lower_is_better(name) else "higher"
+        better = "lower" if name in LOWER_IS_BETTER else "higher"
         low, high = entry["ci95"]
         rows.append([name, entry["mean"], low, high, entry["std"], median, entry["n"], left_out, better])
     columns = ["metric", "mean", "95 % from", "95 % to", "std", "median", "images", "left out", "better"]
@@ -177,7 +172,7 @@ def group_sections(tables: Mapping[str, pd.DataFrame], by: str, hard: HardRuns) 
     sections, last = [], list(tables.values())[-1]
     if "patient_id" in last and last["patient_id"].notna().any():
         table = _group_table(tables, "patient_id", by)
-        worst = last.groupby("patient_id")[by].mean().sort_values(ascending=not lower_is_better(by)).index
+        worst = last.groupby("patient_id")[by].mean().sort_values(ascending=by not in LOWER_IS_BETTER).index
         values = {str(name): last.loc[last["patient_id"] == name, by] for name in worst[:MOST_PATIENTS]}
         more = f", of {len(worst)} the {MOST_PATIENTS} worst" if len(worst) > MOST_PATIENTS else ""
         caption = f"{by} of every image by patient, from the worst mean on{more}{_of_the_last(tables)}."

@@ -16,6 +16,7 @@ import pandas as pd
 from datasets import Dataset
 
 from ..evaluation import compare, comparison_table, evaluate, read_predictions
+from ..evaluation.comparison import averaged
 from ..evaluation.page import REPORT
 from ..evaluation.report import comparison_report
 from ..files import write_json
@@ -151,29 +152,6 @@ def main() -> None:
     )
 
 
-def averaged(tables: dict[str, list[pd.DataFrame]], metric: str) -> dict[str, pd.DataFrame]:
-    """
-    Args:
-        tables (`dict[str, list[pandas.DataFrame]]`): by name of the run, one a seed.
-        metric (`str`): what is compared.
-
-    Returns:
-        `dict[str, pandas.DataFrame]`: a table a run, with the metric's mean over its seeds, of the samples that all
-        runs have it of.
-    """
-    columns = {
-        (name, seed): table.set_index("sample_id")[metric]
-        for name, own in tables.items()
-        for seed, table in enumerate(own)
-    }
-    values = pd.DataFrame(columns).dropna()
-    means = {}
-    for name, own in tables.items():
-        rows = own[0].set_index("sample_id").loc[values.index]
-        means[name] = rows.assign(**{metric: values[name].mean(axis=1)}).reset_index()
-    return means
-
-
 def write_report(
     output: Path, args: CompareArguments, names: dict[str, str], tables: dict[str, pd.DataFrame], comparison: dict
 ) -> None:
@@ -184,7 +162,7 @@ def write_report(
     places = tuple(Path(next(folder for folder, own in names.items() if own == name)) for name in pair)
     gallery, threshold = changed_pictures(places, pair, *values, comparison["lower_is_better"])
     report = comparison_report(comparison, tables, hard_runs(list(tables.values())[-1]), gallery, pair, threshold)
-    found = {"Runs": {folder: name for folder, name in names.items()}, **about([args])}
+    found = {"Runs": names, **about([args])}
     files = [file for folder in names if (file := Path(folder) / "per_sample.parquet").is_file()]
     found["Digests"] = {f"{file} (SHA-256)": sha256(file) for file in files}
     save_report(output, "Comparison", f"{args.metric} of {', '.join(tables)}", report, found)

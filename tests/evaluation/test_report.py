@@ -3,7 +3,6 @@ import pandas as pd
 import pytest
 from samples_to_report import scored
 
-from sa2va_trl import metrics as measures
 from sa2va_trl.evaluation.gallery import KeptExtremes
 from sa2va_trl.evaluation.page import Gallery, Plot, Table, Words
 from sa2va_trl.evaluation.report import (
@@ -47,8 +46,7 @@ def test_every_metric_is_in_the_table_and_what_a_mean_leaves_out_is_counted():
     assert len(plots) == 1 + len(metrics)  # the ranges of Dice, and each metric
 
 
-def test_lower_is_better_where_it_is_said(monkeypatch):
-    monkeypatch.setattr(measures, "LOWER_IS_BETTER", frozenset({"hd95"}), raising=False)
+def test_lower_is_better_where_it_is_said():
     tables = {}
     for name, shift in (("a", 0.0), ("b", -1.0)):
         values = 5 + shift + np.arange(8) % 3
