@@ -138,10 +138,13 @@ def own_threshold(threshold: float | None, *models: Model) -> float:
     return threshold if threshold is not None else (own or [0.5])[0]
 
 
-def earlier_evaluations(output: Path) -> list[str]:
-    """Evaluations in folders beside this one, the latest last."""
+def earlier_evaluation(output: Path, samples: pd.DataFrame) -> str | None:
+    """The latest evaluation of the same samples in a folder beside this one."""
     files = [file for file in output.parent.glob("*/per_sample.parquet") if file.parent.name != output.name]
-    return [str(file.parent) for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+        if set(pd.read_parquet(file, columns=["sample_id"])["sample_id"]) == set(samples["sample_id"]):
+            return str(file.parent)
+    return None
 
 
 def metrics_table(metrics: dict[str, dict]) -> str:
@@ -270,10 +273,9 @@ def main() -> None:
         )
     if router is not None:
         say(routing_report(router, samples[["routed", router.by]].to_dict("records")))
-    others = earlier_evaluations(output)
     then = f"look at it: {output / (REPORT if is_reported else 'overlays')}"
-    if others:
-        then = f"compare it with another: {shlex.join(['sa2va-trl', 'compare', others[-1], str(output)])}"
+    if (other := earlier_evaluation(output, samples)) is not None:
+        then = f"compare it with another: {shlex.join(['sa2va-trl', 'compare', other, str(output)])}"
     finish(
         f"{len(samples)} images of {args.dataset_split}: Dice {metrics['dice']['mean']:.3f}",
         f"results in {output}, pictures from the worst to the best image in {output / 'overlays'}",

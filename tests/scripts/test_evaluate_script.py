@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from tasks import options, run_task
 from sa2va_trl.data import DatasetError, synthetic_dataset
 from sa2va_trl.evaluation import compare
 from sa2va_trl.metrics import ALL_METRICS, METRICS
-from sa2va_trl.scripts.evaluate import own_threshold
+from sa2va_trl.scripts.evaluate import earlier_evaluation, own_threshold
 
 
 SYNTHETIC = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_per_video": 3, "size": 64}
@@ -194,3 +195,12 @@ def test_evaluate_chooses_the_threshold_on_another_split(run, second, capsys):
     assert again.equals(found)
     _, own = run("validation", "--dataset_split", "validation")
     assert router["dice_first"] == pytest.approx(own["dice"].mean())
+
+
+def test_only_an_evaluation_of_the_same_samples_is_one_to_compare_with(tmp_path):
+    for name, samples in {"old": "ab", "latest": "ab", "other": "abc", "own": "ab"}.items():
+        (tmp_path / name).mkdir()
+        pd.DataFrame({"sample_id": list(samples)}).to_parquet(tmp_path / name / "per_sample.parquet")
+        os.utime(tmp_path / name / "per_sample.parquet", (len(list(tmp_path.iterdir())),) * 2)
+    assert earlier_evaluation(tmp_path / "own", pd.DataFrame({"sample_id": ["b", "a"]})) == str(tmp_path / "latest")
+    assert earlier_evaluation(tmp_path / "own", pd.DataFrame({"sample_id": ["d"]})) is None
