@@ -89,14 +89,29 @@ class KeptExtremes:
         self.count, self.by, self.seen = count, by, 0
         self._worst, self._best = [], []  # heaps: what is given up first is at the top
 
-    def __call__(self, row: dict, probabilities: np.ndarray, scores: dict) -> None:
-        value, self.seen = scores[self.by], self.seen + 1
-        made = None
-        for heap, key in ((self._worst, -value), (self._best, value)):
-            if len(heap) < self.count or (self.count and key > heap[0][0]):
-                made = made or make_picture(row, [probabilities], {self.by: value})
+    def __call__(self, row: dict, probabilities: np.ndarray, scores: dict) -> Picture | None:
+        """The row's picture, if it is among the worst or the best so far."""
+        value = scores[self.by]
+        if not any(self._takes(heap, key) for heap, key in self._places(value)):
+            self.seen += 1
+            return None
+        picture = make_picture(row, [probabilities], {self.by: value})
+        self.add(picture)
+        return picture
+
+    def add(self, picture: Picture) -> None:
+        """Take a picture that such an object has made, if it is among the worst or the best so far."""
+        self.seen += 1
+        for heap, key in self._places(picture.facts[self.by]):
+            if self._takes(heap, key):
                 push = heapq.heappush if len(heap) < self.count else heapq.heappushpop
-                push(heap, (key, -self.seen, made))  # of equal ones the earlier stays
+                push(heap, (key, -self.seen, picture))  # of equal ones the earlier stays
+
+    def _places(self, value: float) -> tuple[tuple[list, float], tuple[list, float]]:
+        return (self._worst, -value), (self._best, value)
+
+    def _takes(self, heap: list, key: float) -> bool:
+        return len(heap) < self.count or (self.count > 0 and key > heap[0][0])
 
     @property
     def worst(self) -> list[Picture]:

@@ -58,8 +58,8 @@ def by_frame(masks: np.ndarray, row: dict) -> np.ndarray:
 
 class KeptMasks:
     """
-    Masks that an evaluation has seen, one bit a pixel of each image, so that the worst can be drawn once all are
-    known. Give it to [`~evaluation.evaluate`] as `on_row`.
+    Masks that an evaluation has seen, one bit a pixel of each image, compressed, so that the worst can be drawn once
+    all are known. Give it to [`~evaluation.evaluate`] as `on_row`.
 
     Args:
         threshold (`float`, *optional*, defaults to 0.5): probability above which a pixel belongs to a mask.
@@ -69,7 +69,8 @@ class KeptMasks:
         self.threshold, self.bits = threshold, {}
 
     def __call__(self, row: dict, probabilities: np.ndarray, scores: dict) -> None:
-        self.bits[row["sample_id"]] = np.packbits(by_frame(probabilities > self.threshold, row))
+        bits = np.packbits(by_frame(probabilities > self.threshold, row))
+        self.bits[row["sample_id"]] = zlib.compress(bits, level=1)
 
     def masks(self, sample_id: str, shape: tuple[int, int, int]) -> np.ndarray:
         """
@@ -80,7 +81,8 @@ class KeptMasks:
         Returns:
             `np.ndarray` of this shape: bool, all objects in one mask a frame.
         """
-        return np.unpackbits(self.bits[sample_id], count=int(np.prod(shape))).reshape(shape).astype(bool)
+        bits = np.frombuffer(zlib.decompress(self.bits[sample_id]), dtype=np.uint8)
+        return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
 
 
 def draw_samples(dataset: Dataset, samples: pd.DataFrame, kept: KeptMasks) -> Iterator[tuple[str, Image.Image]]:

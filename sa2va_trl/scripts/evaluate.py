@@ -5,28 +5,40 @@ Score a model, or masks that another tool has written, on a data set: at each im
     sa2va-trl evaluate --predictions_dir MASKS --dataset_name DIR --output_dir outputs/eval
     sa2va-trl evaluate --model_name_or_path BASE --adapter STAGE2 --router_adapter STAGE3 \\
         --route_split validation --dataset_name DIR --output_dir outputs/eval
+
+On several processes (accelerate launch recipes/evaluate.py) each scores its share, with the same results. A call that
+was ended is taken up by the same one again.
 """
 
+import os
 import shlex
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
+from datasets import Dataset
 
+from ..data.checks import check_dataset
 from ..data.splits import check_no_leakage
-from ..evaluation import evaluate, predict_probabilities, read_predictions, stored_features
+from ..evaluation import predict_probabilities, read_predictions, stored_features
 from ..evaluation.gallery import KeptExtremes, make_picture, save_picture
-from ..evaluation.overlays import KeptMasks, draw_samples, save_overlays
+from ..evaluation.overlays import draw_samples, save_overlays
 from ..evaluation.page import REPORT
+from ..evaluation.parts import Parts
 from ..evaluation.report import evaluation_report
-from ..evaluation.results import from_worst_to_best, save_results
+from ..evaluation.results import aggregate, from_worst_to_best, save_results
 from ..evaluation.routing import fit_router, predict_routed, routing_report
+from ..features.encoding import Stored
 from ..metrics import ALL_METRICS, LOWER_IS_BETTER
 from ..metrics.rows import check_metric_set
+from ..mining.pieces import partial_folder
+from ..mining.score_files import fingerprint_of
+from ..processes import everywhere, leave_process_group
 from .arguments import DataArguments, ModelArguments, RecipeParser, RouterArguments
 from .loading import Model, get_split, load_data, load_model, load_router
 from .reporting import (
@@ -35,14 +47,16 @@ from .reporting import (
     can_report,
     check_pictures,
     hard_runs,
-    kept_pictures,
     logs_of,
+    move_pictures,
     remove_report,
     save_report,
 )
 from .screen import finish, say
 
 
+# Where rows are kept as they are scored, until the results are there.
+PARTIAL = ".partial"
 # Small enough to be read for a digest: those of adapters and of heads, not of the base.
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json", "config.json")
 
@@ -96,6 +110,10 @@ class EvaluateArguments:
             raise ValueError("report_pictures and num_pictures have no effect with report=false.")
         if self.predictions_dir is not None and (self.cache_features != "auto" or self.cache_dir is not None):
             raise ValueError("cache_features and cache_dir have no meaning with predictions_dir: no model runs.")
+        if self.predictions_dir is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(
+                "predictions_dir: no model runs, so start evaluate in one process; --workers gives it more that score."
+            )
 
 
 def check_router(args: EvaluateArguments, router_args: RouterArguments) -> None:
@@ -210,52 +228,75 @@ def main() -> None:
     check_router(args, router_args)
     if args.predictions_dir is not None and not Path(args.predictions_dir).is_dir():
         raise ValueError(f"predictions_dir={args.predictions_dir!r} is not there: give a folder of masks.")
+    state = PartialState(cpu=not torch.cuda.is_available())
     data = load_data(data_args)
     dataset = get_split(data, args.dataset_split, "dataset_split")
+    check_dataset(dataset, name="dataset")
     if args.route_split is not None:
         chosen_on = get_split(data, args.route_split, "route_split")
         check_no_leakage(chosen_on, dataset, names=(args.route_split, args.dataset_split))
+    output, is_reported = Path(args.output_dir), args.report and can_report()
     router = fitted = None
 
     if args.predictions_dir is None:
         model, processor = load_model(model_args)
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        threshold = own_threshold(args.threshold, model)
-
-        def features_of(rows):
-            return stored_features(model, processor, rows, args.cache_features, args.cache_dir, args.batch_size)
-
+        model, models = model.to(state.device), [model]
         if router_args.has_router:
             router = load_router(router_args, model_args, model, processor)
-            threshold = own_threshold(args.threshold, model, router.model)
-            if args.route_split is not None:
-                own = features_of(chosen_on)
-                fitted = fit_router(model, processor, router, chosen_on, threshold, args.batch_size, features=own)
+            models.append(router.model)
+        threshold = own_threshold(args.threshold, *models)
+        shown = {"batch_size": args.batch_size, "progress": state.is_main_process}
+
+        def features_of(rows: Dataset) -> Stored | None:
+            return stored_features(model, processor, rows, args.cache_features, args.cache_dir, **shown)
+
+        if args.route_split is not None:
+            own = features_of(chosen_on)
+            fitted = fit_router(model, processor, router, chosen_on, threshold, **shown, features=own)
         features = features_of(dataset)
-        if router is not None:
-            predictions = predict_routed(model, processor, router, dataset, args.batch_size, features=features)
-        else:
-            predictions = predict_probabilities(model, processor, dataset, args.batch_size, features=features)
+
+        def predict(rows: list[int]) -> Iterator[tuple[dict, np.ndarray]]:
+            own = None if features is None else (features[0], [features[1][row] for row in rows])
+            if router is not None:
+                return predict_routed(model, processor, router, dataset.select(rows), **shown, features=own)
+            return predict_probabilities(model, processor, dataset.select(rows), **shown, features=own)
+
+        def prints() -> list[dict]:
+            return [fingerprint_of(model, processor, dataset) for model in models]
+
+        options = [threshold, args.metrics, args.batch_size, args.keep_pictures, args.num_pictures, is_reported]
+        options += [model.config.mask_temperature for model in models]
+        options += [] if router is None else [router.by, router.threshold]
+        partial = partial_folder(output / PARTIAL, prints, options)
     else:
-        predictions, threshold = read_predictions(args.predictions_dir, dataset), own_threshold(args.threshold)
+        threshold, partial = own_threshold(args.threshold), output / PARTIAL / "masks"
+        shutil.rmtree(partial, ignore_errors=True)  # what the folder held then is not known
 
-    kept, output = KeptMasks(threshold), Path(args.output_dir)
-    is_reported = args.report and can_report()
+        def predict(rows: list[int]) -> Iterator[tuple[dict, np.ndarray]]:
+            return read_predictions(args.predictions_dir, dataset)  # of all rows, as they are all to be scored
+
+    parts, pictures = Parts(partial, dataset, args.batch_size), partial / SAMPLES
+    if args.keep_pictures:
+        pictures.mkdir(exist_ok=True)
     extremes = KeptExtremes(args.num_pictures if is_reported else 0)
-    with ExitStack() as stack:
-        pictures = stack.enter_context(kept_pictures(output, threshold)) if args.keep_pictures else None
 
-        def on_row(row: dict, probabilities: np.ndarray, scores: dict) -> None:
-            kept(row, probabilities, scores)
-            extremes(row, probabilities, scores)
-            if pictures is not None:
-                save_picture(pictures, make_picture(row, [probabilities], {}))
+    def keep(row: dict, probabilities: np.ndarray, scores: dict) -> None:
+        if args.keep_pictures:
+            save_picture(pictures, make_picture(row, [probabilities], {}))
 
-        scoring = {"metrics": args.metrics, "workers": args.workers}
-        metrics, samples = evaluate(dataset, predictions, threshold, on_row=on_row, **scoring)
-    if not args.keep_pictures:  # those of an earlier call show other masks
-        shutil.rmtree(output / SAMPLES, ignore_errors=True)
-    save_overlays(draw_samples(dataset, from_worst_to_best(samples, args.num_overlays), kept), output / "overlays")
+    rows = parts.share()
+    if parts.done:
+        say(f"{parts.rows_done} of {len(dataset)} images were scored before, and are taken up")
+    if rows:
+        parts.score(predict(rows), threshold, extremes, args.metrics, args.workers, keep)
+    everywhere(None)  # all parts are there
+    leave_process_group()
+    if not state.is_main_process:
+        return
+    samples = parts.samples()
+    metrics, drawn = aggregate(samples), from_worst_to_best(samples, args.num_overlays)
+    kept, extremes = parts.kept(drawn, threshold, extremes.count)
+    save_overlays(draw_samples(dataset, drawn, kept), output / "overlays")
     routing = None
     if router is not None:
         routing = {**(fitted or {"by": router.by, "threshold": router.threshold}), "fitted_on": args.route_split}
@@ -263,6 +304,11 @@ def main() -> None:
     remove_report(output)
     if is_reported:
         write_report(output, args, data_args, model_args, router_args, metrics, samples, extremes, threshold)
+    if args.keep_pictures:
+        move_pictures(output, pictures, threshold)
+    else:  # those of an earlier call show other masks
+        shutil.rmtree(output / SAMPLES, ignore_errors=True)
+    shutil.rmtree(output / PARTIAL, ignore_errors=True)
 
     say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {threshold:g}")
     say(metrics_table(metrics))

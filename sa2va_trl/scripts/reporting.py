@@ -4,8 +4,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -131,13 +130,18 @@ def save_report(
     write_page(folder, title, [*sections, *trained, about_section(about)], subtitle, pictures, {**files, **curves})
 
 
-@contextmanager
-def kept_pictures(folder: Path, threshold: float) -> Iterator[Path]:
-    """A folder for pictures of every sample, which is there as a whole in the end, in place of an earlier one."""
+def move_pictures(folder: Path, pictures: Path, threshold: float) -> None:
+    """
+    Put pictures of every sample into the folder of an evaluation, in place of an earlier one's.
+
+    Args:
+        folder (`Path`): of the evaluation.
+        pictures (`Path`): on the same disk, with what [`~evaluation.gallery.save_picture`] has written; it is moved.
+        threshold (`float`): that was evaluated at.
+    """
+    (pictures / KEPT_AT).write_text(json.dumps(threshold))
     with replaced_together(folder, [SAMPLES]) as new:
-        (new / SAMPLES).mkdir()
-        (new / SAMPLES / KEPT_AT).write_text(json.dumps(threshold))
-        yield new / SAMPLES
+        pictures.rename(new / SAMPLES)
 
 
 def changed_pictures(

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from tasks import options, run_task
 from sa2va_trl.data import DatasetError, synthetic_dataset
 from sa2va_trl.evaluation import compare
 from sa2va_trl.metrics import ALL_METRICS, METRICS
+from sa2va_trl.scripts import evaluate as evaluate_script
 from sa2va_trl.scripts.evaluate import earlier_evaluation, own_threshold
 
 
@@ -48,6 +50,42 @@ def test_without_a_page_there_are_no_pictures_to_choose(tmp_path):
     for option in (("--num_pictures", 3), ("--report_pictures", "beside")):
         with pytest.raises(ValueError, match="have no effect with report=false"):
             run_task("evaluate", "--report", "false", *option, "--output_dir", tmp_path / "out")
+
+
+def test_an_evaluation_that_was_ended_is_taken_up(tmp_path, trained, capsys, monkeypatch):
+    line = [*options(tmp_path, synthetic={**SYNTHETIC, "frames_per_video": 5}), "--model_name_or_path", trained]
+    line += ["--batch_size", 2, "--num_pictures", 1, "--keep_pictures", "true"]
+    run_task("evaluate", *line, "--output_dir", tmp_path / "whole")
+    seen = []
+
+    def ended(folder, picture, save=evaluate_script.save_picture):
+        save(folder, picture)
+        seen.append(picture.name)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate_script, "save_picture", ended)
+    with pytest.raises(KeyboardInterrupt):
+        run_task("evaluate", *line, "--output_dir", tmp_path / "ended")
+    assert [file.name for file in (tmp_path / "ended").iterdir()] == [".partial"]
+    shutil.copytree(tmp_path / "ended", tmp_path / "other")
+    run_task("evaluate", *line, "--threshold", 0.4, "--output_dir", tmp_path / "other")
+    assert "were scored before" not in capsys.readouterr().out  # of another threshold
+    del seen[4:]
+    run_task("evaluate", *line, "--output_dir", tmp_path / "ended")
+    assert "2 of 5 images were scored before" in capsys.readouterr().out
+    assert not list((tmp_path / "ended").glob(".*")) and seen[4:6] == seen[2:4]
+    for name in ("per_sample.parquet", "metrics.json"):
+        assert (tmp_path / "ended" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    for folder in ("overlays", "sample_pictures"):
+        whole, ended = (sorted((tmp_path / name / folder).iterdir()) for name in ("whole", "ended"))
+        assert [(file.name, file.read_bytes()) for file in whole] == [(file.name, file.read_bytes()) for file in ended]
+
+
+def test_masks_of_another_tool_are_scored_in_one_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="start evaluate in one process; --workers gives"):
+        run_task("evaluate", "--predictions_dir", tmp_path)
 
 
 def test_two_models_with_thresholds_of_their_own_need_one_of_the_options():

@@ -1,0 +1,131 @@
+"""An evaluation under way: what is scored is kept on disk, for all processes and for a call that takes it up."""
+
+import base64
+import json
+import math
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from ..errors import DatasetError
+from ..files import whole_file
+from ..processes import everywhere, process_rank
+from .gallery import KeptExtremes, Picture
+from .overlays import KeptMasks
+from .workers import scored
+
+
+class Parts:
+    """
+    Rows that are scored together, and a file for each such part, which appears whole. No row is held in memory, so any
+    number of rows takes as much.
+
+    Args:
+        folder (`Path`):
+            Of the files. All processes share it, and whoever gives it sees to it that no evaluation of another model,
+            data set or set of options is given the same one, such as by [`~mining.pieces.partial_folder`].
+        dataset (`datasets.Dataset`): all rows.
+        size (`int`): rows of a part: those of a forward pass, so that none depends on how parts are shared out.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset, size: int):
+        self.folder, self.dataset, self.size = folder, dataset, size
+        folder.mkdir(parents=True, exist_ok=True)
+        self.done: set[int] = set()
+
+    def share(self) -> list[int]:
+        """
+        What this process has to score. All have to call it together, before any of them scores.
+
+        Returns:
+            `list[int]`: positions of rows that no earlier call has scored, in their order.
+        """
+        self.done = everywhere({int(file.stem) for file in self.folder.glob("*.json")})[0]
+        missing = [part for part in range(math.ceil(len(self.dataset) / self.size)) if part not in self.done]
+        own = missing[process_rank() :: len(everywhere(None))]
+        return [row for part in own for row in range(part * self.size, min((part + 1) * self.size, len(self.dataset)))]
+
+    @property
+    def rows_done(self) -> int:
+        """How many rows the parts of an earlier call have."""
+        return sum(min(self.size, len(self.dataset) - part * self.size) for part in self.done)
+
+    def score(
+        self,
+        predictions: Iterator[tuple[dict, np.ndarray]],
+        threshold: float,
+        extremes: KeptExtremes,
+        metrics: str = "overlap",
+        workers: int = 0,
+        on_row: Callable[[dict, np.ndarray, dict], None] = lambda *_: None,
+    ) -> None:
+        """
+        Score and keep rows.
+
+        Args:
+            predictions (iterator): of the rows that [`share`] has named, in this order; those without masks left out.
+            threshold (`float`): probability above which a pixel belongs to a mask.
+            extremes ([`KeptExtremes`]): which of them are to be shown.
+            metrics, workers, on_row: as of [`~evaluation.evaluate`].
+        """
+        names = self.dataset["sample_id"]
+        part_of = {names[row]: row // self.size for row in range(len(names))}
+        found = scored(predictions, threshold, metrics, workers)
+        for part, rows in groupby(found, key=lambda entry: part_of[entry[0]["sample_id"]]):
+            entries = []
+            for row, probabilities, scores in rows:
+                kept, picture = KeptMasks(threshold), extremes(row, probabilities, scores)
+                kept(row, probabilities, scores)
+                on_row(row, probabilities, scores)
+                entry = {"scores": scores, "masks": kept.bits[row["sample_id"]]}
+                entries.append(entry if picture is None else {**entry, "picture": picture._asdict()})
+            with whole_file(self.folder / f"{part:08d}.json") as temporary:
+                temporary.write_text(json.dumps(entries, default=_plain))
+
+    def read(self) -> Iterator[dict]:
+        """`scores`, `masks` and, of some, `picture` of every row, in the order of the data set."""
+        for file in sorted(self.folder.glob("*.json")):
+            yield from json.loads(file.read_text())
+
+    def samples(self) -> pd.DataFrame:
+        """
+        The table of scores, as [`~evaluation.evaluate`] has it.
+
+        Raises:
+            `DatasetError`: no row has a mask.
+        """
+        samples = [entry["scores"] for entry in self.read()]
+        if not samples:
+            raise DatasetError("The dataset has no row with a mask, so there is nothing to score.")
+        return pd.DataFrame(samples)
+
+    def kept(self, samples: pd.DataFrame, threshold: float, count: int) -> tuple[KeptMasks, KeptExtremes]:
+        """
+        What is to be drawn, of all processes.
+
+        Args:
+            samples (`pandas.DataFrame`): those whose masks are needed.
+            threshold (`float`): that they were scored at.
+            count (`int`): pictures of the worst, and of the best; as many as `extremes` of [`score`] has kept.
+
+        Returns:
+            The masks of `samples`, and the worst and the best of all.
+        """
+        masks, extremes, wanted = KeptMasks(threshold), KeptExtremes(count), set(samples["sample_id"])
+        for entry in self.read():
+            if (name := entry["scores"]["sample_id"]) in wanted:
+                masks.bits[name] = base64.b85decode(entry["masks"])
+            if "picture" in entry:
+                own = entry["picture"]
+                content = {name: base64.b85decode(own[name]) for name in ("image", "maps")}
+                extremes.add(Picture(**{**own, **content, "size": tuple(own["size"])}))
+        return masks, extremes
+
+
+def _plain(value: np.generic | bytes) -> float | int | bool | str:
+    """What JSON can hold in place of a value that it cannot."""
+    return base64.b85encode(value).decode() if isinstance(value, bytes) else value.item()
