@@ -46,6 +46,7 @@ def evaluation_report(
     gallery: Mapping[str, Sequence[Picture]],
     threshold: float,
     hard: HardRuns,
+    remarks: Sequence[str] = (),
 ) -> tuple[list[Section], dict[str, bytes]]:
     """
     Args:
@@ -54,6 +55,7 @@ def evaluation_report(
         gallery (`Mapping[str, Sequence[Picture]]`): by title.
         threshold (`float`): that the masks were evaluated at.
         hard (`Mapping[str, Sequence[tuple[float, float]]]`): by `video_id` the first and last frame of hard runs.
+        remarks (`Sequence[str]`, *optional*): from [`~evaluation.results.remarks`].
 
     Returns:
         The sections of the page, and the files beside it: `metrics_distribution.png`.
@@ -61,7 +63,7 @@ def evaluation_report(
     metrics = {name: entry for name, entry in metrics.items() if "mean" in entry}  # without those by patient and video
     drawn = [name for name in metrics if name in samples and len(plots.finite(samples[name]))]
     figure = plots.distributions(samples, drawn)
-    scores = [_headline(metrics, len(samples)), _all_metrics(metrics, samples)]
+    scores = [_headline(metrics, len(samples)), *map(Words, remarks), _all_metrics(metrics, samples)]
     spread = [
         Plot(plots.to_svg(plots.distributions(samples, [name]), f"metric{number}"), f"{name} of the images.", "small")
         for number, name in enumerate(drawn)

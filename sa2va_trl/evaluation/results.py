@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 
 from ..data.columns import IDENTIFIERS
 from ..data.layout import normalize_row
+from ..data.stored import plain_rows
 from ..files import whole_file, write_json
 from ..metrics import ALL_METRICS, METRICS
 from ..metrics.rows import ScoredPart, check_metric_set, score_masks
 from ..metrics.sets import metric_bounds
-from .clusters import sample_clusters
+from .clusters import cluster_name, sample_clusters
 from .differences import summarize
 
 
@@ -103,6 +105,34 @@ def _summarize_defined(samples: pd.DataFrame, name: str) -> dict:
     if len(defined):
         about = summarize(defined[name].to_numpy(dtype=np.float64), sample_clusters(defined), metric_bounds(name))
     return {**about, "undefined": len(samples) - len(defined)}
+
+
+def remarks(samples: pd.DataFrame, dataset: Dataset) -> list[str]:
+    """
+    What has to be said of an evaluation before its numbers are believed.
+
+    Args:
+        samples (`pandas.DataFrame`): one row a sample, from [`score`].
+        dataset (`datasets.Dataset`): the rows.
+
+    Returns:
+        `list[str]`: a sentence each; none where there is nothing to say.
+    """
+    found, clusters = [], sample_clusters(samples)
+    if len(samples) == 1 or (clusters is not None and len(set(clusters)) == 1):
+        kind = cluster_name(samples)
+        found.append(
+            f"All samples are of one {kind[:-1]}: there is no interval, and the means say nothing of other {kind}."
+        )
+    # (Of masks with something in them, every Dice is hardly ever 0 or 1, so others need not be read again.)
+    if samples["dice"].isin((0, 1)).all() and not any(
+        np.any(mask) for row in plain_rows(dataset) for mask in normalize_row(row)["masks"]
+    ):
+        found.append(
+            "All masks of the split are empty: this says how often nothing is found where nothing is (Dice 1), and "
+            "not how well anything is drawn."
+        )
+    return found
 
 
 def from_worst_to_best(samples: pd.DataFrame, count: int, by: str = "dice") -> pd.DataFrame:

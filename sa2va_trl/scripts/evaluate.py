@@ -31,7 +31,7 @@ from ..evaluation.overlays import draw_samples, save_overlays
 from ..evaluation.page import REPORT
 from ..evaluation.parts import Parts
 from ..evaluation.report import evaluation_report
-from ..evaluation.results import aggregate, from_worst_to_best, save_results
+from ..evaluation.results import aggregate, from_worst_to_best, remarks, save_results
 from ..evaluation.routing import fit_router, predict_routed, routing_report
 from ..features.encoding import Stored
 from ..metrics import ALL_METRICS, LOWER_IS_BETTER
@@ -200,10 +200,11 @@ def write_report(
     samples: pd.DataFrame,
     extremes: KeptExtremes,
     threshold: float,
+    said: list[str],
 ) -> None:
     """The page of an evaluation, with the curves of the training that its model or adapter comes from."""
     gallery = {"Worst": extremes.worst, "Best": extremes.best}
-    report = evaluation_report(metrics, samples, gallery, threshold, hard_runs(samples))
+    report = evaluation_report(metrics, samples, gallery, threshold, hard_runs(samples), said)
     if args.predictions_dir is not None:
         of, options, trained, weights = f"masks in {args.predictions_dir}", [args, data_args], {}, []
     else:
@@ -294,7 +295,8 @@ def main() -> None:
     if not state.is_main_process:
         return
     samples = parts.samples()
-    metrics, drawn = aggregate(samples), from_worst_to_best(samples, args.num_overlays)
+    metrics, said = aggregate(samples), remarks(samples, dataset)
+    drawn = from_worst_to_best(samples, args.num_overlays)
     kept, extremes = parts.kept(drawn, threshold, extremes.count)
     save_overlays(draw_samples(dataset, drawn, kept), output / "overlays")
     routing = None
@@ -303,7 +305,7 @@ def main() -> None:
     save_results(output, metrics, samples, routing)
     remove_report(output)
     if is_reported:
-        write_report(output, args, data_args, model_args, router_args, metrics, samples, extremes, threshold)
+        write_report(output, args, data_args, model_args, router_args, metrics, samples, extremes, threshold, said)
     if args.keep_pictures:
         move_pictures(output, pictures, threshold)
     else:  # those of an earlier call show other masks
@@ -311,7 +313,7 @@ def main() -> None:
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
 
     say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {threshold:g}")
-    say(metrics_table(metrics))
+    say("\n".join([metrics_table(metrics), *said]))
     if fitted is not None:
         say(
             f"router: threshold chosen on {fitted['n']} images of {args.route_split}, Dice {fitted['dice_first']:.4f} "

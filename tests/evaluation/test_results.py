@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from samples import TARGET, box, sample
+from samples import TARGET, box, sample, stored
 
 from sa2va_trl.evaluation.results import (
     aggregate,
     from_worst_to_best,
+    remarks,
     save_results,
     score,
     worst_and_improved,
@@ -206,3 +207,17 @@ def test_an_aggregate_says_what_it_leaves_out():
 def test_videos_are_counted_once_too():
     samples = table([0.5, 0.7, 0.9], video_id=["v", "v", None]).assign(hd95=[1.0, 3.0, 9.0])
     assert aggregate(samples)["by_video"]["hd95"]["mean"] == 2 and "by_patient" not in aggregate(samples)
+
+
+def test_what_has_to_be_said_of_an_evaluation():
+    rows = stored([sample("a", TARGET), sample("b", TARGET)])
+    nothing = stored([sample("a", TARGET & False), sample("b", TARGET & False)])
+    table = pd.DataFrame({"sample_id": ["a", "b"], "dice": [0.0, 1.0]})
+    assert remarks(table, rows) == []
+    assert remarks(table.assign(dice=0.5), nothing) == []  # is not asked of masks with a Dice between
+    (said,) = remarks(table, nothing)
+    assert said.startswith("All masks of the split are empty")
+    (said,) = remarks(table.assign(patient_id="p", video_id=["v", "w"]), rows)
+    assert said == "All samples are of one patient: there is no interval, and the means say nothing of other patients."
+    assert remarks(table.assign(patient_id=["p", "q"]), rows) == []
+    assert "of one image" in remarks(table[:1], rows)[0]
