@@ -12,6 +12,15 @@ that would make the host wait for the accelerator at every step: masks are check
 from .batches import mask_losses, mask_shares
 from .language import language_modeling_loss
 from .masks import dice_loss, mask_bce_loss, sample_points, soft_dice
+from .policy_gradient import (
+    advantages,
+    bernoulli_kl,
+    clip_fractions,
+    clipped_surrogate,
+    gaussian_kl,
+    pooled_credit,
+    region_surrogate,
+)
 from .preferences import PREFERENCE_LOSSES, PREFERENCE_SCORES, mask_rewards, preference_loss
 from .topology import skeleton_recall_loss, soft_cldice_loss, soft_skeleton, tubed_skeleton
 
@@ -19,13 +28,20 @@ from .topology import skeleton_recall_loss, soft_cldice_loss, soft_skeleton, tub
 __all__ = [
     "PREFERENCE_LOSSES",
     "PREFERENCE_SCORES",
+    "advantages",
+    "bernoulli_kl",
+    "clip_fractions",
+    "clipped_surrogate",
     "dice_loss",
+    "gaussian_kl",
     "language_modeling_loss",
     "mask_bce_loss",
     "mask_losses",
     "mask_rewards",
     "mask_shares",
+    "pooled_credit",
     "preference_loss",
+    "region_surrogate",
     "sample_points",
     "skeleton_recall_loss",
     "soft_cldice_loss",
