@@ -61,7 +61,8 @@ def successive_halving(
     """
     Score candidates on more and more images, and drop the worse ones after every round (Jamieson and Talwalkar,
     AISTATS 2016, arXiv 1502.07943). Every round has `eta` times the clusters of the one before and keeps one candidate
-    of `eta`, so all rounds cost about the same. No image is scored twice for a candidate.
+    of `eta`, so all rounds cost about the same; with few clusters there are fewer rounds, which keep fewer each. No
+    image is scored twice for a candidate.
 
     Args:
         count (`int`): candidates.
@@ -106,7 +107,10 @@ def successive_halving(
     place = {labels[which]: order for order, which in enumerate(np.random.default_rng(seed).permutation(len(labels)))}
     places = np.array([place[label] for label in clusters])
     rest = [candidate for candidate in range(count) if candidate not in kept]
-    others = math.ceil(math.log(max(len(rest) / finalists, 1), eta) - 1e-9)  # rounds before the last one
+    # Rounds before the last one: no more than there are new clusters for, so that of few patients none decides alone
+    # again and again.
+    surplus = max(len(rest) / finalists, 1)
+    others = min(math.ceil(math.log(surplus, eta) - 1e-9), math.floor(math.log(len(labels), eta) + 1e-9))
     values, rounds, before = np.full((count, len(places)), np.nan), [], 0
     for number in range(others + 1):
         taken = math.ceil(len(labels) / eta ** (others - number))
@@ -126,6 +130,6 @@ def successive_halving(
         rounds.append(Round(ranked, means[order].tolist(), taken, seen.shape[1]))
         before = taken
         if number < others:
-            keep = max(math.ceil(len(rest) / eta), finalists)
+            keep = max(math.ceil(finalists * surplus ** (1 - (number + 1) / others) - 1e-9), finalists)
             rest = [candidate for candidate in ranked if candidate in set(rest)][:keep]
     return Halving(rounds, values)

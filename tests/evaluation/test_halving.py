@@ -31,7 +31,9 @@ def test_the_last_round_has_all_images_and_the_best_of_its_candidates(count, ima
     assert asked.max() == 1 and (np.isfinite(found.values) == (asked == 1)).all()
     last = found.rounds[-1]
     assert last.images == images and last.clusters == len(set(clusters))
-    assert 0 in last.candidates and len(last.candidates) <= max(finalists + 1, 1)
+    assert 0 in last.candidates
+    if len(set(clusters)) >= eta:  # of fewer no round could drop any
+        assert len(last.candidates) <= finalists + 1
     assert found.best == max(last.candidates, key=lambda candidate: values[candidate].mean())
     assert last.means == sorted(last.means, reverse=True)
     for one, other in zip(found.rounds, found.rounds[1:], strict=False):
@@ -56,6 +58,13 @@ def test_images_of_a_patient_come_together():
     )
     for rows in rounds:
         assert all(sum(clusters[row] == label for row in rows) in (0, 5) for label in range(4))
+
+
+def test_every_round_has_new_patients():
+    found = successive_halving(146, _table(np.random.default_rng(0).random((146, 60))), [row % 6 for row in range(60)])
+    assert [each.clusters for each in found.rounds] == [2, 3, 6]
+    counts = [len(each.candidates) for each in found.rounds]
+    assert counts[0] == 146 and counts[-1] == 5 and counts[1] == pytest.approx(146 / np.sqrt(146 / 4), abs=2)
 
 
 def test_of_equal_ones_the_first_wins():
