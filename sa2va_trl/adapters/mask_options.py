@@ -1,23 +1,25 @@
-"""The threshold and temperature that a model or an adapter draws its masks with, stored in its folder."""
+"""What a model or an adapter is asked, and the threshold and temperature it draws with, stored in its folder."""
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig
 
 from ..files import write_json
 from ..models import Sa2VAConfig
 from ..models.checkpoints import ADAPTER_CONFIG, is_published
+from ..questions import check_question
 
 
 #: Beside an adapter: those of its options that are the adapter's own, and not its base's.
 MASK_OPTIONS = "mask_options.json"
 #: Names of the config, and what they are by default.
-DEFAULTS = {"mask_threshold": 0.5, "mask_temperature": 1.0}
+DEFAULTS = {"mask_threshold": 0.5, "mask_temperature": 1.0, "default_question": None}
 
 
-def mask_options(config: PreTrainedConfig) -> dict[str, float]:
+def mask_options(config: PreTrainedConfig) -> dict[str, Any]:
     """What a config says of `DEFAULTS`."""
     return {name: getattr(config, name) for name in DEFAULTS}
 
@@ -36,38 +38,38 @@ def check_storable(folder: str | os.PathLike) -> None:
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(
-            f"A threshold can be stored in a folder of this machine with a model or an adapter; {folder} is none. "
-            "Give the folder, or leave out --store and give --threshold wherever the model is used."
+            f"A threshold or question can be stored in a folder of this machine with a model or an adapter; {folder} "
+            "is none. Give the folder, or leave out --store and give --threshold or --question wherever the model is "
+            "used."
         )
     content = json.loads(file.read_text())
     if is_published(content) or content.get("model_type") != Sa2VAConfig.model_type:
         raise ValueError(
-            f"{file} is in the layout that Sa2VA publishes, which has no place for a threshold: make a native folder "
-            "of it with sa2va-trl convert first."
+            f"{file} is in the layout that Sa2VA publishes, which has no place for a threshold or "
+            "question: make a native folder of it with sa2va-trl convert first."
         )
 
 
-def store_mask_options(folder: str | os.PathLike, mask_threshold: float, mask_temperature: float = 1.0) -> Path:
+def store_mask_options(folder: str | os.PathLike, **options: Any) -> Path:
     """
     Store them where loading finds them: of a model in its `config.json`, of an adapter in `MASK_OPTIONS` beside it, so
-    that its base and the base's other adapters keep their own.
+    that its base and the base's other adapters keep their own. Those that are not given stay as they are.
 
     Args:
         folder (`str` or `os.PathLike`): of a native model or an adapter.
-        mask_threshold (`float`): in (0, 1), of the probabilities at this temperature.
-        mask_temperature (`float`, *optional*, defaults to 1.0): above 0.
+        options: names of `DEFAULTS`. `mask_threshold` (in (0, 1)) is of the probabilities at `mask_temperature` (above
+            0); `default_question` is a template, or None for the package's own.
 
     Returns:
         `Path`: the file.
 
     Raises:
-        `ValueError`: as [`check_storable`], or a value out of its range.
+        `ValueError`: as [`check_storable`] and [`check_options`].
     """
     check_storable(folder)
-    options = {"mask_threshold": float(mask_threshold), "mask_temperature": float(mask_temperature)}
     check_options(options, folder)
     if (Path(folder) / ADAPTER_CONFIG).is_file():
-        file, content = Path(folder) / MASK_OPTIONS, options
+        file, content = Path(folder) / MASK_OPTIONS, {**read_mask_options(folder), **options}
     else:
         file = Path(folder) / "config.json"
         content = {**json.loads(file.read_text()), **options}
@@ -75,13 +77,13 @@ def store_mask_options(folder: str | os.PathLike, mask_threshold: float, mask_te
     return file
 
 
-def read_mask_options(folder: str | os.PathLike) -> dict[str, float]:
+def read_mask_options(folder: str | os.PathLike) -> dict[str, Any]:
     """
     Args:
         folder (`str` or `os.PathLike`): of an adapter.
 
     Returns:
-        `dict[str, float]`: what is stored beside it; empty where nothing is.
+        `dict`: what is stored beside it; empty where nothing is.
 
     Raises:
         `ValueError`: the file holds something else.
@@ -90,17 +92,17 @@ def read_mask_options(folder: str | os.PathLike) -> dict[str, float]:
     if not file.is_file():
         return {}
     try:
-        options = {name: float(value) for name, value in json.loads(file.read_text()).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} does not hold a mask_threshold and a mask_temperature: {error!r}.") from error
+        options = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} does not hold names and values of {', '.join(DEFAULTS)}: {error!r}.") from error
     check_options(options, file)
     return options
 
 
-def check_options(options: dict[str, float], where: str | os.PathLike) -> None:
+def check_options(options: dict[str, Any], where: str | os.PathLike) -> None:
     """
     Args:
-        options (`dict[str, float]`): to check.
+        options (`dict`): to check.
         where (`str` or `os.PathLike`): what the message names.
 
     Raises:
@@ -109,7 +111,12 @@ def check_options(options: dict[str, float], where: str | os.PathLike) -> None:
     if unknown := sorted(options.keys() - DEFAULTS.keys()):
         raise ValueError(f"{where}: there is no option {', '.join(unknown)}, only {', '.join(DEFAULTS)}.")
     options = {**DEFAULTS, **options}
+    numbers = [name for name, value in DEFAULTS.items() if isinstance(value, float)]
+    if wrong := [name for name in numbers if not isinstance(options[name], (int, float))]:
+        raise ValueError(f"{where}: {wrong[0]} must be a number, got {options[wrong[0]]!r}.")
     if not 0 < options["mask_threshold"] < 1:
         raise ValueError(f"{where}: mask_threshold must lie between 0 and 1, got {options['mask_threshold']}.")
     if not 0 < options["mask_temperature"] < float("inf"):
         raise ValueError(f"{where}: mask_temperature must be a number above 0, got {options['mask_temperature']}.")
+    if options["default_question"] is not None:
+        check_question(options["default_question"], f"{where}: default_question")

@@ -3,10 +3,10 @@
 from typing import Any
 
 from ..errors import DatasetError
+from ..questions import QUESTIONS, ask, check_question  # noqa: F401  (QUESTIONS were defined here once)
 from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN, reserved_tokens
 
 
-QUESTIONS = ("Please segment the {phrase}.",)
 ANSWERS = ("Sure, [SEG].",)
 
 
@@ -39,7 +39,7 @@ def conversation(phrases: list[str], questions: list[str], answers: list[str]) -
 
     Args:
         phrases (`list[str]`): one an object.
-        questions (`list[str]`): for each object, with `{phrase}` where the phrase goes.
+        questions (`list[str]`): for each object, with `{phrase}` where the phrase goes, see [`~questions.ask`].
         answers (`list[str]`): for each object, with one `[SEG]`.
 
     Returns:
@@ -47,7 +47,7 @@ def conversation(phrases: list[str], questions: list[str], answers: list[str]) -
     """
     messages = []
     for phrase, question, answer in zip(phrases, questions, answers, strict=True):
-        messages.append({"role": "user", "content": question.replace("{phrase}", phrase)})
+        messages.append({"role": "user", "content": ask(question, phrase)})
         messages.append({"role": "assistant", "content": answer})
     return messages
 
@@ -61,17 +61,13 @@ def check_templates(questions: list[str] | tuple[str, ...], answers: list[str] |
         answers (`list[str]`): each with one `[SEG]`.
 
     Raises:
-        `ValueError`: no template, a question without `{phrase}`, or an answer without exactly one `[SEG]`.
+        `ValueError`: no template, a question that [`~questions.check_question`] refuses, or an answer without exactly
+            one `[SEG]`.
     """
     if not questions or not answers:
         raise ValueError("question_templates and answer_templates need at least one entry each.")
     for question in questions:
-        if "{phrase}" not in question:
-            raise ValueError(
-                f"question_templates: {question!r} has no {{phrase}}, so it would not say what to segment."
-            )
-        if "[SEG]" in question or "<image>" in question:
-            raise ValueError(f"question_templates: {question!r} must hold neither [SEG] nor <image>.")
+        check_question(question, "question_templates")
     for answer in answers:
         if answer.count("[SEG]") != 1:
             raise ValueError(f"answer_templates: {answer!r} must hold [SEG] exactly once, one for each object.")

@@ -48,6 +48,17 @@ HELD_OUT_PHRASES = {
     NARROWING: ("narrowed stretch", "narrowing of the vessel"),
     DIAPHRAGM: ("dome", "diaphragm dome"),
 }
+#: The same in Chinese, which no row to learn from uses.
+CHINESE = {
+    VESSEL: ("血管", "冠状动脉", "造影剂充盈的血管"),
+    CATHETER: ("导管", "造影导管"),
+    LEFT: ("左侧主支",),
+    RIGHT: ("右侧主支",),
+    TRUNK_NAME: ("血管主干", "主干"),
+    SIDES: ("侧支", "分支血管"),
+    NARROWING: ("狭窄", "狭窄段"),
+    DIAPHRAGM: ("膈肌", "横膈"),
+}
 _PLURAL = {
     *("blood vessels", "vessels", "coronary arteries", "contrast-filled vessels", *PHRASES[SIDES]),
     *("coronary vessels", "arteries", "contrast-filled arteries", *HELD_OUT_PHRASES[SIDES]),

@@ -12,14 +12,13 @@ from PIL import Image
 from torch import nn
 
 from ..data.checks import check_dataset
-from ..data.collator import SegCollator
 from ..data.fit import check_fit
 from ..data.layout import normalize_row
 from ..data.masks import decode_mask
 from ..data.stored import plain_rows
 from ..errors import DatasetError
 from ..features.decision import Rows, decide_features
-from ..features.encoding import RowEncoder, Stored, encoder, max_positions, to_model
+from ..features.encoding import RowEncoder, Stored, encoder, row_collator, to_model
 from ..features.fingerprint import fingerprint
 from ..features.rows import feature_bytes, row_facts
 from ..features.store import FeatureStore, features_folder
@@ -67,7 +66,7 @@ def stored_features(
             raise ValueError("cache_dir has no meaning with cache_features=off.")
         return None
     dataset, keys = plain_rows(dataset), []
-    collator = SegCollator(processor, max_length=max_positions(model))
+    collator = row_collator(model, processor)
 
     def root() -> Path:
         return Path(cache_dir or features_folder(dataset))

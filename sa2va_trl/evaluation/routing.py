@@ -21,6 +21,7 @@ from ..mask_logits import mask_probabilities
 from ..metrics import spread
 from ..models import Sa2VAProcessor, Segmentation
 from ..models.outputs import SegFeatures
+from ..questions import question_of
 from ..sampling import MaskSampler, default_sampler
 from .predictions import passes, probabilities, probabilities_of
 from .results import ROUTE, score
@@ -192,11 +193,13 @@ def _both(
     rows: RowEncoder, router: Router, wanted: Callable[[float], bool]
 ) -> Iterator[tuple[dict, float, np.ndarray, np.ndarray | None]]:
     """Every row, its value, the first model's probabilities and, where `wanted(value)`, the second's."""
+    # Features are of a question: a second model with another one sees the pixels.
+    is_shared = router.shared and question_of(rows.bare.config) == question_of(router.model.config)
     for start, decoded, targets, encoded, outputs in passes(rows):
         values = router.values(rows.model, encoded, outputs.iou_scores)
         chosen = [position for position, value in values.items() if wanted(value)]
         second = {}
-        if chosen and router.shared:
+        if chosen and is_shared:
             others = router.model(features=encoded)
             for position in chosen:
                 second[position] = probabilities_of(router.model, others, position, targets[position])

@@ -18,6 +18,7 @@ from ..data.stored import plain_rows
 from ..losses import tubed_skeleton
 from ..models import Sa2VAProcessor
 from ..models.outputs import SegFeatures
+from ..questions import question_of
 from .rows import KEY, view_key
 from .store import FeatureStore
 
@@ -65,6 +66,22 @@ def max_positions(model: nn.Module) -> int:
     return model.config.text_config.max_position_embeddings
 
 
+def row_collator(model: nn.Module, processor: Sa2VAProcessor, question: str | None = None) -> SegCollator:
+    """
+    What rows go through to a model that is judged, and not trained.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration` or `PeftModel`): that is asked.
+        processor (`Sa2VAProcessor`): of the model.
+        question (`str`, *optional*): template to ask with; by default the model's own, see [`~questions.question_of`].
+
+    Returns:
+        [`~data.collator.SegCollator`].
+    """
+    questions = (question_of(model.config) if question is None else question,)
+    return SegCollator(processor, questions=questions, max_length=max_positions(model), with_pairs=False)
+
+
 class RowEncoder:
     """
     Rows of a data set through a model, in batches: their features, from the pixels or from a store.
@@ -78,6 +95,7 @@ class RowEncoder:
         features (*optional*): a store and the key of each row, from [`~evaluation.stored_features`].
         batch_size (`int`, *optional*, defaults to 4): rows a pass.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
+        question (`str`, *optional*): template to ask with; by default the model's own, see [`~questions.question_of`].
     """
 
     def __init__(
@@ -88,10 +106,11 @@ class RowEncoder:
         features: Stored | None = None,
         batch_size: int = 4,
         progress: bool = True,
+        question: str | None = None,
     ):
         self.model, self.bare, self.dataset = model, unwrapped(model), plain_rows(dataset)
         self.batch_size, self.progress = batch_size, progress
-        self.collator, self.keys = SegCollator(processor, max_length=max_positions(self.bare), with_pairs=False), None
+        self.collator, self.keys = row_collator(self.bare, processor, question), None
         if features is not None:
             store, self.keys = features
             self.collator = FeatureCollator(self.collator, store)

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from torch import nn
 
-from ..data.prompts import ANSWERS, QUESTIONS
+from ..data.prompts import ANSWERS
 from ..errors import MiningError
 from ..features.encoding import unwrapped
 from ..features.fingerprint import fingerprint
 from ..features.rows import row_facts
 from ..files import whole_file
 from ..models import Sa2VAProcessor
+from ..questions import question_of
 from .hardness import record, with_record
 
 
@@ -28,7 +29,7 @@ _METADATA = b"sa2va_trl.mining"
 
 def fingerprint_of(model: nn.Module, processor: Sa2VAProcessor, dataset: Dataset) -> dict:
     """
-    What scores depend on: every weight of the model, adapters included, the processor, and the rows.
+    What scores depend on: every weight of the model, adapters included, the processor, the rows, and what is asked.
 
     An adapter that is folded into the weights makes another fingerprint than the same adapter beside them. Under
     ZeRO-3 all processes have to call it together.
@@ -44,11 +45,12 @@ def fingerprint_of(model: nn.Module, processor: Sa2VAProcessor, dataset: Dataset
     prints = fingerprint(unwrapped(model), processor, parts=("",))
     # Not the versions of packages: scores stay what they were measured to be.
     kept = {name: prints[name] for name in ("weights", "config", "processor", "dtype")}
-    return {"format": SCORES_FORMAT, "model": kept, "dataset": _dataset_digest(dataset), "rows": len(dataset)}
+    digest = _dataset_digest(dataset, question_of(unwrapped(model).config))
+    return {"format": SCORES_FORMAT, "model": kept, "dataset": digest, "rows": len(dataset)}
 
 
-def _dataset_digest(dataset: Dataset) -> str:
-    facts = row_facts(dataset, QUESTIONS[0], ANSWERS[0], digests=True)
+def _dataset_digest(dataset: Dataset, question: str) -> str:
+    facts = row_facts(dataset, question, ANSWERS[0], digests=True)
     return hashlib.sha256("".join(sorted(row.digest for row in facts)).encode()).hexdigest()
 
 

@@ -36,6 +36,7 @@ def score_dataset(
     prints: dict | None = None,
     partial_dir: str | os.PathLike | None = None,
     progress: bool = True,
+    question: str | None = None,
 ) -> pd.DataFrame:
     """
     Score every row that has masks with the model as it is, at the image's own size: one encoding (or stored features)
@@ -62,6 +63,9 @@ def score_dataset(
             Where scores are kept as they come, in a folder for each model, data set and set of options. A call that
             was killed takes up where it ended. What is there is never more than a start: remove it when done.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
+        question (`str`, *optional*):
+            Template to ask with; by default the model's own, see [`~questions.question_of`], which is that of
+            `features` too.
 
     Returns:
         `pandas.DataFrame`: one row a row with masks, in the order of the data set, with (numbers are float64)
@@ -105,8 +109,9 @@ def score_dataset(
     if table.empty:
         raise MiningError("The dataset has no row with a mask, so there is nothing to score.")
     options = [repr(sampler), threshold, tolerance, seed, *stored_temperature(model)]
+    options += [] if question is None else [question]
     partial = partial_folder(partial_dir, lambda: prints or fingerprint_of(model, processor, dataset), options)
-    encode = RowEncoder(model, processor, dataset, features, batch_size, progress)
+    encode = RowEncoder(model, processor, dataset, features, batch_size, progress, question)
     return score_pieces(_Scorer(encode, sampler, threshold, tolerance), table, seed, partial)
 
 

@@ -13,13 +13,14 @@ from datasets import Dataset
 from PIL import Image
 from torch import nn
 
-from ..data.prompts import ANSWERS, QUESTIONS
+from ..data.prompts import ANSWERS
 from ..data.stored import plain_rows
 from ..errors import MiningError
 from ..features.encoding import unwrapped
 from ..media.pictures import read_image
 from ..metrics import NearMask, agreement, dices, measure, motion
 from ..models import Sa2VAProcessor, Segmentation
+from ..questions import ask, question_of
 from .pieces import check_score_options, nanmean, neighbours, partial_folder, rows_of, score_pieces, stored_temperature
 from .score_files import fingerprint_of
 
@@ -40,8 +41,8 @@ class _Unlabelled:
     @torch.no_grad()
     def __call__(self, piece: pd.DataFrame, generator: torch.Generator) -> list["_Seen"]:
         rows = [self.dataset[int(number)] for number in piece["row"]]
-        images, questions = _requests(rows)
         model = unwrapped(self.model)
+        images, questions = _requests(rows, question_of(model.config))
         results = _segment(model, self.processor, images, questions, self.threshold)
         frames = []
         for image, question, result in zip(images, questions, results, strict=True):
@@ -93,11 +94,11 @@ class _Seen(NamedTuple):
     question: str
 
 
-def _requests(rows: list[dict]) -> tuple[list[Image.Image], list[str]]:
+def _requests(rows: list[dict], question: str) -> tuple[list[Image.Image], list[str]]:
     values = [row["image"] if row.get("image") is not None else row["images"][0] for row in rows]
     images = [read_image(value).convert("RGB") for value in values]
     phrases = [row["phrase"] if row.get("phrase") is not None else row["phrases"][0] for row in rows]
-    return images, [QUESTIONS[0].replace("{phrase}", phrase) for phrase in phrases]
+    return images, [ask(question, phrase) for phrase in phrases]
 
 
 def _segment(
@@ -120,7 +121,7 @@ def predict_unlabelled(
     Returns:
         `list[np.ndarray]` of shape `(1, H, W)`: bool, at the images' sizes.
     """
-    results = _segment(model, processor, *_requests(list(rows)), threshold)
+    results = _segment(model, processor, *_requests(list(rows), question_of(model.config)), threshold)
     return [result.masks.cpu().numpy() for result in results]
 
 

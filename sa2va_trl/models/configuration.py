@@ -8,6 +8,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ..questions import check_question
+
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +176,10 @@ class Sa2VAConfig(PreTrainedConfig):
             What mask logits are divided by before they become probabilities (temperature scaling, Guo et al., ICML
             2017, arXiv 1706.04599), of which the threshold is one. The logits themselves, and what trains on them, are
             left as they are.
+        default_question (`str`, *optional*):
+            Template with `{phrase}` ([`~questions.ask`]) that the model is evaluated, mined and predicted with where
+            nobody says another; by default the package's own. `sa2va-trl search_prompts` chooses and stores one.
+            `segment` takes its text as it is.
         frame_policy (`str`, *optional*, defaults to `"uniform"`):
             Which frames of a video the language model sees and prompts: spread over the clip, or its `"first"` ones
             (Sa2VA's own code).
@@ -205,6 +211,7 @@ class Sa2VAConfig(PreTrainedConfig):
     prompt_template: str = "qwen_chat"
     mask_threshold: float = 0.5
     mask_temperature: float = 1.0
+    default_question: str | None = None
     frame_policy: str = "uniform"
     num_frames: int = 5
     tracking: str = "soft"
@@ -229,6 +236,8 @@ class Sa2VAConfig(PreTrainedConfig):
             raise ValueError(f"mask_threshold must lie between 0 and 1, got {self.mask_threshold}.")
         if not 0 < self.mask_temperature < float("inf"):
             raise ValueError(f"mask_temperature must be a number above 0, got {self.mask_temperature}.")
+        if self.default_question is not None:
+            check_question(self.default_question, "default_question")
         check_video_options(self.frame_policy, self.num_frames, self.tracking)
         if self.seg_state not in SEG_STATES:
             raise ValueError(f"seg_state must be one of {', '.join(SEG_STATES)}, got {self.seg_state!r}.")

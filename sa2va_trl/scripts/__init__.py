@@ -14,6 +14,7 @@ TASKS = {
     "three_stage": "all stages, and the evaluation of each beside a control",
     "evaluate": "score a model, or masks of another tool, on held-out rows",
     "sweep_threshold": "choose the threshold on one split, and say what it gains on another",
+    "search_prompts": "choose the question on one split, and say what it gains on another",
     "compare": "set evaluations of the same samples beside each other",
     "predict": "segment an image, a folder of images or a video",
     "app": "a page to click on: ask about a picture or a clip, move the threshold, compare",

@@ -26,6 +26,7 @@ from datasets import Dataset
 from ..data.checks import check_dataset
 from ..data.splits import check_no_leakage
 from ..evaluation import predict_probabilities, read_predictions, stored_features
+from ..evaluation.candidate_questions import phrases_in
 from ..evaluation.gallery import KeptExtremes, make_picture, save_picture
 from ..evaluation.overlays import draw_samples, save_overlays
 from ..evaluation.page import REPORT
@@ -39,6 +40,7 @@ from ..metrics.rows import check_metric_set
 from ..mining.pieces import partial_folder
 from ..mining.score_files import fingerprint_of
 from ..processes import everywhere, leave_process_group
+from ..questions import QUESTIONS, check_question, question_of
 from .arguments import DataArguments, ModelArguments, RecipeParser, RouterArguments
 from .loading import Model, get_split, load_data, load_model, load_router
 from .reporting import (
@@ -72,6 +74,10 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Probability above which a pixel is foreground; the model's own by default, else 0.5."},
     )
+    question: str | None = field(
+        default=None,
+        metadata={"help": "What to ask, with {phrase}, in place of the model's own question."},
+    )
     metrics: str = field(
         default="overlap", metadata={"help": "overlap, or all: also topology, boundary, shape, calibration and more."}
     )
@@ -100,6 +106,10 @@ class EvaluateArguments:
     def __post_init__(self):
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
+        if self.question is not None:
+            check_question(self.question, "question")
+            if self.predictions_dir is not None:
+                raise ValueError("question has no meaning with predictions_dir: no model runs.")
         check_metric_set(self.metrics)
         if self.workers < 0:
             raise ValueError(f"workers must be 0 or more, got {self.workers}.")
@@ -154,6 +164,12 @@ def own_threshold(threshold: float | None, *models: Model) -> float:
             f"The two models have different thresholds of their own, {own[0]:g} and {own[1]:g}: give --threshold."
         )
     return threshold if threshold is not None else (own or [0.5])[0]
+
+
+def set_question(question: str | None, model: Model) -> None:
+    """Have a model asked with the question of the options, where they have one."""
+    if question is not None:
+        model.config.default_question = question
 
 
 def earlier_evaluation(output: Path, samples: pd.DataFrame) -> str | None:
@@ -233,6 +249,8 @@ def main() -> None:
     data = load_data(data_args)
     dataset = get_split(data, args.dataset_split, "dataset_split")
     check_dataset(dataset, name="dataset")
+    if args.question is not None:
+        phrases_in(dataset, "question")
     if args.route_split is not None:
         chosen_on = get_split(data, args.route_split, "route_split")
         check_no_leakage(chosen_on, dataset, names=(args.route_split, args.dataset_split))
@@ -245,6 +263,8 @@ def main() -> None:
         if router_args.has_router:
             router = load_router(router_args, model_args, model, processor)
             models.append(router.model)
+        for each in models:
+            set_question(args.question, each)
         threshold = own_threshold(args.threshold, *models)
         shown = {"batch_size": args.batch_size, "progress": state.is_main_process}
 
@@ -312,7 +332,9 @@ def main() -> None:
         shutil.rmtree(output / SAMPLES, ignore_errors=True)
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
 
-    say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, threshold {threshold:g}")
+    asked = QUESTIONS[0] if args.predictions_dir is not None else question_of(model.config)
+    how = f"threshold {threshold:g}" + ("" if asked == QUESTIONS[0] else f', asked "{asked}"')
+    say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, {how}")
     say("\n".join([metrics_table(metrics), *said]))
     if fitted is not None:
         say(

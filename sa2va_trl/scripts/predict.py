@@ -32,6 +32,7 @@ from ..files import replaced_together, write_json
 from ..media.clips import Picture, folder_images, frame_name, is_clip, open_video, read_pictures
 from ..media.suffixes import is_byproduct
 from ..models import Sa2VAProcessor, Segmentation
+from ..questions import ask, question_of
 from .arguments import ModelArguments, RecipeParser, RouterArguments
 from .loading import Model, load_model, load_router
 from .screen import finish, say
@@ -49,7 +50,7 @@ UNTRAINED = (
     "--per_frame true"
 )
 # What a generated angiogram is asked for; the first of them anything else.
-PROMPTS = ["Please segment the blood vessel.", "Please segment the catheter.", "Please segment the diaphragm."]
+PHRASES = ["blood vessel", "catheter", "diaphragm"]
 
 
 @dataclass
@@ -64,8 +65,8 @@ class PredictArguments:
     prompt: list[str] | None = field(
         default=None,
         metadata={
-            "help": "What to segment: a text, or several; by default the blood vessel, and of the generated "
-            "angiogram catheter and diaphragm too."
+            "help": "What to segment: a text, or several; by default the model's own question for the blood vessel, "
+            "and of the generated angiogram for catheter and diaphragm too."
         },
     )
     answer: str | None = field(
@@ -109,11 +110,9 @@ class PredictArguments:
         return {"frame_policy": self.frame_policy, "num_frames": self.num_frames, "tracking": self.tracking}
 
     def __post_init__(self):
-        if self.prompt is None:
-            self.prompt = PROMPTS if self.is_synthetic else PROMPTS[:1]
         if isinstance(self.prompt, str):  # of a YAML, or of Python
             self.prompt = [self.prompt]
-        if not self.prompt or len(set(self.prompt)) < len(self.prompt):
+        if self.prompt is not None and (not self.prompt or len(set(self.prompt)) < len(self.prompt)):
             raise ValueError(f"prompt must be a text, or several different ones, got {self.prompt}.")
         if self.answer is not None and self.max_new_tokens is not None:
             raise ValueError("max_new_tokens has no effect with an answer, since nothing is generated.")
@@ -164,6 +163,12 @@ def check_output(output: Path) -> None:
             f"output_dir={str(output)!r} holds what no {RESULT} of this program lists, and would be replaced: "
             f"{', '.join(foreign[:5])}{more}. Give another output_dir, or move them away."
         )
+
+
+def default_prompts(model: Model, is_synthetic: bool) -> list[str]:
+    """What a model is asked of an input where nobody says it: its own question, for one or all of `PHRASES`."""
+    phrases = PHRASES if is_synthetic else PHRASES[:1]
+    return [ask(question_of(model.config), phrase) for phrase in phrases]
 
 
 def open_input(args: PredictArguments, stack: ExitStack) -> tuple[Sequence[Image.Image] | None, Iterator[Picture]]:
@@ -277,6 +282,7 @@ def main() -> None:
         folder = stack.enter_context(replaced_together(output, [*SUFFIXES, RESULT]))
         model, processor = load_model(model_args)
         model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        args.prompt = args.prompt or default_prompts(model, args.is_synthetic)
         router = load_router(router_args, model_args, model, processor) if router_args.has_router else None
         if clip is not None and not model.config.tracking_trained:
             say(f"WARNING: {UNTRAINED}")

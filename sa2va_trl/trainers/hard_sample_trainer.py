@@ -23,6 +23,7 @@ from ..mask_logits import mask_probabilities, resize_mask_logits
 from ..mining.hardness import what_is_hard
 from ..models import Sa2VAProcessor
 from ..models.outputs import Sa2VAOutput
+from ..questions import QUESTIONS
 from .base_trainer import RowSets
 from .callbacks import Guide, _Progress
 from .checkpoints_to_resume import read_state, resolve_checkpoint
@@ -237,6 +238,7 @@ class HardSampleTrainer(SegSFTTrainer):
                 features=(self.features, self._keys[self.train_dataset._fingerprint]) if ready else None,
                 threshold=self.model.config.mask_threshold,
                 progress=not self.args.disable_tqdm,
+                question=(self.args.question_templates or QUESTIONS)[0],  # that of its features
             )
         return mining.mine(scores, **self._what_is_hard())
 

@@ -11,7 +11,8 @@ from sa2va_trl.adapters.presets import get_peft_config
 from sa2va_trl.hub import commit_operations
 
 
-CHOSEN = {"mask_threshold": 0.41, "mask_temperature": 1.6}
+QUESTION = "Show me the {phrase}."
+CHOSEN = {"mask_threshold": 0.41, "mask_temperature": 1.6, "default_question": QUESTION}
 
 
 @pytest.fixture
@@ -69,10 +70,11 @@ def test_of_an_adapter_they_are_its_own(base, tmp_path):
 
 @pytest.mark.parametrize("options", [CHOSEN, DEFAULTS])
 def test_an_adapter_keeps_its_own_on_a_base_with_others(base, tmp_path, options):
-    store_mask_options(base, 0.2, 3.0)
+    store_mask_options(base, mask_threshold=0.2, mask_temperature=3.0)
     folder = adapter(base, tmp_path / "adapter")
     # (Of a model with its own, those that it was trained and judged with.)
-    assert read_mask_options(folder) == {"mask_threshold": 0.2, "mask_temperature": 3.0}
+    own = {"mask_threshold": 0.2, "mask_temperature": 3.0, "default_question": None}
+    assert read_mask_options(folder) == own
     store_mask_options(folder, **options)
     again = load_adapter(loaded(base), str(folder))
     assert mask_options(again.config) == options
@@ -82,27 +84,53 @@ def test_an_adapter_keeps_its_own_on_a_base_with_others(base, tmp_path, options)
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [((0.0,), "mask_threshold must lie"), ((1.0,), "mask_threshold must lie"), ((0.5, 0.0), "mask_temperature must")],
+    [
+        ({"mask_threshold": 0.0}, "mask_threshold must lie"),
+        ({"mask_threshold": 1.0}, "mask_threshold must lie"),
+        ({"mask_threshold": "half"}, "mask_threshold must be a number, got 'half'"),
+        ({"mask_threshold": 0.5, "mask_temperature": 0.0}, "mask_temperature must"),
+        ({"default_question": "Segment it."}, "default_question: 'Segment it.' has no {phrase}"),
+        ({"default_question": ""}, "default_question: '' has no {phrase}"),
+        ({"threshold": 0.5}, "there is no option threshold"),
+    ],
 )
 def test_values_out_of_range_are_refused(base, options, message):
     content = (base / "config.json").read_bytes()
     with pytest.raises(ValueError, match=message):
-        store_mask_options(base, *options)
+        store_mask_options(base, **options)
     assert (base / "config.json").read_bytes() == content
 
 
 def test_folders_without_a_place_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is none.*--threshold"):
-        store_mask_options(tmp_path, 0.4)
+        store_mask_options(tmp_path, mask_threshold=0.4)
     published = {"model_type": "sa2va_chat", "llm_config": {}, "vision_config": {}, "template": "qwen_chat"}
     for content in (published, {"model_type": "bert"}):
         (tmp_path / "config.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match="sa2va-trl convert"):
-            store_mask_options(tmp_path, 0.4)
+            store_mask_options(tmp_path, mask_threshold=0.4)
 
 
-@pytest.mark.parametrize("content", ["[0.4]", '{"mask_threshold": "half"}', '{"threshold": 0.4}', "{"])
+@pytest.mark.parametrize(
+    "content", ["[0.4]", '{"default_question": 3}', '{"mask_threshold": "half"}', '{"threshold": 0.4}', "{"]
+)
 def test_a_file_that_holds_something_else_is_named(tmp_path, content):
     (tmp_path / MASK_OPTIONS).write_text(content)
     with pytest.raises(ValueError, match=MASK_OPTIONS):
         read_mask_options(tmp_path)
+
+
+@pytest.mark.parametrize("is_adapter", [True, False])
+def test_what_is_not_given_stays_as_it_was_stored(base, tmp_path, is_adapter):
+    folder = adapter(base, tmp_path / "adapter") if is_adapter else base
+
+    def own():
+        return mask_options((load_adapter(loaded(base), str(folder)) if is_adapter else loaded(base)).config)
+
+    store_mask_options(folder, mask_threshold=0.41, mask_temperature=1.6)
+    store_mask_options(folder, default_question=QUESTION)
+    assert own() == CHOSEN
+    store_mask_options(folder, mask_threshold=0.3)
+    assert own() == {**CHOSEN, "mask_threshold": 0.3}
+    store_mask_options(folder, default_question=None)
+    assert own() == {**CHOSEN, "mask_threshold": 0.3, "default_question": None}

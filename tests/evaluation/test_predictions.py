@@ -7,6 +7,7 @@ from PIL import Image
 from rows import every_kind
 from samples import TARGET, as_image, box, noise, sample, stored, text_only
 
+from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.evaluation.evaluator import evaluate
 from sa2va_trl.evaluation.predictions import (
@@ -303,3 +304,35 @@ def test_options_of_features_that_cannot_be(network, tmp_path):
     with pytest.raises(ValueError, match="transform"):
         stored_features(*network, dataset.with_transform(lambda rows: rows), "on", tmp_path)
     assert stored_features(*network, dataset, "off") is None
+
+
+def test_features_of_one_question_do_not_stand_in_for_those_of_another(tiny, tmp_path):
+    model, processor = tiny
+    dataset = synthetic_dataset(num_videos=1, frames_per_video=3, size=64)
+
+    def probabilities(features=None):
+        return np.stack([p for _, p in predict_probabilities(model, processor, dataset, 2, False, features)])
+
+    first = stored_features(model, processor, dataset, "on", tmp_path, progress=False)
+    plain = probabilities(first)
+    model.config.default_question = "Where is the {phrase}, if there is one?"
+    assert stored_features(model, processor, dataset, "auto", tmp_path) is None
+    other = probabilities()
+    assert np.abs(other - plain).max() > 1e-4
+    second = stored_features(model, processor, dataset, "on", tmp_path, progress=False)
+    assert not {*first[1]} & {*second[1]}
+    np.testing.assert_array_equal(probabilities(second), other)
+    model.config.default_question = None
+    assert stored_features(model, processor, dataset, "auto", tmp_path)[1] == first[1]
+    np.testing.assert_array_equal(probabilities(first), plain)
+
+
+def test_rows_are_asked_the_model_s_own_question(tiny):
+    model, processor = tiny
+    model.config.default_question = "Where is the {phrase|artery=vessel}?"
+    dataset = stored(rows_to_predict()[:2])
+    asked = ("Where is the vessel?", "Where is the arteryartery?")
+    predicted = predict_probabilities(model, processor, dataset, batch_size=1, progress=False)
+    for text, (row, found) in zip(asked, predicted, strict=True):
+        single = model.segment(image=row["image"], text=text, processor=processor, answer="Sure, [SEG].")
+        assert np.abs(found - single.probabilities.numpy()).max() < 1e-5

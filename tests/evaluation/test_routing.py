@@ -386,3 +386,16 @@ def test_second_models_that_cannot_be_used_are_refused(stages, tmp_path):
 def test_options_that_cannot_take_effect_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         RouterArguments(**options)
+
+
+def test_a_second_model_with_another_question_is_asked_that(models, dataset, monkeypatch):
+    model, processor, alone, router = models
+    router = set_to(router, "predicted_iou", EVERYTHING["predicted_iou"])
+    plain = maps(predict_routed(model, processor, router, dataset, batch_size=4, progress=False))
+    for own in (alone, router.model):
+        monkeypatch.setattr(own.config, "default_question", "Where is the {phrase}, if there is one?")
+    found = maps(predict_routed(model, processor, router, dataset, batch_size=4, progress=False))
+    expected = maps(predict_probabilities(alone, processor, dataset, batch_size=4, progress=False))
+    for name, probabilities in expected.items():
+        np.testing.assert_array_equal(found[name], probabilities)
+        assert np.abs(found[name] - plain[name]).max() > 1e-4

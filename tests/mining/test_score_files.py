@@ -52,3 +52,11 @@ def test_files_that_hold_no_scores_are_refused(tmp_path, scores):
     scores.to_parquet(tmp_path / "other.parquet")
     with pytest.raises(MiningError, match="holds no scores"):
         read_scores(tmp_path / "other.parquet")
+
+
+def test_what_is_asked_is_part_of_what_scores_are_of(network, rows, monkeypatch):
+    few = rows.select(range(3))
+    own = fingerprint_of(*network, few)
+    monkeypatch.setattr(network[0].config, "default_question", "Where is the {phrase}?")
+    other = fingerprint_of(*network, few)
+    assert other["dataset"] != own["dataset"] and other["model"] == own["model"]

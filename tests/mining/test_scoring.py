@@ -112,3 +112,16 @@ def test_candidates_can_be_chosen(network, rows):
     own = MaskSampler(embedding=0, field=0, tokens=False, thresholds=())
     found = score_dataset(*network, few, sampler=own, progress=False)
     assert (found["spread"] == 0).all() and (found["best_dice"] == found["dice"]).all()
+
+
+def test_rows_are_scored_with_the_question_that_is_given_or_else_the_model_s_own(tiny):
+    model, processor = tiny
+    rows = synthetic_dataset(1, 3, 64)
+    plain = score_dataset(model, processor, rows, progress=False)
+    other = score_dataset(model, processor, rows, question="Where is the {phrase}, please?", progress=False)
+    model.config.default_question = "Where is the {phrase}, please?"
+    pd.testing.assert_frame_equal(score_dataset(model, processor, rows, progress=False), other)
+    pd.testing.assert_frame_equal(
+        score_dataset(model, processor, rows, question="Please segment the {phrase}.", progress=False), plain
+    )
+    assert (plain["predicted_iou"] != other["predicted_iou"]).any()

@@ -3,7 +3,7 @@ import pytest
 
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.errors import MiningError
-from sa2va_trl.mining.unlabelled import score_unlabelled
+from sa2va_trl.mining.unlabelled import predict_unlabelled, score_unlabelled
 
 
 @pytest.mark.parametrize("method", ["tracking", "neighbours"])
@@ -34,3 +34,23 @@ def test_what_cannot_be_judged_without_labels(network):
         score_unlabelled(*network, rows.remove_columns("phrase"), progress=False)
     with pytest.raises(ValueError, match="method"):
         score_unlabelled(*network, rows, method="flow", progress=False)
+
+
+@pytest.mark.parametrize("method", ["tracking", "neighbours"])
+def test_frames_are_asked_about_with_the_model_s_own_question(network, monkeypatch, method):
+    model, processor = network
+    asked, segment = set(), model.segment
+
+    def watched(**request):
+        asked.update([request["text"]] if isinstance(request["text"], str) else request["text"])
+        return segment(**request)
+
+    monkeypatch.setattr(model, "segment", watched)
+    rows = synthetic_dataset(1, 3, 64)
+    score_unlabelled(model, processor, rows, method=method, progress=False)
+    assert asked == {"Please segment the blood vessel."}
+    asked.clear()
+    monkeypatch.setattr(model.config, "default_question", "Where is the {phrase|blood vessel=tree}?")
+    score_unlabelled(model, processor, rows, method=method, progress=False)
+    predict_unlabelled(model, processor, rows)
+    assert asked == {"Where is the tree?"}

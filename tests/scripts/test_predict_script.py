@@ -11,14 +11,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from tasks import run_task
 
-from sa2va_trl import Sa2VAForConditionalGeneration
+from sa2va_trl import Sa2VAForConditionalGeneration, tiny_sa2va
 from sa2va_trl.data import DatasetError
 from sa2va_trl.data.angiography import generate_video
 from sa2va_trl.evaluation.overlays import object_names
 from sa2va_trl.files import file_name
 from sa2va_trl.models import processing
 from sa2va_trl.scripts.arguments import ModelArguments, RouterArguments
-from sa2va_trl.scripts.predict import PROMPTS, RUN, make_parser
+from sa2va_trl.scripts.predict import PHRASES, RUN, default_prompts, make_parser
+
+
+PROMPTS = [f"Please segment the {phrase}." for phrase in PHRASES]
 
 
 FOLDERS = ("masks", "probabilities", "overlays")
@@ -382,9 +385,14 @@ def test_predict_asks_in_the_style_that_is_given(monkeypatch, tmp_path, style):
 def test_without_options_the_model_of_the_package_is_asked_for_three_things_on_a_generated_angiogram():
     args, model_args, router_args = make_parser().parse_args_and_config([])
     assert (args.input, args.is_synthetic, args.is_video) == ("synthetic", True, False)
-    assert args.prompt == PROMPTS and len(PROMPTS) == 3
+    assert args.prompt is None and len(PROMPTS) == 3
     assert model_args == ModelArguments("tiny") and router_args == RouterArguments()
-    assert make_parser().parse_args_and_config(["--input", "x.png"])[0].prompt == PROMPTS[:1]
+    model = tiny_sa2va(image_size=64)[0]
+    assert default_prompts(model, is_synthetic=True) == PROMPTS
+    assert default_prompts(model, is_synthetic=False) == PROMPTS[:1]
+    model.config.default_question = "Show me the {phrase|catheter=tube}."
+    own = [f"Show me the {phrase}." for phrase in ("blood vessel", "tube", "diaphragm")]
+    assert default_prompts(model, is_synthetic=True) == own
 
 
 def test_a_generated_angiogram_is_segmented_frame_by_frame(predict, segment, tmp_path, capsys):

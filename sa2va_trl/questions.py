@@ -1,0 +1,78 @@
+"""Questions: templates with a place for the phrase, and the one that a model is asked where nobody says another."""
+
+import re
+from typing import TYPE_CHECKING
+
+from .tokens import IMAGE_PLACEHOLDER, SEG_TOKEN, reserved_tokens
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+#: Templates of the package; the first is what models are evaluated with.
+QUESTIONS = ("Please segment the {phrase}.",)
+# {phrase}, or with other words for some phrases {phrase|blood vessel=coronary artery|catheter=tube}.
+_PLACE = re.compile(r"\{phrase((?:\|[^{}|=]+=[^{}|=]+)*)\}")
+
+
+def ask(question: str, phrase: str) -> str:
+    """
+    A template with the phrase in its place.
+
+    Args:
+        question (`str`):
+            With `{phrase}`, or with `{phrase|blood vessel=coronary artery|catheter=tube}`, which says a blood vessel
+            in other words, and a catheter, and every other phrase as it is.
+        phrase (`str`): what to ask for.
+
+    Returns:
+        `str`.
+
+    Example:
+
+        ```python
+        >>> from sa2va_trl.questions import ask
+
+        >>> question = "Segment the {phrase|blood vessel=coronary artery}."
+        >>> ask(question, "blood vessel"), ask(question, "catheter")
+        ('Segment the coronary artery.', 'Segment the catheter.')
+
+        ```
+    """
+
+    def words(place: re.Match) -> str:
+        others = dict(map(str.strip, pair.split("=")) for pair in place[1].split("|")[1:])
+        return others.get(phrase, phrase)
+
+    return _PLACE.sub(words, question)
+
+
+def check_question(question: str, name: str) -> None:
+    """
+    Args:
+        question (`str`): template to check.
+        name (`str`): what the message calls it.
+
+    Raises:
+        `ValueError`: it has no `{phrase}`, or holds a token that has another meaning.
+    """
+    if not isinstance(question, str) or not _PLACE.search(question):
+        raise ValueError(f"{name}: {question!r} has no {{phrase}}, so it would not say what to segment.")
+    if SEG_TOKEN in question or IMAGE_PLACEHOLDER in question:
+        raise ValueError(f"{name}: {question!r} must hold neither {SEG_TOKEN} nor {IMAGE_PLACEHOLDER}.")
+    if found := reserved_tokens(question):
+        raise ValueError(f"{name}: {question!r} holds the reserved token {', '.join(found)}.")
+
+
+def question_of(config: "PreTrainedConfig") -> str:
+    """
+    What a model is asked where nobody says another question: in evaluation, mining, preferences and prediction.
+
+    Args:
+        config (`Sa2VAConfig`): of the model.
+
+    Returns:
+        `str`: template, `config.default_question` or else the package's own.
+    """
+    return config.default_question or QUESTIONS[0]
