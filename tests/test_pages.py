@@ -25,8 +25,9 @@ READMES = [text_of(ROOT / name) for name in ("README.md", "README_zh.md")]
 
 @cache
 def options_of(task):
-    """The options of a task, as its parser knows them; `--config` is read before it."""
-    return {"--config", *importlib.import_module(f"sa2va_trl.scripts.{task}").make_parser()._option_string_actions}
+    """The options of a task, as its parser knows them; `--config` is read before it, and some go on to another one."""
+    own = {"--config", *importlib.import_module(f"sa2va_trl.scripts.{task}").make_parser()._option_string_actions}
+    return own | options_of("sft") if task == "cross_validate" else own
 
 
 def options_of_file(file):

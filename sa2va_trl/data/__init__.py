@@ -8,7 +8,7 @@ from .loading import load_dataset_dict
 from .readers.mask_folder import read_mask_folder
 from .readers.sa2va_json import read_sa2va_json
 from .scenes import named_dataset, named_splits, structure_dataset
-from .splits import check_no_leakage, group_split
+from .splits import check_no_leakage, group_folds, group_split
 from .synthetic import synthetic_dataset, synthetic_splits
 
 
@@ -18,6 +18,7 @@ __all__ = [
     "SegCollator",
     "check_dataset",
     "check_no_leakage",
+    "group_folds",
     "group_split",
     "load_dataset_dict",
     "named_dataset",

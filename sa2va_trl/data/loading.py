@@ -19,6 +19,7 @@ from .readers.folders import SPLITS, listed_below, walk
 from .readers.image_metadata import is_image_metadata, read_image_metadata
 from .readers.mask_folder import is_mask_folder, read_mask_folder
 from .readers.sa2va_json import is_sa2va_json, read_sa2va_json
+from .selections import SELECTION, read_selection, select_rows
 from .stored import iter_undecoded
 
 
@@ -91,6 +92,9 @@ def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():  # written by save_to_disk
         loaded = datasets.load_from_disk(str(folder))
         return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
+    if (folder / SELECTION).is_file():
+        name, of, splits = read_selection(folder)
+        return select_rows(load_dataset_dict(name, phrase=phrase), of, splits, name)
     # An image folder with metadata often holds images/ and masks/ as well: what says more about itself comes first.
     if not is_sa2va_json(folder) and _is_prepared(folder):
         try:

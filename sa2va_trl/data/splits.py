@@ -1,4 +1,4 @@
-"""Splits by group, and the check that two splits share nothing."""
+"""Splits and folds by group, and the check that two splits share nothing."""
 
 import logging
 import math
@@ -82,16 +82,7 @@ def group_split(dataset: Dataset, fractions: dict[str, float], by: str = "patien
         raise ValueError(f"fractions must be above 0, got {fractions}")
     if not math.isclose(sum(fractions.values()), 1.0, abs_tol=1e-6):
         raise ValueError(f"fractions must sum to 1, got {sum(fractions.values()):g} from {fractions}")
-    if by not in dataset.column_names:
-        raise DatasetError(f"no column {by!r} to group by; the dataset has: {', '.join(dataset.column_names)}")
-
-    rows_of: dict[object, list[int]] = {}
-    for row, group in enumerate(dataset.with_format(None)[by]):
-        rows_of.setdefault(group, []).append(row)
-    nameless = [row for group in (None, "") for row in rows_of.get(group, [])]
-    if nameless:
-        problems = [BadRow(row, None, None, f"{by} is missing or empty") for row in sorted(nameless)]
-        raise DatasetError(f"{len(nameless)} rows have no group:", problems)
+    rows_of = _rows_of(dataset, by)
     if len(rows_of) < len(fractions):
         raise DatasetError(
             f"{len(rows_of)} groups in {by!r} are too few for {len(fractions)} splits ({', '.join(fractions)})"
@@ -106,3 +97,88 @@ def group_split(dataset: Dataset, fractions: dict[str, float], by: str = "patien
         lacking[name] -= len(rows_of[group])
         rows[name] += rows_of[group]
     return DatasetDict({name: dataset.select(sorted(indices)) for name, indices in rows.items()})
+
+
+def group_folds(dataset: Dataset, folds: int, by: str = "patient_id", seed: int = 0) -> list[list[int]]:
+    """
+    Divide a dataset into folds of about as many rows, every group in exactly one of them.
+
+    The groups go one by one to the fold with the fewest rows, larger ones first (by powers of two: among those of
+    about a size the seed decides), so that two folds differ by no more rows than the largest group has. Which group
+    goes where depends on the groups, their sizes and `seed`, not on the order of the rows.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            The rows.
+        folds (`int`):
+            How many, at least 2.
+        by (`str`, *optional*, defaults to `"patient_id"`):
+            The column that names the group, see [`group_column`].
+        seed (`int`, *optional*, defaults to `0`):
+            Of the order among groups of about a size.
+
+    Returns:
+        `list[list[int]]`: of each fold its rows, by their places in `dataset`, in order. None is empty.
+
+    Raises:
+        `DatasetError`: the column is missing, rows have no group, or there are fewer groups than folds.
+        `ValueError`: there are fewer than two folds.
+
+    Example:
+
+        ```python
+        >>> from datasets import Dataset
+        >>> from sa2va_trl.data import group_folds
+
+        >>> rows = Dataset.from_dict({"patient_id": ["a", "b", "a", "a", "c", "b"]})
+        >>> sorted(group_folds(rows, 2))
+        [[0, 2, 3], [1, 4, 5]]
+
+        ```
+    """
+    if folds < 2:
+        raise ValueError(f"folds must be 2 or more, got {folds}.")
+    rows_of = _rows_of(dataset, by)
+    if len(rows_of) < folds:
+        raise DatasetError(f"{len(rows_of)} groups in {by!r} are too few for {folds} folds: each needs one or more.")
+    groups = sorted(rows_of, key=str)
+    groups = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))]
+    groups.sort(key=lambda group: -len(rows_of[group]).bit_length())
+    found: list[list[int]] = [[] for _ in range(folds)]
+    for group in groups:
+        min(found, key=len).extend(rows_of[group])
+    return [sorted(rows) for rows in found]
+
+
+def group_column(dataset: Dataset) -> str:
+    """
+    What the rows of a dataset are to be divided by: patients where these are named, or else videos, or else samples.
+
+    Args:
+        dataset (`datasets.Dataset`): the rows.
+
+    Returns:
+        `str`: the first of `GROUP_COLUMNS` in which any row has an entry.
+
+    Raises:
+        `DatasetError`: there is none.
+    """
+    for column in GROUP_COLUMNS:
+        # (a row without a patient among others that have one is a fault, which those who divide them say)
+        if column in dataset.column_names and set(dataset.with_format(None)[column]) - {None, ""}:
+            return column
+    raise DatasetError(f"nothing to group by: the dataset has none of {', '.join(GROUP_COLUMNS)}.")
+
+
+def _rows_of(dataset: Dataset, by: str) -> dict[object, list[int]]:
+    """The places of the rows of each group."""
+    if by not in dataset.column_names:
+        raise DatasetError(f"no column {by!r} to group by; the dataset has: {', '.join(dataset.column_names)}")
+    rows_of: dict[object, list[int]] = {}
+    for row, group in enumerate(dataset.with_format(None)[by]):
+        rows_of.setdefault(group, []).append(row)
+    nameless = [row for group in (None, "") for row in rows_of.get(group, [])]
+    if nameless:
+        problems = [BadRow(row, None, None, f"{by} is missing or empty") for row in sorted(nameless)]
+        raise DatasetError(f"{len(nameless)} rows have no group:", problems)
+    return rows_of

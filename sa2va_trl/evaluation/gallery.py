@@ -126,10 +126,30 @@ class KeptExtremes:
 
 
 def save_picture(folder: Path, picture: Picture) -> None:
-    """Write what [`read_changed`] reads: the image and the maps, under the name of the sample."""
+    """Write what [`read_kept`] and [`read_changed`] read: the image and the maps, under the name of the sample."""
     stem = file_name(picture.name)
     (folder / f"{stem}.jpg").write_bytes(picture.image)
     (folder / f"{stem}.png").write_bytes(picture.maps)
+
+
+def read_kept(folder: Path, name: str, facts: Mapping[str, float | str]) -> Picture | None:
+    """
+    A sample as one evaluation has drawn it.
+
+    Args:
+        folder (`Path`): with what [`save_picture`] has written.
+        name (`str`): of the sample.
+        facts (`Mapping[str, float | str]`): what is to be written below it.
+
+    Returns:
+        `Picture`; `None` where it is not there.
+    """
+    file = folder / f"{file_name(name)}.png"
+    if not (file.is_file() and file.with_suffix(".jpg").is_file()):
+        return None
+    maps = Image.open(file).convert("RGB")
+    is_binary = set(np.unique(np.asarray(maps.getchannel("R")))) <= {0, 255}
+    return Picture(name, facts, file.with_suffix(".jpg").read_bytes(), file.read_bytes(), maps.size, 1, is_binary)
 
 
 def read_changed(folders: tuple[Path, Path], name: str, facts: Mapping[str, float | str]) -> Picture | None:

@@ -67,7 +67,7 @@ def help_page(parser: argparse.ArgumentParser, kinds: Iterable[type]) -> str:
     actions = [action for action in parser._actions if not isinstance(action, argparse._StoreFalseAction)]
     actions = [action for action in actions if not isinstance(action, argparse._HelpAction)]
     inherited = inherited_names(kinds)
-    config = argparse.Action(["--config"], "config", help=CONFIG)
+    config = argparse.Action(["--config"], "config", help=getattr(parser, "config_help", CONFIG))
     verbose = argparse.Action([VERBOSE], "verbose", nargs=0, help=SHOWN)
     formatter = _Formatter(parser.prog)
     formatter.add_usage(usage(parser).replace("%", "%%"), [], [], prefix="usage: ")

@@ -3,7 +3,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sa2va_trl.data.splits import check_no_leakage, group_split
+from sa2va_trl.data.splits import check_no_leakage, group_column, group_folds, group_split
 from sa2va_trl.errors import DatasetError
 
 
@@ -111,3 +111,60 @@ class TestGroupSplit:
     def test_bad_fractions(self, fractions):
         with pytest.raises(ValueError, match="fractions"):
             group_split(rows(["a", "b"]), fractions)
+
+
+class TestGroupFolds:
+    @settings(max_examples=60, deadline=None)
+    @given(PATIENTS, st.integers(2, 3), st.integers(0, 5), st.randoms(use_true_random=False))
+    def test_every_row_is_held_out_once_and_with_its_whole_group(self, patients, folds, seed, random):
+        dataset = rows(patients)
+        found = group_folds(dataset, folds, seed=seed)
+        assert len(found) == folds and all(found)
+        assert sorted(sum(found, [])) == list(range(len(patients)))
+        assert all(own == sorted(own) for own in found)
+        groups = [{patients[row] for row in own} for own in found]
+        assert sum(map(len, groups)) == len(set(patients))
+        # as many rows in each, up to one group
+        largest = max(map(patients.count, patients))
+        assert max(map(len, found)) - min(map(len, found)) <= largest
+        # the same seed gives the same groups, in whatever order the rows come
+        assert group_folds(dataset, folds, seed=seed) == found
+        order = list(range(len(patients)))
+        random.shuffle(order)
+        again = group_folds(dataset.select(order), folds, seed=seed)
+        assert [{patients[order[row]] for row in own} for own in again] == groups
+
+    def test_large_groups_do_not_unbalance_the_folds(self):
+        patients = sum(([f"p{size}"] * size for size in range(1, 21)), [])
+        for seed in range(5):
+            sizes = [len(own) for own in group_folds(rows(patients), 5, seed=seed)]
+            assert sum(sizes) == 210 and max(sizes) - min(sizes) <= 6, sizes
+
+    def test_seed_matters(self):
+        dataset = rows([f"p{number}" for number in range(40)])
+        assert len({str(group_folds(dataset, 5, seed=seed)) for seed in range(5)}) == 5
+
+    def test_other_columns(self):
+        dataset = rows(["a", "a", "b", "b"], ["v", "w", "x", "y"])
+        assert sorted(map(len, group_folds(dataset, 3, by="video_id"))) == [1, 1, 2]
+
+    def test_what_cannot_be_divided_is_refused(self):
+        with pytest.raises(DatasetError, match="2 groups in 'patient_id' are too few for 3 folds"):
+            group_folds(rows(["a", "b", "a"]), 3)
+        with pytest.raises(ValueError, match="folds must be 2 or more, got 1"):
+            group_folds(rows(["a", "b"]), 1)
+        with pytest.raises(DatasetError, match="no column 'hospital'"):
+            group_folds(rows(["a", "b"]), 2, by="hospital")
+        with pytest.raises(DatasetError) as caught:
+            group_folds(rows(["a", None, "b", ""]), 2)
+        assert [problem.row for problem in caught.value.problems] == [1, 3]
+
+
+def test_groups_are_patients_or_else_videos_or_else_samples():
+    named = rows(["a", "b"], ["v", "w"])
+    assert group_column(named) == "patient_id"
+    assert group_column(rows([None, ""], ["v", "w"])) == "video_id"
+    assert group_column(rows(["a", None], ["v", "w"])) == "patient_id"  # of which group_folds then says what it lacks
+    assert group_column(named.remove_columns(["patient_id", "video_id"])) == "sample_id"
+    with pytest.raises(DatasetError, match="nothing to group by"):
+        group_column(Dataset.from_dict({"image": [1]}))

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from samples_to_report import rows_with_probabilities
 
-from sa2va_trl.evaluation.gallery import KeptExtremes, make_picture, read_changed, save_picture
+from sa2va_trl.evaluation.gallery import KeptExtremes, make_picture, read_changed, read_kept, save_picture
 
 
 def read(data):
@@ -89,6 +89,8 @@ def test_a_sample_of_two_evaluations_is_read_together(tmp_path):
         folder.mkdir()
         save_picture(folder, make_picture(row_of(target), [own], {}))
     assert read_changed(folders, "a", {"x": 1.0}) == make_picture(row_of(target), list(chances), {"x": 1.0})
+    assert read_kept(folders[0], "a", {"x": 1.0}) == make_picture(row_of(target), [chances[0]], {"x": 1.0})
+    assert read_kept(folders[0], "b", {}) is None
     assert read_changed(folders, "b", {}) is None
     save_picture(folders[1], make_picture(row_of(~target), [chances[1]], {}))
     assert read_changed(folders, "a", {}) is None

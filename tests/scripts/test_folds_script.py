@@ -1,0 +1,104 @@
+"""Who is held out in which fold, and what each fold learns from."""
+
+from collections import Counter
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from sa2va_trl.data import load_dataset_dict
+from sa2va_trl.errors import DatasetError
+from sa2va_trl.scripts.folds import make_folds, pooled_rows, record_folds, write_folds, write_pairs
+
+
+def rows(patients, **columns):
+    names = [f"s{number}" for number in range(len(patients))]
+    return Dataset.from_dict({"sample_id": names, "patient_id": patients, **columns})
+
+
+TEN = rows([f"p{number // 2}" for number in range(20)])
+
+
+@pytest.mark.parametrize("share", [None, 0.25])
+def test_splits_of_a_fold_share_no_patient(share):
+    folds = make_folds(TEN, 5, None, share, 0)
+    assert (folds.by, folds.groups, len(folds.splits)) == ("patient_id", "patients", 5)
+    for number, own in enumerate(folds.splits):
+        assert list(own) == (["train", "test"] if share is None else ["train", "validation", "test"])
+        assert sorted(sum(folds.ids(number).values(), [])) == sorted(TEN["sample_id"])
+        patients = [set(split["patient_id"]) for split in own.values()]
+        assert sum(map(len, patients)) == len(set.union(*patients)) == 10
+        assert len(own["test"]) == 4 and folds.count(number, "test") == 2
+        assert share is None or len(own["validation"]) == 4
+    held_out = Counter(sum((folds.ids(number)["test"] for number in range(5)), []))
+    assert held_out == Counter(TEN["sample_id"])
+
+
+def test_a_patient_who_would_be_on_both_sides_is_an_error():
+    data = rows(["p", "p", "q", "q"], video_id=["v", "w", "x", "y"])
+    with pytest.raises(DatasetError, match="train of fold0 and test of fold0 overlap: both have"):
+        make_folds(data, 4, "video_id", None, 0)
+
+
+def test_too_few_patients():
+    with pytest.raises(DatasetError, match="10 groups .* are too few for 11 folds.*\n.*--by, or give fewer --folds"):
+        make_folds(TEN, 11, None, None, 0)
+    with pytest.raises(DatasetError, match="fold0 leaves one of the patients to learn from.*--eval_strategy no"):
+        make_folds(rows(["p", "q"]), 2, None, 0.2, 0)
+    with pytest.raises(DatasetError, match="1 rows have no group(.|\n)*row 1: patient_id is missing(.|\n)*--by"):
+        make_folds(rows(["p", None, "q"]), 2, None, None, 0)
+
+
+def test_rows_need_an_identifier_of_their_own():
+    one = TEN.select(range(4))
+    assert len(pooled_rows(DatasetDict(train=one, validation=TEN.select(range(4, 20))))) == 20
+    with pytest.raises(
+        DatasetError, match="2 rows of train and validation have the sample_id of another one \\('s2', 's3'\\)"
+    ):
+        pooled_rows(DatasetDict(train=one, validation=TEN.select(range(2, 8))))
+
+
+def test_other_folds_in_the_same_folder_are_refused(tmp_path):
+    file = tmp_path / "folds.json"
+    for _ in range(2):
+        record_folds(file, make_folds(TEN, 5, None, None, 0), "data", None)
+    for folds, name, synthetic in (
+        (make_folds(TEN, 5, None, None, 1), "data", None),
+        (make_folds(TEN, 4, None, None, 0), "data", None),
+        (make_folds(TEN, 5, None, 0.2, 0), "data", None),
+        (make_folds(TEN, 5, None, None, 0), "other", None),
+        (make_folds(TEN, 5, None, None, 0), "data", {"size": 96}),
+    ):
+        with pytest.raises(ValueError, match="was begun with other data or folds"):
+            record_folds(file, folds, name, synthetic)
+
+
+def test_folds_open_as_data_sets(tmp_path):
+    DatasetDict(train=TEN.select(range(8)), validation=TEN.select(range(8, 20))).save_to_disk(tmp_path / "data")
+    folds = make_folds(TEN, 5, None, 0.25, 0)
+    write_folds(tmp_path, folds, str(tmp_path / "data"), ["train", "validation"])
+    for number in range(5):
+        data = load_dataset_dict(tmp_path / f"fold{number}" / "data")
+        assert {split: own["sample_id"][:] for split, own in data.items()} == folds.ids(number)
+
+
+@pytest.mark.parametrize("by", ["patient_id", "sample_id"])
+def test_a_fold_learns_from_pairs_of_its_training_rows_alone(tmp_path, by):
+    data = TEN if by == "patient_id" else TEN.remove_columns("patient_id")
+    pairs = DatasetDict(
+        train=data.select([*range(20), *range(20)]).map(
+            lambda row, place: {"sample_id": row["sample_id"] + ("#0:greedy" if place % 2 else ":dilated")},
+            with_indices=True,
+        )
+    )
+    pairs.save_to_disk(tmp_path / "pairs")
+    folds = make_folds(data, 5, None, 0.25, 0)
+    folder = tmp_path / "fold1" / "pairs"
+    write_pairs(folder, pairs, str(tmp_path / "pairs"), "train", folds, 1)
+    found = load_dataset_dict(folder)["train"]["sample_id"]
+    train = folds.ids(1)["train"]
+    assert Counter(name.split(":")[0].split("#")[0] for name in found) == Counter(2 * train)
+    with pytest.raises(DatasetError, match="has no pair of the rows that fold1 trains on"):
+        few = DatasetDict(train=pairs["train"].select([TEN["sample_id"][:].index(folds.ids(1)["test"][0])]))
+        write_pairs(folder, few, "few", "train", folds, 1)
+    with pytest.raises(DatasetError, match=f"no column {by}"):
+        write_pairs(folder, DatasetDict(train=Dataset.from_dict({"n": [1]})), "few", "train", folds, 1)
