@@ -39,7 +39,7 @@ PURE = {"losses", "metrics", "rewards"}
 ONLY = {
     "losses": GROUND | {"media"},
     "metrics": GROUND | {"media"},
-    "rewards": GROUND | {"media", "losses", "metrics"},  # a reward is a metric that training can climb
+    "rewards": GROUND | {"media", "metrics"},  # a reward is a metric that training can climb
     "models": GROUND | {"media"},
 }
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}

@@ -48,6 +48,7 @@ def test_an_import_upwards_would_be_seen(tmp_path):
         ("models", "media", True),
         ("losses", "tokens", True),
         ("rewards", "metrics", True),
+        ("rewards", "losses", False),
         ("metrics", "losses", False),
         ("trainers", "losses", True),
     ],

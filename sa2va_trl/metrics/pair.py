@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from skimage.measure import label
 from skimage.morphology import skeletonize
 
-from .segmentation import Counts, check_masks, confusion_counts
+from .segmentation import Counts, as_bool, check_masks
 
 
 # Height and width of a pixel, in any unit.
@@ -59,7 +59,11 @@ class MeasuredMask:
     @cached_property
     def skeleton(self) -> np.ndarray:
         """The centreline as `skimage.morphology.skeletonize` thins it (Zhang and Suen, 1984): bool, `(H, W)`."""
-        return skeletonize(self.mask)
+        # It goes over every pixel again and again, of which those around the foreground change nothing.
+        box = foreground_box(self.mask)
+        skeleton = np.zeros_like(self.mask)
+        skeleton[box] = skeletonize(self.mask[box])
+        return skeleton
 
     @cached_property
     def centres(self) -> np.ndarray:
@@ -134,18 +138,61 @@ class MaskPair:
 
     def __init__(self, pred: np.ndarray, target: np.ndarray, spacing: Spacing = (1.0, 1.0)) -> None:
         pred, target = check_masks(pred, target, planar=True)
-        spacing = tuple(map(float, spacing))
-        if len(spacing) != 2 or not all(0 < side < math.inf for side in spacing):
-            raise ValueError(f"`spacing` must be the height and the width of a pixel, above 0, got {spacing}.")
+        spacing = _check_spacing(spacing)
+        # Everything but the counts only depends on the foreground and one pixel around it.
+        box = foreground_box(pred | target)
+        ours, theirs = (MeasuredMask(np.pad(mask[box], 1), spacing) for mask in (pred, target))
+        self._measure(ours, theirs, pred.size)
+
+    @classmethod
+    def group(cls, preds: np.ndarray, target: np.ndarray, spacing: Spacing = (1.0, 1.0)) -> list["MaskPair"]:
+        """
+        Several predictions beside one target, of which they share what is found.
+
+        Args:
+            preds (`np.ndarray` of shape `(K, H, W)`):
+                Predicted masks, `bool` or numbers 0 and 1.
+            target (`np.ndarray` of shape `(H, W)`):
+                Target mask.
+            spacing (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`):
+                Height and width of a pixel.
+
+        Returns:
+            `list[MaskPair]`, which say the same as pairs that are made one by one.
+
+        Raises:
+            `ValueError`: as of one pair.
+        """
+        spacing = _check_spacing(spacing)
+        if not len(preds):
+            return []
+        first, target = check_masks(preds[0], target, planar=True)
+        checked, both = [first], first | target
+        for pred in preds[1:]:
+            if np.shape(pred) != target.shape:
+                check_masks(pred, target, planar=True)  # which says so
+            checked.append(as_bool(np.asarray(pred), "pred"))
+            both |= checked[-1]
+        box = foreground_box(both)
+        shared = MeasuredMask(np.pad(target[box], 1), spacing)
+        pairs = []
+        for pred in checked:
+            pair = cls.__new__(cls)
+            pair._measure(MeasuredMask(np.pad(pred[box], 1), spacing), shared, pred.size)
+            pairs.append(pair)
+        return pairs
+
+    def _measure(self, pred: MeasuredMask, target: MeasuredMask, size: int) -> None:
+        self.pred, self.target = pred, target
+        tp = int(np.count_nonzero(pred.mask & target.mask))
+        fp, fn = int(np.count_nonzero(pred.mask)) - tp, int(np.count_nonzero(target.mask)) - tp
         #: Pixels of both masks, of the whole image.
-        self.counts: Counts = confusion_counts(pred, target)
-        # Everything else only depends on the foreground and one pixel around it.
-        both = pred | target
-        rows, columns = np.flatnonzero(both.any(1)), np.flatnonzero(both.any(0))
-        box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if len(rows) else (slice(1),) * 2
-        self.pred, self.target, self.union = (
-            MeasuredMask(np.pad(mask[box], 1), spacing) for mask in (pred, target, both)
-        )
+        self.counts: Counts = Counts(tp, fp, fn, size - tp - fp - fn)
+
+    @cached_property
+    def union(self) -> MeasuredMask:
+        """What belongs to either mask."""
+        return MeasuredMask(self.pred.mask | self.target.mask, self.pred.spacing)
 
     @cached_property
     def contour_distances(self) -> tuple[np.ndarray, np.ndarray]:
@@ -157,6 +204,27 @@ class MaskPair:
         if not (len(ours) and len(theirs)):
             return np.empty(0), np.empty(0)
         return nearest(theirs, ours), nearest(ours, theirs)
+
+
+def foreground_box(mask: np.ndarray) -> tuple[slice, slice]:
+    """
+    Rows and columns that hold all of a mask's foreground; the first pixel where there is none.
+
+    Args:
+        mask (`np.ndarray` of shape `(H, W)`): bool.
+    """
+    rows = np.flatnonzero(mask.any(1))
+    if not len(rows):
+        return slice(1), slice(1)
+    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _check_spacing(spacing: Spacing) -> Spacing:
+    spacing = tuple(map(float, spacing))
+    if len(spacing) != 2 or not all(0 < side < math.inf for side in spacing):
+        raise ValueError(f"`spacing` must be the height and the width of a pixel, above 0, got {spacing}.")
+    return spacing
 
 
 def nearest(points: np.ndarray, queries: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
 from scipy.spatial import cKDTree
+from skimage.measure import label
 
 from .pair import MaskPair, MeasuredMask
 from .segmentation import check_masks
@@ -79,10 +80,25 @@ def junction_count(mask: MeasuredMask) -> int:
     """
     if mask.is_empty:
         return 0
-    places = mask.centres[:, None] + _AROUND
-    around = mask.skeleton[places[..., 0], places[..., 1]]
+    around = _around_skeleton(mask)
     crossing = (around & ~np.roll(around, 1, axis=1)).sum(1)
     return _groups(mask.centres[crossing > 2])[1]
+
+
+def endpoint_count(mask: MeasuredMask) -> int:
+    """Ends of a skeleton: its pixels with one neighbour of eight. A lone pixel is a skeleton without ends."""
+    return 0 if mask.is_empty else int((_around_skeleton(mask).sum(1) == 1).sum())
+
+
+def skeleton_components(mask: MeasuredMask) -> int:
+    """Components of a skeleton (8-connectivity)."""
+    return int(label(mask.skeleton, connectivity=2, return_num=True)[1])
+
+
+def _around_skeleton(mask: MeasuredMask) -> np.ndarray:
+    """Which neighbours of the skeleton's pixels, in their order, belong to it, one after the other: `(n, 8)`."""
+    places = mask.centres[:, None] + _AROUND
+    return mask.skeleton[places[..., 0], places[..., 1]]
 
 
 def junction_error(pair: MaskPair) -> int:

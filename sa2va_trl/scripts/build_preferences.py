@@ -18,7 +18,7 @@ from ..evaluation import stored_features
 from ..preferences.dataset import build_preferences, one_object_a_row, save_preferences
 from ..preferences.pairs import CHOSEN, REJECTED
 from ..preferences.sheets import contact_sheet
-from ..rewards import get_reward
+from ..rewards import PRESETS, REWARDS, get_reward
 from ..sampling import MaskSampler
 from .arguments import DataArguments, ModelArguments, RecipeParser
 from .commands import command, of_data, of_model
@@ -39,9 +39,14 @@ class PreferenceArguments:
     )
     reward: str = field(
         default="dice",
-        metadata={"help": 'What makes a mask the better one: dice, cldice, betti0 or {"dice": 0.6, "cldice": 0.4}.'},
+        metadata={
+            "help": f"What makes a mask the better one: {', '.join((*REWARDS, *PRESETS))} or weights: "
+            '{"dice": 0.6, "cldice": 0.4}.'
+        },
     )
-    min_gap: float = field(default=0.15, metadata={"help": "Least difference of the rewards of a pair."})
+    min_gap: float = field(
+        default=0.15, metadata={"help": "Least difference of the rewards of a pair, in the reward's own range."}
+    )
     allow_worse: bool = field(default=False, metadata={"help": "Keep pairs whose chosen mask is the worse one."})
     sampler: dict | str | None = field(
         default=None,

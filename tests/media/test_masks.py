@@ -122,8 +122,9 @@ def test_the_judge_of_pixels_stands_below_everything():
     source = ast.parse(Path(mask_pixels.__file__).read_text())
     imported = [node for node in ast.walk(source) if isinstance(node, ast.ImportFrom)]
     assert not [node for node in imported if node.level or node.module.startswith("sa2va_trl")]
-    source = ast.parse(Path(rewards.__file__).read_text())
-    imported = {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and node.level}
+    sources = [ast.parse(file.read_text()) for file in Path(rewards.__file__).parent.glob("*.py")]
+    nodes = [node for source in sources for node in ast.walk(source)]
+    imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 2}
     assert imported == {"media.masks", "metrics"}
     assert masks.binary_mask is binary_mask and columns.mask_values is mask_pixels.mask_values
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from pairs import BOTH, EMPTY, FIXED, ONE, TURNS, mask, mask_pairs, real_pairs
 from scipy import ndimage
+from skimage.morphology import skeletonize
 
 from sa2va_trl.metrics import (
     MaskPair,
@@ -16,9 +17,12 @@ from sa2va_trl.metrics import (
     betti_matching_errors,
     betti_numbers,
     closed_connections,
+    confusion_counts,
+    endpoint_count,
     false_connections,
     junction_count,
     missed_connections,
+    skeleton_components,
 )
 
 
@@ -229,3 +233,45 @@ def test_no_more_is_closed_than_was_missed(pair, other):
     assert 0 <= closed_connections(before, after, target) <= missed
     assert closed_connections(before, before, target) == 0
     assert closed_connections(before, before | target, target) == missed
+
+
+@given(mask_pairs(12))
+def test_a_skeleton_is_that_of_the_whole_picture(masks):
+    """Although only the box around the foreground is thinned."""
+    for array in masks:
+        np.testing.assert_array_equal(measured(array).skeleton[1:-1, 1:-1], skeletonize(array))
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_pairs_of_a_group_are_the_pairs_one_by_one(name):
+    pred, target = FIXED[name]
+    preds = np.stack([pred, target, pred & target, pred | target])
+    group = MaskPair.group(preds, target)
+    assert [pair.counts for pair in group] == [confusion_counts(each, target) for each in preds]
+    for pair, single in zip(group, (MaskPair(each, target) for each in preds), strict=True):
+        assert pair.counts == single.counts
+        assert pair.target is group[0].target
+        assert betti_matching_errors(pair) == betti_matching_errors(single)
+        for count in (junction_count, endpoint_count, skeleton_components, betti_numbers):
+            assert count(pair.pred) == count(single.pred)
+        assert len(pair.pred.centres) == len(single.pred.centres)
+    assert MaskPair.group(preds[:0], target) == []
+    for bad in (preds[:, :-1], [target, target[:-1]], preds.astype(int) * 2):
+        if preds.any() or np.shape(bad[-1]) != target.shape:
+            with pytest.raises(ValueError, match="differ|must hold only 0 and 1"):
+                MaskPair.group(bad, target)
+
+
+@pytest.mark.parametrize(
+    ("rows", "ends", "junctions", "components"),
+    [
+        (("", " ####  "), 2, 0, 1),
+        (("", "   #   "), 0, 0, 1),
+        (("  #", "  #", "#####", "  #", "  #"), 4, 1, 1),
+        (("####", "#  #", "#  #", "####"), 0, 0, 1),
+        (("###  ##", "", "   #"), 4, 0, 3),
+    ],
+)
+def test_ends_and_components_of_skeletons_by_hand(rows, ends, junctions, components):
+    drawn = measured(mask(*(f" {row:<8}" for row in rows), " " * 9))
+    assert (endpoint_count(drawn), junction_count(drawn), skeleton_components(drawn)) == (ends, junctions, components)

@@ -11,7 +11,7 @@ from scipy.ndimage import label
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.preferences.corruptions import CORRUPTIONS
 from sa2va_trl.preferences.pairs import CHOSEN, REJECTED, disagreement_regions, make_pair, mine_pairs, stitch
-from sa2va_trl.rewards import dice_reward
+from sa2va_trl.rewards import dice_reward, get_reward
 from sa2va_trl.sampling import MaskSampler
 
 
@@ -143,10 +143,24 @@ def test_bad_options_of_mining_are_named(network, encoded):
         ({"chosen": "greedy"}, "chosen: unknown greedy"),
         ({"rejected": "best"}, "rejected: unknown best"),
         ({"min_gap": -0.1}, "min_gap"),
-        ({"reward": "iou"}, "reward: unknown 'iou'"),
+        ({"reward": "jaccard"}, "reward: unknown 'jaccard'"),
         ({"sampler": MaskSampler()}, "sampler has no effect"),
     ):
         with pytest.raises(ValueError, match=message):
             mine_pairs(model, features, masks, **options)
     with pytest.raises(ValueError, match="3 masks for 4"):
         mine_pairs(model, features, masks[:3])
+
+
+@pytest.mark.parametrize(
+    "reward", ["topology", "betti_matching", "default", "published", {"iou": 1, "vessel_length": 1}]
+)
+def test_pairs_are_chosen_by_any_reward(reward):
+    target, half, none = np.zeros((3, 20, 30), dtype=np.uint8)
+    target[8:12, 2:28] = half[8:12, 2:12] = half[8:12, 16:28] = 1
+    pair = make_pair(
+        "best", "worst", target, np.stack([half, none, target]), get_reward(reward), 0.1, np.random.default_rng(0)
+    )
+    assert np.array_equal(pair.chosen, target) and np.array_equal(pair.rejected, none)
+    (best, worst) = get_reward(reward)(pred_masks=[target, none], mask=[target] * 2)
+    assert (pair.chosen_reward, pair.rejected_reward) == (best, worst)

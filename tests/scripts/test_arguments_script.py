@@ -32,7 +32,7 @@ SMALL = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_pe
         ("evaluate", {"grounding_image_size": 100}, "grounding_image_size"),
         ("build_preferences", {"dataset_split": "holdout"}, "dataset_split"),
         ("build_preferences", {"min_gap": 2, "grounding_image_size": 128}, "min_gap=2"),
-        ("build_preferences", {"reward": "iou"}, "reward"),
+        ("build_preferences", {"reward": "jaccard"}, "reward"),
         ("build_preferences", {"rejected": ["best"]}, "rejected"),
         ("build_preferences", {"sampler": {"thresholds": [2]}}, "thresholds"),
         ("build_preferences", {"sampler": {"tokens": False}, "grounding_image_size": 128}, "sampler has no effect"),

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from reward_batches import batches, blob_group
+
+from sa2va_trl.rewards import (
+    PRESETS,
+    REWARDS,
+    CompositeReward,
+    WeightedReward,
+    betti0_reward,
+    cldice_reward,
+    dice_reward,
+    get_reward,
+    recall_reward,
+    topology_reward,
+    vessel_length_reward,
+)
+
+
+WEIGHTED = WeightedReward({"dice": 3, "cldice": 2, "betti0": 0.5})
+PUBLISHED = PRESETS["published"]
+
+
+def test_a_weighted_reward_is_the_weighted_mean():
+    rng = np.random.default_rng(1)
+    batch = {"pred_masks": list(rng.random((3, 12, 12)) > 0.5), "mask": list(rng.random((3, 12, 12)) > 0.5)}
+    parts = [np.array(reward(**batch)) for reward in (dice_reward, cldice_reward, betti0_reward)]
+    np.testing.assert_allclose(WEIGHTED(**batch), (3 * parts[0] + 2 * parts[1] + 0.5 * parts[2]) / 5.5)
+    assert get_reward('{"dice": 3, "cldice": 2, "betti0": 0.5}')(**batch) == WEIGHTED(**batch)
+    assert WEIGHTED.__name__ == "weighted_reward"
+
+
+@given(batches())
+def test_parts_are_the_rewards_themselves(batch):
+    pred, target = batch
+    every = WeightedReward(dict.fromkeys(REWARDS, 1.0))
+    parts = every.components(pred_masks=pred, mask=target, phrase=["vessel"] * len(pred))
+    assert list(parts) == list(REWARDS)
+    for name, values in parts.items():
+        assert values == REWARDS[name](pred_masks=pred, mask=target)
+    assert every(pred_masks=pred, mask=target) == every.combine(parts)
+
+
+def test_the_default_is_dice_and_centreline_dice():
+    preds, target = blob_group()
+    batch = {"pred_masks": list(preds), "mask": [target] * len(preds)}
+    default = get_reward("default")
+    np.testing.assert_allclose(
+        default(**batch), 0.6 * np.array(dice_reward(**batch)) + 0.4 * np.array(cldice_reward(**batch))
+    )
+    assert (default.__name__, PUBLISHED.__name__) == ("default_reward", "published_reward")
+
+
+@given(batches())
+def test_the_published_reward_is_the_published_sum(batch):
+    columns = dict(zip(("pred_masks", "mask"), batch, strict=True))
+    dice, recall, topology, length = (
+        np.array(reward(**columns)) for reward in (dice_reward, recall_reward, topology_reward, vessel_length_reward)
+    )
+    expected = 5 * dice + np.minimum(recall, 0.85) + 0.4 * topology + 0.3 * length
+    np.testing.assert_allclose(PUBLISHED(**columns), expected)
+    assert all(type(value) is float and 0 <= value <= 6.55 + 1e-9 for value in PUBLISHED(**columns))
+    columns["mask"] = columns["pred_masks"]
+    np.testing.assert_allclose(PUBLISHED(**columns), 6.55)
+
+
+def test_the_published_reward_likes_a_swollen_mask_better_than_dice_does():
+    target, thin, swollen = np.zeros((3, 60, 60), dtype=bool)
+    target[27:33, 5:55] = True
+    thin[28:32, 5:55] = True  # a row lost on either side
+    swollen[25:34, 5:55] = swollen[34, 5:25] = True  # over three rows too many
+    columns = {"pred_masks": [thin, swollen], "mask": [target, target]}
+    dice, default, published = (get_reward(name)(**columns) for name in ("dice", "default", "published"))
+    assert dice[0] > dice[1] and default[0] > default[1] and published[0] < published[1]
+
+
+def test_rewards_by_name():
+    assert get_reward("cldice") is cldice_reward
+    assert all(get_reward(name) is reward for name, reward in {**REWARDS, **PRESETS}.items())
+    assert isinstance(get_reward("published"), CompositeReward)
+    assert get_reward(max) is max
+    for bad in (
+        "jaccard",
+        {"jaccard": 1},
+        {"dice": 0},
+        {"dice": -1, "cldice": 3},
+        {"dice": float("nan")},
+        {},
+        '{"dice": ',
+    ):
+        with pytest.raises(ValueError, match="reward: "):
+            get_reward(bad)
+    with pytest.raises(
+        ValueError, match="unknown 'jaccard'; there are dice, iou, .*vessel_length, default, published"
+    ):
+        get_reward("jaccard")
