@@ -1,4 +1,7 @@
-"""What a model or an adapter is asked, and the threshold and temperature it draws with, stored in its folder."""
+"""
+What a model or an adapter is asked, and how it draws its masks (threshold, temperature, post-processing), stored in its
+folder.
+"""
 
 import json
 import os
@@ -10,13 +13,14 @@ from transformers import PreTrainedConfig
 from ..files import write_json
 from ..models import Sa2VAConfig
 from ..models.checkpoints import ADAPTER_CONFIG, is_published
+from ..postprocessing import Postprocessing
 from ..questions import check_question
 
 
 #: Beside an adapter: those of its options that are the adapter's own, and not its base's.
 MASK_OPTIONS = "mask_options.json"
 #: Names of the config, and what they are by default.
-DEFAULTS = {"mask_threshold": 0.5, "mask_temperature": 1.0, "default_question": None}
+DEFAULTS = {"mask_threshold": 0.5, "mask_temperature": 1.0, "mask_postprocessing": {}, "default_question": None}
 
 
 def mask_options(config: PreTrainedConfig) -> dict[str, Any]:
@@ -58,7 +62,9 @@ def store_mask_options(folder: str | os.PathLike, **options: Any) -> Path:
     Args:
         folder (`str` or `os.PathLike`): of a native model or an adapter.
         options: names of `DEFAULTS`. `mask_threshold` (in (0, 1)) is of the probabilities at `mask_temperature` (above
-            0); `default_question` is a template, or None for the package's own.
+            0); `mask_postprocessing` ([`~postprocessing.Postprocessing`], as a `dict`) is chosen for a threshold, so
+            that one without it takes away what was chosen for another; `default_question` is a template, or None for
+            the package's own.
 
     Returns:
         `Path`: the file.
@@ -67,6 +73,8 @@ def store_mask_options(folder: str | os.PathLike, **options: Any) -> Path:
         `ValueError`: as [`check_storable`] and [`check_options`].
     """
     check_storable(folder)
+    if "mask_threshold" in options:
+        options = {"mask_postprocessing": {}, **options}
     check_options(options, folder)
     if (Path(folder) / ADAPTER_CONFIG).is_file():
         file, content = Path(folder) / MASK_OPTIONS, {**read_mask_options(folder), **options}
@@ -120,3 +128,7 @@ def check_options(options: dict[str, Any], where: str | os.PathLike) -> None:
         raise ValueError(f"{where}: mask_temperature must be a number above 0, got {options['mask_temperature']}.")
     if options["default_question"] is not None:
         check_question(options["default_question"], f"{where}: default_question")
+    try:
+        Postprocessing.from_dict(options["mask_postprocessing"])
+    except ValueError as error:
+        raise ValueError(f"{where}: mask_postprocessing: {error}") from error

@@ -14,6 +14,7 @@ from PIL import Image
 from ..evaluation.overlays import object_names
 from ..files import file_name
 from ..models import Sa2VAProcessor, Segmentation
+from ..postprocessing import Postprocessing
 from .clips import Clip
 
 
@@ -135,14 +136,16 @@ def segment_clip(
         on_frame (`Callable[[int], None]`, *optional*): told how many frames are done, where they are taken one by one.
 
     Returns:
-        `list[Segmentation]`: one a frame, on the CPU.
+        `list[Segmentation]`: one a frame, on the CPU, without post-processing.
 
     Raises:
         `ValueError`: no prompt, or as `segment`.
     """
     if not prompt.strip():
         raise ValueError("There is no prompt: write what to segment.")
+    # (The page draws with a threshold alone.)
     request = {"text": prompt, "processor": asked.processor, "answer": answer or None}
+    request["postprocessing"] = Postprocessing()
     if request["answer"] is None:
         request["max_new_tokens"] = max_new_tokens
     if clip.moving and not per_frame:

@@ -11,6 +11,7 @@ from ..errors import DatasetError
 from ..files import write_json  # noqa: F401  (defined here once)
 from ..metrics import METRICS  # noqa: F401  (defined here once)
 from ..metrics.rows import check_metric_set
+from ..postprocessing import IDENTITY, Postprocessing
 from .predictions import passes, predict_probabilities, probabilities_of, read_predictions, stored_features  # noqa: F401  (defined here once)
 from .results import (
     ROUTE,  # noqa: F401  (defined here once)
@@ -27,6 +28,7 @@ def evaluate(
     on_row: Callable[[dict, np.ndarray, dict], None] | None = None,
     metrics: str = "overlap",
     workers: int = 0,
+    postprocessing: Postprocessing = IDENTITY,
 ) -> tuple[dict[str, dict], pd.DataFrame]:
     """
     Score predictions of a dataset.
@@ -41,6 +43,8 @@ def evaluate(
         metrics (`str`, *optional*, defaults to `"overlap"`): set of metrics, `"overlap"` or `"all"`.
         workers (`int`, *optional*, defaults to 0):
             Processes that score beside this one, which predicts. Scores and their order are the same without.
+        postprocessing ([`~postprocessing.Postprocessing`], *optional*):
+            Of the masks; a model's own is made `from_dict` of its `config.mask_postprocessing`.
 
     Returns:
         Metrics as in [`aggregate`], and the samples they come from.
@@ -72,7 +76,7 @@ def evaluate(
     check_metric_set(metrics)
     check_dataset(dataset, name="dataset")
     samples = []
-    for row, probabilities, scores in scored(predictions, threshold, metrics, workers):
+    for row, probabilities, scores in scored(predictions, threshold, metrics, workers, postprocessing):
         samples.append(scores)
         if on_row is not None:
             on_row(row, probabilities, samples[-1])

@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.layout import normalize_row
 from ..files import file_name
+from ..postprocessing import IDENTITY, Postprocessing
+from .results import drawn_masks
 
 
 # Found, invented and missed pixels; distinguishable without red-green vision.
@@ -63,14 +65,15 @@ class KeptMasks:
 
     Args:
         threshold (`float`, *optional*, defaults to 0.5): probability above which a pixel belongs to a mask.
+        postprocessing ([`~postprocessing.Postprocessing`], *optional*): of the masks.
     """
 
-    def __init__(self, threshold: float = 0.5):
-        self.threshold, self.bits = threshold, {}
+    def __init__(self, threshold: float = 0.5, postprocessing: Postprocessing = IDENTITY):
+        self.threshold, self.postprocessing, self.bits = threshold, postprocessing, {}
 
     def __call__(self, row: dict, probabilities: np.ndarray, scores: dict) -> None:
-        bits = np.packbits(by_frame(probabilities > self.threshold, row))
-        self.bits[row["sample_id"]] = zlib.compress(bits, level=1)
+        masks = drawn_masks(row, probabilities, self.threshold, self.postprocessing)
+        self.bits[row["sample_id"]] = zlib.compress(np.packbits(by_frame(masks, row)), level=1)
 
     def masks(self, sample_id: str, shape: tuple[int, int, int]) -> np.ndarray:
         """

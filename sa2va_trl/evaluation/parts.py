@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from ..errors import DatasetError
 from ..files import whole_file
+from ..postprocessing import IDENTITY, Postprocessing
 from ..processes import everywhere, process_rank
 from .gallery import KeptExtremes, Picture
 from .overlays import KeptMasks
@@ -62,6 +63,7 @@ class Parts:
         metrics: str = "overlap",
         workers: int = 0,
         on_row: Callable[[dict, np.ndarray, dict], None] = lambda *_: None,
+        postprocessing: Postprocessing = IDENTITY,
     ) -> None:
         """
         Score and keep rows.
@@ -70,15 +72,15 @@ class Parts:
             predictions (iterator): of the rows that [`share`] has named, in this order; those without masks left out.
             threshold (`float`): probability above which a pixel belongs to a mask.
             extremes ([`KeptExtremes`]): which of them are to be shown.
-            metrics, workers, on_row: as of [`~evaluation.evaluate`].
+            metrics, workers, on_row, postprocessing: as of [`~evaluation.evaluate`].
         """
         names = self.dataset["sample_id"]
         part_of = {names[row]: row // self.size for row in range(len(names))}
-        found = scored(predictions, threshold, metrics, workers)
+        found = scored(predictions, threshold, metrics, workers, postprocessing)
         for part, rows in groupby(found, key=lambda entry: part_of[entry[0]["sample_id"]]):
             entries = []
             for row, probabilities, scores in rows:
-                kept, picture = KeptMasks(threshold), extremes(row, probabilities, scores)
+                kept, picture = KeptMasks(threshold, postprocessing), extremes(row, probabilities, scores)
                 kept(row, probabilities, scores)
                 on_row(row, probabilities, scores)
                 entry = {"scores": scores, "masks": kept.bits[row["sample_id"]]}

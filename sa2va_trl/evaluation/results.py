@@ -14,6 +14,8 @@ from ..files import whole_file, write_json
 from ..metrics import ALL_METRICS, METRICS
 from ..metrics.rows import ScoredPart, check_metric_set, score_masks
 from ..metrics.sets import metric_bounds
+from ..motion import backward_flows
+from ..postprocessing import IDENTITY, Postprocessing, draw_row
 from .clusters import cluster_name, sample_clusters
 from .differences import summarize
 
@@ -22,7 +24,13 @@ from .differences import summarize
 ROUTE = "__route__"
 
 
-def score(row: dict, probabilities: np.ndarray, threshold: float, metrics: str = "overlap") -> dict:
+def score(
+    row: dict,
+    probabilities: np.ndarray,
+    threshold: float,
+    metrics: str = "overlap",
+    postprocessing: Postprocessing = IDENTITY,
+) -> dict:
     """
     Metrics of one row at its image's own size, averaged over its masks.
 
@@ -31,6 +39,7 @@ def score(row: dict, probabilities: np.ndarray, threshold: float, metrics: str =
         probabilities (`np.ndarray` of shape `(masks, H, W)`): in [0, 1].
         threshold (`float`): probability above which a pixel belongs to the mask.
         metrics (`str`, *optional*, defaults to `"overlap"`): set of metrics, one of [`~metrics.rows.METRIC_SETS`].
+        postprocessing ([`~postprocessing.Postprocessing`], *optional*): of the masks.
 
     Returns:
         `dict` with the row's identifiers and the metrics, `METRICS` or `ALL_METRICS`, in this order; of a row from a
@@ -40,7 +49,8 @@ def score(row: dict, probabilities: np.ndarray, threshold: float, metrics: str =
     Raises:
         `ValueError`: a set that is none.
     """
-    values = score_masks(scored_part(row, metrics), probabilities, threshold, metrics)
+    part = scored_part(row, metrics, postprocessing)
+    values = score_masks(part, probabilities, threshold, metrics, postprocessing)
     return {**row_identifiers(row), **values}
 
 
@@ -53,23 +63,49 @@ def row_identifiers(row: dict) -> dict:
     return {**{name: row[name] for name in names if row.get(name) is not None}, **row.get(ROUTE, {})}
 
 
-def scored_part(row: dict, metrics: str = "overlap") -> ScoredPart:
+def scored_part(row: dict, metrics: str = "overlap", postprocessing: Postprocessing = IDENTITY) -> ScoredPart:
     """
     Args:
         row (`dict`): decoded, with masks.
         metrics (`str`, *optional*, defaults to `"overlap"`): one of [`~metrics.rows.METRIC_SETS`].
+        postprocessing ([`~postprocessing.Postprocessing`], *optional*): of the masks.
 
     Returns:
-        [`ScoredPart`]: without frames unless the row is a clip and the metrics are `"all"`.
+        [`ScoredPart`]: without frames unless the row is a clip, and the metrics are `"all"` or post-processing follows
+        its motion.
 
     Raises:
         `ValueError`: a set that is none.
     """
     check_metric_set(metrics)
     layout, frames = normalize_row(row), None
-    if metrics == "all" and len(layout["images"]) > 1:
-        frames = np.stack([np.asarray(image.convert("L"), dtype=np.float32) / 255 for image in layout["images"]])
-    return ScoredPart(np.stack([np.asarray(mask) > 0 for mask in layout["masks"]]), frames)
+    if (metrics == "all" or postprocessing.needs_motion) and len(layout["images"]) > 1:
+        frames = grey_frames(layout)
+    targets = np.stack([np.asarray(mask) > 0 for mask in layout["masks"]])
+    return ScoredPart(targets, frames, len(layout["images"]))
+
+
+def grey_frames(layout: dict) -> np.ndarray:
+    """The images of a row, as [`~data.layout.normalize_row`] gives it: `(T, H, W)`, float32 in [0, 1]."""
+    return np.stack([np.asarray(image.convert("L"), dtype=np.float32) / 255 for image in layout["images"]])
+
+
+def drawn_masks(
+    row: dict, probabilities: np.ndarray, threshold: float, postprocessing: Postprocessing = IDENTITY
+) -> np.ndarray:
+    """
+    The masks that [`score`] scores.
+
+    Args:
+        row, probabilities, threshold, postprocessing: as there.
+
+    Returns:
+        `np.ndarray` of shape `(masks, H, W)`: bool.
+    """
+    flows, frames = None, len(row.get("images") or [None])
+    if postprocessing.needs_motion and frames > 1:
+        flows = backward_flows(grey_frames(normalize_row(row)))
+    return draw_row(probabilities, threshold, postprocessing, frames, flows)
 
 
 def aggregate(samples: pd.DataFrame) -> dict[str, dict]:

@@ -21,6 +21,7 @@ from ..mask_logits import mask_probabilities
 from ..metrics import spread
 from ..models import Sa2VAProcessor, Segmentation
 from ..models.outputs import SegFeatures
+from ..postprocessing import IDENTITY, Postprocessing
 from ..questions import question_of
 from ..sampling import MaskSampler, default_sampler
 from .predictions import passes, probabilities, probabilities_of
@@ -138,6 +139,8 @@ class Router:
             own, given = self.model.config, request.get("threshold")
             threshold = own.mask_threshold if given is None else given
             result = replace(result, threshold=threshold, temperature=own.mask_temperature)
+            if request.get("postprocessing") is None:
+                result = replace(result, postprocessing=Postprocessing.from_dict(own.mask_postprocessing))
         return result, route
 
 
@@ -293,6 +296,7 @@ def fit_router(
     batch_size: int = 4,
     progress: bool = True,
     features: Stored | None = None,
+    postprocessing: Postprocessing = IDENTITY,
 ) -> dict:
     """
     Choose the threshold of a router by its Dice, see [`fit_threshold`]. Both models run on all rows.
@@ -302,6 +306,7 @@ def fit_router(
         router (`Router`): gets the threshold.
         dataset (`datasets.Dataset`): to choose by: validation rows.
         threshold (`float`, *optional*, defaults to 0.5): probability above which a pixel belongs to the mask.
+        postprocessing ([`~postprocessing.Postprocessing`], *optional*): of the masks.
 
     Returns:
         `dict`, ready for JSON: `by`, `threshold`, `n` (rows), `routed` (share of them) and the mean Dice of these rows
@@ -314,8 +319,8 @@ def fit_router(
     rows = RowEncoder(model, processor, dataset, features, batch_size, progress)
     for row, value, one, other in _both(rows, router, lambda value: True):
         values.append(value)
-        first.append(score(row, one, threshold)["dice"])
-        second.append(score(row, other, threshold)["dice"])
+        first.append(score(row, one, threshold, postprocessing=postprocessing)["dice"])
+        second.append(score(row, other, threshold, postprocessing=postprocessing)["dice"])
     if not values:
         raise ValueError("The rows to fit the router's threshold on have no masks.")
     router.threshold = fit_threshold(values, first, second, router.by)

@@ -26,6 +26,8 @@ THRESHOLDS = tuple(step / 100 for step in range(1, 100))
 #: What is measured at each of them.
 SWEPT = {"dice": dice, "iou": iou, "recall": recall, "precision": precision}
 RESAMPLES = 5000
+#: Of maps that no threshold parts.
+ONE_VALUE = "Every map holds one value throughout: a threshold draws all of a map or nothing of it."
 
 
 class SortedMap(NamedTuple):
@@ -236,8 +238,7 @@ def sweep(
         targets = [np.asarray(mask) > 0 for mask in normalize_row(row)["masks"]]
         for one, target in zip(probabilities, targets, strict=True):
             ordered = sort_map(one, target)
-            if ordered.has_two_values():
-                raise DatasetError(_is_a_mask(row["sample_id"], *ordered.everything[[0, -1]]))
+            refuse_masks(row["sample_id"], ordered)
             varies |= bool(ordered.everything[0] < ordered.everything[-1])
             levels = [tempered(ordered.everything, value) for value in temperatures.values()]
             cuts = [threshold_for(ordered.everything, rule(own)) for own in levels for rule in RULES.values()]
@@ -251,7 +252,7 @@ def sweep(
     if not rows:
         raise DatasetError("The dataset has no row with a mask, so there is nothing to score.")
     if not varies:
-        raise DatasetError("Every map holds one value throughout: a threshold draws all of a map or nothing of it.")
+        raise DatasetError(ONE_VALUE)
     table = np.stack(rows, axis=1)  # metrics, images, thresholds and rules
     count = len(thresholds)
     return Sweep(
@@ -265,8 +266,19 @@ def sweep(
     )
 
 
-def _is_a_mask(sample_id: str, low: float, high: float) -> str:
-    return (
+def refuse_masks(sample_id: str, ordered: SortedMap) -> None:
+    """
+    Args:
+        sample_id (`str`): of the map.
+        ordered ([`SortedMap`]): the map.
+
+    Raises:
+        `DatasetError`: it is a mask already.
+    """
+    if not ordered.has_two_values():
+        return
+    low, high = ordered.everything[[0, -1]]
+    raise DatasetError(
         f"The map of sample_id {sample_id!r} is binary: it holds {low:g} and {high:g} and nothing between them. It is "
         "a mask, made with some threshold already: every other one gives the same mask and the same Dice, which says "
         "nothing of the model. Give the probabilities that it was made of: a model, or a folder of maps as "

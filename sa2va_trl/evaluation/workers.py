@@ -8,11 +8,16 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from ..metrics.rows import score_masks
+from ..postprocessing import IDENTITY, Postprocessing
 from .results import row_identifiers, score, scored_part
 
 
 def scored(
-    predictions: Iterator[tuple[dict, np.ndarray]], threshold: float, metrics: str = "overlap", workers: int = 0
+    predictions: Iterator[tuple[dict, np.ndarray]],
+    threshold: float,
+    metrics: str = "overlap",
+    workers: int = 0,
+    postprocessing: Postprocessing = IDENTITY,
 ) -> Iterator[tuple[dict, np.ndarray, dict]]:
     """
     Predictions with their scores, in their order.
@@ -22,6 +27,7 @@ def scored(
         threshold (`float`): probability above which a pixel belongs to the mask.
         metrics (`str`, *optional*, defaults to `"overlap"`): one of [`~metrics.rows.METRIC_SETS`].
         workers (`int`, *optional*, defaults to 0): processes that score; 0 for none beside this one.
+        postprocessing ([`~postprocessing.Postprocessing`], *optional*): of the masks.
 
     Yields:
         The row, its probabilities and what [`score`] says of them.
@@ -33,14 +39,14 @@ def scored(
         raise ValueError(f"workers must be 0 or more, got {workers}.")
     if workers == 0:
         for row, probabilities in predictions:
-            yield row, probabilities, score(row, probabilities, threshold, metrics)
+            yield row, probabilities, score(row, probabilities, threshold, metrics, postprocessing)
         return
     # Not by forking, since the model's threads may hold locks.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         waiting = deque()
         for row, probabilities in predictions:
-            part = scored_part(row, metrics)
-            waiting.append((row, probabilities, pool.submit(score_masks, part, probabilities, threshold, metrics)))
+            work = scored_part(row, metrics, postprocessing), probabilities, threshold, metrics, postprocessing
+            waiting.append((row, probabilities, pool.submit(score_masks, *work)))
             if len(waiting) > 2 * workers:  # a bound on the memory
                 yield _finished(*waiting.popleft())
         while waiting:

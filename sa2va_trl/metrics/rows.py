@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .clips import backward_flows, flicker, warped_iou
+from ..motion import backward_flows
+from ..postprocessing import IDENTITY, Postprocessing, draw_row
+from .clips import flicker, warped_iou
 from .segmentation import METRICS, segmentation_metrics
 from .sets import ALL_METRICS, calibration_metrics, mask_metrics
 
@@ -22,14 +24,23 @@ class ScoredPart(NamedTuple):
 
     Args:
         targets (`np.ndarray` of shape `(masks, H, W)`): bool.
-        frames (`np.ndarray` of shape `(T, H, W)`, *optional*): grey values of a clip, where metrics need them.
+        frames (`np.ndarray` of shape `(T, H, W)`, *optional*):
+            Grey values of a clip, where metrics or post-processing need them.
+        count (`int`, *optional*, defaults to 1): T, of an image 1.
     """
 
     targets: np.ndarray
     frames: np.ndarray | None
+    count: int = 1
 
 
-def score_masks(part: ScoredPart, probabilities: np.ndarray, threshold: float, metrics: str = "overlap") -> dict:
+def score_masks(
+    part: ScoredPart,
+    probabilities: np.ndarray,
+    threshold: float,
+    metrics: str = "overlap",
+    postprocessing: Postprocessing = IDENTITY,
+) -> dict:
     """
     The metrics of one row, averaged over its masks.
 
@@ -38,11 +49,14 @@ def score_masks(part: ScoredPart, probabilities: np.ndarray, threshold: float, m
         probabilities (`np.ndarray` of shape `(masks, H, W)`): in [0, 1].
         threshold (`float`): probability above which a pixel belongs to the mask.
         metrics (`str`, *optional*, defaults to `"overlap"`): one of `METRIC_SETS`.
+        postprocessing ([`~postprocessing.Postprocessing`], *optional*): of the masks; calibration is of what they are
+            drawn from.
 
     Returns:
         `dict[str, float]`: means over those masks of which a metric is defined.
     """
-    found = [p > threshold for p in probabilities]
+    flows = None if part.frames is None else backward_flows(part.frames)
+    found = draw_row(probabilities, threshold, postprocessing, part.count, flows)
     if metrics == "overlap":
         values = [segmentation_metrics(mask, target) for mask, target in zip(found, part.targets, strict=True)]
         return {name: float(np.mean([value[name] for value in values])) for name in METRICS}
@@ -51,15 +65,14 @@ def score_masks(part: ScoredPart, probabilities: np.ndarray, threshold: float, m
         for mask, p, target in zip(found, probabilities, part.targets, strict=True)
     ]
     means = {name: _mean([value.get(name, math.nan) for value in values]) for name in ALL_METRICS}
-    return means | _clip_metrics(np.stack(found), part.frames)
+    return means | _clip_metrics(found, flows)
 
 
-def _clip_metrics(found: np.ndarray, frames: np.ndarray | None) -> dict[str, float]:
+def _clip_metrics(found: np.ndarray, flows: np.ndarray | None) -> dict[str, float]:
     """Of masks `(objects * T, H, W)` of a clip, object by object; nothing of an image."""
-    if frames is None:
+    if flows is None:
         return {}
-    flows = backward_flows(frames)
-    objects = found.reshape(-1, len(frames), *found.shape[1:])
+    objects = found.reshape(-1, len(flows) + 1, *found.shape[1:])
     return {
         "flicker": _mean([flicker(masks) for masks in objects]),
         "warped_iou": _mean([warped_iou(masks, flows) for masks in objects]),

@@ -20,6 +20,7 @@ from ..features.encoding import unwrapped
 from ..media.pictures import read_image
 from ..metrics import NearMask, agreement, dices, measure, motion
 from ..models import Sa2VAProcessor, Segmentation
+from ..postprocessing import Postprocessing
 from ..questions import ask, question_of
 from .pieces import check_score_options, nanmean, neighbours, partial_folder, rows_of, score_pieces, stored_temperature
 from .score_files import fingerprint_of
@@ -78,6 +79,7 @@ class _Unlabelled:
             processor=self.processor,
             threshold=self.threshold,
             answer=ANSWERS[0],
+            postprocessing=Postprocessing(),
             frames=[index for index in range(len(clip)) if index != own],
         )
         tracked = result.frame(own).masks[0].cpu().numpy()
@@ -104,7 +106,9 @@ def _requests(rows: list[dict], question: str) -> tuple[list[Image.Image], list[
 def _segment(
     model: nn.Module, processor: Sa2VAProcessor, images: list[Image.Image], questions: list[str], threshold: float
 ) -> list[Segmentation]:
-    return model.segment(images=images, text=questions, processor=processor, threshold=threshold, answer=ANSWERS[0])
+    request = {"processor": processor, "threshold": threshold, "answer": ANSWERS[0]}
+    # What is trained on next is the network: its masks are judged as they are, here as where there are labels.
+    return model.segment(images=images, text=questions, postprocessing=Postprocessing(), **request)
 
 
 @torch.no_grad()

@@ -1,13 +1,14 @@
 """What a Sa2VA is made of: the config of the whole and of its SAM 2."""
 
 import logging
-from dataclasses import fields
+from dataclasses import field, fields
 from functools import cache
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ..postprocessing import Postprocessing
 from ..questions import check_question
 
 
@@ -176,6 +177,9 @@ class Sa2VAConfig(PreTrainedConfig):
             What mask logits are divided by before they become probabilities (temperature scaling, Guo et al., ICML
             2017, arXiv 1706.04599), of which the threshold is one. The logits themselves, and what trains on them, are
             left as they are.
+        mask_postprocessing (`dict`, *optional*, defaults to `{}`):
+            What is done to masks beside the threshold, by name as in [`~postprocessing.Postprocessing`]; `sa2va-trl
+            search_postprocessing` chooses and stores it. Probabilities are left as they are.
         default_question (`str`, *optional*):
             Template with `{phrase}` ([`~questions.ask`]) that the model is evaluated, mined and predicted with where
             nobody says another; by default the package's own. `sa2va-trl search_prompts` chooses and stores one.
@@ -211,6 +215,7 @@ class Sa2VAConfig(PreTrainedConfig):
     prompt_template: str = "qwen_chat"
     mask_threshold: float = 0.5
     mask_temperature: float = 1.0
+    mask_postprocessing: dict = field(default_factory=dict)
     default_question: str | None = None
     frame_policy: str = "uniform"
     num_frames: int = 5
@@ -236,6 +241,10 @@ class Sa2VAConfig(PreTrainedConfig):
             raise ValueError(f"mask_threshold must lie between 0 and 1, got {self.mask_threshold}.")
         if not 0 < self.mask_temperature < float("inf"):
             raise ValueError(f"mask_temperature must be a number above 0, got {self.mask_temperature}.")
+        try:
+            Postprocessing.from_dict(self.mask_postprocessing)
+        except ValueError as error:
+            raise ValueError(f"mask_postprocessing: {error}") from error
         if self.default_question is not None:
             check_question(self.default_question, "default_question")
         check_video_options(self.frame_policy, self.num_frames, self.tracking)

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import torch
 from transformers.utils import ModelOutput
 
 from ..mask_logits import mask_probabilities, upsample_mask_logits
+from ..motion import backward_flows
+from ..postprocessing import IDENTITY, Postprocessing, draw_clip, draw_mask
 
 
 @dataclass
@@ -129,6 +133,11 @@ class Segmentation:
         threshold (`float`): probability above which a pixel belongs to the mask.
         prompted_frames (`list[int]`, *optional*): of a video, the frames that the language model saw and prompted.
         temperature (`float`, *optional*, defaults to 1.0): what logits are divided by to become probabilities.
+        postprocessing ([`~postprocessing.Postprocessing`], *optional*): of the masks; none by default.
+        pictures (`np.ndarray` of shape `(frames, H, W)`, *optional*):
+            Of a video, its frames in grey (uint8), kept where post-processing follows their motion.
+        drawn (`torch.Tensor` of shape `(objects, H, W)`, *optional*):
+            Of a frame whose mask depends on the frames beside it: its masks, drawn already.
     """
 
     text: str
@@ -140,6 +149,9 @@ class Segmentation:
     threshold: float
     prompted_frames: list[int] | None = None
     temperature: float = 1.0
+    postprocessing: Postprocessing = IDENTITY
+    pictures: np.ndarray | None = None
+    drawn: torch.Tensor | None = None
 
     @property
     def mask_logits(self) -> torch.Tensor:
@@ -156,12 +168,27 @@ class Segmentation:
 
     @property
     def masks(self) -> torch.Tensor:
-        """`(objects[, frames], H, W)`, bool: `probabilities > threshold`."""
-        return self._draw(self.size, lambda logits: mask_probabilities(logits, self.temperature) > self.threshold)
+        """`(objects[, frames], H, W)`, bool: `probabilities > threshold`, and post-processed where that is set."""
+        if self.drawn is not None:
+            return self.drawn
+        if self.postprocessing.is_identity:
+            return self._draw(self.size, lambda logits: mask_probabilities(logits, self.temperature) > self.threshold)
+        masks = torch.zeros((*self.low_res_logits.shape[:-2], *self.size), dtype=torch.bool)
+        flows = None
+        if self.pictures is not None and len(masks):
+            flows = backward_flows(self.pictures.astype(np.float32) / 255)
+        for index in range(len(masks)):
+            own = replace(self, low_res_logits=self.low_res_logits[index : index + 1])
+            maps = own.probabilities[0].cpu().numpy()
+            settings = (self.threshold, self.postprocessing)
+            drawn = draw_mask(maps, *settings) if maps.ndim == 2 else draw_clip(maps, *settings, flows)
+            masks[index] = torch.from_numpy(drawn)
+        return masks.to(self.low_res_logits.device)
 
     def frame(self, index: int) -> "Segmentation":
         """
-        One frame of a video, as a result of its own.
+        One frame of a video, as a result of its own. Where masks depend on the frames beside them (see
+        [`~postprocessing.Postprocessing`]), those of the whole clip are drawn and kept the first time.
 
         Args:
             index (`int`): of the frame.
@@ -172,12 +199,21 @@ class Segmentation:
         """
         if self.low_res_logits.ndim != 4:
             raise ValueError("frame is for results of segment(video=...); this is the result of an image.")
+        drawn = None
+        if self.postprocessing.is_temporal:
+            drawn = self._masks_of_clip[:, index]
         return replace(
             self,
             low_res_logits=self.low_res_logits[:, index],
             iou_scores=self.iou_scores[:, index],
             prompted_frames=None,
+            pictures=None,
+            drawn=drawn,
         )
+
+    @cached_property
+    def _masks_of_clip(self) -> torch.Tensor:
+        return self.masks
 
     def _draw(
         self, size: tuple[int, int], finish: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits

@@ -12,6 +12,7 @@ from transformers import BatchFeature
 
 from ..media.clips import open_video
 from ..media.pictures import too_deep
+from ..postprocessing import Postprocessing
 from ..tokens import SEG_TOKEN
 from .configuration import check_video_options
 from .frame_policy import select_frames
@@ -86,6 +87,7 @@ class SegmentationMixin:
         frames: list[int] | None = None,
         tracking: str | None = None,
         decode: Callable[[SegFeatures], tuple[torch.Tensor, torch.Tensor]] | None = None,
+        postprocessing: Postprocessing | None = None,
         **generate_kwargs: Any,
     ) -> Segmentation | list[Segmentation]:
         """
@@ -117,6 +119,8 @@ class SegmentationMixin:
                 Of a video, the frames to prompt, in place of `frame_policy` and `num_frames`. Frames before the first
                 of them are tracked backward.
             decode (`Callable`, *optional*): of images, in place of `decode_masks`; see [`~evaluation.routing.Router`].
+            postprocessing ([`~postprocessing.Postprocessing`], *optional*, defaults to `config.mask_postprocessing`):
+                Of the result's masks. What acts between frames is of no effect on images.
             generate_kwargs: for the VLM's `generate`; none with `answer`.
 
         Returns:
@@ -152,11 +156,14 @@ class SegmentationMixin:
         threshold = self.config.mask_threshold if threshold is None else threshold
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
+        if postprocessing is None:
+            postprocessing = Postprocessing.from_dict(self.config.mask_postprocessing)
+        drawing = {"threshold": threshold, "postprocessing": postprocessing}
         options = {"frame_policy": frame_policy, "num_frames": num_frames, "frames": frames, "tracking": tracking}
         if video is not None:
             if decode is not None:
                 raise ValueError("segment takes decode with `image` or `images` only: a video's masks are tracked.")
-            return _segment_video(self, video, text, processor, threshold, answer, **options, **generate_kwargs)
+            return _segment_video(self, video, text, processor, drawing, answer, **options, **generate_kwargs)
         if given := [name for name, value in options.items() if value is not None]:
             raise ValueError(f"segment takes {', '.join(given)} with `video` only.")
         batch = [image] if images is None else list(images)
@@ -183,8 +190,8 @@ class SegmentationMixin:
                 iou_scores=iou_scores[segs],
                 size=picture.size[::-1],
                 image_size=self.config.grounding_config.image_size,
-                threshold=threshold,
                 temperature=self.config.mask_temperature,
+                **drawing,
             )
             for reply, segs, picture in zip(answers, own, batch, strict=True)
         ]
@@ -196,7 +203,7 @@ def _segment_video(
     video: list[Image.Image] | np.ndarray | str | os.PathLike,
     text: str,
     processor: Sa2VAProcessor,
-    threshold: float,
+    drawing: dict[str, Any],
     answer: str | None,
     frame_policy: str | None,
     num_frames: int | None,
@@ -236,10 +243,12 @@ def _segment_video(
             iou_scores=torch.zeros(len(prompts), total),
             size=clip[0].size[::-1],
             image_size=size,
-            threshold=threshold,
             prompted_frames=prompted,
             temperature=model.config.mask_temperature,
+            **drawing,
         )
+        if drawing["postprocessing"].needs_motion:
+            result.pictures = np.stack([np.asarray(clip[index].convert("L")) for index in range(total)])
         if len(prompts):
             for index, mask_logits, iou_scores in track(
                 model.grounding_encoder,
@@ -247,7 +256,7 @@ def _segment_video(
                 lambda index: processor.grounding_inputs([clip[index]]).to(model.device, model.dtype),
                 total,
                 prompted,
-                mask_prompt=(threshold, result.size) if tracking == "mask_prompt" else None,
+                mask_prompt=(result.threshold, result.size) if tracking == "mask_prompt" else None,
                 temperature=model.config.mask_temperature,
             ):
                 result.low_res_logits[:, index] = mask_logits

@@ -15,6 +15,7 @@ TASKS = {
     "cross_validate": "train in folds, each evaluated on patients of its own; set configurations beside each other",
     "evaluate": "score a model, or masks of another tool, on held-out rows",
     "sweep_threshold": "choose the threshold on one split, and say what it gains on another",
+    "search_postprocessing": "choose threshold and post-processing on one split, and say what they gain on another",
     "search_prompts": "choose the question on one split, and say what it gains on another",
     "compare": "set evaluations of the same samples beside each other",
     "predict": "segment an image, a folder of images or a video",

@@ -137,6 +137,8 @@ def serve(args: AppArguments, models: list[Asked], listening: socket.socket) -> 
     app = make_server(page, views, args.host, **looks())
     host, port = listening.getsockname()[:2]
     say(f"http://{host}:{port} is the page; Ctrl+C ends it.")
+    if any(asked.model.config.mask_postprocessing for asked in models):
+        say("The page draws with the threshold alone, and leaves out the post-processing that is stored.")
     if args.host not in LOOPBACK:
         say(f"host={args.host}: everybody who can reach this address can use the page.")
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)

@@ -39,10 +39,13 @@ from ..metrics import ALL_METRICS, LOWER_IS_BETTER
 from ..metrics.rows import check_metric_set
 from ..mining.pieces import partial_folder
 from ..mining.score_files import fingerprint_of
+from ..postprocessing import Postprocessing
 from ..processes import everywhere, leave_process_group
 from ..questions import QUESTIONS, check_question, question_of
 from .arguments import DataArguments, ModelArguments, RecipeParser, RouterArguments
 from .loading import Model, get_split, load_data, load_model, load_router
+from .mask_drawing import HELP as POSTPROCESSING
+from .mask_drawing import check_clips, given_postprocessing, own_postprocessing
 from .reporting import (
     SAMPLES,
     about,
@@ -74,6 +77,7 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Probability above which a pixel is foreground; the model's own by default, else 0.5."},
     )
+    postprocessing: str = field(default="stored", metadata={"help": POSTPROCESSING})
     question: str | None = field(
         default=None,
         metadata={"help": "What to ask, with {phrase}, in place of the model's own question."},
@@ -110,6 +114,11 @@ class EvaluateArguments:
             check_question(self.question, "question")
             if self.predictions_dir is not None:
                 raise ValueError("question has no meaning with predictions_dir: no model runs.")
+        given = given_postprocessing(self.postprocessing)
+        if self.predictions_dir is not None and given is not None and (given.hysteresis != 1 or given.is_temporal):
+            raise ValueError(
+                "postprocessing with predictions_dir is of single masks: no hysteresis, nothing of clips."
+            )
         check_metric_set(self.metrics)
         if self.workers < 0:
             raise ValueError(f"workers must be 0 or more, got {self.workers}.")
@@ -217,6 +226,7 @@ def write_report(
     extremes: KeptExtremes,
     threshold: float,
     said: list[str],
+    postprocessing: Postprocessing,
 ) -> None:
     """The page of an evaluation, with the curves of the training that its model or adapter comes from."""
     gallery = {"Worst": extremes.worst, "Best": extremes.best}
@@ -230,6 +240,8 @@ def write_report(
         trained = {folder.name: folder for folder in folders}
         weights = [folder / name for folder in folders for name in WEIGHTS]
     subtitle = f"{of} on the {args.dataset_split} split of {data_args.dataset_name}, threshold {threshold}"
+    if not postprocessing.is_identity:
+        subtitle += f", post-processing {postprocessing} (the gallery shows masks as they are before it)"
     found = about(options, [output / "per_sample.parquet", *weights])
     save_report(output, "Evaluation", subtitle, report, found, logs_of(trained), args.report_pictures)
 
@@ -255,6 +267,7 @@ def main() -> None:
         chosen_on = get_split(data, args.route_split, "route_split")
         check_no_leakage(chosen_on, dataset, names=(args.route_split, args.dataset_split))
     output, is_reported = Path(args.output_dir), args.report and can_report()
+    check_clips(args.postprocessing, dataset)
     router = fitted = None
 
     if args.predictions_dir is None:
@@ -266,6 +279,7 @@ def main() -> None:
         for each in models:
             set_question(args.question, each)
         threshold = own_threshold(args.threshold, *models)
+        drawing = own_postprocessing(args.postprocessing, *models)
         shown = {"batch_size": args.batch_size, "progress": state.is_main_process}
 
         def features_of(rows: Dataset) -> Stored | None:
@@ -273,7 +287,8 @@ def main() -> None:
 
         if args.route_split is not None:
             own = features_of(chosen_on)
-            fitted = fit_router(model, processor, router, chosen_on, threshold, **shown, features=own)
+            fitting = {**shown, "features": own, "postprocessing": drawing}
+            fitted = fit_router(model, processor, router, chosen_on, threshold, **fitting)
         features = features_of(dataset)
 
         def predict(rows: list[int]) -> Iterator[tuple[dict, np.ndarray]]:
@@ -286,11 +301,12 @@ def main() -> None:
             return [fingerprint_of(model, processor, dataset) for model in models]
 
         options = [threshold, args.metrics, args.batch_size, args.keep_pictures, args.num_pictures, is_reported]
-        options += [model.config.mask_temperature for model in models]
+        options += [drawing.to_dict(), *(model.config.mask_temperature for model in models)]
         options += [] if router is None else [router.by, router.threshold]
         partial = partial_folder(output / PARTIAL, prints, options)
     else:
         threshold, partial = own_threshold(args.threshold), output / PARTIAL / "masks"
+        drawing = own_postprocessing(args.postprocessing)
         shutil.rmtree(partial, ignore_errors=True)  # what the folder held then is not known
 
         def predict(rows: list[int]) -> Iterator[tuple[dict, np.ndarray]]:
@@ -309,7 +325,7 @@ def main() -> None:
     if parts.done:
         say(f"{parts.rows_done} of {len(dataset)} images were scored before, and are taken up")
     if rows:
-        parts.score(predict(rows), threshold, extremes, args.metrics, args.workers, keep)
+        parts.score(predict(rows), threshold, extremes, args.metrics, args.workers, keep, drawing)
     everywhere(None)  # all parts are there
     leave_process_group()
     if not state.is_main_process:
@@ -325,7 +341,9 @@ def main() -> None:
     save_results(output, metrics, samples, routing)
     remove_report(output)
     if is_reported:
-        write_report(output, args, data_args, model_args, router_args, metrics, samples, extremes, threshold, said)
+        write_report(
+            output, args, data_args, model_args, router_args, metrics, samples, extremes, threshold, said, drawing
+        )
     if args.keep_pictures:
         move_pictures(output, pictures, threshold)
     else:  # those of an earlier call show other masks
@@ -333,7 +351,8 @@ def main() -> None:
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
 
     asked = QUESTIONS[0] if args.predictions_dir is not None else question_of(model.config)
-    how = f"threshold {threshold:g}" + ("" if asked == QUESTIONS[0] else f', asked "{asked}"')
+    how = f"threshold {threshold:g}" + ("" if drawing.is_identity else f", post-processing {drawing}")
+    how += "" if asked == QUESTIONS[0] else f', asked "{asked}"'
     say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, {how}")
     say("\n".join([metrics_table(metrics), *said]))
     if fitted is not None:

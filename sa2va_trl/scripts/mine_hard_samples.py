@@ -113,6 +113,8 @@ def main() -> None:
     model = model.to(state.device).eval()
     if args.mask_threshold is None:
         args.mask_threshold = model.config.mask_threshold
+    if model.config.mask_postprocessing and state.is_main_process:
+        say("Masks are judged before the post-processing that is stored with the model: training acts on the network.")
     prints = fingerprint_of(model, processor, dataset)
 
     by = "dice" if args.labels else "consistency"

@@ -35,6 +35,8 @@ from ..models import Sa2VAProcessor, Segmentation
 from ..questions import ask, question_of
 from .arguments import ModelArguments, RecipeParser, RouterArguments
 from .loading import Model, load_model, load_router
+from .mask_drawing import HELP as POSTPROCESSING
+from .mask_drawing import given_postprocessing
 from .screen import finish, say
 
 
@@ -75,6 +77,7 @@ class PredictArguments:
     threshold: float | None = field(
         default=None, metadata={"help": "Probability above which a pixel is foreground; the model's own by default."}
     )
+    postprocessing: str = field(default="stored", metadata={"help": POSTPROCESSING})
     output_dir: str = field(
         default="outputs/predictions",
         metadata={"help": "Folder for the results; those of an earlier call are replaced."},
@@ -121,6 +124,9 @@ class PredictArguments:
         given = [name for name, value in self.tracking_options.items() if value is not None]
         if given and (self.per_frame or not self.is_video):
             raise ValueError(f"{', '.join(given)} is for a video whose frames are not taken one by one (per_frame).")
+        drawing = given_postprocessing(self.postprocessing)
+        if drawing is not None and drawing.is_temporal and (self.per_frame or not self.is_video):
+            raise ValueError(f"postprocessing={drawing} smooths videos that are taken as a whole; this input is none.")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
 
@@ -198,6 +204,7 @@ def segmentations(
 ) -> Iterator[tuple[Picture, str, Segmentation, dict]]:
     """The picture, the prompt, the result and the route of every image or frame and every prompt."""
     request = {"processor": processor, "threshold": args.threshold, "answer": args.answer}
+    request["postprocessing"] = given_postprocessing(args.postprocessing)
     if args.answer is None:
         request["max_new_tokens"] = args.max_new_tokens or 256
     if clip is not None:
@@ -244,10 +251,9 @@ def save(folder: Path, picture: Picture, name: str, result: Segmentation, route:
     """Write the masks, maps and overlays of a picture, in files of this name; what the JSON says of it."""
     probabilities = result.probabilities.cpu().numpy()
     objects, names = [], object_names(name, len(result.phrases), taken)
-    scores = result.iou_scores.tolist()
-    for name, phrase, score, values in zip(names, result.phrases, scores, probabilities, strict=True):
+    scores, masks = result.iou_scores.tolist(), result.masks.cpu().numpy()
+    for name, phrase, score, values, mask in zip(names, result.phrases, scores, probabilities, masks, strict=True):
         files = {kind: f"{kind}/{name}{suffix}" for kind, suffix in SUFFIXES.items()}
-        mask = values > result.threshold
         Image.fromarray(mask.astype(np.uint8) * 255).save(folder / files["masks"])
         np.save(folder / files["probabilities"], values)
         overlay(picture.image, mask).save(folder / files["overlays"])

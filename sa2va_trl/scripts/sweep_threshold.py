@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..adapters.mask_options import check_storable, store_mask_options
+from ..adapters.mask_options import DEFAULTS, check_storable, mask_options, store_mask_options
 from ..data.checks import check_dataset
 from ..data.splits import check_no_leakage
 from ..errors import DatasetError
@@ -136,11 +136,11 @@ def main() -> None:
     for rows, name in ((chosen_on, args.choose_split), (reported, args.dataset_split)):
         check_dataset(rows, name=name)
 
-    own = {"mask_threshold": 0.5, "mask_temperature": 1.0}
+    own = dict(DEFAULTS)
     if args.predictions_dir is None:
         model, processor = load_model(model_args)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        own = {name: getattr(model.config, name) for name in own}
+        own = mask_options(model.config)
 
     def predictions(rows: Dataset) -> Iterator[tuple[dict, np.ndarray]]:
         if args.predictions_dir is not None:
@@ -171,6 +171,7 @@ def main() -> None:
     stored = {
         "mask_threshold": float(tempered(chosen["threshold"], temperature)),
         "mask_temperature": own["mask_temperature"] * temperature,
+        "mask_postprocessing": {},
     }
     output = Path(args.output_dir)
     both = {args.choose_split: curves(first), args.dataset_split: curves(second)}
@@ -204,6 +205,9 @@ def main() -> None:
         f"-> {after.ece:.4f}, Brier {before.brier:.4f} -> {after.brier:.4f}"
     )
     say(f"gain of {chosen['threshold']:g} over 0.5, Dice on {args.dataset_split}: {gain_in_words(table[1]['gain'])}")
+    if own["mask_postprocessing"]:
+        dropped = "; --store drops it: search_postprocessing chooses it anew" if args.store else ""
+        say(f"All without the post-processing that is stored, which was chosen for another threshold{dropped}.")
     if not has_matplotlib:
         say("No pictures of the curves: they need matplotlib, pip install 'sa2va_trl[report]'.")
     wrote = f"results in {output}"

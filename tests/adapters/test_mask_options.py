@@ -9,10 +9,12 @@ from sa2va_trl.adapters.mask_options import DEFAULTS, MASK_OPTIONS, mask_options
 from sa2va_trl.adapters.peft_model import SegPeftModel, load_adapter
 from sa2va_trl.adapters.presets import get_peft_config
 from sa2va_trl.hub import commit_operations
+from sa2va_trl.postprocessing import Postprocessing, draw_mask
 
 
 QUESTION = "Show me the {phrase}."
-CHOSEN = {"mask_threshold": 0.41, "mask_temperature": 1.6, "default_question": QUESTION}
+CHOSEN = {"mask_threshold": 0.41, "mask_temperature": 1.6}
+CHOSEN |= {"mask_postprocessing": {"min_size": 9}, "default_question": QUESTION}
 
 
 @pytest.fixture
@@ -47,8 +49,10 @@ def test_of_a_model_they_are_in_its_config(base, tmp_path, image):
     assert torch.equal(result.mask_logits, plain.mask_logits)
     odds = torch.logit(plain.probabilities.double()) / 1.6
     assert torch.allclose(result.probabilities.double(), odds.sigmoid(), atol=1e-6)
-    assert torch.equal(result.masks, result.probabilities > 0.41)
-    assert torch.equal(model.segment(**asked, threshold=0.5).masks, result.probabilities > 0.5)
+    (probabilities,) = result.probabilities.numpy()
+    assert (result.masks[0].numpy() == draw_mask(probabilities, 0.41, Postprocessing(min_size=9))).all()
+    bare = model.segment(**asked, threshold=0.5, postprocessing=Postprocessing())
+    assert torch.equal(bare.masks, result.probabilities > 0.5)
     # and they are saved with it.
     model.save_pretrained(tmp_path / "again")
     assert mask_options(loaded(tmp_path / "again").config) == CHOSEN
@@ -73,8 +77,7 @@ def test_an_adapter_keeps_its_own_on_a_base_with_others(base, tmp_path, options)
     store_mask_options(base, mask_threshold=0.2, mask_temperature=3.0)
     folder = adapter(base, tmp_path / "adapter")
     # (Of a model with its own, those that it was trained and judged with.)
-    own = {"mask_threshold": 0.2, "mask_temperature": 3.0, "default_question": None}
-    assert read_mask_options(folder) == own
+    assert read_mask_options(folder) == {**DEFAULTS, "mask_threshold": 0.2, "mask_temperature": 3.0}
     store_mask_options(folder, **options)
     again = load_adapter(loaded(base), str(folder))
     assert mask_options(again.config) == options
@@ -92,6 +95,10 @@ def test_an_adapter_keeps_its_own_on_a_base_with_others(base, tmp_path, options)
         ({"default_question": "Segment it."}, "default_question: 'Segment it.' has no {phrase}"),
         ({"default_question": ""}, "default_question: '' has no {phrase}"),
         ({"threshold": 0.5}, "there is no option threshold"),
+        (
+            {"mask_postprocessing": {"min_size": -1}},
+            "mask_postprocessing: min_size of a post-processing must be at least 0, got -1",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused(base, options, message):
@@ -111,8 +118,25 @@ def test_folders_without_a_place_are_refused(tmp_path):
             store_mask_options(tmp_path, mask_threshold=0.4)
 
 
+def test_files_of_before_post_processing_still_load(base, tmp_path):
+    folder = adapter(base, tmp_path / "adapter")
+    (folder / MASK_OPTIONS).write_text('{"mask_threshold": 0.41, "mask_temperature": 1.6}')
+    config = load_adapter(loaded(base), str(folder)).config
+    assert mask_options(config) == {**DEFAULTS, "mask_threshold": 0.41, "mask_temperature": 1.6}
+
+
+def test_storing_a_threshold_drops_what_was_chosen_for_another(base):
+    store_mask_options(base, **CHOSEN)
+    store_mask_options(base, mask_threshold=0.3)
+    assert mask_options(loaded(base).config) == {**CHOSEN, "mask_threshold": 0.3, "mask_postprocessing": {}}
+
+
 @pytest.mark.parametrize(
-    "content", ["[0.4]", '{"default_question": 3}', '{"mask_threshold": "half"}', '{"threshold": 0.4}', "{"]
+    "content",
+    [
+        *("[0.4]", '{"default_question": 3}', '{"mask_threshold": "half"}', '{"threshold": 0.4}', "{"),
+        '{"mask_postprocessing": {"size": 1}}',
+    ],
 )
 def test_a_file_that_holds_something_else_is_named(tmp_path, content):
     (tmp_path / MASK_OPTIONS).write_text(content)

@@ -186,6 +186,15 @@ def test_a_clip_is_tracked_or_taken_frame_by_frame(image, network):
     assert not torch.equal(tracked[1].low_res_logits, each[1].low_res_logits)
 
 
+def test_the_page_draws_with_the_threshold_alone(image, network, monkeypatch):
+    model, processor = network
+    monkeypatch.setattr(model.config, "mask_postprocessing", {"min_size": 500, "majority_frames": 3})
+    clip = Clip("run", "run.gif", [image, image.rotate(180)], moving=True)
+    for per_frame in (False, True):
+        for found in segment_clip(Asked("", model, processor), clip, "a", "[SEG]", per_frame=per_frame):
+            assert torch.equal(found.masks, found.probabilities > found.threshold)
+
+
 def test_without_an_answer_one_is_generated_of_at_most_so_many_tokens(image, network):
     clip = Clip("one", "one.png", [image], moving=False)
     (found,) = segment_clip(Asked("", *network), clip, "Hello?", max_new_tokens=3)

@@ -26,6 +26,7 @@ from sa2va_trl.evaluation.routing import (
 )
 from sa2va_trl.features.fingerprint import before_the_cut
 from sa2va_trl.models.grounding import GroundingEncoder
+from sa2va_trl.postprocessing import IDENTITY, Postprocessing
 from sa2va_trl.scripts.arguments import ModelArguments, RouterArguments
 from sa2va_trl.scripts.loading import load_model, load_router
 
@@ -208,6 +209,18 @@ def test_a_routed_picture_is_drawn_with_the_second_models_threshold_and_temperat
         found, _ = own.segment(model, processor, **request)
         assert (found.threshold, found.temperature) == (threshold, temperature)
         assert own.segment(model, processor, **request, threshold=0.4)[0].threshold == 0.4
+
+
+def test_a_routed_picture_is_post_processed_as_the_second_model_is(models, image, monkeypatch):
+    model, processor, _, router = models
+    monkeypatch.setattr(model.config, "mask_postprocessing", {"min_size": 3})
+    monkeypatch.setattr(router.model.config, "mask_postprocessing", {"closing_radius": 2})
+    request = {"image": image, "text": "Vessel?", "answer": ANSWER}
+    for limit, expected in ((NOTHING, Postprocessing(min_size=3)), (EVERYTHING, Postprocessing(closing_radius=2))):
+        own = set_to(router, "predicted_iou", limit["predicted_iou"])
+        assert own.segment(model, processor, **request)[0].postprocessing == expected
+        given = own.segment(model, processor, **request, postprocessing=IDENTITY)[0]
+        assert given.postprocessing == IDENTITY
 
 
 def test_a_video_has_no_decoder_to_replace(models, image):

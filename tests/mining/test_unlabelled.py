@@ -26,6 +26,13 @@ def test_the_same_frame_over_and_over_agrees_with_itself(network):
     assert (found["consistency"] == 1).all() and (found["motion"].iloc[1:] == 0).all()
 
 
+def test_masks_are_judged_before_post_processing(network, monkeypatch):
+    rows = synthetic_dataset(1, 3, 64)
+    found = score_unlabelled(*network, rows, progress=False)
+    monkeypatch.setattr(network[0].config, "mask_postprocessing", {"min_share": 0.9})
+    pd.testing.assert_frame_equal(score_unlabelled(*network, rows, progress=False), found)
+
+
 def test_what_cannot_be_judged_without_labels(network):
     rows = synthetic_dataset(1, 2, 64)
     with pytest.raises(MiningError, match="video_id"):

@@ -13,6 +13,7 @@ from sa2va_trl import Sa2VAConfig, Sa2VAGroundingConfig
         (Sa2VAConfig, {"seg_state": "norm"}, "seg_state must be one of normed, raw, got 'norm'"),
         (Sa2VAConfig, {"mask_threshold": 1.0}, "mask_threshold must lie between 0 and 1"),
         (Sa2VAConfig, {"mask_temperature": 0.0}, "mask_temperature must be a number above 0, got 0.0"),
+        (Sa2VAConfig, {"mask_postprocessing": {"size": 1}}, "mask_postprocessing: A post-processing has no size"),
         (Sa2VAGroundingConfig, {"image_size": 200}, "image_size must be a multiple of 32, got 200"),
         (Sa2VAGroundingConfig, {"hidden_dim": 40}, "hidden_dim must be a multiple of 32, got 40"),
         (Sa2VAGroundingConfig, {"sam2_version": "3"}, "sam2_version must be '2.0' or '2.1', got '3'"),

@@ -2,12 +2,15 @@
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 
 from sa2va_trl.data import SegCollator, synthetic_dataset
 from sa2va_trl.models.modeling import MASK_TARGETS
-from sa2va_trl.models.outputs import SegFeatures, pair_masks
+from sa2va_trl.models.outputs import SegFeatures, Segmentation, pair_masks
+from sa2va_trl.motion import backward_flows
+from sa2va_trl.postprocessing import Postprocessing, draw_clip, draw_mask
 
 
 def make_features(segs, counts, width=5):
@@ -75,3 +78,55 @@ def test_values_come_in_the_order_of_the_fields(tiny):
     assert output[0] is output.loss
     without = {name: value for name, value in batch.items() if name not in MASK_TARGETS}
     assert len(without) < len(batch) and torch.equal(model(**without, position_ids=None).loss, output.loss)
+
+
+def drawn_with(settings, frames=None, objects=2, size=(20, 24)):
+    """A result of random logits, of an image or of frames."""
+    shape = (objects, 16, 16) if frames is None else (objects, frames, 16, 16)
+    logits = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return Segmentation(
+        "", [None] * objects, logits, torch.ones(shape[:-2]), size, 32, 0.4, temperature=1.3, postprocessing=settings
+    )
+
+
+@pytest.mark.parametrize("settings", [Postprocessing(min_size=12), Postprocessing(0.5, 1, 4, 6)])
+@pytest.mark.parametrize("frames", [None, 4])
+def test_masks_are_post_processed_and_probabilities_are_not(settings, frames):
+    result, plain = drawn_with(settings, frames), drawn_with(Postprocessing(), frames)
+    assert torch.equal(result.probabilities, plain.probabilities)
+    maps = result.probabilities.flatten(end_dim=-3).numpy()
+    expected = np.stack([draw_mask(own, 0.4, settings) for own in maps]).reshape(result.masks.shape)
+    assert (result.masks.numpy() == expected).all() and not torch.equal(result.masks, plain.masks)
+    assert torch.equal(plain.masks, plain.probabilities > 0.4)
+    if frames:
+        for index in range(frames):
+            assert torch.equal(result.frame(index).masks, result.masks[:, index])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Postprocessing(majority_frames=3),
+        Postprocessing(exponential_weight=0.5, min_size=5),
+        Postprocessing(flow_weight=0.5),
+    ],
+)
+def test_frames_of_a_smoothed_clip_are_those_of_the_whole(settings):
+    result = drawn_with(settings, 4)
+    flows = None
+    if settings.needs_motion:
+        result.pictures = np.random.default_rng(0).integers(0, 256, (4, 20, 24), np.uint8)
+        flows = backward_flows(result.pictures.astype(np.float32) / 255)
+    maps = result.probabilities.numpy()
+    expected = np.stack([draw_clip(own, 0.4, settings, flows) for own in maps])
+    assert (result.masks.numpy() == expected).all()
+    for index in range(4):
+        frame = result.frame(index)
+        assert (frame.masks.numpy() == expected[:, index]).all()
+        assert torch.equal(frame.probabilities, result.probabilities[:, index])
+
+
+def test_nothing_found_is_nothing_to_post_process():
+    for frames in (None, 3):
+        masks = drawn_with(Postprocessing(min_size=3, majority_frames=3), frames, objects=0).masks
+        assert len(masks) == 0 and masks.shape[-2:] == (20, 24)
