@@ -1,6 +1,6 @@
 """
-What a model or an adapter is asked, and how it draws its masks (threshold, temperature, post-processing), stored in its
-folder.
+What a model or an adapter is asked, and how it draws its masks (threshold, temperature, post-processing), stored in
+its folder.
 """
 
 import json

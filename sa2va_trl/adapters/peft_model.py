@@ -15,7 +15,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import PROCESSOR_NAME
+from transformers.utils import PROCESSOR_NAME, cached_file
 
 from ..files import write_json
 from ..model_card import model_card, public_name, write_card
@@ -157,30 +157,89 @@ def load_adapter(model: PreTrainedModel, adapter: str, merge: bool = False) -> S
             "An adapter cannot be loaded into a model that ZeRO-3 has sharded: merge it first with sa2va-trl merge "
             "and give the result as the model."
         )
-    folder = _adapter_folder(adapter)
-    record = base_record(model)
-    check_base(model, record, folder, adapter)
-    adapted = SegPeftModel(model, PeftConfig.from_pretrained(folder))
-    adapted.base_record = record
-    with _nameless_base(adapted):
-        expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
-    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:
-        found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}
-    faults = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape": sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name]),
-    }
-    if any(faults.values()):
-        adapted.unload()
-        listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
-        raise ValueError(f"{adapter} does not hold the weights that its {ADAPTER_CONFIG} asks for. {listed}")
-    adapted.load_adapter(str(folder), "default", torch_device=str(model.device))
-    if options := read_mask_options(folder):
+    adapted, options = _put_on(model, adapter, "default")
+    if options:
         adapted.stored_mask_options = options
         for name, value in options.items():
             setattr(model.config, name, value)
     return merge_adapter(adapted) if merge else adapted
+
+
+def add_adapter(model: SegPeftModel | PreTrainedModel, adapter: str, name: str) -> tuple[SegPeftModel, dict]:
+    """
+    Put one more adapter on a base, beside those that it has and inactive beside them: `set_adapter` chooses one.
+
+    Args:
+        model (`SegPeftModel` from [`load_adapter`], or a base without any): changed in place, but for its config.
+        adapter (`str`): a folder or a Hub id.
+        name (`str`): a new one, for `set_adapter`.
+
+    Returns:
+        `SegPeftModel`, and the threshold and temperature that are stored for the adapter, if any are.
+
+    Raises:
+        `ValueError`: as [`load_adapter`].
+    """
+    return _put_on(model, adapter, name)
+
+
+def can_join(model: nn.Module, adapter: str) -> bool:
+    """
+    Whether [`add_adapter`] can put an adapter beside those that a model has. PEFT wants single trained rows of the
+    embeddings (`train_embeddings: seg`) to be the same for all adapters of a model.
+
+    Args:
+        model (`nn.Module`): a base, or a `PeftModel`.
+        adapter (`str`): a folder or a Hub id.
+    """
+    if not isinstance(model, PeftModel):
+        return True
+    rows = getattr(PeftConfig.from_pretrained(_adapter_folder(adapter)), "trainable_token_indices", None)
+    return all(getattr(config, "trainable_token_indices", None) == rows for config in model.peft_config.values())
+
+
+def is_adapter(name: str) -> bool:
+    """
+    Args:
+        name (`str`): a folder or a Hub id.
+
+    Returns:
+        `bool`: whether an adapter is there, rather than a model.
+    """
+    if Path(name).is_dir():
+        return (Path(name) / ADAPTER_CONFIG).is_file()
+    with folders_first(name):
+        return cached_file(name, ADAPTER_CONFIG, _raise_exceptions_for_missing_entries=False) is not None
+
+
+def _put_on(model: SegPeftModel | PreTrainedModel, adapter: str, name: str) -> tuple[SegPeftModel, dict]:
+    """The model with the adapter under this name, and the options that are stored for it."""
+    folder, is_first = _adapter_folder(adapter), not isinstance(model, PeftModel)
+    record = base_record(model) if is_first else model.base_record
+    check_base(model, record, folder, adapter)
+    if is_first:
+        adapted = SegPeftModel(model, PeftConfig.from_pretrained(folder), adapter_name=name)
+        adapted.base_record, adapted.base_mask_options = record, mask_options(model.config)
+    else:
+        adapted = model
+        adapted.add_adapter(name, PeftConfig.from_pretrained(folder))
+    with _nameless_base(adapted):
+        expected = {
+            key: tuple(tensor.shape) for key, tensor in get_peft_model_state_dict(adapted, adapter_name=name).items()
+        }
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:
+        found = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}
+    faults = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": sorted(key for key in expected.keys() & found.keys() if expected[key] != found[key]),
+    }
+    if any(faults.values()):
+        adapted.unload() if is_first else adapted.delete_adapter(name)
+        listed = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
+        raise ValueError(f"{adapter} does not hold the weights that its {ADAPTER_CONFIG} asks for. {listed}")
+    adapted.load_adapter(str(folder), name, torch_device=str(model.device))
+    return adapted, read_mask_options(folder)
 
 
 def merge_adapter(model: PeftModel, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """Features of rows: computed, and read in place of the images."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -116,6 +117,20 @@ class RowEncoder:
             self.collator = FeatureCollator(self.collator, store)
         elif isinstance(dataset, Dataset):
             check_fit(self.dataset, self.collator, name="dataset")
+
+    def changed(self, change: Callable) -> "RowEncoder":
+        """
+        The same rows from pixels that are changed first; the decoded rows stay as they are.
+
+        Args:
+            change (`Callable`): of images and masks of a row, see [`~evaluation.views.Change`].
+
+        Returns:
+            `RowEncoder` beside this one, of the same model.
+        """
+        other = copy.copy(self)
+        other.collator = replace(self.collator, augmentation=change)
+        return other
 
     @torch.no_grad()
     def __call__(self, numbers: Iterable[int]) -> tuple[list[dict], list[torch.Tensor], SegFeatures]:

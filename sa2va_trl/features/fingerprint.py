@@ -131,6 +131,31 @@ def fingerprint(
         `dict` of strings and numbers, which JSON can hold.
     """
     config = (model.get_base_model() if isinstance(model, PeftModel) else model).config
+    settings = processor_settings(processor)
+    # (Added only where it is not what it always was before: older stores stay good.)
+    state = [] if config.seg_state == "normed" else [config.seg_state]
+    parts_of_config = [_sizes(part.to_dict()) for part in (config.vlm_config, config.grounding_config)]
+    return {
+        "format": FEATURES_FORMAT,
+        "weights": weights_digest(model, dtype, parts),
+        "config": json_digest([*parts_of_config, *state]),
+        "processor": json_digest(settings),
+        "dtype": str(dtype or next(before_the_cut(model))[1].dtype),
+        "autocast": autocast,
+        **{name: version(name) for name in ("torch", "transformers", "sam2", "pillow")},
+    }
+
+
+def processor_settings(processor: Sa2VAProcessor) -> dict:
+    """
+    How a processor makes text and pixels of a row.
+
+    Args:
+        processor (`Sa2VAProcessor`): not changed.
+
+    Returns:
+        `dict`: equal for two processors that make the same.
+    """
     tokenizer = processor.tokenizer
     text = {"class": type(tokenizer).__name__, "vocabulary": sorted(tokenizer.get_vocab().items())}
     if getattr(tokenizer, "is_fast", False):
@@ -148,20 +173,10 @@ def fingerprint(
             for name in ("grounding_image_size", "image_seq_length", "prompt_template", "clip_size")
         },
     }
-    # (Added only where they are not what they always were before: older stores stay good.)
+    # (Added only where it is not what it always was before: older stores stay good.)
     if processor.is_official:
         settings["official"] = processor.official_opening
-    state = [] if config.seg_state == "normed" else [config.seg_state]
-    parts_of_config = [_sizes(part.to_dict()) for part in (config.vlm_config, config.grounding_config)]
-    return {
-        "format": FEATURES_FORMAT,
-        "weights": weights_digest(model, dtype, parts),
-        "config": json_digest([*parts_of_config, *state]),
-        "processor": json_digest(settings),
-        "dtype": str(dtype or next(before_the_cut(model))[1].dtype),
-        "autocast": autocast,
-        **{name: version(name) for name in ("torch", "transformers", "sam2", "pillow")},
-    }
+    return settings
 
 
 def _sizes(content: dict) -> dict:

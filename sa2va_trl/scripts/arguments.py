@@ -13,6 +13,7 @@ import yaml
 from trl import TrlParser
 
 from ..evaluation.routing import check_route
+from ..evaluation.views import View, parse_views
 from ..models.processing import PROMPT_STYLES
 from . import TASKS
 from .config_files import CONFIGS, config_file, shortest_name
@@ -282,6 +283,46 @@ class RouterArguments:
         if self.has_router:
             self.route_by = self.route_by or "predicted_iou"
             check_route(self.route_by, self.route_threshold or 0.0)
+
+
+@dataclass
+class AveragingArguments:
+    """
+    What probabilities are averaged over, see [`~evaluation.averaging.predict_averaged`].
+
+    Args:
+        tta (`list[str]`, *optional*): views of every image besides itself, see [`~evaluation.views.parse_views`].
+        ensemble (`list[str]`, *optional*):
+            Folders or Hub ids of more models, or of adapters for the first one's base, which share it.
+    """
+
+    tta: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Average over changed images too: hflip, vflip, scale0.75, scale1.25, gamma0.8, ... No hflip "
+            "where a phrase says left or right."
+        },
+    )
+    ensemble: list[str] | None = field(
+        default=None,
+        metadata={"help": "Average with these models too: adapters of the same base, or whole models."},
+    )
+
+    @property
+    def views(self) -> list[View]:
+        """The views of `tta`."""
+        return parse_views(self.tta or [])
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is averaged."""
+        return bool(self.views or self.ensemble)
+
+    def __post_init__(self):
+        for name in ("tta", "ensemble"):
+            if isinstance(getattr(self, name), str):  # of a YAML, or of Python
+                setattr(self, name, [getattr(self, name)])
+        self.views  # noqa: B018  (names are checked before a model is loaded)
 
 
 @dataclass

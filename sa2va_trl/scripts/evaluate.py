@@ -5,17 +5,21 @@ Score a model, or masks that another tool has written, on a data set: at each im
     sa2va-trl evaluate --predictions_dir MASKS --dataset_name DIR --output_dir outputs/eval
     sa2va-trl evaluate --model_name_or_path BASE --adapter STAGE2 --router_adapter STAGE3 \\
         --route_split validation --dataset_name DIR --output_dir outputs/eval
+    sa2va-trl evaluate --model_name_or_path BASE --adapter FOLD0 --ensemble FOLD1 FOLD2 --tta vflip gamma0.8 \\
+        --dataset_name DIR --output_dir outputs/eval
 
-On several processes (accelerate launch recipes/evaluate.py) each scores its share, with the same results. A call that
-was ended is taken up by the same one again.
+With --tta and --ensemble masks are drawn from the mean of the probabilities. On several processes (accelerate launch
+recipes/evaluate.py) each scores its share, with the same results. A call that was ended is taken up by the same one
+again.
 """
 
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,6 +30,7 @@ from datasets import Dataset
 from ..data.checks import check_dataset
 from ..data.splits import check_no_leakage
 from ..evaluation import predict_probabilities, read_predictions, stored_features
+from ..evaluation.averaging import Member, common_postprocessing, common_threshold, predict_averaged
 from ..evaluation.candidate_questions import phrases_in
 from ..evaluation.gallery import KeptExtremes, make_picture, save_picture
 from ..evaluation.overlays import draw_samples, save_overlays
@@ -33,7 +38,8 @@ from ..evaluation.page import REPORT
 from ..evaluation.parts import Parts
 from ..evaluation.report import evaluation_report
 from ..evaluation.results import aggregate, from_worst_to_best, remarks, save_results
-from ..evaluation.routing import fit_router, predict_routed, routing_report
+from ..evaluation.routing import Router, fit_router, predict_routed, routing_report
+from ..evaluation.views import PLAIN
 from ..features.encoding import Stored
 from ..metrics import ALL_METRICS, LOWER_IS_BETTER
 from ..metrics.rows import check_metric_set
@@ -42,8 +48,8 @@ from ..mining.score_files import fingerprint_of
 from ..postprocessing import Postprocessing
 from ..processes import everywhere, leave_process_group
 from ..questions import QUESTIONS, check_question, question_of
-from .arguments import DataArguments, ModelArguments, RecipeParser, RouterArguments
-from .loading import Model, get_split, load_data, load_model, load_router
+from .arguments import AveragingArguments, DataArguments, ModelArguments, RecipeParser, RouterArguments
+from .loading import Model, get_split, load_data, load_members, load_model, load_router
 from .mask_drawing import HELP as POSTPROCESSING
 from .mask_drawing import check_clips, given_postprocessing, own_postprocessing
 from .reporting import (
@@ -155,6 +161,28 @@ def check_router(args: EvaluateArguments, router_args: RouterArguments) -> None:
         )
 
 
+def check_averaging(args: EvaluateArguments, router_args: RouterArguments, averaging: AveragingArguments) -> None:
+    """
+    Raises:
+        `ValueError`: something else draws the masks than what is to be averaged, or frozen features are asked for.
+    """
+    given = [name for name in ("tta", "ensemble") if getattr(averaging, name)]
+    if not given:
+        return
+    names = " and ".join(given)
+    if args.predictions_dir is not None:
+        raise ValueError(f"{names} have no meaning with predictions_dir: no model runs.")
+    if router_args.has_router:
+        raise ValueError(
+            f"{names} cannot be used with a router, which draws each image with one model: leave one out."
+        )
+    if args.cache_features == "on" or args.cache_dir is not None:
+        raise ValueError(
+            f"cache_features=on and cache_dir have no effect with {names}: there are no frozen features of changed "
+            "images or of several models. Leave them out."
+        )
+
+
 def own_threshold(threshold: float | None, *models: Model) -> float:
     """
     Args:
@@ -215,107 +243,172 @@ def metrics_table(metrics: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def write_report(
-    output: Path,
+class Predictor(NamedTuple):
+    """
+    What is scored, and how it draws.
+
+    Args:
+        predict (`Callable`): from positions of rows to the rows and their probabilities.
+        threshold (`float`), postprocessing ([`~postprocessing.Postprocessing`]): that masks are drawn with.
+        asked (`str`): the question.
+        prints (`Callable`, *optional*): what the probabilities depend on; none of masks of another tool.
+        router, fitted (*optional*): what sends rows to a second model, and how its threshold was chosen.
+    """
+
+    predict: Callable[[list[int]], Iterator[tuple[dict, np.ndarray]]]
+    threshold: float
+    postprocessing: Postprocessing
+    asked: str = QUESTIONS[0]
+    prints: Callable[[], list[dict]] | None = None
+    router: Router | None = None
+    fitted: dict | None = None
+
+    def in_words(self) -> str:
+        """How masks are drawn."""
+        words = f"threshold {self.threshold:g}"
+        words += "" if self.postprocessing.is_identity else f", post-processing {self.postprocessing}"
+        return words + ("" if self.asked == QUESTIONS[0] else f', asked "{self.asked}"')
+
+
+def model_predictor(
     args: EvaluateArguments,
-    data_args: DataArguments,
     model_args: ModelArguments,
     router_args: RouterArguments,
+    averaging: AveragingArguments,
+    dataset: Dataset,
+    chosen_on: Dataset | None,
+) -> Predictor:
+    """A model, or several, on rows; `chosen_on` are those that a router's threshold is chosen on."""
+    state = PartialState()
+    model, processor = load_model(model_args)
+    model = model.to(state.device)
+    router = load_router(router_args, model_args, model, processor) if router_args.has_router else None
+    models = [model] if router is None else [model, router.model]
+    for each in models:
+        set_question(args.question, each)
+    shown = {"batch_size": args.batch_size, "progress": state.is_main_process}
+    members = [Member(each, processor) for each in models]
+    if averaging.is_on:
+        members = load_members(averaging.ensemble or [], model_args, model, processor)
+        for member in members:
+            member.options |= {} if args.question is None else {"default_question": args.question}
+
+    def prints() -> list[dict]:
+        found = []
+        for member in members:
+            with member.active() as each:
+                found.append({**fingerprint_of(each, member.processor, dataset), **member.options})
+        return found
+
+    if averaging.is_on:
+        given = given_postprocessing(args.postprocessing)
+        return Predictor(
+            lambda rows: predict_averaged(members, dataset.select(rows), averaging.views, **shown),
+            common_threshold(members) if args.threshold is None else args.threshold,
+            common_postprocessing(members) if given is None else given,
+            question_of(model.config),
+            prints,
+        )
+
+    def features_of(rows: Dataset) -> Stored | None:
+        return stored_features(model, processor, rows, args.cache_features, args.cache_dir, **shown)
+
+    threshold, fitted = own_threshold(args.threshold, *models), None
+    postprocessing = own_postprocessing(args.postprocessing, *models)
+    if chosen_on is not None:
+        options = {**shown, "features": features_of(chosen_on), "postprocessing": postprocessing}
+        fitted = fit_router(model, processor, router, chosen_on, threshold, **options)
+    features = features_of(dataset)
+
+    def predict(rows: list[int]) -> Iterator[tuple[dict, np.ndarray]]:
+        own = None if features is None else (features[0], [features[1][row] for row in rows])
+        if router is not None:
+            return predict_routed(model, processor, router, dataset.select(rows), **shown, features=own)
+        return predict_probabilities(model, processor, dataset.select(rows), **shown, features=own)
+
+    return Predictor(predict, threshold, postprocessing, question_of(model.config), prints, router, fitted)
+
+
+def masks_predictor(args: EvaluateArguments, dataset: Dataset) -> Predictor:
+    """Masks of another tool."""
+    if not Path(args.predictions_dir).is_dir():
+        raise ValueError(f"predictions_dir={args.predictions_dir!r} is not there: give a folder of masks.")
+    return Predictor(
+        lambda rows: read_predictions(args.predictions_dir, dataset),  # (In one process, `rows` are all.)
+        own_threshold(args.threshold),
+        own_postprocessing(args.postprocessing),
+    )
+
+
+def write_report(
+    output: Path,
+    options: Sequence[Any],
     metrics: dict[str, dict],
     samples: pd.DataFrame,
     extremes: KeptExtremes,
-    threshold: float,
+    predictor: Predictor,
     said: list[str],
-    postprocessing: Postprocessing,
 ) -> None:
     """The page of an evaluation, with the curves of the training that its model or adapter comes from."""
+    args, data_args, model_args, _, averaging = options
     gallery = {"Worst": extremes.worst, "Best": extremes.best}
-    report = evaluation_report(metrics, samples, gallery, threshold, hard_runs(samples), said)
+    report = evaluation_report(metrics, samples, gallery, predictor.threshold, hard_runs(samples), said)
     if args.predictions_dir is not None:
         of, options, trained, weights = f"masks in {args.predictions_dir}", [args, data_args], {}, []
     else:
         of = " with ".join(filter(None, (model_args.model_name_or_path, model_args.adapter)))
-        options = [args, data_args, model_args, router_args]
+        of = " and ".join([of, *(averaging.ensemble or [])])
+        of += f", averaged with {', '.join(view.name for view in averaging.views)}" * bool(averaging.tta)
         folders = [Path(name) for name in (model_args.adapter, model_args.model_name_or_path) if name is not None]
         trained = {folder.name: folder for folder in folders}
-        weights = [folder / name for folder in folders for name in WEIGHTS]
-    subtitle = f"{of} on the {args.dataset_split} split of {data_args.dataset_name}, threshold {threshold}"
-    if not postprocessing.is_identity:
-        subtitle += f", post-processing {postprocessing} (the gallery shows masks as they are before it)"
+        weights = [folder / name for folder in [*folders, *map(Path, averaging.ensemble or [])] for name in WEIGHTS]
+    subtitle = f"{of} on the {args.dataset_split} split of {data_args.dataset_name}, {predictor.in_words()}"
+    if not predictor.postprocessing.is_identity:
+        subtitle += " (the gallery shows masks as they are before post-processing)"
     found = about(options, [output / "per_sample.parquet", *weights])
     save_report(output, "Evaluation", subtitle, report, found, logs_of(trained), args.report_pictures)
 
 
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
-    kinds = (EvaluateArguments, DataArguments, ModelArguments, RouterArguments)
+    kinds = (EvaluateArguments, DataArguments, ModelArguments, RouterArguments, AveragingArguments)
     return RecipeParser(kinds, prog="sa2va-trl evaluate", description=__doc__)
 
 
 def main() -> None:
-    args, data_args, model_args, router_args = make_parser().parse_args_and_config()
+    options = args, data_args, model_args, router_args, averaging = make_parser().parse_args_and_config()
     check_router(args, router_args)
-    if args.predictions_dir is not None and not Path(args.predictions_dir).is_dir():
-        raise ValueError(f"predictions_dir={args.predictions_dir!r} is not there: give a folder of masks.")
+    check_averaging(args, router_args, averaging)
     state = PartialState(cpu=not torch.cuda.is_available())
-    data = load_data(data_args)
+    data, chosen_on = load_data(data_args), None
     dataset = get_split(data, args.dataset_split, "dataset_split")
     check_dataset(dataset, name="dataset")
+    check_clips(args.postprocessing, dataset)
     if args.question is not None:
         phrases_in(dataset, "question")
     if args.route_split is not None:
         chosen_on = get_split(data, args.route_split, "route_split")
         check_no_leakage(chosen_on, dataset, names=(args.route_split, args.dataset_split))
-    output, is_reported = Path(args.output_dir), args.report and can_report()
-    check_clips(args.postprocessing, dataset)
-    router = fitted = None
-
-    if args.predictions_dir is None:
-        model, processor = load_model(model_args)
-        model, models = model.to(state.device), [model]
-        if router_args.has_router:
-            router = load_router(router_args, model_args, model, processor)
-            models.append(router.model)
-        for each in models:
-            set_question(args.question, each)
-        threshold = own_threshold(args.threshold, *models)
-        drawing = own_postprocessing(args.postprocessing, *models)
-        shown = {"batch_size": args.batch_size, "progress": state.is_main_process}
-
-        def features_of(rows: Dataset) -> Stored | None:
-            return stored_features(model, processor, rows, args.cache_features, args.cache_dir, **shown)
-
-        if args.route_split is not None:
-            own = features_of(chosen_on)
-            fitting = {**shown, "features": own, "postprocessing": drawing}
-            fitted = fit_router(model, processor, router, chosen_on, threshold, **fitting)
-        features = features_of(dataset)
-
-        def predict(rows: list[int]) -> Iterator[tuple[dict, np.ndarray]]:
-            own = None if features is None else (features[0], [features[1][row] for row in rows])
-            if router is not None:
-                return predict_routed(model, processor, router, dataset.select(rows), **shown, features=own)
-            return predict_probabilities(model, processor, dataset.select(rows), **shown, features=own)
-
-        def prints() -> list[dict]:
-            return [fingerprint_of(model, processor, dataset) for model in models]
-
-        options = [threshold, args.metrics, args.batch_size, args.keep_pictures, args.num_pictures, is_reported]
-        options += [drawing.to_dict(), *(model.config.mask_temperature for model in models)]
-        options += [] if router is None else [router.by, router.threshold]
-        partial = partial_folder(output / PARTIAL, prints, options)
+    if args.predictions_dir is not None:
+        predictor = masks_predictor(args, dataset)
     else:
-        threshold, partial = own_threshold(args.threshold), output / PARTIAL / "masks"
-        drawing = own_postprocessing(args.postprocessing)
-        shutil.rmtree(partial, ignore_errors=True)  # what the folder held then is not known
+        predictor = model_predictor(args, model_args, router_args, averaging, dataset, chosen_on)
+    threshold, router = predictor.threshold, predictor.router
 
-        def predict(rows: list[int]) -> Iterator[tuple[dict, np.ndarray]]:
-            return read_predictions(args.predictions_dir, dataset)  # of all rows, as they are all to be scored
-
+    # Predict and score
+    output, is_reported = Path(args.output_dir), args.report and can_report()
+    partial = output / PARTIAL / "masks"
+    if predictor.prints is None:
+        shutil.rmtree(partial, ignore_errors=True)  # what the folder of masks held then is not known
+    else:
+        decided = [threshold, predictor.postprocessing.to_dict(), args.metrics, args.batch_size, averaging.tta]
+        decided += [args.keep_pictures, args.num_pictures, is_reported]
+        decided += [] if router is None else [router.by, router.threshold]
+        partial = partial_folder(output / PARTIAL, predictor.prints, decided)
     parts, pictures = Parts(partial, dataset, args.batch_size), partial / SAMPLES
     if args.keep_pictures:
         pictures.mkdir(exist_ok=True)
-    extremes = KeptExtremes(args.num_pictures if is_reported else 0)
+    count = args.num_pictures if is_reported else 0
 
     def keep(row: dict, probabilities: np.ndarray, scores: dict) -> None:
         if args.keep_pictures:
@@ -325,37 +418,39 @@ def main() -> None:
     if parts.done:
         say(f"{parts.rows_done} of {len(dataset)} images were scored before, and are taken up")
     if rows:
-        parts.score(predict(rows), threshold, extremes, args.metrics, args.workers, keep, drawing)
+        scoring = {"metrics": args.metrics, "workers": args.workers, "postprocessing": predictor.postprocessing}
+        parts.score(predictor.predict(rows), threshold, KeptExtremes(count), on_row=keep, **scoring)
     everywhere(None)  # all parts are there
     leave_process_group()
     if not state.is_main_process:
         return
+
+    # Results
     samples = parts.samples()
     metrics, said = aggregate(samples), remarks(samples, dataset)
     drawn = from_worst_to_best(samples, args.num_overlays)
-    kept, extremes = parts.kept(drawn, threshold, extremes.count)
+    kept, extremes = parts.kept(drawn, threshold, count)
     save_overlays(draw_samples(dataset, drawn, kept), output / "overlays")
     routing = None
     if router is not None:
-        routing = {**(fitted or {"by": router.by, "threshold": router.threshold}), "fitted_on": args.route_split}
+        chosen = predictor.fitted or {"by": router.by, "threshold": router.threshold}
+        routing = {**chosen, "fitted_on": args.route_split}
     save_results(output, metrics, samples, routing)
     remove_report(output)
     if is_reported:
-        write_report(
-            output, args, data_args, model_args, router_args, metrics, samples, extremes, threshold, said, drawing
-        )
+        write_report(output, options, metrics, samples, extremes, predictor, said)
     if args.keep_pictures:
         move_pictures(output, pictures, threshold)
     else:  # those of an earlier call show other masks
         shutil.rmtree(output / SAMPLES, ignore_errors=True)
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
 
-    asked = QUESTIONS[0] if args.predictions_dir is not None else question_of(model.config)
-    how = f"threshold {threshold:g}" + ("" if drawing.is_identity else f", post-processing {drawing}")
-    how += "" if asked == QUESTIONS[0] else f', asked "{asked}"'
-    say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, {how}")
+    say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, {predictor.in_words()}")
+    if averaging.is_on:
+        names = ", ".join(view.name for view in [PLAIN, *averaging.views])
+        say(f"probabilities averaged over {1 + len(averaging.ensemble or [])} models and {names} images")
     say("\n".join([metrics_table(metrics), *said]))
-    if fitted is not None:
+    if (fitted := predictor.fitted) is not None:
         say(
             f"router: threshold chosen on {fitted['n']} images of {args.route_split}, Dice {fitted['dice_first']:.4f} "
             f"(first model), {fitted['dice_second']:.4f} (second), {fitted['dice_routed']:.4f} (routed)"

@@ -8,9 +8,11 @@ from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from transformers import BitsAndBytesConfig, TrainingArguments
 
-from ..adapters.peft_model import adapter_prompt_options, load_adapter
+from ..adapters.peft_model import adapter_prompt_options, add_adapter, can_join, is_adapter, load_adapter
 from ..data.loading import load_dataset_dict
+from ..evaluation.averaging import NO_ADAPTER, Member
 from ..evaluation.routing import NOTHING, Router, make_router
+from ..features.fingerprint import processor_settings
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from ..models.checkpoints import ADAPTER_CONFIG, checkpoint_folder, read_config
 from .arguments import PRETRAINED, TINY, DataArguments, ModelArguments, RouterArguments, SplitArguments
@@ -162,6 +164,58 @@ def load_router(args: RouterArguments, model_args: ModelArguments, model: Model,
     second, other = load_second(args.router_model, args.router_adapter, model_args)
     threshold = NOTHING[args.route_by] if args.route_threshold is None else args.route_threshold
     return make_router(model, processor, second, other, by=args.route_by, threshold=threshold)
+
+
+def load_members(
+    names: list[str], model_args: ModelArguments, model: Model, processor: Sa2VAProcessor
+) -> list[Member]:
+    """
+    The models of an ensemble. Adapters of the first model's base share that base in memory, and so take no more than
+    their own weights (those that [`~adapters.peft_model.can_join`] turns away have a base of their own);
+    whole models lie beside it.
+
+    Args:
+        names (`list[str]`): folders or Hub ids of further adapters and models.
+        model_args (`ModelArguments`): of the first one; its type, sizes and quantisation hold for all.
+        model (`Sa2VAForConditionalGeneration` or `PeftModel`): the first one, on its device; not to be used by itself
+            any more.
+        processor (`Sa2VAProcessor`): of the first one.
+
+    Returns:
+        `list[Member]`, the first one in front.
+
+    Raises:
+        `ValueError`: as [`load_model`], or a model that asks or looks otherwise than the first.
+    """
+    members = [Member(model, processor)]
+    base_options = getattr(model, "base_mask_options", members[0].options)
+    for number, name in enumerate(names, start=1):
+        if name not in TINY and is_adapter(name) and can_join(model, name):
+            own = adapter_prompt_options(name)
+            own = {key: value for key, value in own.items() if getattr(model_args, key, None) is None}
+            _check_alike(name, own, {key: getattr(processor, key) for key in own})
+            model, stored = add_adapter(model, name, f"member{number}")
+            if members[0].model is not model:  # it was without an adapter till now
+                members[0] = Member(model, processor, NO_ADAPTER, members[0].options)
+            members.append(Member(model, processor, f"member{number}", {**base_options, **stored}))
+            continue
+        if name not in TINY and is_adapter(name):
+            args = replace(model_args, adapter=name)
+        else:
+            args = replace(model_args, model_name_or_path=name, adapter=None, model_revision=None)
+        other, own = load_model(args)
+        _check_alike(name, processor_settings(own), processor_settings(processor))
+        members.append(Member(other.eval().to(model.device), own))
+    return members
+
+
+def _check_alike(name: str, own: dict, first: dict) -> None:
+    """Refuse a member that would be asked otherwise than the first, or shown other pixels."""
+    if different := sorted(key for key in own.keys() | first.keys() if own.get(key) != first.get(key)):
+        raise ValueError(
+            f"ensemble: {name} differs from the first model in {', '.join(different)} of its processor, so the two "
+            "would not be asked alike: evaluate them one by one."
+        )
 
 
 def _quantization_config(args: ModelArguments) -> BitsAndBytesConfig | None:

@@ -4,6 +4,8 @@ Segment an image, a folder of images or a video: masks, probability maps, overla
     sa2va-trl predict
     sa2va-trl predict --model_name_or_path MODEL --input IMAGE --prompt "Please segment the blood vessel."
 
+With --tta and --ensemble masks are drawn from the mean of the probabilities; the first model answers.
+
 With nothing else, the tiny model is asked for three things on the frames of a generated angiogram.
 
 A TIFF of several pages and an animated GIF, PNG or WebP are videos. In a folder every image is segmented on its own,
@@ -26,15 +28,17 @@ from tqdm.auto import tqdm
 
 from ..data.angiography import generate_video
 from ..evaluation import overlay
+from ..evaluation.averaging import Member, common_threshold, segment_averaged
 from ..evaluation.overlays import object_names
 from ..evaluation.routing import Router, routing_report
+from ..evaluation.views import View, check_sides
 from ..files import replaced_together, write_json
 from ..media.clips import Picture, folder_images, frame_name, is_clip, open_video, read_pictures
 from ..media.suffixes import is_byproduct
 from ..models import Sa2VAProcessor, Segmentation
 from ..questions import ask, question_of
-from .arguments import ModelArguments, RecipeParser, RouterArguments
-from .loading import Model, load_model, load_router
+from .arguments import AveragingArguments, ModelArguments, RecipeParser, RouterArguments
+from .loading import Model, load_members, load_model, load_router
 from .mask_drawing import HELP as POSTPROCESSING
 from .mask_drawing import given_postprocessing
 from .screen import finish, say
@@ -142,6 +146,22 @@ def check_router(args: PredictArguments, router_args: RouterArguments) -> None:
         raise ValueError("A router sends frames, and a video is tracked as a whole: add per_frame.")
 
 
+def check_averaging(args: PredictArguments, router_args: RouterArguments, averaging: AveragingArguments) -> None:
+    """
+    Raises:
+        `ValueError`: averages beside a router or of a video that is tracked as a whole, or a prompt that a view makes
+            wrong.
+    """
+    names = " and ".join(name for name in ("tta", "ensemble") if getattr(averaging, name))
+    if names and router_args.has_router:
+        raise ValueError(
+            f"{names} cannot be used with a router, which draws each image with one model: leave one out."
+        )
+    if names and args.is_video and not args.per_frame:
+        raise ValueError(f"{names} average the masks of frames, and a video is tracked as a whole: add per_frame.")
+    check_sides([*(args.prompt or []), args.answer or ""], averaging.views)
+
+
 def check_output(output: Path) -> None:
     """Refuse a folder in which predict would remove what it has not written."""
     if output.exists() and not output.is_dir():
@@ -201,16 +221,18 @@ def segmentations(
     clip: Sequence[Image.Image] | None,
     pictures: Iterable[Picture],
     router: Router | None = None,
+    members: Sequence[Member] = (),
+    views: Sequence[View] = (),
 ) -> Iterator[tuple[Picture, str, Segmentation, dict]]:
     """The picture, the prompt, the result and the route of every image or frame and every prompt."""
-    request = {"processor": processor, "threshold": args.threshold, "answer": args.answer}
+    request = {"threshold": args.threshold, "answer": args.answer}
     request["postprocessing"] = given_postprocessing(args.postprocessing)
     if args.answer is None:
         request["max_new_tokens"] = args.max_new_tokens or 256
     if clip is not None:
         with named(args.input):
             results = {
-                prompt: model.segment(video=clip, text=prompt, **args.tracking_options, **request)
+                prompt: model.segment(video=clip, text=prompt, processor=processor, **args.tracking_options, **request)
                 for prompt in args.prompt
             }
         for prompt, result in results.items():
@@ -222,10 +244,13 @@ def segmentations(
     for picture in pictures:
         for prompt in args.prompt:
             with named(picture.file if picture.frame is None else f"{picture.file}, frame {picture.frame}"):
-                if router is None:
-                    result, route = model.segment(image=picture.image, text=prompt, **request), {}
+                own, route = {"image": picture.image, "text": prompt, **request}, {}
+                if members:
+                    result = segment_averaged(members, views, **own)
+                elif router is None:
+                    result = model.segment(processor=processor, **own)
                 else:
-                    result, route = router.segment(model, image=picture.image, text=prompt, **request)
+                    result, route = router.segment(model, processor, **own)
             warn(f"{picture.name}, {prompt!r}", result)
             yield picture, prompt, result, route
 
@@ -274,13 +299,14 @@ def save(folder: Path, picture: Picture, name: str, result: Segmentation, route:
 
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
-    kinds = (PredictArguments, ModelArguments, RouterArguments)
+    kinds = (PredictArguments, ModelArguments, RouterArguments, AveragingArguments)
     return RecipeParser(kinds, prog="sa2va-trl predict", description=__doc__)
 
 
 def main() -> None:
-    args, model_args, router_args = make_parser().parse_args_and_config()
+    args, model_args, router_args, averaging = make_parser().parse_args_and_config()
     check_router(args, router_args)
+    check_averaging(args, router_args, averaging)
     output = Path(args.output_dir)
     check_output(output)
     with ExitStack() as stack:
@@ -290,13 +316,17 @@ def main() -> None:
         model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         args.prompt = args.prompt or default_prompts(model, args.is_synthetic)
         router = load_router(router_args, model_args, model, processor) if router_args.has_router else None
+        members = []
+        if averaging.is_on:
+            members = load_members(averaging.ensemble or [], model_args, model, processor)
+            args.threshold = common_threshold(members) if args.threshold is None else args.threshold
         if clip is not None and not model.config.tracking_trained:
             say(f"WARNING: {UNTRAINED}")
 
         for name in SUFFIXES:
             (folder / name).mkdir()
         predictions, taken = [], set()
-        results = segmentations(args, model, processor, clip, pictures, router)
+        results = segmentations(args, model, processor, clip, pictures, router, members, averaging.views)
         for picture, prompt, result, route in tqdm(results, desc="predict"):
             name, asked = picture.name, {}
             if len(args.prompt) > 1:

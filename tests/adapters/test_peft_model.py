@@ -12,7 +12,8 @@ from torch import nn
 
 from sa2va_trl import Sa2VAForConditionalGeneration, SegCollator, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.adapters.base_model import SAMPLES, base_fingerprint, base_record, check_base
-from sa2va_trl.adapters.peft_model import SegPeftModel, load_adapter, merge_adapter
+from sa2va_trl.adapters.mask_options import store_mask_options
+from sa2va_trl.adapters.peft_model import SegPeftModel, add_adapter, can_join, is_adapter, load_adapter, merge_adapter
 from sa2va_trl.adapters.presets import get_peft_config
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.hub import commit_operations, resume_operations
@@ -506,3 +507,34 @@ def test_a_pushed_state_has_no_paths_and_no_names_of_evaluation_sets(tmp_path):
     assert b"smith" not in content
     assert json.loads(content)["log_history"] == [{"step": 5, "loss": 1.0, "eval_dice": 0.5}]
     assert json.loads(content)["best_model_checkpoint"] == "checkpoint-5"
+
+
+# Several adapters on one base
+
+
+def test_an_adapter_beside_another_waits_for_its_turn(tmp_path, inputs):
+    for seed, name in enumerate(("one", "other")):
+        perturbed(base(), "head", seed=seed).save_pretrained(tmp_path / name)
+    store_mask_options(tmp_path / "other", 0.3, 2.0)
+    expected = {name: outputs(load_adapter(base(), str(tmp_path / name)), inputs) for name in ("one", "other")}
+    model = load_adapter(base(), str(tmp_path / "one"))
+    same, options = add_adapter(model, str(tmp_path / "other"), "second")
+    assert same is model and options == {"mask_threshold": 0.3, "mask_temperature": 2.0}
+    assert (model.config.mask_threshold, model.config.mask_temperature) == (0.5, 1.0)  # the first one's
+    assert difference(outputs(model, inputs), expected["one"]) == 0
+    model.set_adapter("second", inference_mode=True)
+    assert difference(outputs(model, inputs), expected["other"]) == 0
+    assert difference(expected["one"], expected["other"]) > 1e-2
+
+
+def test_folders_of_adapters_are_told_from_others(tmp_path):
+    perturbed(base(), "stage1", "seg").save_pretrained(tmp_path / "rows")
+    perturbed(base(), "head").save_pretrained(tmp_path / "head")
+    (tmp_path / "empty").mkdir()
+    assert is_adapter(str(tmp_path / "head")) and not is_adapter(str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="There is no folder"):
+        is_adapter(str(tmp_path / "none"))
+    for name, other in (("head", "rows"), ("rows", "head")):
+        model = load_adapter(base(), str(tmp_path / name))
+        assert can_join(model, str(tmp_path / name)) and not can_join(model, str(tmp_path / other))
+        assert can_join(base(), str(tmp_path / other))

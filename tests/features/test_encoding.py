@@ -150,3 +150,17 @@ def test_what_wraps_a_model_is_taken_off(tiny):
     assert unwrapped(model) is unwrapped(torch.nn.DataParallel(model)) is model
     adapted = get_peft_model(model, LoraConfig(target_modules=["text_hidden_fcs.0"]))
     assert unwrapped(adapted) is unwrapped(torch.nn.DataParallel(adapted)) is adapted
+
+
+def test_rows_may_be_changed_before_they_are_read():
+    model, processor = tiny_sa2va(image_size=128)
+    rows = RowEncoder(model.eval(), processor, every_kind(), progress=False)
+    taller = rows.changed(
+        lambda images, masks, rng: ([i.resize((9, 21)) for i in images], [m.resize((9, 21)) for m in masks])
+    )
+    decoded, targets, encoded = rows([0])
+    own, changed, other = taller([0])
+    assert own[0]["sample_id"] == decoded[0]["sample_id"] and own[0]["image"].size == decoded[0]["image"].size
+    assert targets[0].shape[-2:] == own[0]["image"].size[::-1] and changed[0].shape[-2:] == (21, 9)
+    assert not torch.allclose(encoded.seg_states, other.seg_states)
+    assert torch.equal(rows([0])[2].seg_states, encoded.seg_states)  # as they were

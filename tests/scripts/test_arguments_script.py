@@ -8,7 +8,7 @@ from tasks import options, run_task
 
 from sa2va_trl import SegSFTConfig
 from sa2va_trl.data import synthetic_splits
-from sa2va_trl.scripts.arguments import DataArguments, ModelArguments, RecipeParser, SplitArguments
+from sa2va_trl.scripts.arguments import AveragingArguments, DataArguments, ModelArguments, RecipeParser, SplitArguments
 
 
 SYNTHETIC = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_per_video": 3, "size": 64}
@@ -167,3 +167,11 @@ def test_a_folder_beside_the_yaml_of_generated_data_is_trained_on(monkeypatch, t
     with pytest.raises(ValueError, match="no chosen_mask and rejected_mask"):
         run_task("dpo", "--config", CONFIGS / "dpo.yaml", *options)
     assert "synthetic and preferences of the YAML" in capsys.readouterr().out
+
+
+def test_what_is_averaged_over_may_be_one_text():
+    args = AveragingArguments(tta="hflip,gamma0.8", ensemble="FOLD1")
+    assert [view.name for view in args.views] == ["hflip", "gamma0.8"] and args.ensemble == ["FOLD1"] and args.is_on
+    assert not AveragingArguments().is_on
+    with pytest.raises(ValueError, match="tta has no view ''"):
+        AveragingArguments(tta=[""])

@@ -7,12 +7,18 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
+from peft import get_peft_model
 from PIL import Image
 from tasks import options, run_task
 
+from sa2va_trl import tiny_sa2va
+from sa2va_trl.adapters.mask_options import store_mask_options
+from sa2va_trl.adapters.peft_model import SegPeftModel
+from sa2va_trl.adapters.presets import get_peft_config
 from sa2va_trl.data import DatasetError, synthetic_dataset
 from sa2va_trl.evaluation import compare
 from sa2va_trl.metrics import ALL_METRICS, METRICS
@@ -242,3 +248,69 @@ def test_only_an_evaluation_of_the_same_samples_is_one_to_compare_with(tmp_path)
         os.utime(tmp_path / name / "per_sample.parquet", (len(list(tmp_path.iterdir())),) * 2)
     assert earlier_evaluation(tmp_path / "own", pd.DataFrame({"sample_id": ["b", "a"]})) == str(tmp_path / "latest")
     assert earlier_evaluation(tmp_path / "own", pd.DataFrame({"sample_id": ["d"]})) is None
+
+
+# Averages
+
+
+def evaluated(tmp_path, name, *line):
+    output = tmp_path / name
+    run_task("evaluate", *options(tmp_path, synthetic=SYNTHETIC), "--report", "false", "--output_dir", output, *line)
+    return pd.read_parquet(output / "per_sample.parquet")
+
+
+def test_evaluate_averages_over_images_and_models(tmp_path, second, capsys):
+    first = ("--model_name_or_path", "tiny-random", "--grounding_image_size", 64)
+    alone = evaluated(tmp_path, "alone", *first)
+    twice = evaluated(tmp_path, "twice", *first, "--ensemble", "tiny-random")
+    pd.testing.assert_frame_equal(twice, alone)
+    capsys.readouterr()
+    both = evaluated(
+        tmp_path, "both", *first, "--ensemble", second, "--tta", "vflip,gamma0.8", "scale0.75", "--report", "true"
+    )
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert f"tiny-random and {second}, averaged with vflip, gamma0.8, scale0.75 on the test split" in page
+    assert "averaged over 2 models and plain, vflip, gamma0.8, scale0.75 images" in capsys.readouterr().out
+    assert both["sample_id"].tolist() == alone["sample_id"].tolist()
+    assert (both["dice"] - alone["dice"]).abs().max() > 1e-3
+
+
+def test_folds_of_one_base_are_an_ensemble(tmp_path):
+    """Adapters: the first as `adapter`, the others as `ensemble`."""
+    folds = []
+    for seed in range(2):
+        model, _ = tiny_sa2va(image_size=64)
+        adapted = SegPeftModel.adopt(get_peft_model(model, get_peft_config("head", model.config.seg_token_id)))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        adapted.save_pretrained(tmp_path / f"fold{seed}")
+        folds.append(tmp_path / f"fold{seed}")
+    base = ("--model_name_or_path", "tiny-random", "--grounding_image_size", 64)
+    alone = evaluated(tmp_path, "alone", *base, "--adapter", folds[0])
+    twice = evaluated(tmp_path, "twice", *base, "--adapter", folds[0], "--ensemble", folds[0])
+    pd.testing.assert_frame_equal(twice, alone)
+    both = evaluated(tmp_path, "both", *base, "--adapter", folds[0], "--ensemble", folds[1])
+    assert (both["dice"] - alone["dice"]).abs().max() > 1e-3
+    store_mask_options(folds[1], 0.3)
+    with pytest.raises(ValueError, match="thresholds of their own, 0.5, 0.3: give --threshold"):
+        evaluated(tmp_path, "none", *base, "--adapter", folds[0], "--ensemble", folds[1])
+    line = (*base, "--adapter", folds[0], "--ensemble", folds[1], "--threshold", 0.5)
+    pd.testing.assert_frame_equal(evaluated(tmp_path, "given", *line), both)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("--tta", "flip"), "tta has no view 'flip', only hflip"),
+        (("--tta", "vflip", "--predictions_dir", "masks"), "tta have no meaning with predictions_dir"),
+        (("--tta", "vflip", "--router_model", "tiny", "--route_threshold", 0.5), "tta cannot be used with a router"),
+        (("--ensemble", "tiny", "--cache_features", "on"), "have no effect with ensemble"),
+        (("--tta", "vflip", "--ensemble", "tiny", "--cache_dir", "x"), "have no effect with tta and ensemble"),
+    ],
+)
+def test_averages_that_cannot_be_are_refused(tmp_path, line, message):
+    with pytest.raises(ValueError, match=message):
+        evaluated(tmp_path, "none", *line)

@@ -383,10 +383,10 @@ def test_predict_asks_in_the_style_that_is_given(monkeypatch, tmp_path, style):
 
 
 def test_without_options_the_model_of_the_package_is_asked_for_three_things_on_a_generated_angiogram():
-    args, model_args, router_args = make_parser().parse_args_and_config([])
+    args, model_args, router_args, averaging = make_parser().parse_args_and_config([])
     assert (args.input, args.is_synthetic, args.is_video) == ("synthetic", True, False)
     assert args.prompt is None and len(PROMPTS) == 3
-    assert model_args == ModelArguments("tiny") and router_args == RouterArguments()
+    assert model_args == ModelArguments("tiny") and router_args == RouterArguments() and not averaging.is_on
     model = tiny_sa2va(image_size=64)[0]
     assert default_prompts(model, is_synthetic=True) == PROMPTS
     assert default_prompts(model, is_synthetic=False) == PROMPTS[:1]
@@ -495,3 +495,54 @@ def test_predict_routes(monkeypatch, tmp_path, second, capsys):
         np.testing.assert_array_equal(maps, two if entry["routed"] else one)
         assert np.abs(one - two).max() > 0.01
     assert "1 of 3 images went to the second model" in capsys.readouterr().out
+
+
+# Averages
+
+
+def test_predict_averages_over_images_and_models(predict, tmp_path, second):
+    path = tmp_path / "picture.png"
+    picture().save(path)
+    maps = {}
+    for name, options in {
+        "first": (),
+        "second": ("--model_name_or_path", second),
+        "both": ("--ensemble", second),
+        "itself": ("--ensemble", "tiny-random"),
+        "gamma": ("--tta", "gamma0.8"),
+        "everything": ("--tta", "gamma0.8,scale1.25", "vflip", "--ensemble", second),
+    }.items():
+        output = tmp_path / name
+        entries = predict(path, *options, output=output)
+        check_files(output, entries)
+        maps[name] = np.load(output / entries[0]["objects"][0]["probabilities"])
+        mask = np.asarray(Image.open(output / entries[0]["objects"][0]["mask"])) > 0
+        assert maps[name].dtype == np.float32 and np.array_equal(mask, maps[name] > 0.5)
+    np.testing.assert_allclose(maps["both"], (maps["first"] + maps["second"]) / 2, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(maps["itself"], maps["first"])
+    assert all(np.abs(maps[name] - maps["first"]).max() > 1e-4 for name in ("both", "gamma", "everything"))
+
+
+def test_a_video_is_averaged_frame_by_frame(predict, tmp_path, second):
+    path = save_run(tmp_path, "tif", [picture(0), picture(1)])
+    for options in (("--tta", "vflip"), ("--ensemble", second)):
+        with pytest.raises(ValueError, match="a video is tracked as a whole: add per_frame"):
+            predict(path, *options)
+    assert len(predict(path, "--tta", "vflip", "--per_frame", "true")) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tta", "flip"), "tta has no view 'flip', only hflip"),
+        (("--tta", "hflip", "--prompt", "Segment the left artery."), "leave hflip out of --tta"),
+        (("--tta", "vflip", "--router_model", "tiny", "--route_threshold", 0.5), "tta cannot be used with a router"),
+        (("--ensemble", "tiny", "--router_model", "tiny", "--route_threshold", 0.5), "ensemble cannot be used with a"),
+    ],
+)
+def test_averages_that_cannot_be_are_refused(predict, tmp_path, options, message):
+    path = tmp_path / "picture.png"
+    picture().save(path)
+    with pytest.raises(ValueError, match=message):
+        predict(path, *options)
+    assert not (tmp_path / "output" / "predictions.json").exists()
