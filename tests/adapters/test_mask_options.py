@@ -151,10 +151,10 @@ def test_what_is_not_given_stays_as_it_was_stored(base, tmp_path, is_adapter):
     def own():
         return mask_options((load_adapter(loaded(base), str(folder)) if is_adapter else loaded(base)).config)
 
-    store_mask_options(folder, mask_threshold=0.41, mask_temperature=1.6)
+    store_mask_options(folder, mask_threshold=0.41, mask_temperature=1.6, mask_postprocessing={"min_size": 9})
     store_mask_options(folder, default_question=QUESTION)
     assert own() == CHOSEN
-    store_mask_options(folder, mask_threshold=0.3)
-    assert own() == {**CHOSEN, "mask_threshold": 0.3}
+    store_mask_options(folder, mask_temperature=2.0)
+    assert own() == {**CHOSEN, "mask_temperature": 2.0}
     store_mask_options(folder, default_question=None)
-    assert own() == {**CHOSEN, "mask_threshold": 0.3, "default_question": None}
+    assert own() == {**CHOSEN, "mask_temperature": 2.0, "default_question": None}

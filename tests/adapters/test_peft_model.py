@@ -515,7 +515,7 @@ def test_a_pushed_state_has_no_paths_and_no_names_of_evaluation_sets(tmp_path):
 def test_an_adapter_beside_another_waits_for_its_turn(tmp_path, inputs):
     for seed, name in enumerate(("one", "other")):
         perturbed(base(), "head", seed=seed).save_pretrained(tmp_path / name)
-    store_mask_options(tmp_path / "other", 0.3, 2.0)
+    store_mask_options(tmp_path / "other", mask_threshold=0.3, mask_temperature=2.0)
     expected = {name: outputs(load_adapter(base(), str(tmp_path / name)), inputs) for name in ("one", "other")}
     model = load_adapter(base(), str(tmp_path / "one"))
     same, options = add_adapter(model, str(tmp_path / "other"), "second")

@@ -11,6 +11,7 @@ from rows import chat
 from samples import TARGET, as_image, box, noise, sample, stored, text_only
 
 from sa2va_trl import tiny_sa2va
+from sa2va_trl.adapters.mask_options import DEFAULTS
 from sa2va_trl.evaluation import predict_probabilities
 from sa2va_trl.evaluation.averaging import (
     AveragedSegmentation,
@@ -23,6 +24,7 @@ from sa2va_trl.evaluation.averaging import (
 from sa2va_trl.evaluation.views import parse_views
 from sa2va_trl.models import Segmentation
 from sa2va_trl.models.grounding import GroundingEncoder
+from sa2va_trl.postprocessing import IDENTITY, Postprocessing, draw_mask
 
 
 EVERYTHING = "hflip,vflip,scale0.75,scale1.25,gamma0.8"
@@ -203,7 +205,7 @@ class Toy:
     """A model that draws as pixels are grey, and so what it draws moves with them; it answers with its own name."""
 
     def __init__(self, answer=ANSWER, threshold=0.5):
-        self.config = SimpleNamespace(mask_threshold=threshold, mask_temperature=1.0)
+        self.config = SimpleNamespace(**{**DEFAULTS, "mask_threshold": threshold})
         self.answer, self.asked = answer, []
 
     def segment(self, image, text, processor, threshold, answer=None, **options):
@@ -213,7 +215,7 @@ class Toy:
         grey = torch.from_numpy(np.asarray(image.convert("L")) / np.float32(255))
         return AveragedSegmentation(
             answer, [None] * count, torch.zeros(count, 4, 4), torch.full((count,), 0.5), image.size[::-1], 16,
-            threshold, averaged=grey.expand(count, -1, -1),
+            threshold, postprocessing=options.get("postprocessing", IDENTITY), averaged=grey.expand(count, -1, -1),
         )  # fmt: skip
 
 
@@ -258,6 +260,35 @@ def test_thresholds_are_those_that_models_have_in_common():
     assert segment_averaged(models, [], noise(9, 7), QUESTION, threshold=0.4).threshold == 0.4
     with pytest.raises(ValueError, match="thresholds of their own, 0.3, 0.3, 0.6: give --threshold"):
         segment_averaged(models, [], noise(9, 7), QUESTION)
+
+
+def test_masks_of_a_mean_are_post_processed():
+    settings = {"min_size": 40}
+    models = [Member(Toy(), None, options={**DEFAULTS, "mask_postprocessing": settings}) for _ in range(2)]
+    picture = noise(30, 20)
+    found = segment_averaged(models, [], picture, QUESTION)
+    plain = segment_averaged(models, [], picture, QUESTION, postprocessing=Postprocessing())
+    expected = draw_mask(plain.probabilities[0].numpy(), 0.5, Postprocessing.from_dict(settings))
+    assert np.array_equal(found.masks[0].numpy(), expected)
+    assert (found.masks != plain.masks).any() and torch.equal(plain.masks, plain.probabilities > 0.5)
+    with pytest.raises(ValueError, match="post-processing of their own, .*: give --postprocessing"):
+        segment_averaged([*models, Member(Toy(), None)], [], picture, QUESTION)
+
+
+def test_all_members_are_asked_alike(network, other, dataset):
+    question = "Show me the {phrase}."
+    members = [Member(*network), Member(*other)]
+    members[1].options["default_question"] = question
+    with pytest.raises(ValueError, match="different questions of their own, .*Show me the .*: give --question"):
+        next(predict_averaged(members, dataset, progress=False))
+    members[0].options["default_question"] = question
+    rows = dataset.select([0])
+    ((_, found),) = predict_averaged(members, rows, progress=False)
+    own = [
+        segment_averaged([member], [], rows[0]["image"], "Show me the vessel 0.", answer=ANSWER) for member in members
+    ]
+    expected = np.mean([result.probabilities.numpy() for result in own], axis=0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_pictures_get_the_maps_of_rows(network, other, dataset):

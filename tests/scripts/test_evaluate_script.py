@@ -294,7 +294,7 @@ def test_folds_of_one_base_are_an_ensemble(tmp_path):
     pd.testing.assert_frame_equal(twice, alone)
     both = evaluated(tmp_path, "both", *base, "--adapter", folds[0], "--ensemble", folds[1])
     assert (both["dice"] - alone["dice"]).abs().max() > 1e-3
-    store_mask_options(folds[1], 0.3)
+    store_mask_options(folds[1], mask_threshold=0.3)
     with pytest.raises(ValueError, match="thresholds of their own, 0.5, 0.3: give --threshold"):
         evaluated(tmp_path, "none", *base, "--adapter", folds[0], "--ensemble", folds[1])
     line = (*base, "--adapter", folds[0], "--ensemble", folds[1], "--threshold", 0.5)

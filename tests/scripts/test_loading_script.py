@@ -111,7 +111,7 @@ def adapters(tmp_path_factory):
                     parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
         adapted.save_pretrained(root / name)
         processor.save_pretrained(root / name)
-    store_mask_options(root / "warm", 0.3, 2.0)
+    store_mask_options(root / "warm", mask_threshold=0.3, mask_temperature=2.0)
     return root
 
 
