@@ -59,6 +59,15 @@ def check_question(question: str, name: str) -> None:
     """
     if not isinstance(question, str) or not _PLACE.search(question):
         raise ValueError(f"{name}: {question!r} has no {{phrase}}, so it would not say what to segment.")
+    if "{phrase" in _PLACE.sub("", question):
+        raise ValueError(
+            f"{name}: {question!r} has a place for the phrase that cannot be read; it is {{phrase}}, or with other "
+            "words {phrase|blood vessel=coronary artery}."
+        )
+    for place in _PLACE.finditer(question):
+        names = [pair.split("=")[0].strip() for pair in place[1].split("|")[1:]]
+        if twice := [word for word in dict.fromkeys(names) if names.count(word) > 1]:
+            raise ValueError(f"{name}: {question!r} says {twice[0]!r} in two ways.")
     if SEG_TOKEN in question or IMAGE_PLACEHOLDER in question:
         raise ValueError(f"{name}: {question!r} must hold neither {SEG_TOKEN} nor {IMAGE_PLACEHOLDER}.")
     if found := reserved_tokens(question):

@@ -36,6 +36,8 @@ def test_a_phrase_goes_into_its_place_in_other_words_where_there_are_any(questio
         ("Segment the {phrase|vessel}.", "has no {phrase}"),
         ("Segment the {phrase|=vessel}.", "has no {phrase}"),
         ("", "has no {phrase}"),
+        ("{phrase} or {phrase|vessel}?", "cannot be read; it is {phrase}, or"),
+        ("Segment the {phrase|a=b|a=c}.", "says 'a' in two ways"),
         (3, "3 has no {phrase}"),
         ("<image> the {phrase}", "must hold neither"),
         ("{phrase} [SEG]", "must hold neither"),

@@ -17,7 +17,8 @@ from transformers import PreTrainedConfig
 from ..adapters.mask_options import mask_options
 from ..features.encoding import RowEncoder
 from ..models import Sa2VAProcessor, Segmentation
-from ..postprocessing import Postprocessing, draw_mask
+from ..postprocessing import Postprocessing, draw_row
+from ..questions import question_of
 from .predictions import probabilities_of
 from .views import PLAIN, View, check_sides
 
@@ -38,8 +39,8 @@ class Member:
         adapter (`str`, *optional*):
             Name of its adapter in a `PeftModel`, or `NO_ADAPTER` for the base alone; by default the active one.
         options (`dict`, *optional*):
-            Its own threshold and temperature, as from [`~adapters.mask_options.mask_options`]; those of the model's
-            config by default.
+            Its own question, threshold, temperature and post-processing, as from
+            [`~adapters.mask_options.mask_options`]; those of the model's config by default.
     """
 
     model: nn.Module
@@ -73,6 +74,24 @@ class Member:
 def _set(config: PreTrainedConfig, options: dict) -> None:
     for name, value in options.items():
         setattr(config, name, value)
+
+
+def check_questions(members: Sequence[Member], option: str = "question") -> None:
+    """
+    Args:
+        members (`Sequence[Member]`): of an ensemble.
+        option (`str`, *optional*, defaults to `"question"`): that says what to ask.
+
+    Raises:
+        `ValueError`: they have different questions of their own.
+    """
+    asked = {}
+    for member in members:
+        with member.active() as model:
+            asked[question_of(model.config)] = None
+    if len(asked) > 1:
+        shown = " and ".join(map(repr, asked))
+        raise ValueError(f"The models have different questions of their own, {shown}: give --{option}.")
 
 
 def common_threshold(members: Sequence[Member]) -> float:
@@ -157,13 +176,11 @@ def predict_averaged(
             members with different questions.
     """
     views = [PLAIN, *views]
+    check_questions(members)
     own = []
     for member in members:
         with member.active() as model:
             own.append(RowEncoder(model, member.processor, dataset, None, batch_size, False))
-    if len(asked := {tuple(encoder.collator.questions) for encoder in own}) > 1:
-        shown = " and ".join(repr(question) for (question,) in sorted(asked))
-        raise ValueError(f"The models have different questions of their own, {shown}: give --question.")
     changed = [[encoder.changed(change) for view in views for change in view.changes] for encoder in own]
     rows = own[0].dataset
     for encoder in own:
@@ -221,8 +238,7 @@ class AveragedSegmentation(Segmentation):
     @property
     def masks(self) -> torch.Tensor:
         """`(objects, H, W)`, bool: `probabilities > threshold`, and post-processed where that is set."""
-        drawn = [draw_mask(maps, self.threshold, self.postprocessing) for maps in self.averaged.numpy()]
-        return torch.from_numpy(np.stack(drawn))
+        return torch.from_numpy(draw_row(self.averaged.numpy(), self.threshold, self.postprocessing))
 
 
 def segment_averaged(

@@ -36,7 +36,9 @@ class Parts:
     def __init__(self, folder: Path, dataset: Dataset, size: int):
         self.folder, self.dataset, self.size = folder, dataset, size
         folder.mkdir(parents=True, exist_ok=True)
+        self.count = math.ceil(len(dataset) / size)
         self.done: set[int] = set()
+        self._own: list[int] = []
 
     def share(self) -> list[int]:
         """
@@ -46,9 +48,13 @@ class Parts:
             `list[int]`: positions of rows that no earlier call has scored, in their order.
         """
         self.done = everywhere({int(file.stem) for file in self.folder.glob("*.json")})[0]
-        missing = [part for part in range(math.ceil(len(self.dataset) / self.size)) if part not in self.done]
-        own = missing[process_rank() :: len(everywhere(None))]
-        return [row for part in own for row in range(part * self.size, min((part + 1) * self.size, len(self.dataset)))]
+        missing = [part for part in range(self.count) if part not in self.done]
+        self._own = missing[process_rank() :: len(everywhere(None))]
+        return [
+            row
+            for part in self._own
+            for row in range(part * self.size, min((part + 1) * self.size, len(self.dataset)))
+        ]
 
     @property
     def rows_done(self) -> int:
@@ -64,6 +70,7 @@ class Parts:
         workers: int = 0,
         on_row: Callable[[dict, np.ndarray, dict], None] = lambda *_: None,
         postprocessing: Postprocessing = IDENTITY,
+        keep_masks: bool = True,
     ) -> None:
         """
         Score and keep rows.
@@ -73,6 +80,7 @@ class Parts:
             threshold (`float`): probability above which a pixel belongs to a mask.
             extremes ([`KeptExtremes`]): which of them are to be shown.
             metrics, workers, on_row, postprocessing: as of [`~evaluation.evaluate`].
+            keep_masks (`bool`, *optional*, defaults to `True`): for [`kept`], where any are to be drawn.
         """
         names = self.dataset["sample_id"]
         part_of = {names[row]: row // self.size for row in range(len(names))}
@@ -80,18 +88,44 @@ class Parts:
         for part, rows in groupby(found, key=lambda entry: part_of[entry[0]["sample_id"]]):
             entries = []
             for row, probabilities, scores in rows:
-                kept, picture = KeptMasks(threshold, postprocessing), extremes(row, probabilities, scores)
-                kept(row, probabilities, scores)
+                entry, picture = {"scores": scores}, extremes(row, probabilities, scores)
                 on_row(row, probabilities, scores)
-                entry = {"scores": scores, "masks": kept.bits[row["sample_id"]]}
+                if keep_masks:
+                    kept = KeptMasks(threshold, postprocessing)
+                    kept(row, probabilities, scores)
+                    entry["masks"] = kept.bits[row["sample_id"]]
                 entries.append(entry if picture is None else {**entry, "picture": picture._asdict()})
-            with whole_file(self.folder / f"{part:08d}.json") as temporary:
-                temporary.write_text(json.dumps(entries, default=_plain))
+            self._write(part, entries)
+        for part in self._own:  # none of whose rows has a mask
+            if not self._file(part).exists():
+                self._write(part, [])
+
+    def _file(self, part: int) -> Path:
+        return self.folder / f"{part:08d}.json"
+
+    def _write(self, part: int, entries: list[dict]) -> None:
+        with whole_file(self._file(part)) as temporary:
+            temporary.write_text(json.dumps(entries, default=_plain))
 
     def read(self) -> Iterator[dict]:
-        """`scores`, `masks` and, of some, `picture` of every row, in the order of the data set."""
-        for file in sorted(self.folder.glob("*.json")):
-            yield from json.loads(file.read_text())
+        """
+        `scores` and, of some, `masks` and `picture` of every row, in the order of the data set.
+
+        Raises:
+            `DatasetError`: a part is not there, as where processes do not share the folder.
+        """
+        if missing := [part for part in range(self.count) if not self._file(part).exists()]:
+            raise DatasetError(
+                f"{self.folder} lacks {len(missing)} of {self.count} parts of the rows that were scored just now. "
+                "Is it shared by all processes?"
+            )
+        for part in range(self.count):
+            yield from json.loads(self._file(part).read_text())
+
+    def remove(self) -> None:
+        """Remove the parts, and nothing else that the folder holds."""
+        for part in range(self.count):
+            self._file(part).unlink(missing_ok=True)
 
     def samples(self) -> pd.DataFrame:
         """

@@ -4,6 +4,7 @@ what they gain on another.
 """
 
 import itertools
+import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
@@ -314,6 +315,8 @@ def choose(
     """
     alone = [one for one in candidates if one.settings.is_identity]
     at_half = [one for one in candidates if one.threshold == 0.5]
+    for left in Path(folder).glob(".maps_*") if folder is not None else ():  # by a call that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".maps_", dir=folder) as made:
         kept = KeptMaps(predictions, Path(made), any(one.settings.needs_motion for one in candidates))
         if not kept.positive:

@@ -19,11 +19,12 @@ from ..errors import DatasetError
 from ..features.encoding import row_collator, to_model
 from ..metrics import cldice
 from ..models import Sa2VAProcessor
+from ..postprocessing import Postprocessing
 from .clusters import sample_clusters
 from .differences import paired_difference, summarize
 from .halving import Halving, successive_halving
 from .predictions import probabilities_of
-from .results import row_identifiers, score
+from .results import drawn_masks, row_identifiers, score
 from .significance import holm
 
 
@@ -131,10 +132,11 @@ class AskedRows:
         return {"input_ids": self.processor.pad(sequences), "attention_mask": mask}
 
     def _score(self, row: dict, probabilities: np.ndarray, target: torch.Tensor) -> float:
-        threshold = self.model.config.mask_threshold
+        config = self.model.config
+        settings = (config.mask_threshold, Postprocessing.from_dict(config.mask_postprocessing))
         if self.metric == "dice":
-            return score(row, probabilities, threshold)["dice"]
-        pairs = zip(probabilities > threshold, target.numpy() > 0, strict=True)
+            return score(row, probabilities, settings[0], postprocessing=settings[1])["dice"]
+        pairs = zip(drawn_masks(row, probabilities, *settings), target.numpy() > 0, strict=True)
         return float(np.mean([cldice(mask, own) for mask, own in pairs]))
 
 

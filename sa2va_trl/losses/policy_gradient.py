@@ -46,7 +46,9 @@ def advantages(rewards: torch.Tensor, kind: str = "group", scale: str = "none", 
     if scale not in SCALES:
         raise ValueError(f"`scale` must be one of {', '.join(SCALES)}, got {scale!r}.")
     count = rewards.shape[1]
-    if count < 2 and (kind != "batch" or scale == "group"):
+    if kind == "batch" and scale == "group":
+        raise ValueError("kind='batch' is of all groups, so scale='group', of one, has no meaning: use 'batch'.")
+    if count < 2 and kind != "batch":
         raise ValueError(f"{kind!r} advantages need at least two masks a group, got {count}.")
     if kind == "batch":
         found = rewards - rewards.mean()
@@ -85,7 +87,7 @@ def clipped_surrogate(
     high = epsilon if epsilon_high is None else epsilon_high
     if not 0 < epsilon < 1 or not high > 0:
         raise ValueError(f"epsilon must lie between 0 and 1 and epsilon_high above 0, got {epsilon} and {high}.")
-    ratio = log_ratio.exp()
+    ratio, advantages = log_ratio.exp(), advantages.detach()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + high) * advantages)
 
 

@@ -14,7 +14,7 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from ..metrics import Counts, dice
-from .samples import planes
+from .samples import one_target, planes
 
 
 def dice_cell_map(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -175,7 +175,7 @@ def _pair(pred: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _group(pred_masks: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    preds, target = planes(pred_masks), planes(target)[0]
+    preds, (target,) = planes(pred_masks), one_target(target)
     if preds.ndim != 3 or target.ndim != 2 or not len(preds) or preds.shape[1:] != target.shape:
         raise ValueError(f"masks of shape {preds.shape} do not fit a target of {target.shape}: (K, H, W) and (H, W).")
     return preds, target

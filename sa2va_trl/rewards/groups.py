@@ -11,7 +11,7 @@ import numpy as np
 from .checks import CheckedReward, checked
 from .composites import CompositeReward
 from .functions import REWARDS
-from .samples import planes
+from .samples import one_target, planes
 
 
 class GroupScores(NamedTuple):
@@ -139,7 +139,7 @@ class GroupScorer:
 
 def _score(reward: CheckedReward, pred_masks: np.ndarray, target: np.ndarray, columns: dict[str, Any]) -> GroupScores:
     preds, count = list(planes(pred_masks)), len(pred_masks)
-    target = planes(target)[0]
+    (target,) = one_target(target)
     repeated = {name: [value] * count for name, value in columns.items()}
     parts = reward.components(pred_masks=preds, mask=[target] * count, **repeated)
     rewards = np.array(reward.combine(parts) if count else [], dtype=float)

@@ -55,6 +55,25 @@ def planes(masks: Any) -> np.ndarray:
     return array[None] if array.ndim == 2 else array
 
 
+def one_target(target: Any) -> np.ndarray:
+    """
+    The target of a group.
+
+    Args:
+        target (`Any`): of shape `(H, W)`, as of [`planes`].
+
+    Returns:
+        `np.ndarray` of shape `(1, H, W)`: bool.
+
+    Raises:
+        `ValueError`: it holds several objects, each of which is a group of its own.
+    """
+    found = planes(target)
+    if len(found) != 1:
+        raise ValueError(f"a group has one target (H, W), got {found.shape}: score each object by itself.")
+    return found
+
+
 def _pairs(pred_masks: list, mask: list | None, masks: list | None):
     """The pairs of each sample's objects."""
     count = len(pred_masks)

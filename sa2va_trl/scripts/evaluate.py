@@ -18,6 +18,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,14 @@ from datasets import Dataset
 from ..data.checks import check_dataset
 from ..data.splits import check_no_leakage
 from ..evaluation import predict_probabilities, read_predictions, stored_features
-from ..evaluation.averaging import Member, common_postprocessing, common_threshold, predict_averaged
+from ..evaluation.averaging import (
+    Member,
+    check_questions,
+    common_postprocessing,
+    common_threshold,
+    predict_averaged,
+    texts_of,
+)
 from ..evaluation.candidate_questions import phrases_in
 from ..evaluation.gallery import KeptExtremes, make_picture, save_picture
 from ..evaluation.overlays import draw_samples, save_overlays
@@ -39,8 +47,9 @@ from ..evaluation.parts import Parts
 from ..evaluation.report import evaluation_report
 from ..evaluation.results import aggregate, from_worst_to_best, remarks, save_results
 from ..evaluation.routing import Router, fit_router, predict_routed, routing_report
-from ..evaluation.views import PLAIN
+from ..evaluation.views import PLAIN, check_sides
 from ..features.encoding import Stored
+from ..features.fingerprint import fingerprint, json_digest
 from ..metrics import ALL_METRICS, LOWER_IS_BETTER
 from ..metrics.rows import check_metric_set
 from ..mining.pieces import partial_folder
@@ -287,17 +296,19 @@ def model_predictor(
     for each in models:
         set_question(args.question, each)
     shown = {"batch_size": args.batch_size, "progress": state.is_main_process}
-    members = [Member(each, processor) for each in models]
+    members = [Member(model, processor), *([] if router is None else [Member(router.model, router.processor)])]
     if averaging.is_on:
         members = load_members(averaging.ensemble or [], model_args, model, processor)
         for member in members:
             member.options |= {} if args.question is None else {"default_question": args.question}
+        check_questions(members)
+        check_sides((question_of(model.config), *texts_of(dataset)), averaging.views)
 
     def prints() -> list[dict]:
-        found = []
+        found = [fingerprint_of(model, processor, dataset)]
         for member in members:
             with member.active() as each:
-                found.append({**fingerprint_of(each, member.processor, dataset), **member.options})
+                found.append({**fingerprint(each, member.processor, parts=("",)), **member.options})
         return found
 
     if averaging.is_on:
@@ -317,7 +328,8 @@ def model_predictor(
     postprocessing = own_postprocessing(args.postprocessing, *models)
     if chosen_on is not None:
         options = {**shown, "features": features_of(chosen_on), "postprocessing": postprocessing}
-        fitted = fit_router(model, processor, router, chosen_on, threshold, **options)
+        fitted = everywhere(fit_router(model, processor, router, chosen_on, threshold, **options))[0]
+        router.threshold = fitted["threshold"]
     features = features_of(dataset)
 
     def predict(rows: list[int]) -> Iterator[tuple[dict, np.ndarray]]:
@@ -379,7 +391,8 @@ def main() -> None:
     options = args, data_args, model_args, router_args, averaging = make_parser().parse_args_and_config()
     check_router(args, router_args)
     check_averaging(args, router_args, averaging)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    # (One process may wait for another as long as it takes.)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     data, chosen_on = load_data(data_args), None
     dataset = get_split(data, args.dataset_split, "dataset_split")
     check_dataset(dataset, name="dataset")
@@ -401,10 +414,13 @@ def main() -> None:
     if predictor.prints is None:
         shutil.rmtree(partial, ignore_errors=True)  # what the folder of masks held then is not known
     else:
-        decided = [threshold, predictor.postprocessing.to_dict(), args.metrics, args.batch_size, averaging.tta]
-        decided += [args.keep_pictures, args.num_pictures, is_reported]
+        decided = [threshold, predictor.postprocessing.to_dict(), args.metrics, args.batch_size]
+        decided += [averaging.tta, args.keep_pictures, args.num_pictures, args.num_overlays > 0, is_reported]
         decided += [] if router is None else [router.by, router.threshold]
-        partial = partial_folder(output / PARTIAL, predictor.prints, decided)
+        # (The fingerprint is of rows in any order, and parts are of rows by number.)
+        order = [dataset[name] for name in ("sample_id", "structure") if name in dataset.column_names]
+        partial = partial_folder(output / PARTIAL, predictor.prints, [*decided, json_digest(order)])
+        partial = everywhere(partial)[0]
     parts, pictures = Parts(partial, dataset, args.batch_size), partial / SAMPLES
     if args.keep_pictures:
         pictures.mkdir(exist_ok=True)
@@ -419,6 +435,7 @@ def main() -> None:
         say(f"{parts.rows_done} of {len(dataset)} images were scored before, and are taken up")
     if rows:
         scoring = {"metrics": args.metrics, "workers": args.workers, "postprocessing": predictor.postprocessing}
+        scoring["keep_masks"] = args.num_overlays > 0
         parts.score(predictor.predict(rows), threshold, KeptExtremes(count), on_row=keep, **scoring)
     everywhere(None)  # all parts are there
     leave_process_group()
@@ -439,6 +456,7 @@ def main() -> None:
     remove_report(output)
     if is_reported:
         write_report(output, options, metrics, samples, extremes, predictor, said)
+    parts.remove()  # first: without its pictures none could be taken up
     if args.keep_pictures:
         move_pictures(output, pictures, threshold)
     else:  # those of an earlier call show other masks

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from ..data.angiography import generate_video
 from ..evaluation import overlay
-from ..evaluation.averaging import Member, common_threshold, segment_averaged
+from ..evaluation.averaging import Member, check_questions, common_postprocessing, common_threshold, segment_averaged
 from ..evaluation.overlays import object_names
 from ..evaluation.routing import Router, routing_report
 from ..evaluation.views import View, check_sides
@@ -314,12 +314,18 @@ def main() -> None:
         folder = stack.enter_context(replaced_together(output, [*SUFFIXES, RESULT]))
         model, processor = load_model(model_args)
         model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        args.prompt = args.prompt or default_prompts(model, args.is_synthetic)
         router = load_router(router_args, model_args, model, processor) if router_args.has_router else None
         members = []
         if averaging.is_on:
             members = load_members(averaging.ensemble or [], model_args, model, processor)
             args.threshold = common_threshold(members) if args.threshold is None else args.threshold
+            if given_postprocessing(args.postprocessing) is None:
+                common_postprocessing(members)
+        if args.prompt is None:
+            second = [] if router is None else [Member(router.model, router.processor)]
+            check_questions(members or [Member(model, processor), *second], "prompt")
+            args.prompt = default_prompts(model, args.is_synthetic)
+            check_sides(args.prompt, averaging.views)
         if clip is not None and not model.config.tracking_trained:
             say(f"WARNING: {UNTRAINED}")
 

@@ -107,13 +107,15 @@ def say_table(lines: list[dict]) -> None:
 
 
 def what_next(
-    args: SweepArguments, data_args: DataArguments, model_args: ModelArguments, threshold: float
+    args: SweepArguments, data_args: DataArguments, model_args: ModelArguments, threshold: float, own: dict
 ) -> str | None:
     """A command for what can be done next; none for maps of another tool."""
     if args.predictions_dir is not None:
         return None
     split = None if args.dataset_split == "test" else args.dataset_split
     options = {} if args.store else {"threshold": threshold}
+    if own["mask_postprocessing"] and not args.store:  # which was chosen for another threshold
+        options["postprocessing"] = "none"
     evaluate = command("evaluate", **of_model(model_args), **of_data(data_args), dataset_split=split, **options)
     return f"score it in full: {evaluate}"
 
@@ -220,6 +222,6 @@ def main() -> None:
     finish(
         f"threshold {chosen['threshold']:g}: Dice {table[1]['gain']['mean']:+.4f} on {args.dataset_split}",
         wrote,
-        what_next(args, data_args, model_args, chosen["threshold"]),
+        what_next(args, data_args, model_args, chosen["threshold"], own),
         is_shown=True,
     )

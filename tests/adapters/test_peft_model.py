@@ -519,7 +519,8 @@ def test_an_adapter_beside_another_waits_for_its_turn(tmp_path, inputs):
     expected = {name: outputs(load_adapter(base(), str(tmp_path / name)), inputs) for name in ("one", "other")}
     model = load_adapter(base(), str(tmp_path / "one"))
     same, options = add_adapter(model, str(tmp_path / "other"), "second")
-    assert same is model and options == {"mask_threshold": 0.3, "mask_temperature": 2.0}
+    own = {"mask_threshold": 0.3, "mask_temperature": 2.0, "mask_postprocessing": {}}
+    assert same is model and options == own
     assert (model.config.mask_threshold, model.config.mask_temperature) == (0.5, 1.0)  # the first one's
     assert difference(outputs(model, inputs), expected["one"]) == 0
     model.set_adapter("second", inference_mode=True)

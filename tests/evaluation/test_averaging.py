@@ -232,8 +232,9 @@ def test_the_first_model_answers_and_the_others_are_given_its_answer():
     first, second = Toy("Two: [SEG] and [SEG]."), Toy("None.")
     members = [Member(first, None), Member(second, None)]
     result = segment_averaged(members, parse_views("vflip"), noise(9, 7), QUESTION, max_new_tokens=8)
-    given = (QUESTION, first.answer, {})
-    assert first.asked == [(QUESTION, None, {"max_new_tokens": 8}), given] and second.asked == [given] * 2
+    drawn = {"postprocessing": IDENTITY}
+    given = (QUESTION, first.answer, drawn)
+    assert first.asked == [(QUESTION, None, {"max_new_tokens": 8, **drawn}), given] and second.asked == [given] * 2
     assert result.text == first.answer and result.probabilities.shape == result.masks.shape == (2, 7, 9)
     assert torch.equal(result.masks, result.probabilities > 0.5)
 

@@ -34,10 +34,9 @@ def predict(rows, positions, stop_after=None):
         yield dataset[position], maps[position]
 
 
-def score(rows, folder, positions=None, stop_after=None, metrics="overlap"):
+def score(rows, folder, stop_after=None, metrics="overlap"):
     own = Parts(folder, rows[0], 4)
-    positions = own.share() if positions is None else positions
-    own.score(predict(rows, positions, stop_after), 0.5, KeptExtremes(COUNT), metrics)
+    own.score(predict(rows, own.share(), stop_after), 0.5, KeptExtremes(COUNT), metrics)
     return own
 
 
@@ -77,21 +76,31 @@ def test_what_an_ended_call_has_scored_is_taken_up(tmp_path, rows, stop_after):
 
 
 def test_processes_share_the_parts(tmp_path, rows, monkeypatch):
-    shares = []
+    owns, shares = [], []
     for rank in range(2):
         monkeypatch.setattr(parts, "process_rank", lambda rank=rank: rank)
         monkeypatch.setattr(parts, "everywhere", lambda value: [value, value])
-        shares.append(Parts(tmp_path, rows[0], 4).share())
+        owns.append(Parts(tmp_path, rows[0], 4))
+        shares.append(owns[-1].share())
     assert shares == [[0, 1, 2, 3, 8, 9, 10], [4, 5, 6, 7]]
-    for share in reversed(shares):
-        own = score(rows, tmp_path, share)
-    assert_whole(rows, own)
+    for own, share in zip(owns, shares, strict=True):
+        own.score(predict(rows, share), 0.5, KeptExtremes(COUNT))
+    assert_whole(rows, owns[0])
 
 
 def test_rows_without_masks_are_left_out(tmp_path):
     dataset = stored([text_only(), sample("a", TARGET)])
     own = Parts(tmp_path, dataset, 1)
+    with pytest.raises(DatasetError, match="lacks 2 of 2 parts of the rows that were scored just now. Is it shared"):
+        own.samples()
+    own.share()
     own.score(list(answers(dataset, None, TARGET[None]))[1:], 0.5, KeptExtremes(1))
     assert own.samples()["sample_id"].tolist() == ["a"]
+    assert own.share() == [] and own.rows_done == 2
+    own.remove()
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(DatasetError, match="no row with a mask"):
-        Parts(tmp_path / "none", dataset, 1).samples()
+        none = Parts(tmp_path / "none", dataset.select([0]), 1)
+        none.share()
+        none.score([], 0.5, KeptExtremes(1))
+        none.samples()

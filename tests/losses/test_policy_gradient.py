@@ -55,7 +55,7 @@ def test_a_group_without_spread_has_no_advantage(kind, scale):
         ({"kind": "mean"}, "`kind` must be one of group, rloo, batch"),
         ({"scale": "std"}, "`scale` must be one of none, group, batch"),
         ({"rewards": torch.ones(3, 1)}, "at least two masks a group, got 1"),
-        ({"rewards": torch.ones(3, 1), "kind": "batch", "scale": "group"}, "at least two masks"),
+        ({"kind": "batch", "scale": "group"}, "kind='batch' is of all groups, so scale='group'"),
     ],
 )
 def test_bad_advantages(options, message):

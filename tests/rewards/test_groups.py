@@ -4,7 +4,16 @@ import torch
 from hypothesis import given
 from reward_batches import blob_group, groups
 
-from sa2va_trl.rewards import PRESETS, REWARDS, GroupScorer, RewardError, WeightedReward, dice_reward, score_group
+from sa2va_trl.rewards import (
+    PRESETS,
+    REWARDS,
+    GroupScorer,
+    RewardError,
+    WeightedReward,
+    dice_credit,
+    dice_reward,
+    score_group,
+)
 
 
 EVERY = WeightedReward(dict.fromkeys(REWARDS, 1.0))
@@ -107,3 +116,11 @@ def test_several_objects_share_their_targets_too():
     found = dice_reward(pred_masks=preds, mask=[None] * 3, masks=[targets] * 3)
     expected = [dice_reward(pred_masks=[pred[i] for pred in preds], mask=[targets[i]] * 3) for i in (0, 1)]
     np.testing.assert_allclose(found, np.mean(expected, axis=0))
+
+
+def test_a_target_of_several_objects_is_refused():
+    target = np.ones((2, 4, 5), dtype=bool)
+    with pytest.raises(ValueError, match=r"one target \(H, W\), got \(2, 4, 5\): score each object by itself"):
+        score_group("dice", target, target)
+    with pytest.raises(ValueError, match="score each object by itself"):
+        dice_credit(target, target, grid=(2, 2))

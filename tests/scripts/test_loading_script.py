@@ -8,7 +8,7 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from sa2va_trl import tiny_sa2va
-from sa2va_trl.adapters.mask_options import store_mask_options
+from sa2va_trl.adapters.mask_options import DEFAULTS, store_mask_options
 from sa2va_trl.adapters.peft_model import SegPeftModel
 from sa2va_trl.adapters.presets import get_peft_config
 from sa2va_trl.data import synthetic_dataset
@@ -144,7 +144,7 @@ def test_adapters_of_an_ensemble_share_their_base_and_draw_as_each_alone(adapter
     assert len({id(member.model) for member in members}) == 1
     options = {"warm": {"mask_threshold": 0.3, "mask_temperature": 2.0}}
     for entry, member, maps in zip((name, *others), members, expected, strict=True):
-        assert member.options == options.get(entry, {"mask_threshold": 0.5, "mask_temperature": 1.0})
+        assert member.options == {**DEFAULTS, **options.get(entry, {})}
         with member.active() as active:
             for found, own in zip(drawn(active, processor, rows), maps, strict=True):
                 np.testing.assert_allclose(found, own, rtol=0, atol=1e-6)
