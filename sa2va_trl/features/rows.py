@@ -81,7 +81,7 @@ def row_sizes(dataset: Dataset) -> list[tuple[int, int]]:
 def _key(layout: Layout, question: str, answer: str) -> str:
     found = hashlib.sha256()
     for image in layout.images:
-        found.update(_content(image))
+        found.update(picture_digest(image))
     chat = layout.messages
     if chat is None:
         number = len(layout.phrases)
@@ -93,13 +93,14 @@ def _key(layout: Layout, question: str, answer: str) -> str:
 def _digest(row: dict, key: str, masks: list[dict]) -> str:
     found = hashlib.sha256(key.encode())
     for mask in masks:
-        found.update(_content(mask))
+        found.update(picture_digest(mask))
     names = [None if row.get(name) is None else str(row[name]) for name in IDENTIFIERS]
     found.update(json.dumps(names).encode())
     return found.hexdigest()
 
 
-def _content(picture: dict) -> bytes:
+def picture_digest(picture: dict) -> bytes:
+    """SHA-256 of the bytes of an undecoded picture, wherever they are."""
     stored = picture["bytes"] if picture["bytes"] is not None else Path(picture["path"]).read_bytes()
     return hashlib.sha256(stored).digest()
 

@@ -23,7 +23,7 @@ from ..files import write_json
 from .arguments import DataArguments, RecipeParser
 from .commands import command
 from .loading import get_split, load_data
-from .reporting import about, can_report, changed_pictures, hard_runs, remove_report, save_report, sha256
+from .reporting import RAW, about, can_report, changed_pictures, hard_runs, remove_report, save_report, sha256
 from .screen import finish, say
 
 
@@ -160,12 +160,13 @@ def write_report(
     pair = (last["before"], last["after"])
     values = [tables[name].set_index("sample_id")[args.metric] for name in pair]
     places = tuple(Path(next(folder for folder, own in names.items() if own == name)) for name in pair)
-    gallery, threshold = changed_pictures(places, pair, *values, comparison["lower_is_better"])
+    gallery, threshold, is_raw = changed_pictures(places, pair, *values, comparison["lower_is_better"])
     report = comparison_report(comparison, tables, hard_runs(list(tables.values())[-1]), gallery, pair, threshold)
     found = {"Runs": names, **about([args])}
     files = [file for folder in names if (file := Path(folder) / "per_sample.parquet").is_file()]
     found["Digests"] = {f"{file} (SHA-256)": sha256(file) for file in files}
-    save_report(output, "Comparison", f"{args.metric} of {', '.join(tables)}", report, found)
+    subtitle = f"{args.metric} of {', '.join(tables)}" + f" ({RAW})" * (is_raw and any(gallery.values()))
+    save_report(output, "Comparison", subtitle, report, found)
 
 
 def _another(args: CompareArguments, folders: list[str], tables: dict[str, list[pd.DataFrame]]) -> str:

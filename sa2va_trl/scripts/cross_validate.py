@@ -23,8 +23,9 @@ from pathlib import Path
 import pandas as pd
 from datasets import DatasetDict
 
-from ..data import check_no_leakage
+from ..data import check_dataset, check_no_leakage
 from ..evaluation import aggregate, compare, comparison_table
+from ..evaluation.candidate_questions import phrases_in
 from ..evaluation.gallery import Picture, read_changed, read_kept
 from ..evaluation.page import REPORT, Section, Words, shown
 from ..evaluation.pooling import CAUTION, FOLD, fold_section, fold_table, pool
@@ -34,12 +35,23 @@ from ..files import replaced_together, write_json
 from ..metrics import ALL_METRICS, LOWER_IS_BETTER, METRICS
 from . import evaluate
 from .arguments import DataArguments, RecipeParser, SplitArguments
-from .commands import command
+from .commands import command, flags
 from .config_files import shortest_name
 from .configurations import TRAININGS, Training, cautions, of_trained, read_line, read_trainings
-from .folds import Folds, make_folds, pooled_rows, record_folds, write_folds, write_pairs
+from .folds import (
+    Folds,
+    digest_of,
+    in_words,
+    make_folds,
+    pooled_rows,
+    record_folds,
+    with_masks,
+    write_folds,
+    write_pairs,
+)
 from .loading import get_split, load_data
-from .reporting import KEPT_AT, SAMPLES, about, can_report, hard_runs, logs_of, remove_report, save_report
+from .mask_drawing import check_clips
+from .reporting import RAW, SAMPLES, about, can_report, hard_runs, kept_at, logs_of, remove_report, save_report
 from .screen import finish, say
 from .steps import Steps
 
@@ -113,57 +125,62 @@ class CrossValidateArguments:
             raise ValueError(f"validation_share must lie between 0 and 1, got {self.validation_share}.")
         if self.num_pictures < 0:
             raise ValueError(f"num_pictures must not be negative, got {self.num_pictures}.")
-        self.evaluation = json.loads(self.evaluation) if isinstance(self.evaluation, str) else self.evaluation or {}
-        if given := [name for name in DECIDED if name in self.evaluation]:
-            raise ValueError(f"evaluation: {', '.join(given)} cannot be set there, cross_validate decides it.")
+        self.evaluation = read_evaluation({} if self.evaluation is None else self.evaluation)
         every = self.evaluation.get("metrics") == "all"
         if self.metric not in (ALL_METRICS if every else METRICS):
             more = ', or with --evaluation \'{"metrics": "all"}\' of all' if self.metric in ALL_METRICS else ""
             raise ValueError(f"metric={self.metric!r} is none of {', '.join(METRICS)}{more}.")
-        if self.ensemble and not has_ensemble():
-            raise ValueError("ensemble: sa2va-trl evaluate of this version cannot evaluate several models as one.")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError("Start cross_validate in one process; its option `launcher` starts the training steps.")
 
 
-def has_ensemble() -> bool:
-    """Whether `evaluate` takes several models as one."""
-    return any(entry.name == "ensemble" for kind in evaluate.make_parser().dataclass_types for entry in fields(kind))
+def read_evaluation(given: str | dict) -> dict:
+    """
+    Options of every evaluation, read as `evaluate` itself reads them, before anything is trained.
 
+    Args:
+        given (`str` or `dict`): by name, as JSON or as they are.
 
-def in_words(folds: Folds, splits: Sequence[str], validation_share: float | None) -> list[str]:
-    """How the folds were made, a sentence or two a line."""
-    numbers = range(len(folds.splits))
-    sizes = [len(folds.splits[number]["test"]) for number in numbers]
-    parts = [folds.count(number, "test") for number in numbers]
-    of_groups = "" if folds.by == "sample_id" else f" of {sum(parts)} {folds.groups}"
-    span = " to ".join(map(str, dict.fromkeys((min(sizes), max(sizes)))))
-    text = (
-        f"{sum(sizes)} images{of_groups} ({' and '.join(splits)}) in {len(sizes)} folds by "
-        f"{folds.by}: {span} images are held out in each."
-    )
-    if validation_share is None:
-        text += " All others are learned from; nothing is chosen on the way."
-    else:
-        text += (
-            f" Of the others about {validation_share:.0%} choose the checkpoint, as nearly as whole {folds.groups} "
-            "allow; the rest is learned from."
-        )
-    lines = [text]
-    if folds.by in ("video_id", "sample_id"):
-        lines.append(
-            f"Patients are not known, so that {folds.groups} are divided: if a patient has several, they may be on "
-            "both sides, which flatters the result."
-        )
-    return lines
+    Returns:
+        `dict`.
+
+    Raises:
+        `ValueError`: no names with values, names that there are not or that cross_validate decides, values out of
+            range.
+        `SystemExit`: values that evaluate cannot read, which has been said.
+    """
+    try:
+        options = json.loads(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise ValueError(f"evaluation must be JSON, got {given!r}: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'evaluation must be names with values such as {{"metrics": "all"}}, got {given!r}.')
+    if decided := [name for name in DECIDED if name in options]:
+        raise ValueError(f"evaluation: {', '.join(decided)} cannot be set there, cross_validate decides it.")
+    parser = evaluate.make_parser()
+    known = [entry.name for kind in parser.dataclass_types for entry in fields(kind)]
+    for name in options:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            hint = f", did you mean {nearest[0]}?" if nearest else "."
+            raise ValueError(f"evaluation: sa2va-trl evaluate has no option {name}{hint}")
+    line = flags({**options, "model_name_or_path": "MODEL"})  # (that of a fold, which is not there yet)
+    try:
+        args, _, _, router_args, averaging = parser.parse_args_into_dataclasses(line, look_for_args_file=False)
+        evaluate.check_router(args, router_args)
+        evaluate.check_averaging(args, router_args, averaging)
+    except ValueError as error:
+        raise ValueError(f"evaluation: {error}") from error
+    return options
 
 
 def pictures(
     output: Path, pooled: dict[str, pd.DataFrame], metric: str, count: int
-) -> tuple[dict[str, list[Picture]], float]:
+) -> tuple[dict[str, list[Picture]], float, bool]:
     """
     The worst images of the last configuration, and of several those that changed most from the first to it, as the
-    evaluations of the folds have kept them; and the threshold that they were evaluated at.
+    evaluations of the folds have kept them; the threshold that they were evaluated at; and whether any evaluation has
+    post-processed its masks, which the pictures do not show.
     """
     first, last = next(iter(pooled)), list(pooled)[-1]
     values = {name: table.set_index("sample_id")[metric] for name, table in pooled.items()}
@@ -176,10 +193,11 @@ def pictures(
         gain = gain.sort_values(kind="stable")
         orders |= {"Most improved": gain[gain > 0][::-1], "Most worsened": gain[gain < 0]}
     places = {fold: [output / fold / name / "evaluation" / SAMPLES for name in names] for fold in dict.fromkeys(folds)}
-    thresholds = {(place / KEPT_AT).read_text() for own in places.values() for place in own}
+    kept = [kept_at(place) for own in places.values() for place in own]
+    thresholds = sorted({threshold for threshold, _ in kept})
     if len(thresholds) > 1:
-        say(f"The folds were evaluated at different thresholds ({', '.join(sorted(thresholds))}): no pictures.")
-        return {}, 0.5
+        say(f"The folds were evaluated at different thresholds ({', '.join(map(str, thresholds))}): no pictures.")
+        return {}, 0.5, False
     found = {}
     for title, order in orders.items():
         found[title] = []
@@ -188,7 +206,7 @@ def pictures(
             facts = {name: float(values[name][sample]) for name in names} | {"held out in": folds[sample]}
             picture = read_kept(own[0], sample, facts) if len(own) == 1 else read_changed(tuple(own), sample, facts)
             found[title] += [picture] if picture is not None else []
-    return found, float(thresholds.pop())
+    return found, thresholds[0], any(is_processed for _, is_processed in kept)
 
 
 def in_one_line(metric: str, found: dict) -> str:
@@ -234,6 +252,18 @@ def read_options() -> tuple[CrossValidateArguments, list[Training]]:
         if nearest := get_close_matches(name, own, n=1, cutoff=0.85):
             raise ValueError(f"there is no option --{name}, did you mean --{nearest[0]}?")
     return args, read_trainings(args.configs or [], args.names, args.task, given, args.output_dir)
+
+
+def digests_of_pairs(trainings: Sequence[Training]) -> dict[str, str]:
+    """By data set, what tells the preference pairs apart that the folds choose theirs of."""
+    found = {}
+    for training in trainings:
+        if (name := training.preferences) is not None:
+            split = training.part(SplitArguments).dataset_train_split
+            pairs = get_split(load_data(DataArguments(name)), split, "dataset_train_split")
+            check_dataset(pairs, name=name)
+            found[f"{name} ({split})"] = digest_of(pairs)
+    return found
 
 
 def run_folds(
@@ -293,7 +323,9 @@ def run_ensembles(
         alone = [run(f"fold{n}/{training.name}/{TEST}", "evaluate", {**of_trained(training, member), **scored})
                  for n, member in enumerate(members)]  # fmt: skip
         together = {**of_trained(training, members[0]), "ensemble": [str(member) for member in members[1:]]}
-        ensemble = run(f"ensemble/{training.name}", "evaluate", {**together, **scored})
+        # (Several models have no frozen features in common.)
+        own = {name: value for name, value in scored.items() if name not in ("cache_features", "cache_dir")}
+        ensemble = run(f"ensemble/{training.name}", "evaluate", {**together, **own})
         pairs.append((f"{training.name}, one fold", f"{training.name}, ensemble"))
         tables[pairs[-1][0]] = [pd.read_parquet(folder / "per_sample.parquet") for folder in alone]
         tables[pairs[-1][1]] = pd.read_parquet(ensemble / "per_sample.parquet")
@@ -317,12 +349,19 @@ def main() -> None:
         usual = (split_args.dataset_train_split, split_args.dataset_eval_split)
         splits = [split for split in dict.fromkeys(usual) if split in data] or [usual[0]]
     rows = pooled_rows(DatasetDict({split: get_split(data, split, "splits") for split in splits}))
+    check_dataset(rows, name=" and ".join(splits))
+    check_clips(args.evaluation.get("postprocessing", "stored"), rows)
+    if "question" in args.evaluation:
+        phrases_in(rows, "evaluation: question")
     folds = make_folds(rows, args.folds, args.by, share, args.seed)
     if args.ensemble:
         if TEST in splits or TEST not in data:
             raise ValueError(f"ensemble: the folds' models need a {TEST} split that is in no fold to be scored on.")
         check_no_leakage(rows, data[TEST], names=("the folds", TEST))
-    record_folds(output / "folds.json", folds, data_args.dataset_name, data_args.synthetic)
+        if not with_masks(data[TEST]):
+            raise ValueError(f"ensemble: no row of the {TEST} split has a mask to be scored by.")
+    pairs = digests_of_pairs(trainings)
+    record_folds(output / "folds.json", folds, data_args.dataset_name, data_args.synthetic, digest_of(rows), pairs)
     dataset_name = data_args.dataset_name
     if dataset_name == "synthetic":  # made once, and not by every step
         dataset_name = str(output / "data")
@@ -347,7 +386,7 @@ def main() -> None:
         return
 
     # Results
-    expected = {f"fold{number}": folds.ids(number)["test"] for number in range(args.folds)}
+    expected = {f"fold{number}": scored for number, scored in enumerate(folds.scored)}
     pooled = {name: pool(own, expected) for name, own in tables.items()}
     metrics = {name: aggregate(table) for name, table in pooled.items()}
     for name, table in pooled.items():
@@ -374,7 +413,7 @@ def main() -> None:
         say(f"\n{TEST} split, the folds' models alone and together:\n{comparison_table(together)}")
     remove_report(output)
     if is_reported := can_report():
-        gallery, threshold = pictures(output, pooled, args.metric, args.num_pictures)
+        gallery, threshold, is_raw = pictures(output, pooled, args.metric, args.num_pictures)
         last = list(pooled)[-1]
         hard = hard_runs(pooled[last])
         if comparison is None:
@@ -393,6 +432,7 @@ def main() -> None:
         options = [args, *(entry for training in trainings for entry in training.options[:1])]
         files = [output / "evaluation" / name / "per_sample.parquet" for name in pooled]
         subtitle = f"{', '.join(pooled)}: {len(rows)} images of {data_args.dataset_name} in {args.folds} folds"
+        subtitle += f" ({RAW})" * (is_raw and any(gallery.values()))
         save_report(output, "Cross-validation", subtitle, report, about(options, files), logs_of(trained))
     best = chosen(trainings, metrics, args.metric)
     given = {"config": shortest_name(Path(best.config)), **best.given}

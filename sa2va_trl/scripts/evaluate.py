@@ -458,7 +458,7 @@ def main() -> None:
         write_report(output, options, metrics, samples, extremes, predictor, said)
     parts.remove()  # first: without its pictures none could be taken up
     if args.keep_pictures:
-        move_pictures(output, pictures, threshold)
+        move_pictures(output, pictures, threshold, predictor.postprocessing.to_dict())
     else:  # those of an earlier call show other masks
         shutil.rmtree(output / SAMPLES, ignore_errors=True)
     shutil.rmtree(output / PARTIAL, ignore_errors=True)

@@ -1,7 +1,8 @@
 """The folds of a cross-validation: who is held out in which, written down, and as data sets that tasks open."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -9,10 +10,16 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..data import check_no_leakage, group_folds, group_split
+from ..data.columns import PAIR_COLUMNS
+from ..data.layout import row_layout
+from ..data.prompts import ANSWERS
 from ..data.selections import write_selection
 from ..data.splits import group_column
+from ..data.stored import iter_undecoded
 from ..errors import DatasetError
+from ..features.rows import picture_digest, row_facts
 from ..files import write_json
+from ..questions import QUESTIONS
 
 
 # What groups are called, a word for each of GROUP_COLUMNS.
@@ -25,10 +32,12 @@ class Folds:
     Args:
         by (`str`): the column that rows were divided by.
         splits (`list[DatasetDict]`): of each fold `train`, perhaps `validation`, and `test`: those held out.
+        scored (`list[list[str]]`): of each fold the `sample_id` of those held out that have masks to be scored by.
     """
 
     by: str
     splits: list[DatasetDict]
+    scored: list[list[str]]
 
     @property
     def groups(self) -> str:
@@ -69,6 +78,32 @@ def pooled_rows(data: DatasetDict) -> Dataset:
     return rows
 
 
+def with_masks(rows: Dataset) -> list[str]:
+    """The `sample_id` of the rows that have masks; others, such as questions answered in words, are not scored."""
+    return [row["sample_id"] for batch in iter_undecoded(rows) for row in batch if row_layout(row).masks]
+
+
+def digest_of(rows: Dataset) -> str:
+    """
+    What tells rows apart from others with the same identifiers.
+
+    Args:
+        rows (`datasets.Dataset`): checked, or of preference pairs.
+
+    Returns:
+        `str`: SHA-256 of their images, masks, texts and identifiers, and of the masks and rewards of pairs, in order.
+    """
+    found = hashlib.sha256()
+    for facts in row_facts(rows, QUESTIONS[0], ANSWERS[0], digests=True):
+        found.update(facts.digest.encode())
+    if set(PAIR_COLUMNS) & set(rows.column_names):
+        for row in (row for batch in iter_undecoded(rows) for row in batch):
+            for name in PAIR_COLUMNS:
+                found.update(b"none" if row.get(name) is None else picture_digest(row[name]))
+            found.update(json.dumps([row.get(name) for name in ("chosen_reward", "rejected_reward")]).encode())
+    return found.hexdigest()
+
+
 def make_folds(rows: Dataset, folds: int, by: str | None, validation_share: float | None, seed: int) -> Folds:
     """
     Args:
@@ -83,7 +118,8 @@ def make_folds(rows: Dataset, folds: int, by: str | None, validation_share: floa
         [`Folds`], of which no split shares patients, videos or samples with another one of its fold.
 
     Raises:
-        `DatasetError`: groups are missing or too few, or the splits would share patients or videos.
+        `DatasetError`: groups are missing or too few, the splits would share patients or videos, or a fold would hold
+            out no row with a mask.
     """
     by = by or group_column(rows)
     try:
@@ -91,10 +127,16 @@ def make_folds(rows: Dataset, folds: int, by: str | None, validation_share: floa
     except DatasetError as error:
         error.args = (f"{error}\nDivide by another column with --by, or give fewer --folds.",)
         raise
-    found = []
+    found, scored, masked = [], [], set(with_masks(rows))
     for number, own in enumerate(held_out):
         others = rows.select(sorted(set(range(len(rows))) - set(own)))
         splits = {"train": others, "test": rows.select(own)}
+        scored.append([name for name in splits["test"]["sample_id"] if name in masked])
+        if not scored[-1]:
+            raise DatasetError(
+                f"None of the {len(own)} rows that fold{number} holds out has a mask to be scored by: give fewer "
+                "--folds, or divide by another column with --by."
+            )
         if validation_share is not None:
             if len(set(others[by])) < 2:
                 raise DatasetError(
@@ -107,20 +149,59 @@ def make_folds(rows: Dataset, folds: int, by: str | None, validation_share: floa
             names = (f"{one} of fold{number}", f"{other} of fold{number}")
             check_no_leakage(splits[one], splits[other], names=names)
         found.append(DatasetDict(splits))
-    return Folds(by, found)
+    return Folds(by, found, scored)
 
 
-def record_folds(file: Path, folds: Folds, dataset_name: str, synthetic: dict | None) -> None:
+def in_words(folds: Folds, splits: Sequence[str], validation_share: float | None) -> list[str]:
+    """How the folds were made, a sentence or two a line."""
+    numbers = range(len(folds.splits))
+    sizes = [len(folds.splits[number]["test"]) for number in numbers]
+    without = sum(sizes) - sum(map(len, folds.scored))
+    parts = [folds.count(number, "test") for number in numbers]
+    of_groups = "" if folds.by == "sample_id" else f" of {sum(parts)} {folds.groups}"
+    span = " to ".join(map(str, dict.fromkeys((min(sizes), max(sizes)))))
+    text = (
+        f"{sum(sizes)} images{of_groups} ({' and '.join(splits)}) in {len(sizes)} folds by "
+        f"{folds.by}: {span} images are held out in each."
+    )
+    if validation_share is None:
+        text += " All others are learned from; nothing is chosen on the way."
+    else:
+        text += (
+            f" Of the others about {validation_share:.0%} choose the checkpoint, as nearly as whole {folds.groups} "
+            "allow; the rest is learned from."
+        )
+    lines = [text]
+    if without:
+        lines.append(f"{without} of the {sum(sizes)} images have no mask to be scored by, and are in no result.")
+    if folds.by in ("video_id", "sample_id"):
+        lines.append(
+            f"Patients are not known, so that {folds.groups} are divided: if a patient has several, they may be on "
+            "both sides, which flatters the result."
+        )
+    return lines
+
+
+def record_folds(
+    file: Path,
+    folds: Folds,
+    dataset_name: str,
+    synthetic: dict | None,
+    rows: str,
+    pairs: Mapping[str, str] | None = None,
+) -> None:
     """
-    Write down who is held out in which fold, or see that it is what an earlier call has written.
+    Write down who is held out in which fold, and of which data, or see that it is what an earlier call has written.
 
     Args:
         file (`Path`): to write, or read.
         folds (`Folds`): as they are now.
         dataset_name (`str`), synthetic (`dict`, *optional*): what they are made of.
+        rows (`str`): [`digest_of`] all rows that were divided.
+        pairs (`Mapping[str, str]`, *optional*): likewise of preference pairs, by the name of their data set.
 
     Raises:
-        `ValueError`: folds were others.
+        `ValueError`: folds were others, or rows or pairs have changed.
     """
     content = {
         "dataset_name": dataset_name,
@@ -128,12 +209,23 @@ def record_folds(file: Path, folds: Folds, dataset_name: str, synthetic: dict | 
         "by": folds.by,
         "folds": [folds.ids(number) for number in range(len(folds.splits))],
     }
-    if file.exists() and json.loads(file.read_text()) != content:
-        raise ValueError(
-            f"{file.parent} was begun with other data or folds ({file.name}): a patient held out now may have been "
-            "trained on. Give another output_dir."
-        )
-    write_json(file, content)
+    digests = {"rows": rows, "pairs": dict(pairs or {})}
+    if file.exists():
+        earlier = json.loads(file.read_text())
+        if {name: earlier.get(name) for name in content} != content:
+            raise ValueError(
+                f"{file.parent} was begun with other data or folds ({file.name}): a patient held out now may have "
+                "been trained on. Give another output_dir."
+            )
+        before = {dataset_name: earlier.get("rows"), **earlier.get("pairs", {})}
+        now = {dataset_name: rows, **digests["pairs"]}
+        if other := [name for name, digest in now.items() if before.get(name, digest) != digest]:
+            raise ValueError(
+                f"{' and '.join(other)} changed since {file.parent} was begun ({file.name}): the samples are called "
+                "the same, but their images, masks or texts are others. Give another output_dir."
+            )
+        digests["pairs"] = {**earlier.get("pairs", {}), **digests["pairs"]}  # a configuration may be added later
+    write_json(file, {**content, **digests})
 
 
 def write_folds(output: Path, folds: Folds, dataset_name: str, of: Sequence[str]) -> None:
@@ -174,7 +266,8 @@ def write_pairs(folder: Path, pairs: DatasetDict, name: str, split: str, folds: 
     own = folds.splits[number]
     may = set(own["train"][folds.by])
     # (A pair's sample_id may have the object and the kind of the pair behind that of the row.)
-    places = [place for place, group in enumerate(rows[folds.by]) if may & {group, *_origins(group)}]
+    origins = _origins if folds.by == "sample_id" else lambda group: []
+    places = [place for place, group in enumerate(rows[folds.by]) if may & {group, *origins(group)}]
     if not places:
         raise DatasetError(f"{name} has no pair of the rows that fold{number} trains on.")
     chosen = rows.select(places)

@@ -18,7 +18,7 @@ from ..evaluation.curves import read_log
 from ..evaluation.gallery import Picture, read_changed
 from ..evaluation.page import HOW, PICTURES, REPORT, Section, write_page
 from ..evaluation.report import BY, HARD_BELOW, HardRuns, about_section, training_report
-from ..files import replaced_together
+from ..files import replaced_together, write_json
 from ..mining.runs import temporal_clusters, videos
 from .screen import say
 
@@ -26,8 +26,10 @@ from .screen import say
 # What may lie beside a page.
 FILES = ("metrics_distribution.png", "training_curves.png")
 NEEDED = "matplotlib"
-# Of every sample, where `evaluate` is asked to keep them, and the threshold that it has evaluated at.
+# Of every sample, where `evaluate` is asked to keep them, and the threshold and post-processing of its masks.
 SAMPLES, KEPT_AT = "sample_pictures", "threshold.json"
+# What a page says of its gallery where any run has post-processing.
+RAW = "the gallery shows masks as they are before post-processing"
 MOST_CHANGED = 12
 PACKAGES = ("sa2va_trl", "torch", "transformers", "trl", "peft", "datasets", "numpy", "pandas")
 
@@ -130,7 +132,7 @@ def save_report(
     write_page(folder, title, [*sections, *trained, about_section(about)], subtitle, pictures, {**files, **curves})
 
 
-def move_pictures(folder: Path, pictures: Path, threshold: float) -> None:
+def move_pictures(folder: Path, pictures: Path, threshold: float, postprocessing: Mapping[str, float | int]) -> None:
     """
     Put pictures of every sample into the folder of an evaluation, in place of an earlier one's.
 
@@ -138,15 +140,30 @@ def move_pictures(folder: Path, pictures: Path, threshold: float) -> None:
         folder (`Path`): of the evaluation.
         pictures (`Path`): on the same disk, with what [`~evaluation.gallery.save_picture`] has written; it is moved.
         threshold (`float`): that was evaluated at.
+        postprocessing (`Mapping[str, float | int]`): likewise, from [`~postprocessing.Postprocessing.to_dict`].
     """
-    (pictures / KEPT_AT).write_text(json.dumps(threshold))
+    write_json(pictures / KEPT_AT, {"threshold": threshold, "postprocessing": dict(postprocessing)})
     with replaced_together(folder, [SAMPLES]) as new:
         pictures.rename(new / SAMPLES)
 
 
+def kept_at(pictures: Path) -> tuple[float, bool]:
+    """
+    Args:
+        pictures (`Path`): what [`move_pictures`] has left.
+
+    Returns:
+        The threshold that was evaluated at, and whether masks were post-processed, which the pictures do not show.
+    """
+    found = json.loads((pictures / KEPT_AT).read_text())
+    if not isinstance(found, dict):  # of an earlier version, which wrote the threshold alone
+        found = {"threshold": found, "postprocessing": {}}
+    return found["threshold"], bool(found["postprocessing"])
+
+
 def changed_pictures(
     folders: tuple[Path, Path], names: tuple[str, str], before: pd.Series, after: pd.Series, lower: bool = False
-) -> tuple[dict[str, list[Picture]], float]:
+) -> tuple[dict[str, list[Picture]], float, bool]:
     """
     Pictures of what changed most between two evaluations that have kept them.
 
@@ -157,16 +174,16 @@ def changed_pictures(
         lower (`bool`, *optional*, defaults to `False`): whether lower is better.
 
     Returns:
-        The pictures, by title, and the threshold that they were evaluated at. None where either has kept none, or they
-        were evaluated at different thresholds.
+        The pictures, by title, the threshold that they were evaluated at, and whether either evaluation has
+        post-processed its masks. No pictures where either has kept none, or the thresholds differ.
     """
     places = tuple(Path(folder) / SAMPLES for folder in folders)
     if not all((place / KEPT_AT).is_file() for place in places):
-        return {}, 0.5
-    thresholds = [json.loads((place / KEPT_AT).read_text()) for place in places]
+        return {}, 0.5, False
+    thresholds, processed = zip(*map(kept_at, places), strict=True)
     if thresholds[0] != thresholds[1]:
-        say(f"{' and '.join(names)} were evaluated at thresholds {thresholds}: what changed most is not shown.")
-        return {}, 0.5
+        say(f"{' and '.join(names)} were evaluated at thresholds {list(thresholds)}: what changed most is not shown.")
+        return {}, 0.5, False
     gain = (before - after if lower else after - before).dropna().sort_values(kind="stable")
     found = {}
     for title, order in {"Most improved": gain[::-1], "Most worsened": gain}.items():
@@ -176,7 +193,7 @@ def changed_pictures(
             facts = {names[0]: float(before[name]), names[1]: float(after[name])}
             pictures.append(read_changed(places, name, facts))
         found[title] = [picture for picture in pictures if picture is not None]
-    return found, thresholds[0]
+    return found, thresholds[0], any(processed)
 
 
 def remove_report(folder: str | Path) -> None:

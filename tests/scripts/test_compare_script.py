@@ -10,8 +10,10 @@ from tasks import run_task
 from sa2va_trl.data.synthetic import synthetic_dataset
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.evaluation import compare, comparison_table
+from sa2va_trl.evaluation.gallery import make_picture, save_picture
 from sa2va_trl.evaluation.results import aggregate
 from sa2va_trl.metrics import METRICS
+from sa2va_trl.scripts.reporting import move_pictures
 
 
 @pytest.fixture
@@ -173,3 +175,20 @@ def test_bad_input_is_refused_and_nothing_is_written(monkeypatch, tmp_path, fold
     with pytest.raises(ValueError, match=message):
         run_task("compare", *options, "--output_dir", tmp_path / "output")
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("processed", [0, 1, None])
+def test_the_page_says_that_pictures_are_not_post_processed(tmp_path, folders, processed):
+    for number, folder in enumerate(folders[:2]):
+        pictures = tmp_path / "pictures"
+        pictures.mkdir()
+        for row in synthetic_dataset(num_videos=3, frames_per_video=4, size=64, seed=0).add_column(
+            "place", list(range(12))
+        ):
+            row["sample_id"] = f"frame{row['place']}"
+            save_picture(pictures, make_picture(row, [np.full((1, 64, 64), 0.4, dtype=np.float32)], {}))
+        move_pictures(folder, pictures, 0.5, {"min_size": 5} if number == processed else {})
+    run_task("compare", *folders[:2], "--output_dir", tmp_path / "output")
+    page = (tmp_path / "output" / "report.html").read_text()
+    assert 'class="picture"' in page
+    assert ("masks as they are before post-processing" in page) == (processed is not None)

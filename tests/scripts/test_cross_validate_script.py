@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,13 +12,16 @@ import pandas as pd
 import pytest
 import yaml
 from datasets import DatasetDict, concatenate_datasets
+from PIL import Image
 from tasks import run_task
 
 from sa2va_trl.data import load_dataset_dict
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.evaluation import aggregate
-from sa2va_trl.scripts.configurations import TRAININGS
-from sa2va_trl.scripts.cross_validate import CrossValidateArguments, has_ensemble
+from sa2va_trl.scripts.configurations import TRAININGS, read_trainings
+from sa2va_trl.scripts.cross_validate import CrossValidateArguments, run_ensembles
+from sa2va_trl.scripts.folds import with_masks
+from sa2va_trl.scripts.reporting import KEPT_AT, SAMPLES
 from sa2va_trl.scripts.steps import StepError
 from sa2va_trl.trainers import SegSFTTrainer
 
@@ -259,6 +263,17 @@ def test_videos_are_divided_where_patients_are_not_known(tmp_path, steps, capsys
         (["--validation_share", "1"], "validation_share must lie between 0 and 1"),
         (["--num_pictures", "-1"], "num_pictures must not be negative"),
         (["--evaluation", '{"dataset_split": "test"}'], "evaluation: dataset_split cannot be set there"),
+        (["--evaluation", '["all"]'], "evaluation must be names with values"),
+        (["--evaluation", "all"], "evaluation must be JSON, got 'all'"),
+        (["--evaluation", '{"metrix": "all"}'], "evaluation: .* has no option metrix, did you mean metrics?"),
+        (["--evaluation", '{"threshold": 2}'], "evaluation: threshold must lie between 0 and 1, got 2"),
+        (["--evaluation", '{"tta": ["turn"]}'], "evaluation: .*turn"),
+        (["--evaluation", '{"tta": ["vflip"], "cache_features": "on"}'], "evaluation: .* no effect with tta"),
+        (["--evaluation", '{"route_by": "spread"}'], "evaluation: route_by has no effect without router_model"),
+        (
+            ["--evaluation", '{"postprocessing": {"majority_frames": 3}}'],
+            "smooths clips, and the dataset has rows of one",
+        ),
         (["--metric", "dise"], "metric='dise' is none of dice"),
         (["--metric", "hd95"], "metric='hd95' is none of .*of all"),
         (["--eval_strategy", "no", "--validation_share", "0.2"], "validation_share has no effect"),
@@ -302,13 +317,6 @@ def test_one_process_starts_it(monkeypatch, tmp_path):
         cross_validate(tmp_path, *configs(tmp_path, A=A))
 
 
-@pytest.mark.skipif(has_ensemble(), reason="evaluate takes several models as one")
-def test_an_ensemble_needs_an_evaluate_that_takes_one(tmp_path):
-    with pytest.raises(ValueError, match="ensemble: sa2va-trl evaluate of this version cannot"):
-        cross_validate(tmp_path, *configs(tmp_path, A=A), "--ensemble", "true")
-
-
-@pytest.mark.skipif(not has_ensemble(), reason="evaluate has no option ensemble yet")
 def test_the_folds_models_are_evaluated_alone_and_together_on_the_test_split(two, steps):
     folder, _, line = two
     with pytest.raises(ValueError, match="ensemble: .*need a test split that is in no fold"):
@@ -334,3 +342,81 @@ def test_the_folds_models_are_evaluated_alone_and_together_on_the_test_split(two
         )
         assert found["runs"][f"{name}, ensemble"]["mean"] == pytest.approx(tables[2]["dice"].mean())
     assert ">Ensemble</h2>" in (output / "report.html").read_text()
+
+
+def test_values_that_evaluate_cannot_read_are_said_as_it_says_them(tmp_path, steps, capsys):
+    with pytest.raises(SystemExit):
+        cross_validate(tmp_path, *configs(tmp_path, A=A), "--evaluation", '{"batch_size": "many"}')
+    assert "argument --batch_size/--batch-size: invalid int value: 'many'" in capsys.readouterr().err
+    assert steps.lines == []
+
+
+def test_options_of_every_evaluation_are_those_of_evaluate():
+    given = {
+        "metrics": "all",
+        "threshold": 0.4,
+        "quantization": "4bit",
+        "postprocessing": {"min_size": 5},
+        "workers": 1,
+    }
+    for own in (given, json.dumps(given)):
+        assert CrossValidateArguments(evaluation=own, metric="hd95").evaluation == given
+
+
+def test_an_ensemble_is_evaluated_without_frozen_features(tmp_path):
+    ran, args = {}, CrossValidateArguments(folds=2, output_dir=str(tmp_path), ensemble=True)
+
+    def run(name, task, options):
+        ran[name] = options
+        (tmp_path / name).mkdir(parents=True)
+        table = pd.DataFrame({"sample_id": ["a", "b"], "dice": [0.5, 0.7]})
+        table.to_parquet(tmp_path / name / "per_sample.parquet")
+        return tmp_path / name
+
+    trainings = read_trainings([str(configs(tmp_path, A=A)[1])], None, None, {}, str(tmp_path))
+    scored = {"cache_features": "on", "cache_dir": "cache", "batch_size": 2}
+    run_ensembles(run, args, trainings, {}, scored)
+    assert {name: own["cache_features"] for name, own in ran.items() if "cache_features" in own} == {
+        "fold0/A/test": "on",
+        "fold1/A/test": "on",
+    }
+    assert "cache_dir" not in ran["ensemble/A"] and ran["ensemble/A"]["batch_size"] == 2
+
+
+def test_what_has_changed_is_refused_although_it_is_called_the_same(tmp_path, steps):
+    data = load_dataset_dict("synthetic", **SYNTHETIC)
+    data.save_to_disk(tmp_path / "data")
+    steps.fail_at, line = 0, [*configs(tmp_path, A=A), "--dataset_name", tmp_path / "data"]
+    for _ in range(2):
+        with pytest.raises(StepError):
+            cross_validate(tmp_path, *line)
+    shutil.rmtree(tmp_path / "data")
+    for split in data:
+        data[split] = data[split].map(lambda row: {"mask": row["mask"].transpose(Image.Transpose.ROTATE_180)})
+    data.save_to_disk(tmp_path / "data")
+    with pytest.raises(ValueError, match="data changed since .*out was begun"):
+        cross_validate(tmp_path, *line)
+
+
+def test_the_page_says_that_pictures_are_not_post_processed(two, steps):
+    folder, _, line = two
+    page, sentence = folder / "out" / "report.html", "masks as they are before post-processing"
+    assert sentence not in page.read_text()
+    file = folder / "out" / "fold1" / "A" / "evaluation" / SAMPLES / KEPT_AT  # one of them is enough
+    before = file.read_text()
+    file.write_text(json.dumps({**json.loads(before), "postprocessing": {"min_size": 5}}))
+    cross_validate(folder, *line)
+    file.write_text(before)
+    assert steps.lines == [] and sentence in page.read_text() and page.read_text().count('class="picture"') >= 8
+
+
+def test_rows_without_masks_are_in_no_result(tmp_path, steps):
+    scene = {"scene": "named", "rows": "conversations", "rows_per_frame": 2, "frames_per_video": 1, "size": 64}
+    scene |= {"train_videos": 2, "validation_videos": 1, "test_videos": 1, "videos_per_patient": 1}
+    data = load_dataset_dict("synthetic", **scene)
+    pool = concatenate_datasets([data["train"], data["validation"]])
+    masked = set(with_masks(pool))
+    assert 0 < len(masked) < len(pool)
+    cross_validate(tmp_path, *configs(tmp_path, A={**B, "trainable": "head", "synthetic": scene, "max_steps": 1}))
+    table = pd.read_parquet(tmp_path / "out" / "evaluation" / "A" / "per_sample.parquet")
+    assert sorted(table["sample_id"]) == sorted(masked)

@@ -1,18 +1,39 @@
 """Who is held out in which fold, and what each fold learns from."""
 
+import json
 from collections import Counter
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Image, List
+from PIL import Image as Pillow
 
 from sa2va_trl.data import load_dataset_dict
 from sa2va_trl.errors import DatasetError
-from sa2va_trl.scripts.folds import make_folds, pooled_rows, record_folds, write_folds, write_pairs
+from sa2va_trl.scripts.folds import (
+    digest_of,
+    in_words,
+    make_folds,
+    pooled_rows,
+    record_folds,
+    with_masks,
+    write_folds,
+    write_pairs,
+)
+
+
+def picture(value):
+    return Pillow.new("L", (4, 4), value)
 
 
 def rows(patients, **columns):
-    names = [f"s{number}" for number in range(len(patients))]
-    return Dataset.from_dict({"sample_id": names, "patient_id": patients, **columns})
+    number = len(patients)
+    own = {"sample_id": [f"s{place}" for place in range(number)], "patient_id": patients}
+    own |= {"image": [picture(place) for place in range(number)], "mask": [picture(255)] * number}
+    data = Dataset.from_dict({**own, "phrase": ["vessel"] * number, **columns})
+    pictures = [name for name in ("image", "mask", "chosen_mask", "rejected_mask") if name in data.column_names]
+    for name in pictures:
+        data = data.cast_column(name, Image())
+    return data
 
 
 TEN = rows([f"p{number // 2}" for number in range(20)])
@@ -60,7 +81,7 @@ def test_rows_need_an_identifier_of_their_own():
 def test_other_folds_in_the_same_folder_are_refused(tmp_path):
     file = tmp_path / "folds.json"
     for _ in range(2):
-        record_folds(file, make_folds(TEN, 5, None, None, 0), "data", None)
+        record_folds(file, make_folds(TEN, 5, None, None, 0), "data", None, "a")
     for folds, name, synthetic in (
         (make_folds(TEN, 5, None, None, 1), "data", None),
         (make_folds(TEN, 4, None, None, 0), "data", None),
@@ -69,7 +90,54 @@ def test_other_folds_in_the_same_folder_are_refused(tmp_path):
         (make_folds(TEN, 5, None, None, 0), "data", {"size": 96}),
     ):
         with pytest.raises(ValueError, match="was begun with other data or folds"):
-            record_folds(file, folds, name, synthetic)
+            record_folds(file, folds, name, synthetic, "a")
+
+
+def test_rows_or_pairs_that_have_changed_are_refused(tmp_path):
+    file, folds = tmp_path / "folds.json", make_folds(TEN, 5, None, None, 0)
+    record_folds(file, folds, "data", None, "a", {"pairs (train)": "b"})
+    record_folds(file, folds, "data", None, "a", {"more": "c"})  # of a configuration that was added
+    record_folds(file, folds, "data", None, "a")
+    assert json.loads(file.read_text())["pairs"] == {"pairs (train)": "b", "more": "c"}
+    with pytest.raises(ValueError, match="^data changed since .* their images, masks or texts are others"):
+        record_folds(file, folds, "data", None, "x", {"more": "c"})
+    with pytest.raises(ValueError, match="^data and more changed since"):
+        record_folds(file, folds, "data", None, "x", {"pairs (train)": "b", "more": "x"})
+    with pytest.raises(ValueError, match="^pairs \\(train\\) changed since"):
+        record_folds(file, folds, "data", None, "a", {"pairs (train)": "x"})
+
+
+def test_a_digest_tells_images_masks_texts_and_pairs_apart():
+    pair = {"chosen_mask": [picture(255)], "rejected_mask": [picture(0)], "chosen_reward": [0.9]}
+    variants = [
+        rows(["p"]),
+        rows(["p"], image=[picture(1)]),
+        rows(["p"], mask=[picture(0)]),
+        rows(["p"], phrase=["other"]),
+        rows(["q"]),
+        rows(["p"], **pair),
+        rows(["p"], **{**pair, "chosen_mask": [picture(0)]}),
+        rows(["p"], **{**pair, "rejected_mask": [picture(255)]}),
+        rows(["p"], **{**pair, "chosen_reward": [0.8]}),
+    ]
+    assert len({digest_of(data) for data in variants}) == len(variants)
+    assert digest_of(rows(["p"])) == digest_of(variants[0])
+    assert digest_of(TEN) != digest_of(TEN.select([1, 0, *range(2, 20)]))
+
+
+def test_rows_without_masks_are_held_out_but_not_scored():
+    masks = [[picture(255)] if place % 2 else [] for place in range(8)]
+    data = rows([f"p{place // 2}" for place in range(8)], masks=masks).remove_columns(["mask"])
+    data = data.cast_column("masks", List(Image()))
+    assert with_masks(data) == ["s1", "s3", "s5", "s7"]
+    folds = make_folds(data, 2, None, None, 0)
+    for number in range(2):
+        held_out = folds.ids(number)["test"]
+        assert len(held_out) == 4 and folds.scored[number] == [name for name in held_out if int(name[1:]) % 2]
+    assert "4 of the 8 images have no mask to be scored by" in " ".join(in_words(folds, ["train"], None))
+    assert "no mask" not in " ".join(in_words(make_folds(TEN, 5, None, None, 0), ["train"], None))
+    with pytest.raises(DatasetError, match="None of the 1 rows that fold\\d holds out has a mask to be scored by"):
+        make_folds(data, 8, "sample_id", None, 0)
 
 
 def test_folds_open_as_data_sets(tmp_path):
@@ -102,3 +170,21 @@ def test_a_fold_learns_from_pairs_of_its_training_rows_alone(tmp_path, by):
         write_pairs(folder, few, "few", "train", folds, 1)
     with pytest.raises(DatasetError, match=f"no column {by}"):
         write_pairs(folder, DatasetDict(train=Dataset.from_dict({"n": [1]})), "few", "train", folds, 1)
+
+
+def test_pairs_are_of_the_groups_that_their_column_says_whatever_these_are_called(tmp_path):
+    hospitals = [place // 5 for place in range(20)]
+    numbered = TEN.add_column("hospital", hospitals).remove_columns("patient_id")
+    folds = make_folds(numbered, 4, "hospital", None, 0)
+    pairs = DatasetDict(train=numbered)
+    pairs.save_to_disk(tmp_path / "pairs")
+    write_pairs(tmp_path / "own", pairs, str(tmp_path / "pairs"), "train", folds, 0)
+    assert load_dataset_dict(tmp_path / "own")["train"]["sample_id"][:] == folds.ids(0)["train"]
+    # A pair of nobody is of no training row, and a patient "p0:1" is another one than "p0".
+    for name, other in (("none", None), ("other", "p0:1")):
+        data = rows([other, "p0", "p1"])
+        DatasetDict(train=data).save_to_disk(tmp_path / name)
+        folds = make_folds(rows(["p2", "p0", "p1"]), 3, "patient_id", None, 0)
+        held_out = next(number for number in range(3) if folds.splits[number]["test"]["patient_id"][0] == "p2")
+        write_pairs(tmp_path / "own", DatasetDict(train=data), str(tmp_path / name), "train", folds, held_out)
+        assert load_dataset_dict(tmp_path / "own")["train"]["patient_id"][:] == ["p0", "p1"]

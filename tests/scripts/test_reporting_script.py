@@ -6,14 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tasks import run_task
 
+from sa2va_trl.data import load_dataset_dict
 from sa2va_trl.evaluation.gallery import make_picture, save_picture
 from sa2va_trl.evaluation.page import Section, Words
 from sa2va_trl.scripts.reporting import (
+    KEPT_AT,
+    SAMPLES,
     about,
     changed_pictures,
     check_pictures,
     hard_runs,
+    kept_at,
     logs_of,
     move_pictures,
     remove_report,
@@ -88,19 +93,42 @@ def test_what_changed_most_is_shown_of_evaluations_that_have_kept_pictures(tmp_p
     before = pd.Series({"a": 0.1, "b": 0.5, "c": 0.6, "d": 0.7})
     after = pd.Series({"d": 0.2, "c": 0.6, "b": 0.6, "a": 0.9})
     folders = (tmp_path / "one", tmp_path / "two")
-    assert changed_pictures(folders, ("one", "two"), before, after) == ({}, 0.5)
+    assert changed_pictures(folders, ("one", "two"), before, after) == ({}, 0.5, False)
     for folder, value in zip(folders, (0.3, 0.8), strict=True):
         pictures = tmp_path / "new"
         pictures.mkdir()
         for name in "abcd":
             save_picture(pictures, picture(name, value))
-        move_pictures(folder, pictures, 0.4)
-    found, threshold = changed_pictures(folders, ("one", "two"), before, after)
-    assert threshold == 0.4 and [own.name for own in found["Most improved"]] == ["a", "b"]
+        move_pictures(folder, pictures, 0.4, {})
+    found, threshold, is_raw = changed_pictures(folders, ("one", "two"), before, after)
+    assert threshold == 0.4 and not is_raw and [own.name for own in found["Most improved"]] == ["a", "b"]
     assert [(own.name, own.facts) for own in found["Most worsened"]] == [("d", {"one": 0.7, "two": 0.2})]
-    found, _ = changed_pictures(folders, ("one", "two"), before, after, lower=True)
+    found, *_ = changed_pictures(folders, ("one", "two"), before, after, lower=True)
     assert [own.name for own in found["Most improved"]] == ["d"]
+    for folder in folders:  # either of them
+        kept = (folder / SAMPLES / KEPT_AT).read_text()
+        (folder / SAMPLES / KEPT_AT).write_text(json.dumps({"threshold": 0.4, "postprocessing": {"min_size": 5}}))
+        assert changed_pictures(folders, ("one", "two"), before, after)[1:] == (0.4, True)
+        (folder / SAMPLES / KEPT_AT).write_text(kept)
     pictures.mkdir()
-    move_pictures(folders[1], pictures, 0.5)
-    assert changed_pictures(folders, ("one", "two"), before, after) == ({}, 0.5)
+    move_pictures(folders[1], pictures, 0.5, {"min_size": 5})
+    assert kept_at(folders[1] / SAMPLES) == (0.5, True)
+    assert changed_pictures(folders, ("one", "two"), before, after) == ({}, 0.5, False)
     assert "one and two were evaluated at thresholds [0.4, 0.5]" in capsys.readouterr().out
+
+
+def test_a_threshold_that_an_earlier_version_has_written_is_read(tmp_path):
+    (tmp_path / KEPT_AT).write_text("0.25")
+    assert kept_at(tmp_path) == (0.25, False)
+
+
+def test_evaluate_says_how_the_masks_of_its_pictures_are_scored(tmp_path):
+    (tmp_path / "masks").mkdir()
+    data = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_per_video": 2, "size": 64}
+    for row in load_dataset_dict("synthetic", **data)["test"]:
+        row["mask"].save(tmp_path / "masks" / f"{row['sample_id']}.png")
+    line = ["--predictions_dir", tmp_path / "masks", "--synthetic", json.dumps(data), "--report", "false"]
+    for processed, option in enumerate(("none", '{"min_size": 5}')):
+        more = ["--keep_pictures", "true", "--threshold", 0.4, "--postprocessing", option]
+        run_task("evaluate", *line, *more, "--output_dir", tmp_path / option[:4])
+        assert kept_at(tmp_path / option[:4] / SAMPLES) == (0.4, bool(processed))
