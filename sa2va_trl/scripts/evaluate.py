@@ -62,6 +62,7 @@ from .loading import Model, get_split, load_data, load_members, load_model, load
 from .mask_drawing import HELP as POSTPROCESSING
 from .mask_drawing import check_clips, given_postprocessing, own_postprocessing
 from .reporting import (
+    RAW,
     SAMPLES,
     about,
     can_report,
@@ -376,7 +377,7 @@ def write_report(
         weights = [folder / name for folder in [*folders, *map(Path, averaging.ensemble or [])] for name in WEIGHTS]
     subtitle = f"{of} on the {args.dataset_split} split of {data_args.dataset_name}, {predictor.in_words()}"
     if not predictor.postprocessing.is_identity:
-        subtitle += " (the gallery shows masks as they are before post-processing)"
+        subtitle += f" ({RAW})"
     found = about(options, [output / "per_sample.parquet", *weights])
     save_report(output, "Evaluation", subtitle, report, found, logs_of(trained), args.report_pictures)
 
