@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         HardSampleTrainer,
         SegDPOConfig,
         SegDPOTrainer,
+        SegGRPOConfig,
+        SegGRPOTrainer,
         SegSFTConfig,
         SegSFTTrainer,
     )
@@ -48,6 +50,8 @@ __all__ = [
     "SegDPOConfig",
     "SegDPOTrainer",
     "SegFeatures",
+    "SegGRPOConfig",
+    "SegGRPOTrainer",
     "SegSFTConfig",
     "SegSFTTrainer",
     "Segmentation",
@@ -65,7 +69,8 @@ _HOMES = {
     "preferences.dataset": ("build_preferences",),
     "sampling": ("MaskSampler",),
     "trainers": (
-        *("HardSampleConfig", "HardSampleTrainer", "SegDPOConfig", "SegDPOTrainer", "SegSFTConfig", "SegSFTTrainer"),
+        *("HardSampleConfig", "HardSampleTrainer", "SegDPOConfig", "SegDPOTrainer", "SegGRPOConfig", "SegGRPOTrainer"),
+        *("SegSFTConfig", "SegSFTTrainer"),
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

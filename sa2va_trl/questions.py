@@ -57,13 +57,13 @@ def check_question(question: str, name: str) -> None:
     Raises:
         `ValueError`: it has no `{phrase}`, or holds a token that has another meaning.
     """
-    if not isinstance(question, str) or not _PLACE.search(question):
-        raise ValueError(f"{name}: {question!r} has no {{phrase}}, so it would not say what to segment.")
-    if "{phrase" in _PLACE.sub("", question):
+    if isinstance(question, str) and "{phrase" in _PLACE.sub("", question):
         raise ValueError(
             f"{name}: {question!r} has a place for the phrase that cannot be read; it is {{phrase}}, or with other "
             "words {phrase|blood vessel=coronary artery}."
         )
+    if not isinstance(question, str) or not _PLACE.search(question):
+        raise ValueError(f"{name}: {question!r} has no {{phrase}}, so it would not say what to segment.")
     for place in _PLACE.finditer(question):
         names = [pair.split("=")[0].strip() for pair in place[1].split("|")[1:]]
         if twice := [word for word in dict.fromkeys(names) if names.count(word) > 1]:

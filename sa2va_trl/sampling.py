@@ -1,6 +1,7 @@
 """Candidate masks of a policy, with their log-densities."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,7 +135,10 @@ class MaskSampler:
         return tuple(name for name, count in counts.items() for _ in range(count))
 
     def __call__(
-        self, model: nn.Module, features: SegFeatures, generator: torch.Generator | None = None
+        self,
+        model: nn.Module,
+        features: SegFeatures,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Candidates:
         """
         Args:
@@ -142,9 +146,9 @@ class MaskSampler:
                 `Sa2VAForConditionalGeneration`, a `PeftModel`, or what wraps one (DDP, DeepSpeed); left as it is, in
                 its own mode. Under `torch.distributed` all processes call it together, with or without masks.
             features (`SegFeatures`): from its `encode`.
-            generator (`torch.Generator`, *optional*):
+            generator (`torch.Generator` or `Sequence[torch.Generator]`, *optional*):
                 Source of all randomness, on any device; seeded with 0 by default. The noise of one mask after the
-                other is drawn from it, so that masks one by one get what they get in one batch.
+                other is drawn from it, so that masks one by one get what they get in one batch. Or one a mask.
 
         Returns:
             [`Candidates`].
@@ -192,13 +196,12 @@ class MaskSampler:
         )
 
     def _draw(
-        self, masks: int, width: int, generator: torch.Generator, device: torch.device
+        self, masks: int, width: int, generator: torch.Generator | Sequence[torch.Generator], device: torch.device
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Standard noise of shape `(masks, E, C)`, and the fields' grids, each of shape `(masks, F, side, side)`."""
         sizes = [self.embedding * width, *(self.field * side**2 for side in self.field_grids)]
-        noise = [
-            torch.randn(sum(sizes), generator=generator, device=generator.device).to(device) for _ in range(masks)
-        ]
+        sources = [generator] * masks if isinstance(generator, torch.Generator) else generator
+        noise = [torch.randn(sum(sizes), generator=each, device=each.device).to(device) for each in sources]
         noise = torch.stack(noise) if noise else torch.zeros(0, sum(sizes), device=device)
         embedding, *fields = noise.split(sizes, dim=1)
         grids = [

@@ -50,5 +50,5 @@ def test_modules_are_attributes_and_other_names_are_not():
     assert sa2va_trl.arguments.ModelArguments is import_module("sa2va_trl.scripts.arguments").ModelArguments
     with pytest.raises(AttributeError, match="has no attribute 'Sa2VA'"):
         sa2va_trl.Sa2VA  # noqa: B018
-    with pytest.raises(ImportError, match="SegGRPOTrainer"):
-        from sa2va_trl import SegGRPOTrainer  # noqa: F401
+    with pytest.raises(ImportError, match="SegPPOTrainer"):
+        from sa2va_trl import SegPPOTrainer  # noqa: F401

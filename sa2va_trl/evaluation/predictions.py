@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -198,7 +198,9 @@ def read_predictions(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tu
     yield from _read_folder(folder, dataset, (".png",), read)
 
 
-def read_probabilities(folder: str | os.PathLike, dataset: Dataset) -> Iterator[tuple[dict, np.ndarray]]:
+def read_probabilities(
+    folder: str | os.PathLike, dataset: Dataset, beside: Sequence[Dataset] = ()
+) -> Iterator[tuple[dict, np.ndarray]]:
     """
     Probability maps that another tool has written, as [`predict_probabilities`] would yield them.
 
@@ -207,6 +209,7 @@ def read_probabilities(folder: str | os.PathLike, dataset: Dataset) -> Iterator[
             With one map a row, named as for [`read_predictions`]: `SAMPLE_ID.npy`, floating point in [0, 1] of shape
             `(H, W)`, or `SAMPLE_ID.png`, grey, whose largest number (255, or 65535 of 16 bits) is probability 1.
         dataset (`datasets.Dataset`): rows with one object each.
+        beside (`Sequence[datasets.Dataset]`, *optional*): other rows whose maps lie there too.
 
     Yields:
         The decoded row and an array of shape `(1, H, W)`, floating point in [0, 1].
@@ -214,7 +217,7 @@ def read_probabilities(folder: str | os.PathLike, dataset: Dataset) -> Iterator[
     Raises:
         `DatasetError`: maps are missing, there twice, of another size than their image, or hold no probabilities.
     """
-    yield from _read_folder(folder, dataset, (".npy", ".png"), _read_map)
+    yield from _read_folder(folder, dataset, (".npy", ".png"), _read_map, beside)
 
 
 def _read_folder(
@@ -222,6 +225,7 @@ def _read_folder(
     dataset: Dataset,
     suffixes: tuple[str, ...],
     read: Callable[[Path, tuple[int, int]], np.ndarray],
+    beside: Sequence[Dataset] = (),
 ) -> Iterator[tuple[dict, np.ndarray]]:
     folder, dataset = Path(folder), plain_rows(dataset)
     found = {name: _prediction_files(folder, name, suffixes) for name in dataset["sample_id"]}
@@ -235,6 +239,9 @@ def _read_folder(
         names = "; ".join(" and ".join(file.name for file in files) for files in twice[:10])
         raise DatasetError(f"{folder} holds two masks for {len(twice)} samples ({names}): keep one of each.")
     known = {file for files in found.values() for file in files}
+    known |= {
+        file for rows in beside for name in rows["sample_id"] for file in _prediction_files(folder, name, suffixes)
+    }
     own = [file for suffix in suffixes for file in sorted(folder.glob(f"*{suffix}"))]
     if extra := [file.name for file in own if file not in known]:
         logger.warning(f"{folder} holds {len(extra)} files of no sample, which are left out: {_listed(extra)}.")

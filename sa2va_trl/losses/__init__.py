@@ -18,7 +18,6 @@ from .policy_gradient import (
     clip_fractions,
     clipped_surrogate,
     gaussian_kl,
-    pooled_credit,
     region_surrogate,
 )
 from .preferences import PREFERENCE_LOSSES, PREFERENCE_SCORES, mask_rewards, preference_loss
@@ -39,7 +38,6 @@ __all__ = [
     "mask_losses",
     "mask_rewards",
     "mask_shares",
-    "pooled_credit",
     "preference_loss",
     "region_surrogate",
     "sample_points",

@@ -166,32 +166,3 @@ def region_surrogate(
     log_prob = -F.binary_cross_entropy_with_logits(own, candidates, reduction="none")
     weighted = -(credit.detach() * log_prob * differs).flatten(2).sum(2)
     return weighted / differs.flatten(2).sum(2).clamp(min=1)
-
-
-def pooled_credit(cell_map: torch.Tensor, mask: torch.Tensor, cells: int) -> torch.Tensor:
-    """
-    Advantages of pixels from a reward's first-order map: what a mask owes to a cell and its eight neighbours, less the
-    mean of its group there.
-
-    Args:
-        cell_map (`torch.Tensor` of shape `(masks, h, w)`):
-            Derivative of the reward with respect to every pixel, at the group's mean, such as
-            [`~rewards.dice_cell_map`].
-        mask (`torch.Tensor` of shape `(masks, K, h, w)`): of each of the group, {0, 1}.
-        cells (`int`): a side of the grid of cells; it divides h and w.
-
-    Returns:
-        `torch.Tensor` of shape `(masks, K, h, w)`: the same for all pixels of a cell; means over K are 0.
-
-    Raises:
-        `ValueError`: `cells` does not divide the sides.
-    """
-    height, width = mask.shape[-2:]
-    if cells < 1 or height % cells or width % cells:
-        raise ValueError(f"cells={cells} must divide the {height} x {width} pixels.")
-    gained = cell_map[:, None] * mask.to(cell_map.dtype)
-    sizes = (height // cells, width // cells)
-    sums = F.avg_pool2d(gained, sizes) * (sizes[0] * sizes[1])
-    around = F.avg_pool2d(sums, 3, stride=1, padding=1, divisor_override=1)
-    around = around - around.mean(1, keepdim=True)
-    return around.repeat_interleave(sizes[0], -2).repeat_interleave(sizes[1], -1)

@@ -73,6 +73,9 @@ def score_dataset(
             - `dice`, `iou`, `precision`, `recall`, `cldice` of the model's own mask, averaged over the row's masks;
             - `predicted_iou`: what the model expects of its mask;
             - `spread`: 1 - mean Dice of the candidates with each other, 0 where all are equal;
+            - `reward_spread`: standard deviation of the Dice of the candidates with the row's mask, the model's own
+            among them: what reinforcement learning has to choose from, see [`~trainers.SegGRPOConfig`]. (Candidates
+            may differ and be equally good.) Scores of earlier versions do not have it;
             - `best_dice`: the highest Dice of any candidate;
             - what [`~metrics.measure`] says of all the row's masks together, and [`~metrics.motion`] from
             the frame before;
@@ -108,7 +111,8 @@ def score_dataset(
     table = table[table["masks"] > 0]
     if table.empty:
         raise MiningError("The dataset has no row with a mask, so there is nothing to score.")
-    options = [repr(sampler), threshold, tolerance, seed, *stored_temperature(model)]
+    # (The name of the latest column: what an earlier version has left in pieces does not have it.)
+    options = [repr(sampler), threshold, tolerance, seed, "reward_spread", *stored_temperature(model)]
     options += [] if question is None else [question]
     partial = partial_folder(partial_dir, lambda: prints or fingerprint_of(model, processor, dataset), options)
     encode = RowEncoder(model, processor, dataset, features, batch_size, progress, question)
@@ -153,9 +157,11 @@ class _Scorer:
         each = []
         for target, own in zip(targets, drawn, strict=True):
             values = {**segmentation_metrics(own[0], target), "cldice": cldice(own[0], target)}
+            reached = dices(own, target)
             each.append(
                 {name: values[name] for name in SCORE_METRICS}
-                | {"predicted_iou": expected, "spread": spread(own), "best_dice": float(dices(own, target).max())}
+                | {"predicted_iou": expected, "spread": spread(own), "reward_spread": float(reached.std())}
+                | {"best_dice": float(reached.max())}
             )
         values = {name: float(np.mean([entry[name] for entry in each])) for name in each[0]}
         # All objects of a frame together; one mask an object and frame.

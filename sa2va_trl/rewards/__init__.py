@@ -7,7 +7,15 @@ float a sample. 1 is best, and of several objects the mean counts. All rewards b
 """
 
 from .checks import CheckedReward, RewardError, checked
-from .composites import PRESETS, CompositeReward, PublishedReward, WeightedReward, get_reward
+from .composites import (
+    PRESETS,
+    CompositeReward,
+    PublishedReward,
+    WeightedReward,
+    component_weights,
+    get_reward,
+    with_weights,
+)
 from .credit import CREDITS, cldice_cell_map, cldice_credit, dice_cell_map, dice_credit
 from .functions import (
     REWARDS,
@@ -43,6 +51,7 @@ __all__ = [
     "cldice_cell_map",
     "cldice_credit",
     "cldice_reward",
+    "component_weights",
     "dice_cell_map",
     "dice_credit",
     "dice_reward",
@@ -53,4 +62,5 @@ __all__ = [
     "score_group",
     "topology_reward",
     "vessel_length_reward",
+    "with_weights",
 ]

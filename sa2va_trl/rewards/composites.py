@@ -132,6 +132,43 @@ class PublishedReward(CompositeReward):
 PRESETS = {"default": WeightedReward({"dice": 0.6, "cldice": 0.4}, "default_reward"), "published": PublishedReward()}
 
 
+def component_weights(reward: Callable[..., list[float]]) -> dict[str, float]:
+    """
+    Args:
+        reward (`Callable`): of [`get_reward`].
+
+    Returns:
+        `dict[str, float]`: the weight of each part, by name; empty of a reward without weights.
+    """
+    if isinstance(reward, PublishedReward):
+        return {name: weight for name, (weight, _) in reward.TERMS.items()}
+    return dict(reward.weights) if isinstance(reward, WeightedReward) else {}
+
+
+def with_weights(reward: Callable[..., list[float]], weights: dict[str, float]) -> Callable[..., list[float]]:
+    """
+    The same reward with other weights; the one that is given, which may be a preset, stays as it is.
+
+    Args:
+        reward (`Callable`): of [`get_reward`], with weights.
+        weights (`dict[str, float]`): of parts that it has; the others stay.
+
+    Returns:
+        `Callable`: a [`WeightedReward`] is divided by the sum of its weights again.
+
+    Raises:
+        `ValueError`: it has no such part.
+    """
+    own = component_weights(reward)
+    if unknown := sorted(weights.keys() - own.keys()):
+        raise ValueError(f"reward: {', '.join(unknown)} is none of its parts, which are {', '.join(own) or 'none'}.")
+    if isinstance(reward, PublishedReward):
+        changed = PublishedReward()
+        changed.TERMS = {name: (weights.get(name, own[name]), scale) for name, (_, scale) in reward.TERMS.items()}
+        return changed
+    return WeightedReward({**own, **weights}, reward.__name__)
+
+
 def get_reward(reward: str | dict[str, float] | Callable[..., list[float]]) -> Callable[..., list[float]]:
     """
     A reward function by name.

@@ -11,6 +11,7 @@ TASKS = {
     "dpo": "stage 2: optimise preferences over masks",
     "mine_hard_samples": "find the rows that a model segments badly, and labels to look at",
     "hard_sample": "stage 3: train on hard samples, with a share of ordinary ones",
+    "grpo": "reinforcement learning on masks, after any other stage",
     "three_stage": "all stages, and the evaluation of each beside a control",
     "cross_validate": "train in folds, each evaluated on patients of its own; set configurations beside each other",
     "evaluate": "score a model, or masks of another tool, on held-out rows",

@@ -125,7 +125,7 @@ def make_folds(rows: Dataset, folds: int, by: str | None, validation_share: floa
     try:
         held_out = group_folds(rows, folds, by, seed)
     except DatasetError as error:
-        error.args = (f"{error}\nDivide by another column with --by, or give fewer --folds.",)
+        error.args = (f"{error}\nAnother column to divide by is --by, another number of folds --folds (2 or more).",)
         raise
     found, scored, masked = [], [], set(with_masks(rows))
     for number, own in enumerate(held_out):

@@ -146,7 +146,7 @@ def main() -> None:
 
     def predictions(rows: Dataset) -> Iterator[tuple[dict, np.ndarray]]:
         if args.predictions_dir is not None:
-            return read_probabilities(args.predictions_dir, rows)
+            return read_probabilities(args.predictions_dir, rows, beside=(chosen_on, reported))
         features = stored_features(model, processor, rows, args.cache_features, args.cache_dir, args.batch_size)
         return predict_probabilities(model, processor, rows, args.batch_size, features=features)
 

@@ -4,6 +4,8 @@ the evaluation of each on the same held-out patients, beside as many further ste
 
     sa2va-trl three_stage --config tiny/three_stage
 
+With `grpo` reinforcement learning follows on stage 3, evaluated and compared like the others.
+
 Every step is a run of another task; log.txt has its command and all that it prints. One that was ended is taken up at
 its last checkpoint, and one that is done is not run again. To train on several processes, set `launcher`, which starts
 the training steps:
@@ -42,7 +44,7 @@ from .steps import Steps
 
 
 SPLITS = ("train", "validation", "test")
-STEPS = ("stage1", "preferences", "stage2", "mining", "stage3", "control", "router", "merging")
+STEPS = ("stage1", "preferences", "stage2", "mining", "stage3", "grpo", "control", "router", "merging")
 # What steps learn from, and what they share.
 DECIDED = (
     "model_name_or_path adapter dataset_name synthetic phrase dataset_split dataset_train_split dataset_eval_split "
@@ -67,6 +69,9 @@ class ThreeStageArguments:
     stage2: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl dpo."})
     mining: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl mine_hard_samples."})
     stage3: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl hard_sample."})
+    grpo: dict = field(
+        default_factory=dict, metadata={"help": "Options of sa2va-trl grpo, after stage 3; left out without any."}
+    )
     control: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl sft for the control."})
     router: dict = field(default_factory=dict, metadata={"help": "Options of evaluate's router from stage 2 to 3."})
     merging: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl merge."})
@@ -230,6 +235,13 @@ def main() -> None:
     run("stage3", "hard_sample", {**args.stage3, **options, **trained_on}, train=True)
     third = whole("stage3", second)
 
+    # Reinforcement learning, where it is asked for
+    fourth = None
+    if args.grpo:
+        options = {"model_name_or_path": third, **after_first, **trained_on}
+        run("grpo", "grpo", {**args.grpo, **options}, train=True)
+        fourth = whole("grpo", third)
+
     # The control: as many steps of what stage 1 does
     states = [json.loads((output / name / "trainer_state.json").read_text()) for name in ("stage2", "stage3")]
     options = {"model_name_or_path": first, "max_steps": sum(state["global_step"] for state in states)}
@@ -253,11 +265,13 @@ def main() -> None:
         "stage3": {"model_name_or_path": third},
         "router": routed,
         "control": {"model_name_or_path": control},
+        **({"grpo": {"model_name_or_path": fourth}} if fourth else {}),
     }.items():
         folder = run(f"evaluation/{name}", "evaluate", {**options, **scored})
         tables[name] = pd.read_parquet(folder / "per_sample.parquet")
     against = [("stage1", "stage2"), ("stage2", "stage3"), ("stage1", "stage3"), ("stage2", "router")]
     against += [("stage1", "control"), ("control", "stage3")]
+    against += [("stage3", "grpo"), ("stage1", "grpo")] if fourth else []
     comparison = compare(tables, "dice", against)
     write_json(output / "comparison.json", comparison)
     shutil.copy(output / "evaluation/stage3/metrics.json", output / "metrics.json")
@@ -268,13 +282,14 @@ def main() -> None:
     say(f"\n{comparison_table(comparison)}\n")
     remove_report(output)
     if is_reported := can_report():
-        last = {name: tables[name] for name in ("stage1", "stage2", "control", "router", "stage3")}
+        order = ("stage1", "stage2", "control", "router", "stage3", "grpo")
+        last = {name: tables[name] for name in order if name in tables}
         sections, files = comparison_report(
             comparison, last, hard_runs(tables["stage3"]), gallery, ["stage 1", "stage 3"], 0.5
         )
         if args.prompts:
             sections.insert(1, look_section(first_look(output / "first_look")))
-        trained = {name: output / name for name in ("stage1", "stage2", "stage3", "control")}
+        trained = {name: output / name for name in ("stage1", "stage2", "stage3", "grpo", "control") if name in tables}
         found = about([args, data_args, model_args], [output / "comparison.json"])
         subtitle = f"{data_args.dataset_name}, {len(tables['stage1'])} images of the test split"
         save_report(output, "Three stages", subtitle, (sections, files), found, logs_of(trained))

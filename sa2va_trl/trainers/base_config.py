@@ -1,7 +1,7 @@
 """What the configs of the mask trainers share."""
 
 import os
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 
 import torch
 from transformers import TrainingArguments
@@ -10,6 +10,7 @@ from ..adapters.presets import EMBEDDINGS, LORA, TRAINABLE, WHOLE, get_peft_conf
 from ..data.augment import Augmentation
 from ..data.prompts import ANSWERS, QUESTIONS, check_templates
 from ..features.decision import MODES
+from .adaptive_weights import read_rules
 
 
 def refuse(args: TrainingArguments, reasons: dict[str, str]) -> None:
@@ -158,6 +159,12 @@ class SegArguments:
             How often the training rows are seen in one epoch, at least once.
         data_seed (`int`, *optional*):
             Of the order of rows and of what is drawn for them; `seed` by default.
+        curriculum (`str`, *optional*, defaults to `"none"`):
+            `"thickness"` draws most rows (all but 5 % for each other class) from those with thick vessels at first,
+            then medium, then thin ones, by the mean width of a row's masks (cut at 4 and 10 pixels); the classes
+            that there are share the epochs out. Rows without a width keep their share.
+        adaptive_weights (`list[dict]`, *optional*):
+            Rules by which weights follow a metric, see [`~trainers.adaptive_weights.WeightRule`].
         early_stopping_patience (`int`, *optional*):
             Evaluations without a better metric before training stops; needs `load_best_model_at_end`.
         allow_new_optimizer (`bool`, *optional*, defaults to `False`):
@@ -179,6 +186,7 @@ class SegArguments:
 
     # Inherited options that have no meaning, and what to do instead.
     _refused = {}
+    _curricula = ("none", "thickness")
 
     trainable: str | None = field(
         default=None,
@@ -246,6 +254,18 @@ class SegArguments:
         metadata={"help": "Answers with one [SEG] in them; one is drawn for each object of a training row."},
     )
     dataset_repeats: int = field(default=1, metadata={"help": "How often an epoch sees each training row."})
+    curriculum: str = field(
+        default="none",
+        metadata={"help": "What most rows have, by epoch: none or thickness (thick vessels, then medium, then thin)."},
+    )
+    # (On the command line it is JSON: of three types the parser takes the one in the middle.)
+    adaptive_weights: list | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Weights that follow a metric, as [{"component": "cldice", "above": 0.5, "weight": 1.0, '
+            '"otherwise": 0.5}].'
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
@@ -304,6 +324,13 @@ class SegArguments:
             raise ValueError(f"mask_size must be at least 1, got {self.mask_size}.")
         if self.trainable in ("head", *WHOLE):
             refuse(self, dict.fromkeys(LORA, f"trainable={self.trainable!r} has no LoRA"))
+        if self.curriculum not in self._curricula:
+            raise ValueError(f"curriculum must be one of {', '.join(self._curricula)}, got {self.curriculum!r}.")
+        if self.curriculum == "thickness":
+            names = {"train_sampling_strategy", "dataset_repeats"} - self._refused.keys()
+            refuse(self, dict.fromkeys(sorted(names), "curriculum=thickness decides which rows an epoch has"))
+        if self.adaptive_weights is not None:
+            self.adaptive_weights = [asdict(rule) for rule in read_rules(self.adaptive_weights)]
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError("early_stopping_patience needs load_best_model_at_end=True and a metric to watch.")
         try:

@@ -26,11 +26,13 @@ from ..features.encoding import FeatureCollator, max_positions
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from ..models.checkpoints import HUB_OPTIONS
 from ..models.outputs import Sa2VAOutput
+from .adaptive_weights import AdaptingMixin
 from .base_config import SegArguments, refuse
 from .callbacks import EpochToCollator
 from .evaluating import EvaluatingMixin, RowSet, RowSets
 from .frozen_features import FrozenFeaturesMixin
 from .needs import NeedsMixin
+from .planning import PlanningMixin
 from .publishing import PublishingMixin
 from .resuming import ResumingMixin
 
@@ -49,10 +51,12 @@ MASK_LOSS_OPTIONS = (
 )
 
 
-class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, NeedsMixin, ResumingMixin):
+class SegTrainerMixin(
+    EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, NeedsMixin, PlanningMixin, AdaptingMixin, ResumingMixin
+):
     """
     What the mask trainers share: checks before training, columns that survive and mask losses; and, from its own
-    bases, mask statistics, features of what is frozen, model cards and resuming.
+    bases, mask statistics, features of what is frozen, model cards, plans of epochs, weights that adapt and resuming.
 
     Of the class it stands before, in the order of bases, it needs a TRL trainer, whose constructor takes what
     [`~SegTrainerMixin.prepare_run`] returns; of the trainer itself `_stage`, and calls in its constructor to
@@ -227,6 +231,8 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Nee
         if data_collator is not None:
             names = ("augmentation", "cache_views", "mask_size", "question_templates", "answer_templates")
             refuse(args, dict.fromkeys(names, "the given data_collator decides"))
+        if args.adaptive_weights is not None:
+            args = copy.copy(args)  # whose weights change
         decided = peft_config is not None or isinstance(model, PeftModel)
         if decided:
             refuse(args, dict.fromkeys((*LORA, "train_embeddings"), "the given adapter decides"))
@@ -317,6 +323,8 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Nee
         self.add_callback(EpochToCollator(self.data_collator))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        self.setup_plan()
+        self.setup_weights()
         self.prepare_to_save()
         self._tell(self.trainable_summary, shown=True)
         self.setup_features()
@@ -341,6 +349,8 @@ class SegTrainerMixin(EvaluatingMixin, FrozenFeaturesMixin, PublishingMixin, Nee
         stacked = torch.stack([value.detach().float() for value in values.values()])
         for name, value in zip(values, self.accelerator.reduce(stacked, reduction="mean").tolist(), strict=True):
             self._metrics[mode][name].append(value)
+            if mode == "train":
+                self.watch(name, value)
 
     # Losses
 

@@ -6,6 +6,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 
 from ..data.collator import SegCollator
+from ..rewards import RankNormalizer
 from .hard_sample_config import never_mined
 
 
@@ -22,6 +23,19 @@ class EpochToCollator(TrainerCallback):
         self.collator.epoch = int((state.epoch or 0) + 1e-6)
 
 
+class EpochToSampler(TrainerCallback):
+    """Tells a trainer that plans its epochs which one begins."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # The epoch is a float that has just reached the next whole number.
+        self.trainer.begin_epoch(int((state.epoch or 0) + 1e-6))
+
+
 class BuildFeatures(TrainerCallback):
     """Has the features that are missing computed when training begins."""
 
@@ -33,6 +47,31 @@ class BuildFeatures(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.build_features()
+
+
+class RankHistory(TrainerCallback, ExportableState):
+    """
+    The rewards that others become their rank among; it becomes a part of `trainer_state.json`.
+
+    Args:
+        size (`int`): how many are remembered.
+    """
+
+    def __init__(self, size: int):
+        self.ranks = RankNormalizer(size)
+
+    @property
+    def values(self) -> list[float]:
+        """The history, the eldest first."""
+        return self.ranks.state_dict()["values"]
+
+    @values.setter
+    def values(self, values: list[float]) -> None:
+        self.ranks.load_state_dict({"size": self.ranks.size, "values": values})
+
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        return {"args": {"size": self.ranks.size}, "attributes": {"values": self.values}}
 
 
 # Its name, underscore and all, is a key in the `trainer_state.json` of checkpoints.
@@ -60,11 +99,8 @@ class _Progress(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {name: getattr(self, name) for name in self.NAMES}}
 
 
-class Guide(TrainerCallback):
+class Guide(EpochToSampler):
     """Has a trainer on hard samples evaluate its start, plan its epochs and watch its ordinary rows."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -72,12 +108,6 @@ class Guide(TrainerCallback):
         if args.remine_every is not None and args.remine_every >= state.num_train_epochs:
             raise ValueError(never_mined(args.remine_every, state.num_train_epochs))
         self.trainer.evaluate_start()
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        # The epoch is a float that has just reached the next whole number.
-        self.trainer.begin_epoch(int((state.epoch or 0) + 1e-6))
 
     def on_evaluate(
         self,

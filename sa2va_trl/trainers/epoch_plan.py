@@ -14,7 +14,7 @@ from ..mining.selection import select_hard
 DIFFICULTIES = ("threshold", "dice", "spread", "cluster")
 CURRICULA = ("none", "difficulty", "thickness")
 # What a plan may need of a score table.
-SCORE_COLUMNS = ("dice", "spread", "cluster", "thickness", "review")
+SCORE_COLUMNS = ("dice", "spread", "reward_spread", "cluster", "thickness", "review")
 
 
 @takes_threshold

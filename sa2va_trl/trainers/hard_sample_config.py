@@ -86,6 +86,7 @@ class HardSampleConfig(SegSFTConfig):
         "dataset_repeats": "hard samples decide how often a row is seen; raise num_train_epochs",
         "length_column_name": "hard samples decide the order",
     }
+    _curricula = CURRICULA
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate."})
     num_train_epochs: float = field(
@@ -150,7 +151,6 @@ class HardSampleConfig(SegSFTConfig):
         super().__post_init__()
         for name, choices in (
             ("difficulty", DIFFICULTIES),
-            ("curriculum", CURRICULA),
             ("easy_regression", REGRESSIONS),
         ):
             if getattr(self, name) not in choices:

@@ -3,8 +3,6 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -29,38 +27,13 @@ from .callbacks import Guide, _Progress
 from .checkpoints_to_resume import read_state, resolve_checkpoint
 from .epoch_plan import check_columns, check_marks, match_scores, plan_epoch, row_weights, select_rows
 from .hard_sample_config import HardSampleConfig
+from .numbered import EpochSampler, WithRowNumbers
 from .run_record import check_same_rows
 from .sft_trainer import SegSFTTrainer
 
 
 # What a resumed run cannot change: its rows have been chosen, and it is in the middle of a plan.
 FIXED = ("hard_below", "worst", "include_review", "difficulty", "weight_cap", "easy_share", "curriculum")
-
-
-class _EpochSampler(Sampler):
-    """
-    Rows as a function of the epoch says. The trainer sets `epoch`: accelerate's `set_epoch` does not reach a sampler
-    behind both its skipping of batches and its sharding, which is where a resumed run on several processes has it.
-    """
-
-    def __init__(self, length: int, plan: Callable[[int], list[int]]):
-        self.length, self.plan, self.epoch = length, plan, 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.plan(self.epoch))
-
-
-@dataclass
-class _WithRowNumbers:
-    """Batches of `collator` with the rows' numbers in the training set."""
-
-    collator: Callable[[list[dict]], dict]
-
-    def __call__(self, rows: list[dict]) -> dict:
-        return {**self.collator(rows), "row_numbers": torch.tensor([row["row_index"] for row in rows])}
 
 
 class HardSampleTrainer(SegSFTTrainer):
@@ -138,6 +111,7 @@ class HardSampleTrainer(SegSFTTrainer):
     _stage = "training on hard samples"
     _further_metrics = ("dice_hard", "dice_easy")
     _trainable = "head"
+    _plans = True
 
     def __init__(
         self,
@@ -174,10 +148,9 @@ class HardSampleTrainer(SegSFTTrainer):
         )
         if args.eval_strategy != "no" and args.easy_regression == "stop" and eval_dataset is None:
             raise ValueError("easy_regression=stop needs an eval_dataset to watch.")
-        self.data_collator = _WithRowNumbers(self.data_collator)
+        self.data_collator = WithRowNumbers(self.data_collator)
         self.add_callback(_Progress())
         self.add_callback(Guide(self))
-        self._sampler = self._loader = None
         if self._given_scores is not None:
             self._adopt(self._given_scores, epoch=0)
 
@@ -348,16 +321,11 @@ class HardSampleTrainer(SegSFTTrainer):
                 self._tell(f"Hard samples: those of before stay. {error}", logging.WARNING)
         self._sampler.epoch = epoch
 
-    def _get_train_sampler(self, train_dataset=None):
-        self._sampler = _EpochSampler(self.progress.length, self._plan)
-        return self._sampler
+    def setup_plan(self) -> None:
+        """Nothing: here a curriculum is the order of an epoch's hard rows."""
 
-    def get_train_dataloader(self) -> DataLoader:
-        self._loader = super().get_train_dataloader()
-        return self._loader
-
-    def num_examples(self, dataloader: DataLoader) -> int:
-        return len(self._sampler) if dataloader is self._loader else super().num_examples(dataloader)
+    def make_sampler(self) -> EpochSampler:
+        return EpochSampler(self.progress.length, self._plan)
 
     # Hard and easy apart
 

@@ -13,6 +13,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from ..processes import raise_first
+from .adaptive_weights import WeightState
+from .callbacks import RankHistory
 from .checkpoints_to_resume import (
     check_files,
     check_trained,
@@ -28,6 +30,9 @@ from .run_record import check_record, read_record, record_of, rows_digest, write
 from .run_record import OPTIMIZER_OPTIONS, ORDER_OPTIONS, RECORD, check_same_rows as check_rows  # noqa: F401  # isort: skip
 from .checkpoints_to_resume import ADAPTER_FIELDS  # noqa: F401  # isort: skip
 
+
+# Callbacks with something that a run goes on with, and the option that asks for each.
+STATES = {RankHistory: "rank_history", WeightState: "adaptive_weights"}
 
 if TYPE_CHECKING:
     import optuna
@@ -194,6 +199,14 @@ class ResumingMixin:
         check_files(checkpoint, self._state_kind, args.world_size, args.process_index, args.allow_new_optimizer)
         self._check_record(checkpoint)
         state = read_state(checkpoint)
+        for kind, option in STATES.items():
+            own = next((entry for entry in self.callback_handler.callbacks if type(entry) is kind), None)
+            saved = state.stateful_callbacks.get(kind.__name__)
+            if (own is None, own and own.state()["args"]) != (saved is None, saved and saved["args"]):
+                raise ValueError(f"{checkpoint} was begun with another {option}: resume it with the same.")
+            # (Trainer restores all callbacks or none, and those that are not ours belong to others.)
+            for name, value in saved["attributes"].items() if saved else ():
+                setattr(own, name, value)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
                 callback.early_stopping_patience_counter = evaluations_waited(state)

@@ -16,7 +16,7 @@ RECORD = "resume.json"
 # They are the optimizer's, which is loaded with its own: what the config says of them would have no effect.
 OPTIMIZER_OPTIONS = ("optim", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 # They decide which rows come in which order.
-ORDER_OPTIONS = ("dataset_repeats", "train_sampling_strategy", "dataloader_drop_last")
+ORDER_OPTIONS = ("dataset_repeats", "train_sampling_strategy", "dataloader_drop_last", "curriculum")
 
 
 def record_of(args: TrainingArguments, train_batch_size: int, rows: dict) -> dict:
@@ -67,8 +67,9 @@ def check_record(checkpoint: str, own: dict, optimizer: bool, order: bool) -> No
     saved = read_record(Path(checkpoint))
     if not saved:
         return
-    names = [*(OPTIMIZER_OPTIONS if optimizer else ()), *(ORDER_OPTIONS if order else ())]
-    changed = [name for name in names if saved["options"].get(name) != own["options"][name]]
+    names = [name for name in own["options"] if (optimizer if name in OPTIMIZER_OPTIONS else order)]
+    # (Earlier versions did not have all of them.)
+    changed = [name for name in names if saved["options"].get(name, own["options"][name]) != own["options"][name]]
     if order and saved["seed"] != own["seed"]:
         changed.append("seed")
         saved, own = ({**part, "options": {**part["options"], "seed": part["seed"]}} for part in (saved, own))

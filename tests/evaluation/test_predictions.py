@@ -224,6 +224,16 @@ def test_maps_are_read_as_they_are(tmp_path, suffix, depth):
         assert np.abs(values[0] - maps[row["sample_id"]]).max() <= (0 if depth is None else 0.5 / depth + 1e-7)
 
 
+def test_maps_of_other_splits_are_no_surprise(tmp_path, caplog):
+    rows = [stored([sample(name, TARGET)]) for name in ("a", "b")]
+    for name in ("a", "b", "c"):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).random(TARGET.shape))
+    logging.getLogger("sa2va_trl").propagate = True
+    assert len(list(read_probabilities(tmp_path, rows[0], beside=rows))) == 1
+    (record,) = caplog.records
+    assert "1 files of no sample, which are left out: c.npy" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [

@@ -15,7 +15,6 @@ from sa2va_trl.losses import (
     clip_fractions,
     clipped_surrogate,
     gaussian_kl,
-    pooled_credit,
     region_surrogate,
 )
 from sa2va_trl.sampling import gaussian_log_prob
@@ -130,7 +129,7 @@ def test_the_divergence_of_pixels():
     assert torch.isfinite(bernoulli_kl(torch.full((1, 2, 2), 200.0), torch.full((1, 2, 2), -200.0))).all()
 
 
-# Regions and credit
+# Regions
 
 
 def test_only_pixels_of_the_difference_count():
@@ -153,27 +152,6 @@ def test_only_pixels_of_the_difference_count():
     assert torch.allclose(found, expected) and found[1, 2] == 0
     (slope,) = torch.autograd.grad(found.sum(), logits)
     assert ((slope != 0) == (drawn != greedy[:, None]).any(1)).all()
-
-
-def test_credit_is_of_a_cell_and_its_neighbours():
-    derivative, drawn = random(1, 6, 8) - 0.5, random(1, 3, 6, 8, seed=1) < 0.5
-    with pytest.raises(ValueError, match="cells=4 must divide the 6 x 8 pixels"):
-        pooled_credit(derivative, drawn, 4)
-    found = pooled_credit(derivative, drawn, 2)  # cells of 3 x 4: all are neighbours
-    sums = (derivative[:, None] * drawn).sum((2, 3))
-    assert torch.allclose(found, (sums - sums.mean(1, keepdim=True))[..., None, None].expand(1, 3, 6, 8))
-    wide = pooled_credit(derivative[:, :1].expand(1, 1, 8), drawn[:, :, :1], 1)
-    assert torch.allclose(
-        wide[..., 0, 0], (derivative[:, None, :1] * drawn[:, :, :1]).sum((2, 3)) @ (torch.eye(3) - 1 / 3).double()
-    )
-    # Far cells owe nothing to each other.
-    row = torch.zeros(1, 1, 8, 8)
-    drawn = torch.zeros(1, 2, 8, 8)
-    drawn[0, 0, 0, 0] = 1
-    found = pooled_credit(row[:, 0] + 1, drawn, 4)
-    assert (
-        found[0, 0, :4, :4].unique().tolist() == [0.5] and not found[0, :, 4:].any() and not found[0, :, :, 4:].any()
-    )
 
 
 # A toy with a known optimum

@@ -21,6 +21,18 @@ def test_scores_are_those_of_the_evaluation(network, rows, scores):
     assert scores["spread"].between(0, 1).all() and scores["predicted_iou"].between(0, 1).all()
 
 
+def test_the_spread_of_rewards_is_that_of_the_dice_that_candidates_reach(network, rows, scores):
+    two = MaskSampler(embedding=0, field=0, tokens=False, thresholds=(0.3,))
+    found = score_dataset(*network, rows, sampler=two, progress=False)
+    # Of two values the deviation is half their distance, and the better one is known.
+    assert (found["reward_spread"] > 0).any()
+    better = found["best_dice"] > found["dice"]
+    assert better.any() and found["reward_spread"][better].to_numpy() == pytest.approx(
+        ((found["best_dice"] - found["dice"]) / 2)[better].to_numpy(), abs=1e-9
+    )
+    assert scores["reward_spread"].between(0, 0.5).all()
+
+
 def test_the_first_frame_has_no_motion_and_the_ends_no_pair_of_neighbours(scores):
     first, last = scores["frame_index"] == 0, scores["frame_index"] == 11
     assert (scores["motion"].isna() == first).all()
@@ -111,7 +123,8 @@ def test_candidates_can_be_chosen(network, rows):
     few = rows.select(range(2))
     own = MaskSampler(embedding=0, field=0, tokens=False, thresholds=())
     found = score_dataset(*network, few, sampler=own, progress=False)
-    assert (found["spread"] == 0).all() and (found["best_dice"] == found["dice"]).all()
+    assert (found["spread"] == 0).all() and (found["reward_spread"] == 0).all()
+    assert (found["best_dice"] == found["dice"]).all()
 
 
 def test_rows_are_scored_with_the_question_that_is_given_or_else_the_model_s_own(tiny):

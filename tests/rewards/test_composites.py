@@ -7,14 +7,17 @@ from sa2va_trl.rewards import (
     PRESETS,
     REWARDS,
     CompositeReward,
+    PublishedReward,
     WeightedReward,
     betti0_reward,
     cldice_reward,
+    component_weights,
     dice_reward,
     get_reward,
     recall_reward,
     topology_reward,
     vessel_length_reward,
+    with_weights,
 )
 
 
@@ -95,3 +98,17 @@ def test_rewards_by_name():
         ValueError, match="unknown 'jaccard'; there are dice, iou, .*vessel_length, default, published"
     ):
         get_reward("jaccard")
+
+
+def test_other_weights_leave_the_reward_that_they_are_of_as_it_is():
+    scores = {name: [0.25 * number] for number, name in enumerate(PublishedReward.TERMS)}
+    published = with_weights(PRESETS["published"], {"recall": 0.4})
+    gained = published.combine(scores)[0] - PRESETS["published"].combine(scores)[0]
+    assert gained == pytest.approx(0.2 * 5 * 0.25)
+    assert component_weights(published)["recall"] == 0.4 and PublishedReward.TERMS["recall"] == (0.2, 5.0)
+    default = with_weights(PRESETS["default"], {"cldice": 0.6})
+    assert component_weights(default) == pytest.approx({"dice": 0.5, "cldice": 0.5})
+    assert component_weights(PRESETS["default"]) == {"dice": 0.6, "cldice": 0.4}
+    assert component_weights(cldice_reward) == {}
+    with pytest.raises(ValueError, match="iou is none of its parts, which are dice, cldice"):
+        with_weights(PRESETS["default"], {"iou": 0.6})

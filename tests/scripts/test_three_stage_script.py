@@ -234,6 +234,27 @@ def test_training_steps_are_started_by_the_launcher(monkeypatch, tmp_path, stage
     assert lines[1][:4] == [sys.executable, "-m", "sa2va_trl.cli", "build_preferences"]
 
 
+def test_reinforcement_learning_follows_where_it_is_asked_for(tmp_path, steps, stage1):
+    three_stage(tmp_path, **stage1)
+    before = len(steps.names)
+    grpo = {**HEAD, "num_generations": 2, "reward": {"dice": 0.5, "cldice": 0.5}}
+    three_stage(tmp_path, **stage1, grpo=grpo)
+    # What was done before stays.
+    assert steps.names[before:] == ["grpo", "merge", "evaluate"]
+    output = tmp_path / "out"
+    line = steps.lines[before]
+    assert line[line.index("--model_name_or_path") + 1] == str(output / "stage3" / "merged")
+    assert json.loads((output / "grpo" / "trainer_state.json").read_text())["global_step"] == 2
+    assert (output / "grpo" / "merged" / "model.safetensors").is_file()
+    comparison = json.loads((output / "comparison.json").read_text())
+    assert list(comparison["runs"]) == ["stage1", "stage2", "stage3", "router", "control", "grpo"]
+    pairs = [(entry["before"], entry["after"]) for entry in comparison["differences"]]
+    assert pairs[-2:] == [("stage3", "grpo"), ("stage1", "grpo")]
+    assert "grpo - stage3" in (output / "report.html").read_text()
+    with pytest.raises(ValueError, match="grpo: scores cannot be set there"):
+        three_stage(tmp_path, **stage1, grpo={**grpo, "scores": "scores.parquet"})
+
+
 @pytest.mark.parametrize(
     "file", sorted((ROOT / "recipes" / "configs").glob("*/three_stage.yaml")), ids=lambda file: file.parent.name
 )

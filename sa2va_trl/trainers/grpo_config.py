@@ -1,0 +1,256 @@
+"""Options of reinforcement learning on masks, and those of TRL's that have no meaning for it."""
+
+from dataclasses import dataclass, field
+
+from ..losses.policy_gradient import ADVANTAGES, SCALES
+from ..rewards import get_reward
+from ..sampling import MaskSampler
+from .base_config import refuse
+from .row_sampling import SAMPLE_BY
+from .sft_config import SFT_REFUSED, SegSFTConfig
+
+
+POLICIES = ("embedding", "field", "both")
+CREDIT = ("local", "global")
+
+
+@dataclass
+class SegGRPOConfig(SegSFTConfig):
+    r"""
+    Configuration of [`SegGRPOTrainer`]: that of [`SegSFTConfig`], and, by the names of [`trl.GRPOConfig`] where it has
+    the option:
+
+    > [!NOTE]
+    > Different from `SegSFTConfig`: `trainable` is `"head"` by default, there is no language loss (so that features
+    > can be cached), `learning_rate` is 1e-5 and `lora_dropout` 0, since the ratio is of one network. Different from
+    > `GRPOConfig`: `scale_rewards` is `"none"`.
+
+    Parameters:
+        > Parameters that control the rollouts
+
+        num_generations (`int`, *optional*, defaults to 8):
+            Masks that are drawn for each object, K.
+        policy (`str`, *optional*, defaults to `"embedding"`):
+            What is drawn: `"embedding"`, the projected `[SEG]` embedding; `"field"`, a smooth shift of the greedy
+            mask's logits; `"both"`, K / 2 of each. See [`~sampling.MaskSampler`].
+        embedding_noise (`float`, *optional*, defaults to 0.1):
+            Standard deviation of the embedding's coordinates, as a share of its root mean square.
+        field_noise (`float`, *optional*, defaults to 0.5): that of the field's grid points, in logits.
+        noise_end (`float`, *optional*, defaults to 1.0):
+            Share of both that is left at the last step, in (0, 1]; they fall linearly.
+
+        > Parameters that control which rows are drawn
+
+        sample_by (`str`, *optional*, defaults to `"uniform"`):
+            `"uniform"`: an epoch has every row once. With `scores` given to the trainer an epoch has as many rows,
+            drawn `"spread"`: in proportion to the standard deviation of their candidates' Dice, or `"hardness"`: to
+            1 - Dice, both up to 3 times the mean.
+        max_samples (`int`, *optional*):
+            Training rows to keep: those of the largest spread or hardness; with `"uniform"` rows at random.
+
+        > Parameters that control the reward
+
+        reward (`str` or `dict`, *optional*, defaults to `"default"`):
+            See [`~rewards.get_reward`]: a name, a preset or weights. The trainer also takes functions.
+        reward_workers (`int`, *optional*, defaults to 0): processes that score beside the one that trains.
+        rank_history (`int`, *optional*, defaults to 0):
+            Rewards become their rank among as many of the past, see [`~rewards.RankNormalizer`]; with 0 they stay.
+
+        > Parameters that control the loss
+
+        advantage (`str`, *optional*, defaults to `"group"`):
+            Baseline: `"group"`, `"rloo"` or `"batch"`, see [`~losses.advantages`]. A batch is that of one micro-batch
+            of a process.
+        scale_rewards (`str`, *optional*, defaults to `"none"`): `"none"`, `"group"` or `"batch"`, see there.
+        num_iterations (`int`, *optional*, defaults to 1): updates from one set of rollouts.
+        epsilon (`float`, *optional*, defaults to 0.2): how far the ratio may fall.
+        epsilon_high (`float`, *optional*): how far it may rise; as far by default.
+        beta (`float`, *optional*, defaults to 0.0):
+            Weight of the divergence from the model without its adapter: per coordinate of the embedding, and per pixel
+            of the mask.
+        decoder_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the likelihood of the drawn masks where they differ from the greedy one, see
+            [`~losses.region_surrogate`]; not clipped.
+        credit (`str`, *optional*, defaults to `"local"`):
+            What that likelihood is weighted by: `"local"`, the part of the reward that lies around a cell, of rewards
+            that have such (`dice`, `cldice`; of others the advantage), or `"global"`, the advantage of the whole mask.
+        credit_cells (`int`, *optional*, defaults to 16): cells along a side, with `"local"`.
+        sft_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the supervised mask losses (`mask_weight`, `dice_weight`, ...), the anchor; not negative.
+
+        > Parameters that control what is shown
+
+        rollout_steps (`int`, *optional*):
+            Every so many steps `rollouts/` in `output_dir` gets a table of the rewards and a picture of a group.
+        skip_patience (`int`, *optional*, defaults to 20):
+            Steps without any spread of rewards after which the cause is named.
+
+    Raises:
+        `ValueError`: options of TRL's that have no meaning here, options that contradict each other, or values out of
+            range; the message names them.
+
+    Example:
+
+    ```python
+    >>> from sa2va_trl import SegGRPOConfig
+
+    >>> args = SegGRPOConfig("sa2va-grpo", num_generations=4, use_cpu=True, report_to="none")
+    >>> args.reward, args.scale_rewards, args.lm_weight
+    ('default', 'none', 0.0)
+
+    >>> SegGRPOConfig("sa2va-grpo", num_generations=1)
+    Traceback (most recent call last):
+        ...
+    ValueError: num_generations must be at least 2, got 1: advantages are taken within a group.
+
+    ```
+    """
+
+    _VALID_DICT_FIELDS = [*SegSFTConfig._VALID_DICT_FIELDS, "reward"]
+    _refused = {**SFT_REFUSED, "lm_weight": "the policy is over masks; no loss reaches the words"}
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate."})
+    lm_weight: float = field(default=0.0, metadata={"help": "Not available: the policy is over masks."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of that LoRA."})
+
+    num_generations: int = field(default=8, metadata={"help": "Masks that are drawn for each object."})
+    policy: str = field(
+        default="embedding", metadata={"help": f"What masks are drawn from: one of {', '.join(POLICIES)}."}
+    )
+    embedding_noise: float = field(
+        default=0.1,
+        metadata={"help": "Standard deviation of the drawn embeddings, as a share of their root mean square."},
+    )
+    field_noise: float = field(
+        default=0.5, metadata={"help": "Standard deviation of the drawn fields at their grid points, in logits."}
+    )
+    noise_end: float = field(
+        default=1.0, metadata={"help": "Share of the noise that is left at the last step; it falls linearly."}
+    )
+    sample_by: str = field(
+        default="uniform",
+        metadata={
+            "help": f"What rows are drawn in proportion to: one of {', '.join(SAMPLE_BY)}; the others need scores."
+        },
+    )
+    max_samples: int | None = field(
+        default=None,
+        metadata={"help": "Training rows to keep, those that sample_by draws most; at random with uniform."},
+    )
+    # (On the command line it is a name or JSON: of three types the parser takes the one in the middle.)
+    reward: dict | str | None = field(
+        default="default",
+        metadata={
+            "help": 'Reward: a name, a preset (default, published) or weights, as {"dice": 0.6, "cldice": 0.4}.'
+        },
+    )
+    reward_workers: int = field(default=0, metadata={"help": "Processes that score beside the one that trains."})
+    rank_history: int = field(
+        default=0, metadata={"help": "Past rewards that a reward becomes its rank among; 0 for the reward itself."}
+    )
+    advantage: str = field(
+        default="group", metadata={"help": f"Baseline of the advantages: one of {', '.join(ADVANTAGES)}."}
+    )
+    scale_rewards: str = field(
+        default="none", metadata={"help": f"What advantages are divided by the deviation of: {', '.join(SCALES)}."}
+    )
+    num_iterations: int = field(default=1, metadata={"help": "Updates from one set of rollouts."})
+    epsilon: float = field(default=0.2, metadata={"help": "How far the ratio may fall before it is clipped."})
+    epsilon_high: float | None = field(default=None, metadata={"help": "How far it may rise; as far by default."})
+    beta: float = field(default=0.0, metadata={"help": "Weight of the divergence from the model without its adapter."})
+    decoder_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the likelihood of drawn masks where they differ from the greedy one."},
+    )
+    credit: str = field(
+        default="local", metadata={"help": f"What that likelihood is weighted by: one of {', '.join(CREDIT)}."}
+    )
+    credit_cells: int = field(default=16, metadata={"help": "Cells along a side of the image, with credit=local."})
+    sft_weight: float = field(default=1.0, metadata={"help": "Weight of the supervised mask losses, the anchor."})
+    rollout_steps: int | None = field(
+        default=None,
+        metadata={"help": "Steps after which a table and a picture of rollouts are written; never by default."},
+    )
+    skip_patience: int = field(
+        default=20, metadata={"help": "Steps without any spread of rewards after which the cause is named."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in (
+            ("policy", POLICIES),
+            ("advantage", ADVANTAGES),
+            ("scale_rewards", SCALES),
+            ("credit", CREDIT),
+            ("sample_by", SAMPLE_BY),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        least = 2 if self.policy != "both" else 4
+        if self.num_generations < least or (self.policy == "both" and self.num_generations % 2):
+            how = "advantages are taken within a group" if least == 2 else "policy=both draws half of each kind"
+            even = "" if least == 2 else " and even"
+            raise ValueError(f"num_generations must be at least {least}{even}, got {self.num_generations}: {how}.")
+        for name in ("num_iterations", "credit_cells", "skip_patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.rollout_steps is not None and self.rollout_steps < 1:
+            raise ValueError(f"rollout_steps must be at least 1, got {self.rollout_steps}.")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"max_samples must be at least 1, got {self.max_samples}.")
+        if self.sample_by != "uniform":
+            names = ("train_sampling_strategy", "dataset_repeats")
+            refuse(self, dict.fromkeys(names, f"sample_by={self.sample_by} decides how often a row is seen"))
+        if self.max_samples is not None:
+            refuse(self, {"dataset_repeats": "max_samples keeps rows once; raise num_train_epochs"})
+        for name in ("beta", "decoder_weight", "sft_weight", "reward_workers", "rank_history"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not 0 < self.noise_end <= 1:
+            raise ValueError(f"noise_end must lie in (0, 1], got {self.noise_end}.")
+        if not 0 < self.epsilon < 1 or (self.epsilon_high is not None and not self.epsilon_high > 0):
+            raise ValueError(
+                f"epsilon must lie between 0 and 1 and epsilon_high above 0, got {self.epsilon} and "
+                f"{self.epsilon_high}."
+            )
+        get_reward(self.reward)
+        self.sampler()  # raises where the noise is out of range
+        if self.policy == "field":
+            refuse(
+                self, dict.fromkeys(("embedding_noise", "epsilon", "epsilon_high"), "policy=field draws no embedding")
+            )
+            if not self.decoder_weight:
+                raise ValueError("decoder_weight=0 with policy=field leaves nothing that learns from the rollouts.")
+        elif self.policy == "embedding":
+            refuse(self, {"field_noise": "policy=embedding draws no field"})
+        if not self.decoder_weight:
+            refuse(self, dict.fromkeys(("credit", "credit_cells"), "decoder_weight=0 weights no likelihood"))
+        elif self.credit == "global":
+            refuse(self, {"credit_cells": "credit=global has no cells"})
+        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % self.num_iterations:
+            raise ValueError(
+                f"save_steps={self.save_steps:g} must be a multiple of num_iterations={self.num_iterations}: a run "
+                "cannot go on in the middle of its rollouts."
+            )
+        if self.train_embeddings != "none":
+            raise ValueError("train_embeddings has no meaning here: no loss reaches the words.")
+
+    def sampler(self, share: float = 1.0) -> MaskSampler:
+        """
+        What draws the masks.
+
+        Args:
+            share (`float`, *optional*, defaults to 1.0): of the noise.
+
+        Returns:
+            [`~sampling.MaskSampler`].
+        """
+        drawn = self.num_generations // (2 if self.policy == "both" else 1)
+        return MaskSampler(
+            embedding=0 if self.policy == "field" else drawn,
+            field=0 if self.policy == "embedding" else drawn,
+            tokens=False,
+            thresholds=(),
+            embedding_noise=share * self.embedding_noise,
+            field_noise=share * self.field_noise,
+        )
