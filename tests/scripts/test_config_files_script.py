@@ -35,6 +35,7 @@ OPTIONS = {
     "control": TRAINING,
     "build_preferences": ["--min_gap", "0"],
     "dpo": TRAINING,
+    "grpo": TRAINING,
     "hard_sample": [*TRAINING, "--worst", "0.5", "--include_review", "true"],
     "three_stage": [],
     "from_scratch": TRAINING,
@@ -148,7 +149,7 @@ def test_a_name_is_a_file_of_the_package(tmp_path, monkeypatch):
     assert set(config_names()) == {
         f"{file.parent.name}/{file.stem}" for file in (ROOT / "recipes" / "configs").glob("*/*.yaml")
     }
-    for name in ("tiny/grpo", "sft", "tiny", "../configs/tiny/sft", str(tmp_path)):
+    for name in ("none/other", "sft", "tiny", "../configs/tiny/sft", str(tmp_path)):
         with pytest.raises(FileNotFoundError, match=f"config='{name}' is no file.*arcade_tiny/dpo.*tiny/sft"):
             config_file(name)
 
