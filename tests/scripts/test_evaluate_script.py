@@ -88,6 +88,16 @@ def test_an_evaluation_that_was_ended_is_taken_up(tmp_path, trained, capsys, mon
         assert [(file.name, file.read_bytes()) for file in whole] == [(file.name, file.read_bytes()) for file in ended]
 
 
+def test_two_evaluations_into_one_folder_do_not_mix(tmp_path, trained):
+    line = [*options(tmp_path, synthetic=SYNTHETIC), "--model_name_or_path", trained, "--output_dir", tmp_path / "out"]
+    lock = evaluate_script.the_only_one(tmp_path / "out")
+    with pytest.raises(ValueError, match="out': another evaluation into it is at work"):
+        run_task("evaluate", *line)
+    lock.release()
+    run_task("evaluate", *line)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_masks_of_another_tool_are_scored_in_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="start evaluate in one process; --workers gives"):
