@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..losses.policy_gradient import ADVANTAGES, SCALES
-from ..rewards import get_reward
+from ..rewards import CREDITS, checked, get_reward
 from ..sampling import MaskSampler
 from .base_config import refuse
 from .row_sampling import SAMPLE_BY
@@ -227,6 +227,8 @@ class SegGRPOConfig(SegSFTConfig):
             refuse(self, dict.fromkeys(("credit", "credit_cells"), "decoder_weight=0 weights no likelihood"))
         elif self.credit == "global":
             refuse(self, {"credit_cells": "credit=global has no cells"})
+        elif self.policy == "field" and not self.rank_history and set(checked(self.reward).names) <= set(CREDITS):
+            refuse(self, {"advantage": "all of this reward has local credit, whose baseline is the group's mean"})
         if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % self.num_iterations:
             raise ValueError(
                 f"save_steps={self.save_steps:g} must be a multiple of num_iterations={self.num_iterations}: a run "
