@@ -399,8 +399,15 @@ def as_stored(data):
     return data.cast(features)
 
 
-@pytest.mark.parametrize("kind", TRAINERS)
-@pytest.mark.parametrize("form", ["torch", "numpy", "arrow", "pandas", "decode=False"])
+# (What a format is does not depend on the trainer.)
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        *(("sft", form) for form in ("torch", "numpy", "arrow", "pandas", "decode=False")),
+        ("dpo", "torch"),
+        ("hard", "torch"),
+    ],
+)
 def test_formats_change_nothing(tmp_path, kind, form):
     data, held_out = make({}, {}, {}, {}), make({}, prefix="held")
 
