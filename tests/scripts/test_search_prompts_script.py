@@ -104,7 +104,9 @@ def test_an_adapter_has_a_question_of_its_own(tmp_path, trained, capsys, monkeyp
     # A search after that keeps it to the end, and stores what is better.
     (tmp_path / "adapter" / MASK_OPTIONS).write_text('{"default_question": "Is it the {phrase}?"}')
     file = write(tmp_path, *(f"{number} {{phrase}}" for number in range(9)))
-    again = run(tmp_path, *model, "--prompts", file, "--finalists", 1)
+    # (Of one patient no round could drop any.)
+    rows = ("--synthetic", json.dumps({**SYNTHETIC, "validation_videos": 4}))
+    again = run(tmp_path, *model, "--prompts", file, "--finalists", 1, *rows)
     assert again["candidates"][1]["question"] == "Is it the {phrase}?" == again["model"]["default_question"]
     assert {0, 1} <= {entry["candidate"] for entry in again["finalists"]} and len(again["finalists"]) == 3
 
