@@ -11,20 +11,13 @@ through a threshold already, are refused.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..adapters.mask_options import DEFAULTS, mask_options, store_mask_options
-from ..data.checks import check_dataset
-from ..data.splits import check_no_leakage
+from ..adapters.mask_options import store_mask_options
 from ..errors import DatasetError
-from ..evaluation import predict_probabilities, stored_features
 from ..evaluation.postprocessing import (
     CLIPS,
     METRICS,
@@ -36,14 +29,12 @@ from ..evaluation.postprocessing import (
     gains,
     make_candidates,
 )
-from ..evaluation.predictions import read_probabilities
 from ..files import write_json
 from .arguments import DataArguments, ModelArguments, RecipeParser
+from .choosing import check_maps, chosen_and_reported, gain_in_short, gain_in_words, maps_of, place_to_store
 from .commands import command, of_data, of_model
-from .loading import get_split, load_data, load_model
 from .mask_drawing import has_clips
 from .screen import finish, say
-from .sweep_threshold import gain_in_words, place_to_store
 
 
 @dataclass
@@ -127,16 +118,9 @@ def say_table(lines: list[dict], metric: str) -> None:
     columns = "".join(f"{name:>9}" for name in METRICS)
     say(f"{'':<16}{columns}   {metric} - that of 0.5 [95 %]      - that of the threshold")
     for line in lines:
-        shown = [_gain(line[name]) for name in ("gain", "gain_over_threshold")]
+        shown = [gain_in_short(line[name]) for name in ("gain", "gain_over_threshold")]
         means = "".join(f"{line[name]['mean']:>9.4f}" for name in METRICS)
         say(f"{titles[line['name']]:<16}{means}   {shown[0]:<27} {shown[1]:<27} {setting(line)}".rstrip())
-
-
-def _gain(gain: dict | None) -> str:
-    if gain is None:
-        return ""
-    low, high = gain["ci95"]
-    return f"{gain['mean']:+.4f}" + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
 
 
 def in_json(choice: Choice) -> dict:
@@ -178,27 +162,10 @@ def make_parser() -> RecipeParser:
 
 def main() -> None:
     args, data_args, model_args = make_parser().parse_args_and_config()
-    if args.predictions_dir is not None and not Path(args.predictions_dir).is_dir():
-        raise ValueError(f"predictions_dir={args.predictions_dir!r} is not there: give a folder of probability maps.")
+    check_maps(args.predictions_dir)
     folder = place_to_store(model_args) if args.store else None
-    data = load_data(data_args)
-    chosen_on = get_split(data, args.choose_split, "choose_split")
-    reported = get_split(data, args.dataset_split, "dataset_split")
-    check_no_leakage(chosen_on, reported, names=(args.choose_split, args.dataset_split))
-    for rows, name in ((chosen_on, args.choose_split), (reported, args.dataset_split)):
-        check_dataset(rows, name=name)
-
-    own = dict(DEFAULTS)
-    if args.predictions_dir is None:
-        model, processor = load_model(model_args)
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        own = mask_options(model.config)
-
-    def predictions(rows: Dataset) -> Iterator[tuple[dict, np.ndarray]]:
-        if args.predictions_dir is not None:
-            return read_probabilities(args.predictions_dir, rows, beside=(chosen_on, reported))
-        features = stored_features(model, processor, rows, args.cache_features, args.cache_dir, args.batch_size)
-        return predict_probabilities(model, processor, rows, args.batch_size, features=features)
+    chosen_on, reported = splits = chosen_and_reported(data_args, args.choose_split, args.dataset_split)
+    own, predictions = maps_of(args, model_args, splits)
 
     candidates = args.candidates(has_clips(chosen_on))
     output = Path(args.output_dir)

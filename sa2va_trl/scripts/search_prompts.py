@@ -12,21 +12,17 @@ for some phrases ("Show me the {phrase|blood vessel=coronary artery}."). Lines t
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from ..adapters.mask_options import store_mask_options
-from ..data.checks import check_dataset
-from ..data.splits import check_no_leakage
 from ..evaluation import summarize
 from ..evaluation.candidate_questions import TEMPLATES, check_languages, made_questions, phrases_in, read_questions
 from ..evaluation.prompts import METRICS, AskedRows, as_json, difference, search_questions
 from ..files import write_json
 from ..questions import QUESTIONS, question_of
 from .arguments import DataArguments, ModelArguments, RecipeParser
+from .choosing import chosen_and_reported, gain_in_short, gain_in_words, on_device, place_to_store
 from .commands import command, of_data, of_model
-from .loading import get_split, load_data, load_model
+from .loading import load_model
 from .screen import finish, say
-from .sweep_threshold import gain_in_words, place_to_store
 
 
 @dataclass
@@ -71,12 +67,10 @@ def say_table(finalists: list[dict], metric: str) -> None:
     width = max(len(metric), 6)
     say(f"{metric:>{width}}   difference [95 %]             p (Holm)   question")
     for entry in finalists:
-        span, p, found = "", "", entry["difference"]
+        p, found = "", entry["difference"]
         if found is not None:
-            low, high = found["ci95"]
-            span = f"{found['mean']:+.4f}" + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
             p = f"{found['permutation_p_holm']:.2g}"
-        say(f"{entry['mean']:>{width}.4f}   {span:<27}   {p:<8}   {entry['question']}")
+        say(f"{entry['mean']:>{width}.4f}   {gain_in_short(found):<27}   {p:<8}   {entry['question']}")
 
 
 def is_better(finalist: dict) -> bool:
@@ -98,19 +92,14 @@ def main() -> None:
     args, data_args, model_args = make_parser().parse_args_and_config()
     given = [] if args.prompts is None else read_questions(args.prompts)
     folder = place_to_store(model_args) if args.store else None
-    data = load_data(data_args)
-    chosen_on = get_split(data, args.choose_split, "choose_split")
-    reported = get_split(data, args.dataset_split, "dataset_split")
-    check_no_leakage(chosen_on, reported, names=(args.choose_split, args.dataset_split))
-    for rows, name in ((chosen_on, args.choose_split), (reported, args.dataset_split)):
-        check_dataset(rows, name=name)
+    chosen_on, reported = chosen_and_reported(data_args, args.choose_split, args.dataset_split)
     phrases = phrases_in(chosen_on)
     made = made_questions(phrases, args.languages) if args.languages else []
     if not set(given + made) - {QUESTIONS[0]}:
         raise ValueError(f"prompts={args.prompts!r} holds nothing to choose from but the package's own question.")
 
     model, processor = load_model(model_args)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = on_device(model)
     own = question_of(model.config)  # that of an earlier search is kept to the end too
     questions = list(dict.fromkeys([QUESTIONS[0], own, *given, *made]))
 

@@ -10,28 +10,19 @@ PROBABILITIES holds a map of every sample of both splits, SAMPLE_ID.npy or grey 
 through a threshold already, are refused.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-import torch
-from datasets import Dataset
-
-from ..adapters.mask_options import DEFAULTS, check_storable, mask_options, store_mask_options
-from ..data.checks import check_dataset
-from ..data.splits import check_no_leakage
+from ..adapters.mask_options import store_mask_options
 from ..errors import DatasetError
-from ..evaluation import predict_probabilities, stored_features
 from ..evaluation.calibration import Calibration, TemperatureScaling
-from ..evaluation.predictions import read_probabilities
 from ..evaluation.threshold_plots import draw_curves, draw_reliability
 from ..evaluation.thresholds import SWEPT, SortedMap, best_threshold, curves, rule_table, sweep, tempered
 from ..files import write_json
-from .arguments import TINY, DataArguments, ModelArguments, RecipeParser
+from .arguments import DataArguments, ModelArguments, RecipeParser
+from .choosing import check_maps, chosen_and_reported, gain_in_short, gain_in_words, maps_of, place_to_store
 from .commands import command, of_data, of_model
-from .loading import get_split, load_data, load_model
 from .screen import finish, say
 
 
@@ -68,42 +59,13 @@ class SweepArguments:
             raise ValueError("store has no meaning with predictions_dir: there is no model to store a threshold in.")
 
 
-def place_to_store(model_args: ModelArguments) -> str:
-    """
-    The folder that a threshold of this model is stored in.
-
-    Raises:
-        `ValueError`: there is none, or it has no place for a threshold.
-    """
-    if model_args.adapter is None and model_args.model_name_or_path in TINY:
-        raise ValueError(
-            f"store: {model_args.model_name_or_path} is no folder: give one with a model or an adapter, or leave out "
-            "--store."
-        )
-    folder = model_args.adapter or model_args.model_name_or_path
-    check_storable(folder)
-    return folder
-
-
-def gain_in_words(gain: dict) -> str:
-    """A gain of Dice with its interval, and whether that is one."""
-    low, high = gain["ci95"]
-    if low is None:
-        return f"{gain['mean']:+.4f} (of one patient, from which no interval can be told)"
-    verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no difference that these images can tell"
-    return f"{gain['mean']:+.4f} [{low:+.4f}, {high:+.4f}]: {verdict}"
-
-
 def say_table(lines: list[dict]) -> None:
     """The rules, a line each, with the gain in Dice over 0.5."""
     width = max(len(line["rule"]) for line in lines)
     say(f"{'rule':<{width}}" + "".join(f"{name:>11}" for name in SWEPT) + "   Dice - that of 0.5 [95 %]")
     for line in lines:
-        gain = ""
-        if line["gain"] is not None:
-            low, high = line["gain"]["ci95"]
-            gain = f"   {line['gain']['mean']:+.4f}" + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
-        say(f"{line['rule']:<{width}}" + "".join(f"{line[name]['mean']:>11.4f}" for name in SWEPT) + gain)
+        means = "".join(f"{line[name]['mean']:>11.4f}" for name in SWEPT)
+        say(f"{line['rule']:<{width}}{means}   {gain_in_short(line['gain'])}".rstrip())
 
 
 def what_next(
@@ -128,27 +90,10 @@ def make_parser() -> RecipeParser:
 
 def main() -> None:
     args, data_args, model_args = make_parser().parse_args_and_config()
-    if args.predictions_dir is not None and not Path(args.predictions_dir).is_dir():
-        raise ValueError(f"predictions_dir={args.predictions_dir!r} is not there: give a folder of probability maps.")
+    check_maps(args.predictions_dir)
     folder, has_matplotlib = place_to_store(model_args) if args.store else None, find_spec("matplotlib") is not None
-    data = load_data(data_args)
-    chosen_on = get_split(data, args.choose_split, "choose_split")
-    reported = get_split(data, args.dataset_split, "dataset_split")
-    check_no_leakage(chosen_on, reported, names=(args.choose_split, args.dataset_split))
-    for rows, name in ((chosen_on, args.choose_split), (reported, args.dataset_split)):
-        check_dataset(rows, name=name)
-
-    own = dict(DEFAULTS)
-    if args.predictions_dir is None:
-        model, processor = load_model(model_args)
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        own = mask_options(model.config)
-
-    def predictions(rows: Dataset) -> Iterator[tuple[dict, np.ndarray]]:
-        if args.predictions_dir is not None:
-            return read_probabilities(args.predictions_dir, rows, beside=(chosen_on, reported))
-        features = stored_features(model, processor, rows, args.cache_features, args.cache_dir, args.batch_size)
-        return predict_probabilities(model, processor, rows, args.batch_size, features=features)
+    chosen_on, reported = splits = chosen_and_reported(data_args, args.choose_split, args.dataset_split)
+    own, predictions = maps_of(args, model_args, splits)
 
     # Choose
     scaling = TemperatureScaling()

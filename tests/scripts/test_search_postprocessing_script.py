@@ -8,7 +8,7 @@ from tasks import options, run_task
 
 from sa2va_trl.data import DatasetError, load_dataset_dict
 from sa2va_trl.postprocessing import Postprocessing, draw_mask
-from sa2va_trl.scripts import search_postprocessing
+from sa2va_trl.scripts import choosing
 
 
 SYNTHETIC = {"train_videos": 1, "validation_videos": 2, "test_videos": 3, "frames_per_video": 2, "size": 64}
@@ -63,7 +63,7 @@ def test_a_split_without_anything_to_find_is_refused(tmp_path, monkeypatch):
     data = load_dataset_dict("synthetic", **SYNTHETIC)
     empty = Image.new("L", (64, 64))
     data["validation"] = data["validation"].map(lambda row: {"mask": empty})
-    monkeypatch.setattr(search_postprocessing, "load_data", lambda args: data)
+    monkeypatch.setattr(choosing, "load_data", lambda args: data)
     with pytest.raises(DatasetError, match="choose_split='validation': the masks are all empty"):
         run(tmp_path, "--predictions_dir", write_maps(tmp_path / "maps"))
 
@@ -83,7 +83,7 @@ def test_a_split_without_anything_to_find_is_refused(tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(tmp_path, monkeypatch, line, message):
-    monkeypatch.setattr(search_postprocessing, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(choosing, "load_model", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=message):
         run(tmp_path, *line)
 

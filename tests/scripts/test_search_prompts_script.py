@@ -9,7 +9,7 @@ from sa2va_trl import Sa2VAForConditionalGeneration, tiny_sa2va
 from sa2va_trl.adapters.mask_options import MASK_OPTIONS, read_mask_options
 from sa2va_trl.data import DatasetError, load_dataset_dict
 from sa2va_trl.questions import QUESTIONS
-from sa2va_trl.scripts import search_prompts
+from sa2va_trl.scripts import choosing, search_prompts
 
 
 SYNTHETIC = {"train_videos": 1, "validation_videos": 2, "test_videos": 3, "frames_per_video": 2, "size": 64}
@@ -141,7 +141,7 @@ def test_rows_that_hold_their_own_questions_are_refused(tmp_path):
 def test_patients_in_both_splits_are_refused(tmp_path, monkeypatch):
     data = load_dataset_dict("synthetic", **SYNTHETIC)
     data["test"] = data["validation"]
-    monkeypatch.setattr(search_prompts, "load_data", lambda args: data)
+    monkeypatch.setattr(choosing, "load_data", lambda args: data)
     with pytest.raises(DatasetError, match="validation and test overlap"):
         run(tmp_path)
 

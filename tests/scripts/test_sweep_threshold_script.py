@@ -9,7 +9,7 @@ from tasks import options, run_task
 from sa2va_trl.adapters.mask_options import MASK_OPTIONS
 from sa2va_trl.data import DatasetError, load_dataset_dict
 from sa2va_trl.evaluation.thresholds import THRESHOLDS
-from sa2va_trl.scripts import sweep_threshold
+from sa2va_trl.scripts import choosing, sweep_threshold
 
 
 SYNTHETIC = {"train_videos": 1, "validation_videos": 2, "test_videos": 3, "frames_per_video": 2, "size": 64}
@@ -79,7 +79,7 @@ def test_a_split_without_anything_to_find_is_refused(tmp_path, monkeypatch):
     data = load_dataset_dict("synthetic", **SYNTHETIC)
     empty = Image.new("L", (64, 64))
     data["validation"] = data["validation"].map(lambda row: {"mask": empty})
-    monkeypatch.setattr(sweep_threshold, "load_data", lambda args: data)
+    monkeypatch.setattr(choosing, "load_data", lambda args: data)
     maps = write_maps(tmp_path / "maps", lambda path, values: np.save(path, values))
     with pytest.raises(DatasetError, match="choose_split='validation': the masks are all empty"):
         run(tmp_path, "--predictions_dir", maps)
@@ -88,7 +88,7 @@ def test_a_split_without_anything_to_find_is_refused(tmp_path, monkeypatch):
 def test_patients_in_both_splits_are_refused(tmp_path, monkeypatch):
     data = load_dataset_dict("synthetic", **SYNTHETIC)
     data["test"] = data["validation"]
-    monkeypatch.setattr(sweep_threshold, "load_data", lambda args: data)
+    monkeypatch.setattr(choosing, "load_data", lambda args: data)
     with pytest.raises(DatasetError, match="validation and test overlap"):
         run(tmp_path, "--predictions_dir", tmp_path)
 
@@ -106,7 +106,7 @@ def test_patients_in_both_splits_are_refused(tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(tmp_path, monkeypatch, line, message):
-    monkeypatch.setattr(sweep_threshold, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(choosing, "load_model", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match=message):
         run(tmp_path, *line)
 
