@@ -318,6 +318,21 @@ class AveragingArguments:
         """Whether anything is averaged."""
         return bool(self.views or self.ensemble)
 
+    @property
+    def in_words(self) -> str:
+        """The options that are given."""
+        return " and ".join(name for name in ("tta", "ensemble") if getattr(self, name))
+
+    def check_router(self, router_args: RouterArguments) -> None:
+        """
+        Raises:
+            `ValueError`: a router is given too.
+        """
+        if self.in_words and router_args.has_router:
+            raise ValueError(
+                f"{self.in_words} cannot be used with a router, which draws each image with one model: leave one out."
+            )
+
     def __post_init__(self):
         for name in ("tta", "ensemble"):
             if isinstance(getattr(self, name), str):  # of a YAML, or of Python

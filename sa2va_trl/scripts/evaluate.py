@@ -177,16 +177,11 @@ def check_averaging(args: EvaluateArguments, router_args: RouterArguments, avera
     Raises:
         `ValueError`: something else draws the masks than what is to be averaged, or frozen features are asked for.
     """
-    given = [name for name in ("tta", "ensemble") if getattr(averaging, name)]
-    if not given:
+    if not (names := averaging.in_words):
         return
-    names = " and ".join(given)
     if args.predictions_dir is not None:
         raise ValueError(f"{names} have no meaning with predictions_dir: no model runs.")
-    if router_args.has_router:
-        raise ValueError(
-            f"{names} cannot be used with a router, which draws each image with one model: leave one out."
-        )
+    averaging.check_router(router_args)
     if args.cache_features == "on" or args.cache_dir is not None:
         raise ValueError(
             f"cache_features=on and cache_dir have no effect with {names}: there are no frozen features of changed "

@@ -152,12 +152,8 @@ def check_averaging(args: PredictArguments, router_args: RouterArguments, averag
         `ValueError`: averages beside a router or of a video that is tracked as a whole, or a prompt that a view makes
             wrong.
     """
-    names = " and ".join(name for name in ("tta", "ensemble") if getattr(averaging, name))
-    if names and router_args.has_router:
-        raise ValueError(
-            f"{names} cannot be used with a router, which draws each image with one model: leave one out."
-        )
-    if names and args.is_video and not args.per_frame:
+    averaging.check_router(router_args)
+    if (names := averaging.in_words) and args.is_video and not args.per_frame:
         raise ValueError(f"{names} average the masks of frames, and a video is tracked as a whole: add per_frame.")
     check_sides([*(args.prompt or []), args.answer or ""], averaging.views)
 

@@ -307,10 +307,7 @@ class SegGRPOTrainer(SegSFTTrainer):
         self._record_rollouts(found)
         if args.rollout_steps is not None and step % args.rollout_steps == 0 and micro == 0 and targets:
             if self.is_world_process_zero():
-                folder = Path(args.output_dir) / "rollouts"
-                save_rollouts(
-                    folder, step, found, [self._sample_ids[rows[row]] for row in features.row_index.tolist()]
-                )
+                save_rollouts(Path(args.output_dir) / "rollouts", step, found, names)
         return found
 
     def record_of_masks(self, count: int, **means: torch.Tensor) -> dict[str, float]:
