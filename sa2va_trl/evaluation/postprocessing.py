@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..data.columns import IDENTIFIERS
 from ..data.layout import normalize_row
 from ..errors import DatasetError
 from ..metrics import cldice, confusion_counts, dice
@@ -210,7 +209,7 @@ class KeptMaps:
             self.positive |= bool(kept.targets.any())
             arrays = {name: value for name, value in kept._asdict().items() if value is not None}
             np.savez(folder / f"{len(identifiers)}.npz", **arrays)
-            identifiers.append({name: row[name] for name in IDENTIFIERS if row.get(name) is not None})
+            identifiers.append(row_identifiers(row))
         if not identifiers:
             raise DatasetError("The dataset has no row with a mask, so there is nothing to score.")
         if not varies:

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-from ..data.columns import IDENTIFIERS
 from ..data.layout import normalize_row
 from ..errors import DatasetError
 from ..metrics import Counts, dice, iou, precision, recall
+from .results import row_identifiers
 from .statistics import paired_difference, sample_clusters, summarize
 
 
@@ -248,7 +248,7 @@ def sweep(
                 on_map(ordered)
         # (Masks last and in one piece of memory, so that NumPy adds them up as it adds up a list.)
         rows.append(np.ascontiguousarray(np.moveaxis(measured, 0, -1)).mean(-1))
-        identifiers.append({name: row[name] for name in IDENTIFIERS if row.get(name) is not None})
+        identifiers.append(row_identifiers(row))
     if not rows:
         raise DatasetError("The dataset has no row with a mask, so there is nothing to score.")
     if not varies:
