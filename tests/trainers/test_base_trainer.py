@@ -27,7 +27,6 @@ from sa2va_trl import (
     tiny_sa2va,
 )
 from sa2va_trl.data import DatasetError, checks
-from sa2va_trl.data.splits import group_split
 from sa2va_trl.evaluation import predict_probabilities
 from sa2va_trl.evaluation.predictions import stored_features
 from sa2va_trl.mining.scoring import score_dataset
@@ -522,9 +521,7 @@ def disk(tmp_path, monkeypatch):
 SELECTIONS = {
     "whole": lambda data: data,
     "select": lambda data: data.select([7, 1, 4, 9, 0, 2]),
-    "shuffle": lambda data: data.shuffle(seed=1),
     "train_test_split": lambda data: data.train_test_split(0.5, seed=1)["train"],
-    "group_split": lambda data: group_split(data, {"train": 0.5, "rest": 0.5})["train"],
     "format": lambda data: data.select([3, 1]).with_format("numpy"),
 }
 

@@ -9,9 +9,7 @@ from measured_steps import counted, trainer_of
     "options",
     [
         {},
-        {"gradient_checkpointing": True},
         {"rows": 4, "gradient_checkpointing": True, "size": 300},
-        {"bf16": True, "gradient_checkpointing": True},
         {"cldice_weight": 1.0, "skeleton_recall_weight": 1.0},
         {"trainable": "head"},
         {"trainable": "head", "lm_weight": 0.0, "cache_features": "on"},
