@@ -18,9 +18,10 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage.filters import apply_hysteresis_threshold
 from skimage.measure import label
-from skimage.morphology import isotropic_closing, skeletonize
+from skimage.morphology import isotropic_closing
 
 from .motion import carried
+from .skeletons import RING, foreground_box, skeleton, skeleton_ends
 
 
 #: The settings that act between the frames of a clip.
@@ -30,8 +31,6 @@ MOST_TURN = 45
 # How far back from its end a skeleton is followed to see where it points, in pixels; along thick vessels further,
 # since the skeleton of a blunt end may turn to one of its corners. What is no longer than the second points nowhere.
 FOLLOWED, SHORTEST = 8, 3
-# The eight neighbours of a pixel, around it.
-RING = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
 
 
 @dataclass(frozen=True)
@@ -337,7 +336,7 @@ def close_gaps(mask: np.ndarray, radius: int) -> np.ndarray:
     """
     if radius == 0 or not mask.any():
         return mask
-    box = _box(mask)
+    box = foreground_box(mask)
     padded = isotropic_closing(np.pad(mask[box], 2 * radius + 1), radius)
     inner = slice(2 * radius + 1, -(2 * radius + 1))
     closed = mask.copy()
@@ -380,10 +379,10 @@ def bridge_gaps(mask: np.ndarray, length: int) -> np.ndarray:
     """
     if length == 0 or not mask.any():
         return mask
-    box = _box(mask)
+    box = foreground_box(mask)
     part = np.pad(mask[box], 1)
-    skeleton, depth = skeletonize(part), ndimage.distance_transform_edt(part)
-    ends = skeleton_ends(skeleton)
+    spine, depth = skeleton(part), ndimage.distance_transform_edt(part)
+    ends = skeleton_ends(spine)
     depths, owner = depth[tuple(ends.T)], label(part, connectivity=2)[tuple(ends.T)]
     if len(set(owner.tolist())) < 2:
         return mask
@@ -392,7 +391,7 @@ def bridge_gaps(mask: np.ndarray, length: int) -> np.ndarray:
     gaps = np.linalg.norm(ends[pairs[:, 0]] - ends[pairs[:, 1]], axis=1) - depths[pairs].sum(1) + 1
     near = (gaps <= length) & (owner[pairs[:, 0]] != owner[pairs[:, 1]])
     pairs = pairs[near][np.argsort(gaps[near], kind="stable")]
-    looks = {end: _look(ends[end], skeleton, depth) for end in np.unique(pairs).tolist()}
+    looks = {end: _look(ends[end], spine, depth) for end in np.unique(pairs).tolist()}
     used, result = set(), part.copy()
     for one, other in pairs.tolist():
         way = (ends[other] - ends[one]) / np.linalg.norm(ends[other] - ends[one])
@@ -409,29 +408,13 @@ def bridge_gaps(mask: np.ndarray, length: int) -> np.ndarray:
     return bridged
 
 
-def skeleton_ends(skeleton: np.ndarray) -> np.ndarray:
-    """
-    Where a skeleton ends: its pixels with one neighbour, or two that are neighbours of each other.
-
-    Args:
-        skeleton (`np.ndarray` of shape `(H, W)`): bool, without foreground on its border.
-
-    Returns:
-        `np.ndarray` of shape `(n, 2)`: rows and columns.
-    """
-    places = np.argwhere(skeleton)
-    ring = np.stack([skeleton[places[:, 0] + row, places[:, 1] + column] for row, column in RING], axis=1)
-    starts = ring & ~np.roll(ring, 1, axis=1)  # runs of neighbours around the pixel
-    return places[(starts.sum(1) == 1) & (ring.sum(1) <= 2)]
-
-
-def _look(end: np.ndarray, skeleton: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, float] | None:
+def _look(end: np.ndarray, spine: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, float] | None:
     """Which way an end points (a unit vector), and the half width there; `None` of what is too short to point."""
     place, seen, path = tuple(end.tolist()), {tuple(end.tolist())}, [tuple(end.tolist())]
     while len(path) <= max(FOLLOWED, 3 * depth[place]):
         row, column = path[-1]
         near = [(row + down, column + right) for down, right in RING]
-        near = [other for other in near if skeleton[other] and other not in seen]
+        near = [other for other in near if spine[other] and other not in seen]
         if not near:
             break
         seen.update(near)
@@ -453,9 +436,3 @@ def _draw_bridge(mask: np.ndarray, one: tuple[np.ndarray, float], other: tuple[n
     along = np.clip((places - start) @ (stop - start) / ((stop - start) @ (stop - start)), 0, 1)
     away = np.linalg.norm(places - (start + along[..., None] * (stop - start)), axis=-1)
     mask[low[0] : high[0], low[1] : high[1]] |= away < first + (last - first) * along
-
-
-def _box(mask: np.ndarray) -> tuple[slice, slice]:
-    """Around what a mask holds."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

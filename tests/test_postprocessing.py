@@ -19,7 +19,6 @@ from sa2va_trl.postprocessing import (
     draw_mask,
     draw_row,
     drop_small,
-    skeleton_ends,
     smoothed,
 )
 
@@ -195,11 +194,6 @@ def test_every_end_is_joined_once_and_no_ring_is_closed():
     ring = (ring > 23.5) & (ring < 26.5)
     ring[28:33, 50:] = False  # one gap: still one component
     assert np.array_equal(bridge_gaps(ring, 10), ring)
-
-
-def test_ends_of_a_skeleton():
-    cross = lines((20, slice(10, 31)), (slice(10, 31), 20))
-    assert sorted(map(tuple, skeleton_ends(cross).tolist())) == [(10, 20), (20, 10), (20, 30), (30, 20)]
 
 
 def test_pieces_that_were_joined_are_one_component():

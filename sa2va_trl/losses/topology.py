@@ -1,10 +1,13 @@
 """Losses of what a mask connects."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage.morphology import diamond, dilation, skeletonize
+from skimage.morphology import diamond, dilation
 
+from ..skeletons import skeletons
 from .checks import check_eps, prepare
 
 
@@ -103,12 +106,12 @@ def tubed_skeleton(masks: torch.Tensor | np.ndarray, radius: int = 2) -> torch.T
     if radius < 0:
         raise ValueError(f"`radius` must not be negative, got {radius}.")
     if isinstance(masks, torch.Tensor):
-        skeletons = tubed_skeleton((masks != 0).cpu().numpy(), radius)
-        return torch.from_numpy(skeletons).to(masks.device)
+        return torch.from_numpy(tubed_skeleton((masks != 0).cpu().numpy(), radius)).to(masks.device)
     foreground = masks != 0
-    tubes = np.zeros(masks.shape, dtype=np.uint8)
+    planes = foreground.reshape(math.prod(masks.shape[:-2]), *masks.shape[-2:])
+    tubes = skeletons(planes).reshape(masks.shape).astype(np.uint8)
     for index in np.ndindex(masks.shape[:-2]):
-        tubes[index] = dilation(skeletonize(foreground[index]), diamond(radius)) & foreground[index]
+        tubes[index] = dilation(tubes[index], diamond(radius)) & foreground[index]
     return tubes
 
 

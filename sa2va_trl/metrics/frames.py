@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 from scipy import ndimage
-from skimage.morphology import skeletonize
+
+from ..skeletons import skeleton
 
 
 def measure(grey: np.ndarray, mask: np.ndarray) -> dict[str, float]:
@@ -38,7 +39,7 @@ def measure(grey: np.ndarray, mask: np.ndarray) -> dict[str, float]:
         values["sharpness"] = float(ndimage.gaussian_laplace(grey, 2.0)[near].var() / max(variation, 1e-12))
         # Padded, or a vessel that is cut off by the border would seem to grow thicker there.
         depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-        values["thickness"] = float(2 * depth[skeletonize(mask)].mean())
+        values["thickness"] = float(2 * depth[skeleton(mask)].mean())
         y, x = np.nonzero(mask)
         edge = np.minimum.reduce([y, x, mask.shape[0] - 1 - y, mask.shape[1] - 1 - x])
         values["border_distance"] = float(edge.mean() / side)

@@ -1,14 +1,15 @@
 """A predicted mask beside its target, with what several metrics need of them, found once."""
 
 import math
-from functools import cached_property
+from collections.abc import Callable
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial import cKDTree
 from skimage.measure import label
-from skimage.morphology import skeletonize
 
+from ..skeletons import foreground_box, skeleton, skeletons
 from .segmentation import Counts, as_bool, check_masks
 
 
@@ -36,10 +37,25 @@ class MeasuredMask:
     Args:
         mask (`np.ndarray` of shape `(H, W)`): bool, without foreground on its border.
         spacing (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`): height and width of a pixel.
+        thin (`Callable[[], np.ndarray]`, *optional*): gives the skeleton, where masks are thinned together.
     """
 
-    def __init__(self, mask: np.ndarray, spacing: Spacing = (1.0, 1.0)) -> None:
-        self.mask, self.spacing = mask, spacing
+    def __init__(
+        self, mask: np.ndarray, spacing: Spacing = (1.0, 1.0), thin: Callable[[], np.ndarray] | None = None
+    ) -> None:
+        self.mask, self.spacing, self._thin = mask, spacing, thin
+
+    @classmethod
+    def together(cls, masks: np.ndarray, spacing: Spacing = (1.0, 1.0)) -> list["MeasuredMask"]:
+        """
+        Several masks, which are thinned at once when the first skeleton is asked for: that takes less time.
+
+        Args:
+            masks (`np.ndarray` of shape `(N, H, W)`): bool, without foreground on their borders.
+            spacing (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`): height and width of a pixel.
+        """
+        thinned = cache(lambda: skeletons(masks))
+        return [cls(mask, spacing, lambda number=number: thinned()[number]) for number, mask in enumerate(masks)]
 
     @cached_property
     def is_empty(self) -> bool:
@@ -58,12 +74,8 @@ class MeasuredMask:
 
     @cached_property
     def skeleton(self) -> np.ndarray:
-        """The centreline as `skimage.morphology.skeletonize` thins it (Zhang and Suen, 1984): bool, `(H, W)`."""
-        # It goes over every pixel again and again, of which those around the foreground change nothing.
-        box = foreground_box(self.mask)
-        skeleton = np.zeros_like(self.mask)
-        skeleton[box] = skeletonize(self.mask[box])
-        return skeleton
+        """The centreline ([`~skeletons.skeleton`]): bool, `(H, W)`."""
+        return self._thin() if self._thin else skeleton(self.mask)
 
     @cached_property
     def centres(self) -> np.ndarray:
@@ -141,8 +153,8 @@ class MaskPair:
         spacing = _check_spacing(spacing)
         # Everything but the counts only depends on the foreground and one pixel around it.
         box = foreground_box(pred | target)
-        ours, theirs = (MeasuredMask(np.pad(mask[box], 1), spacing) for mask in (pred, target))
-        self._measure(ours, theirs, pred.size)
+        both = MeasuredMask.together(np.stack([np.pad(mask[box], 1) for mask in (pred, target)]), spacing)
+        self._measure(*both, pred.size)
 
     @classmethod
     def group(cls, preds: np.ndarray, target: np.ndarray, spacing: Spacing = (1.0, 1.0)) -> list["MaskPair"]:
@@ -174,11 +186,12 @@ class MaskPair:
             checked.append(as_bool(np.asarray(pred), "pred"))
             both |= checked[-1]
         box = foreground_box(both)
-        shared = MeasuredMask(np.pad(target[box], 1), spacing)
+        padded = np.stack([np.pad(mask[box], 1) for mask in (*checked, target)])
+        *measured, shared = MeasuredMask.together(padded, spacing)
         pairs = []
-        for pred in checked:
+        for own in measured:
             pair = cls.__new__(cls)
-            pair._measure(MeasuredMask(np.pad(pred[box], 1), spacing), shared, pred.size)
+            pair._measure(own, shared, target.size)
             pairs.append(pair)
         return pairs
 
@@ -204,20 +217,6 @@ class MaskPair:
         if not (len(ours) and len(theirs)):
             return np.empty(0), np.empty(0)
         return nearest(theirs, ours), nearest(ours, theirs)
-
-
-def foreground_box(mask: np.ndarray) -> tuple[slice, slice]:
-    """
-    Rows and columns that hold all of a mask's foreground; the first pixel where there is none.
-
-    Args:
-        mask (`np.ndarray` of shape `(H, W)`): bool.
-    """
-    rows = np.flatnonzero(mask.any(1))
-    if not len(rows):
-        return slice(1), slice(1)
-    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _check_spacing(spacing: Spacing) -> Spacing:

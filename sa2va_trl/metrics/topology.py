@@ -4,7 +4,7 @@ Topology of one predicted mask against one target mask: components, holes, junct
 The foreground is 8-connected and the background 4-connected (what lies outside the image is background too), so that a
 hole is what a foreground curve closes in. Every component and hole counts, whatever its size. All errors are counts,
 lower is better, and none is ever undefined: of two empty masks they are 0. What is counted on the skeleton (junctions
-and connections) depends on which way `skeletonize` thins, and may change by a few when an image is turned.
+and connections) depends on which way thinning goes, and may change by a few when an image is turned.
 """
 
 import numpy as np
@@ -13,12 +13,9 @@ from scipy.sparse.csgraph import connected_components, maximum_bipartite_matchin
 from scipy.spatial import cKDTree
 from skimage.measure import label
 
+from ..skeletons import RING, are_ends, crossings, neighbours
 from .pair import MaskPair, MeasuredMask
 from .segmentation import check_masks
-
-
-# The neighbours of a pixel, around it.
-_AROUND = np.array([(-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1)])
 
 
 def betti_numbers(mask: MeasuredMask) -> tuple[int, int]:
@@ -76,29 +73,21 @@ def betti_matching_error(pair: MaskPair) -> int:
 def junction_count(mask: MeasuredMask) -> int:
     """
     Places where a skeleton branches: groups (8-connectivity) of its pixels around which it leaves three times or more
-    (crossing number, Rutovitz 1966).
+    ([`~skeletons.crossings`]).
     """
     if mask.is_empty:
         return 0
-    around = _around_skeleton(mask)
-    crossing = (around & ~np.roll(around, 1, axis=1)).sum(1)
-    return _groups(mask.centres[crossing > 2])[1]
+    return _groups(mask.centres[crossings(neighbours(mask.skeleton, mask.centres)) > 2])[1]
 
 
 def endpoint_count(mask: MeasuredMask) -> int:
-    """Ends of a skeleton: its pixels with one neighbour of eight. A lone pixel is a skeleton without ends."""
-    return 0 if mask.is_empty else int((_around_skeleton(mask).sum(1) == 1).sum())
+    """Ends of a skeleton ([`~skeletons.are_ends`]): a lone pixel has none."""
+    return int(are_ends(neighbours(mask.skeleton, mask.centres)).sum())
 
 
 def skeleton_components(mask: MeasuredMask) -> int:
     """Components of a skeleton (8-connectivity)."""
     return int(label(mask.skeleton, connectivity=2, return_num=True)[1])
-
-
-def _around_skeleton(mask: MeasuredMask) -> np.ndarray:
-    """Which neighbours of the skeleton's pixels, in their order, belong to it, one after the other: `(n, 8)`."""
-    places = mask.centres[:, None] + _AROUND
-    return mask.skeleton[places[..., 0], places[..., 1]]
 
 
 def junction_error(pair: MaskPair) -> int:
@@ -171,7 +160,7 @@ def _contacts(covering: MeasuredMask, whole: MeasuredMask) -> tuple[np.ndarray, 
     open_ones = whole.centres[~is_covered]
     numbers[tuple(open_ones.T)] = _groups(open_ones)[0]
     covered = whole.centres[is_covered]
-    places = covered[:, None] + _AROUND
+    places = covered[:, None] + np.array(RING)
     stretches = numbers[places[..., 0], places[..., 1]]
     pixel, neighbour = np.nonzero(stretches >= 0)
     ends = covered[pixel]
@@ -182,7 +171,7 @@ def _groups(pixels: np.ndarray) -> tuple[np.ndarray, int]:
     """Which pixels of a few, `(n, 2)`, hang together (8-connectivity): their groups from 0 on, and how many."""
     if not len(pixels):
         return np.empty(0, dtype=np.int32), 0
-    neighbours = cKDTree(pixels).query_pairs(1.5, output_type="ndarray")
-    links = csr_array((np.ones(len(neighbours), dtype=np.int8), tuple(neighbours.T)), shape=(len(pixels),) * 2)
+    pairs = cKDTree(pixels).query_pairs(1.5, output_type="ndarray")
+    links = csr_array((np.ones(len(pairs), dtype=np.int8), tuple(pairs.T)), shape=(len(pixels),) * 2)
     count, labels = connected_components(links, directed=False)
     return labels, count

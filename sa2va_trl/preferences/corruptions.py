@@ -9,7 +9,8 @@ Topo-R1 (arXiv 2603.13054): broken, missing and spurious connections, and border
 import numpy as np
 from scipy import ndimage
 from skimage.draw import line
-from skimage.morphology import skeletonize
+
+from ..skeletons import skeleton
 
 
 _NEIGHBOURS = np.ones((3, 3), dtype=bool)
@@ -121,15 +122,15 @@ class _Vessels:
 
     def __init__(self, mask: np.ndarray):
         self.mask = mask
-        skeleton = skeletonize(mask.astype(bool))
-        self.points = np.argwhere(skeleton)
+        thinned = skeleton(mask.astype(bool))
+        self.points = np.argwhere(thinned)
         place = tuple(self.points.T)
-        self.degree = (ndimage.convolve(skeleton.astype(int), _NEIGHBOURS.astype(int), mode="constant") - 1)[place]
+        self.degree = (ndimage.convolve(thinned.astype(int), _NEIGHBOURS.astype(int), mode="constant") - 1)[place]
         self.radius = ndimage.distance_transform_edt(mask)[place]
         # The point of the centreline that each pixel is nearest to.
         number = np.full(mask.shape, -1)
         number[place] = np.arange(len(self.points))
-        rows, columns = ndimage.distance_transform_edt(~skeleton, return_distances=False, return_indices=True)
+        rows, columns = ndimage.distance_transform_edt(~thinned, return_distances=False, return_indices=True)
         self.nearest = number[rows, columns]
 
     def stretch(self, start: int, half: float) -> np.ndarray:

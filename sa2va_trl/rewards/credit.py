@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
-from skimage.morphology import skeletonize
 
 from ..metrics import Counts, dice
+from ..skeletons import skeletons
 from .samples import one_target, planes
 
 
@@ -67,7 +67,7 @@ def cldice_cell_map(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
         `ValueError`: the shapes differ or are not `(H, W)`.
     """
     pred, target = _pair(pred, target)
-    ours, theirs = skeletonize(pred), skeletonize(target)
+    ours, theirs = skeletons(np.stack([pred, target]))
     own, covered = (ours & target).sum(), (theirs & pred).sum()
     by_hit, by_length, by_covered = _cldice_slopes(own, ours.sum(), covered, theirs.sum())
     return by_hit * (ours & target) + by_length * ours + by_covered * theirs
@@ -141,11 +141,11 @@ def cldice_credit(
         `ValueError`: the shapes do not fit, there are no masks, or more cells than pixels.
     """
     preds, target = _group(pred_masks, target)
-    skeletons = np.stack([skeletonize(pred) for pred in preds])
-    target_skeleton = skeletonize(target)
-    hits, lengths, covered = (_sums(masks, grid) for masks in (skeletons & target, skeletons, target_skeleton & preds))
+    thinned = skeletons(np.concatenate([preds, target[None]]))
+    ours, theirs = thinned[:-1], thinned[-1]
+    hits, lengths, covered = (_sums(masks, grid) for masks in (ours & target, ours, theirs & preds))
     means = [part.sum() / len(preds) for part in (hits, lengths, covered)]
-    by_hit, by_length, by_covered = _cldice_slopes(*means, target_skeleton.sum())
+    by_hit, by_length, by_covered = _cldice_slopes(*means, theirs.sum())
     return _around(by_hit * hits + by_length * lengths + by_covered * covered, neighbours)
 
 
@@ -183,13 +183,15 @@ def _group(pred_masks: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _sums(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Foreground of masks, `(K, H, W)`, in the cells of a grid: float64, `(K, *grid)`."""
-    sums = masks.astype(float)
-    for axis, cells in enumerate(grid, 1):
-        side = masks.shape[axis]
+    places = []
+    for cells, side in zip(grid, masks.shape[1:], strict=True):
         if not 1 <= cells <= side:
             raise ValueError(f"a side of {side} pixels has from 1 to {side} cells, not {cells}.")
-        sums = np.add.reduceat(sums, np.arange(cells) * side // cells, axis=axis)
-    return sums
+        places.append(np.searchsorted(np.arange(cells) * side // cells, np.arange(side), side="right") - 1)
+    # Of which cell a pixel is. Foreground is little, and counted one by one.
+    cell = (places[0][:, None] * grid[1] + places[1]).reshape(-1)
+    counts = [np.bincount(cell[np.flatnonzero(mask)], minlength=grid[0] * grid[1]) for mask in masks]
+    return np.stack(counts).astype(float).reshape(-1, *grid)
 
 
 def _around(cells: np.ndarray, neighbours: bool) -> np.ndarray:

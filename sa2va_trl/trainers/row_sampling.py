@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 from scipy import ndimage
-from skimage.morphology import skeletonize
 
 from ..data.layout import row_layout
 from ..data.masks import decode_mask
 from ..errors import MiningError
+from ..skeletons import skeleton
 from .epoch_plan import draw
 
 
@@ -92,7 +92,7 @@ def _width(masks: list) -> float:
         # Padded, or a vessel that is cut off by the border would seem to grow thicker there.
         drawn = np.pad(np.asarray(decode_mask(mask)) > 0, 1)
         if drawn.any():
-            widths.append(2 * ndimage.distance_transform_edt(drawn)[skeletonize(drawn)])
+            widths.append(2 * ndimage.distance_transform_edt(drawn)[skeleton(drawn)])
     widths = np.concatenate(widths)
     return float(widths.mean()) if len(widths) else np.nan
 

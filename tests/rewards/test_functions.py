@@ -193,6 +193,31 @@ def test_rewards_match_gudhi_and_scikit_image(seed):
         assert cldice_reward(**columns) == pytest.approx([2 * precision * sensitivity / (precision + sensitivity)])
 
 
+def ends_junctions_components(skeleton):
+    """Pixel by pixel: how often the ring of neighbours goes from none to some; components by gudhi."""
+    padded = np.pad(skeleton, 1)
+    ring = [(-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)]
+    ends, junctions = 0, np.zeros_like(padded)
+    for row, column in np.argwhere(padded):
+        around = [padded[row + down, column + right] for down, right in ring]
+        starts = sum(not one and other for one, other in zip(around, around[1:], strict=False))
+        ends += starts == 1 and sum(around[1:]) <= 2
+        junctions[row, column] = starts > 2
+    return [ends, betti_numbers(junctions)[0] if junctions.any() else 0, betti_numbers(skeleton)[0]]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_topology_matches_counts_pixel_by_pixel(seed):
+    preds, target = blob_group(seed=seed)
+    found = [ends_junctions_components(skeletonize(mask)) for mask in (target, *preds)]
+    expected = [
+        np.mean([1 - abs(one - other) / max(one, other, 1) for one, other in zip(own, found[0], strict=True)])
+        for own in found[1:]
+    ]
+    assert min(found[0]) > 0 and max(expected) < 1
+    np.testing.assert_allclose(topology_reward(pred_masks=list(preds), mask=[target] * len(preds)), expected)
+
+
 def test_overlap_matches_monai():
     metrics = pytest.importorskip("monai.metrics")
     preds, target = blob_group(count=3)
