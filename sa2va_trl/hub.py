@@ -18,7 +18,7 @@ from .models.checkpoints import ADAPTER_CONFIG
 
 
 # What a run can be resumed from, other than the weights. A pickle of `TrainingArguments` is not among them.
-_RESUME = re.compile(r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|resume\.json")
+_RESUME = re.compile(r"(optimizer|scheduler|scaler|actor_critic)\.pt|rng_state(_\d+)?\.pth|resume\.json")
 
 
 def weight_files(folder: str | os.PathLike, is_adapter: bool) -> list[str]:

@@ -26,6 +26,7 @@ class Candidates:
         embeddings (`torch.Tensor` of shape `(masks, E, C)`):
             What was drawn for the `embedding` candidates, without a gradient: the actions of a policy.
         embedding_std (`torch.Tensor` of shape `(masks,)`): their standard deviation.
+        prompts (`torch.Tensor` of shape `(masks, C)`): the projected `[SEG]` embeddings that they were drawn around.
         iou_scores (`torch.Tensor` of shape `(masks,)`): predicted IoU in [0, 1] of the model's own mask.
     """
 
@@ -34,6 +35,7 @@ class Candidates:
     source: tuple[str, ...]
     embeddings: torch.Tensor
     embedding_std: torch.Tensor
+    prompts: torch.Tensor
     iou_scores: torch.Tensor
 
 
@@ -192,6 +194,7 @@ class MaskSampler:
             source=self.source,
             embeddings=drawn.detach(),
             embedding_std=std,
+            prompts=mean,
             iou_scores=own.iou_scores,
         )
 

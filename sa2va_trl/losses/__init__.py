@@ -19,6 +19,7 @@ from .policy_gradient import (
     clipped_surrogate,
     gaussian_kl,
     region_surrogate,
+    value_loss,
 )
 from .preferences import PREFERENCE_LOSSES, PREFERENCE_SCORES, mask_rewards, preference_loss
 from .topology import skeleton_recall_loss, soft_cldice_loss, soft_skeleton, tubed_skeleton
@@ -46,4 +47,5 @@ __all__ = [
     "soft_dice",
     "soft_skeleton",
     "tubed_skeleton",
+    "value_loss",
 ]

@@ -4,11 +4,17 @@ import torch
 import torch.nn.functional as F
 
 
-ADVANTAGES = ("group", "rloo", "batch")
+ADVANTAGES = ("group", "rloo", "batch", "value")
 SCALES = ("none", "group", "batch")
 
 
-def advantages(rewards: torch.Tensor, kind: str = "group", scale: str = "none", eps: float = 1e-4) -> torch.Tensor:
+def advantages(
+    rewards: torch.Tensor,
+    kind: str = "group",
+    scale: str = "none",
+    eps: float = 1e-4,
+    values: torch.Tensor | None = None,
+) -> torch.Tensor:
     """
     How much better a sampled mask is than what stands for the expected reward.
 
@@ -16,18 +22,22 @@ def advantages(rewards: torch.Tensor, kind: str = "group", scale: str = "none", 
         rewards (`torch.Tensor` of shape `(groups, K)`): of K masks of each group.
         kind (`str`, *optional*, defaults to `"group"`):
             What is taken off: the mean of the group (`"group"`, GRPO, arXiv 2402.03300), the mean of the others of the
-            group (`"rloo"`, arXiv 2402.14740), which is K / (K - 1) times as much, or the mean of all groups
-            (`"batch"`, arXiv 2501.03262).
+            group (`"rloo"`, arXiv 2402.14740), which is K / (K - 1) times as much, the mean of all groups (`"batch"`,
+            arXiv 2501.03262), or what a value head expects of the group (`"value"`, PPO, arXiv 1707.06347, of an
+            episode of one step).
         scale (`str`, *optional*, defaults to `"none"`):
             What it is divided by: nothing (Dr. GRPO, arXiv 2503.20783), the standard deviation of the group, or that
             of all rewards, with `K - 1` (or their number less one) in the denominator as in TRL.
         eps (`float`, *optional*, defaults to 1e-4): added to the standard deviation, as in TRL.
+        values (`torch.Tensor` of shape `(groups,)`, *optional*): what is expected of each group, with `"value"` alone.
 
     Returns:
-        `torch.Tensor` of shape `(groups, K)`; zeros for a group without spread unless `kind` is `"batch"`.
+        `torch.Tensor` of shape `(groups, K)`; zeros for a group without spread unless `kind` is `"batch"` or
+        `"value"`.
 
     Raises:
-        `ValueError`: an unknown `kind` or `scale`, or fewer than two masks a group where the group is the baseline.
+        `ValueError`: an unknown `kind` or `scale`, fewer than two masks a group where the group is the baseline, or
+            values without `"value"` or the other way round.
 
     Example:
 
@@ -46,12 +56,16 @@ def advantages(rewards: torch.Tensor, kind: str = "group", scale: str = "none", 
     if scale not in SCALES:
         raise ValueError(f"`scale` must be one of {', '.join(SCALES)}, got {scale!r}.")
     count = rewards.shape[1]
-    if kind == "batch" and scale == "group":
-        raise ValueError("kind='batch' is of all groups, so scale='group', of one, has no meaning: use 'batch'.")
-    if count < 2 and kind != "batch":
+    if kind in ("batch", "value") and scale == "group":
+        raise ValueError(f"kind={kind!r} is not of one group, so scale='group' has no meaning: use 'batch'.")
+    if (kind == "value") != (values is not None):
+        raise ValueError("kind='value' and `values` go together.")
+    if count < 2 and kind not in ("batch", "value"):
         raise ValueError(f"{kind!r} advantages need at least two masks a group, got {count}.")
     if kind == "batch":
         found = rewards - rewards.mean()
+    elif kind == "value":
+        found = rewards - values.detach()[:, None]
     else:
         found = rewards - rewards.mean(1, keepdim=True)
         # (Equal rewards leave a rounding error, which a small deviation would blow up.)
@@ -108,6 +122,21 @@ def clip_fractions(
     ratio = log_ratio.detach().exp()
     low, above = (ratio < 1 - epsilon) & (advantages < 0), (ratio > 1 + high) & (advantages > 0)
     return low.float().mean(), above.float().mean()
+
+
+def value_loss(values: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
+    """
+    Squared error of what was expected of masks, PPO's loss of its value head (arXiv 1707.06347, equation 9) without a
+    clip.
+
+    Args:
+        values (`torch.Tensor` of shape `(groups,)`): what is expected of each group.
+        rewards (`torch.Tensor` of shape `(groups, K)`): of its masks.
+
+    Returns:
+        `torch.Tensor` of shape `(groups,)`: the mean over its masks.
+    """
+    return (values[:, None] - rewards).square().mean(1)
 
 
 def gaussian_kl(mean: torch.Tensor, reference: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from ..sampling import default_sampler
 from .hardness import HARD_BELOW, decided
 from .hardness import HARD_BELOW as THRESHOLD  # (its earlier name)
 from .runs import check_frames, check_options, on_the_grid, temporal_clusters, usual_step, videos
-from .score_files import SCORE_METRICS, SCORES_FORMAT, fingerprint_of, read_scores, save_scores
+from .score_files import SCORE_METRICS, SCORES_FORMAT, fingerprint_of, read_scores, save_scores, scores_for
 from .score_files import SCORE_METRICS as METRICS  # (their earlier names)
 from .score_files import SCORES_FORMAT as FORMAT
 from .scoring import score_dataset
@@ -59,6 +59,7 @@ __all__ = [
     "save_scores",
     "score_dataset",
     "score_unlabelled",
+    "scores_for",
     "select_hard",
     "summary",
     "temporal_clusters",

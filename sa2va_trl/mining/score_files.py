@@ -110,3 +110,24 @@ def read_scores(path: str | os.PathLike, fingerprint: dict | None = None) -> pd.
                 f"{path} holds scores that do not fit: {' and '.join(wrong)}. Mine again with this model."
             )
     return with_record(table.to_pandas(), own.get("hard"))
+
+
+def scores_for(
+    scores: pd.DataFrame | str | os.PathLike, model: nn.Module, processor: Sa2VAProcessor, dataset: Dataset
+) -> pd.DataFrame:
+    """
+    Scores as a trainer is given them.
+
+    Args:
+        scores (`pandas.DataFrame`, `str` or `os.PathLike`): a table, or a file of [`save_scores`].
+        model, processor, dataset: what those of a file have to be of, as in [`fingerprint_of`].
+
+    Returns:
+        `pandas.DataFrame`: the table as it is, or as [`read_scores`] reads it.
+
+    Raises:
+        `MiningError`: as [`read_scores`].
+    """
+    if isinstance(scores, pd.DataFrame):
+        return scores
+    return read_scores(scores, fingerprint_of(model, processor, dataset))

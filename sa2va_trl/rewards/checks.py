@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 from .composites import CompositeReward, get_reward
@@ -11,6 +10,14 @@ from .functions import REWARDS
 
 class RewardError(ValueError):
     """A reward that raised, or gave something that is no reward: which one, of which sample and, if known, when."""
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number; one in a tensor or array is, as it is for TRL."""
+    try:
+        return not isinstance(value, str | bytes) and math.isfinite(float(value))
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 class CheckedReward(CompositeReward):
@@ -24,9 +31,10 @@ class CheckedReward(CompositeReward):
 
     def __init__(self, reward: Callable[..., list[float]]):
         self.reward = reward
-        names = {function: name for name, function in REWARDS.items()}
+        # (Not in a dict: what is no function of ours need not be hashable.)
+        self._own = next((name for name, function in REWARDS.items() if function is reward), None)
         name = getattr(reward, "__name__", type(reward).__name__)
-        parts = reward.names if isinstance(reward, CompositeReward) else (names.get(reward, name),)
+        parts = reward.names if isinstance(reward, CompositeReward) else (self._own or name,)
         super().__init__(parts, name)
 
     def components(self, pred_masks: list, **kwargs: Any) -> dict[str, list[float]]:
@@ -50,9 +58,15 @@ class CheckedReward(CompositeReward):
             if not hasattr(values, "__len__") or len(values) != len(pred_masks):
                 raise self._error(f"{part}{values!r:.80} in place of {len(pred_masks)} values", None, kwargs)
             for number, value in enumerate(values):
-                if not isinstance(value, Real) or not math.isfinite(value):
+                if not _is_number(value):
                     raise self._error(f"{part}{value} in place of a finite number", number, kwargs)
         return {name: [float(value) for value in values] for name, values in found.items()}
+
+    def linear_weights(self) -> dict[str, float]:
+        """As of the reward; of a function of `REWARDS` 1, and nothing of another, whatever it is called."""
+        if isinstance(self.reward, CompositeReward):
+            return self.reward.linear_weights()
+        return {} if self._own is None else {self._own: 1.0}
 
     def combine(self, components: dict[str, list[float]]) -> list[float]:
         """As the reward does."""

@@ -48,6 +48,10 @@ class CompositeReward:
         """
         raise NotImplementedError
 
+    def linear_weights(self) -> dict[str, float]:
+        """Of the parts that the reward is a sum of: what each is multiplied by in it. None that is not known to be."""
+        return {}
+
     def __call__(self, pred_masks: list, **kwargs: Any) -> list[float]:
         """Arguments and result as [`~rewards.dice_reward`]."""
         return self.combine(self.components(pred_masks=pred_masks, **kwargs))
@@ -89,14 +93,20 @@ class WeightedReward(CompositeReward):
         values = np.array(list(weights.values()), dtype=float)
         if not np.isfinite(values).all() or (values < 0).any() or not values.sum() > 0:
             raise ValueError(f"reward: weights must be 0 or more and not all 0, got {weights}.")
-        self.weights = {key: float(weight / values.sum()) for key, weight in weights.items() if weight}
+        self.weights = {key: float(weight) for key, weight in weights.items() if weight}
         super().__init__(tuple(self.weights), name)
+
+    def linear_weights(self) -> dict[str, float]:
+        """The weights, divided by their sum."""
+        total = sum(self.weights.values())
+        return {name: weight / total for name, weight in self.weights.items()}
 
     def combine(self, components: dict[str, list[float]]) -> list[float]:
         """The weighted mean of the parts."""
         # No product of matrices, which sums in another order where there are more samples. (Weights that add up to 1
         # can still give 1 + 2e-16.)
-        values = sum(weight * np.array(components[name], dtype=float) for name, weight in self.weights.items())
+        weights = self.linear_weights().items()
+        values = sum(weight * np.array(components[name], dtype=float) for name, weight in weights)
         return [min(1.0, float(value)) for value in values]
 
 
@@ -121,6 +131,10 @@ class PublishedReward(CompositeReward):
     def __init__(self) -> None:
         super().__init__(tuple(self.TERMS), "published_reward")
 
+    def linear_weights(self) -> dict[str, float]:
+        """Weight times scale, of all but recall."""
+        return {name: weight * scale for name, (weight, scale) in self.TERMS.items() if name != "recall"}
+
     def combine(self, components: dict[str, list[float]]) -> list[float]:
         """The sum of the parts, each with its weight and scale."""
         parts = {name: np.array(components[name], dtype=float) for name in self.names}
@@ -138,7 +152,7 @@ def component_weights(reward: Callable[..., list[float]]) -> dict[str, float]:
         reward (`Callable`): of [`get_reward`].
 
     Returns:
-        `dict[str, float]`: the weight of each part, by name; empty of a reward without weights.
+        `dict[str, float]`: the weight of each part as it was given, by name; empty of a reward without weights.
     """
     if isinstance(reward, PublishedReward):
         return {name: weight for name, (weight, _) in reward.TERMS.items()}
@@ -182,7 +196,7 @@ def get_reward(reward: str | dict[str, float] | Callable[..., list[float]]) -> C
         `Callable`: with TRL's signature; a [`CompositeReward`] of weights and presets.
 
     Raises:
-        `ValueError`: an unknown name or weights that make no mean.
+        `ValueError`: an unknown name, weights that make no mean, or something that is no function.
     """
     if isinstance(reward, str) and reward.lstrip().startswith("{"):
         try:
@@ -196,4 +210,6 @@ def get_reward(reward: str | dict[str, float] | Callable[..., list[float]]) -> C
         if reward not in known:
             raise ValueError(f"reward: unknown {reward!r}; there are {', '.join(known)}, or weights as JSON.")
         return known[reward]
+    if not callable(reward):
+        raise ValueError(f"reward: {reward!r:.80} is no name, no weights and no function.")
     return reward

@@ -39,7 +39,9 @@ def score_group(
         reward (`str`, `dict` or `Callable`): see [`~rewards.get_reward`].
         pred_masks (`np.ndarray` or `torch.Tensor` of shape `(K, H, W)`): anything but 0 is foreground.
         target (`np.ndarray` or `torch.Tensor` of shape `(H, W)`): likewise.
-        columns: what else the object's row has, such as `sample_id`; a reward gets it once a mask.
+        columns:
+            What else the object's row has, such as `sample_id`; a reward gets it once a mask;
+            `trainer_state` as it is.
 
     Returns:
         [`GroupScores`].
@@ -93,7 +95,7 @@ class GroupScorer:
                 ) from error
         inner = self.reward.reward
         # Others may look at the whole group.
-        self._is_by_mask = isinstance(inner, CompositeReward) or inner in REWARDS.values()
+        self._is_by_mask = isinstance(inner, CompositeReward) or any(inner is known for known in REWARDS.values())
 
     def __call__(self, groups: Iterable[tuple[np.ndarray, np.ndarray, dict[str, Any]]]) -> list[GroupScores]:
         """
@@ -140,7 +142,8 @@ class GroupScorer:
 def _score(reward: CheckedReward, pred_masks: np.ndarray, target: np.ndarray, columns: dict[str, Any]) -> GroupScores:
     preds, count = list(planes(pred_masks)), len(pred_masks)
     (target,) = one_target(target)
-    repeated = {name: [value] * count for name, value in columns.items()}
+    # (The state of the trainer is one for all, as TRL passes it.)
+    repeated = {name: value if name == "trainer_state" else [value] * count for name, value in columns.items()}
     parts = reward.components(pred_masks=preds, mask=[target] * count, **repeated)
     rewards = np.array(reward.combine(parts) if count else [], dtype=float)
     return GroupScores(rewards, {name: np.array(values, dtype=float) for name, values in parts.items()})

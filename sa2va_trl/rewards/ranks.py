@@ -44,10 +44,10 @@ class RankNormalizer:
 
     def __call__(self, values: Sequence[float]) -> list[float]:
         """
-        Remember rewards, and rank them.
+        Rank rewards, and remember them.
 
         Args:
-            values (`Sequence[float]`): finite. In training on several processes, those of all of them in one order.
+            values (`Sequence[float]`): finite.
 
         Returns:
             `list[float]`: in (0, 1), one for each.
@@ -55,14 +55,23 @@ class RankNormalizer:
         Raises:
             `ValueError`: a value that is not finite.
         """
+        ranks = self.rank(values)
+        self.remember(values)
+        return ranks
+
+    def rank(self, values: Sequence[float]) -> list[float]:
+        """As a call, and the history stays as it is: what comes one after the other has the same ranks as together."""
         values = np.asarray(values, dtype=float)
         if not np.isfinite(values).all():
             raise ValueError(f"only finite rewards have a rank, got {values.tolist()}.")
         # A batch beyond the size is ranked in itself and not in a part of it.
         history = np.sort(np.concatenate([self._values[len(self._values) - self._kept(len(values)) :], values]))
-        self._values = np.concatenate([self._values, values])[-self.size :]
         below, up_to = np.searchsorted(history, values, "left"), np.searchsorted(history, values, "right")
         return ((below + up_to) / (2 * max(len(history), 1))).tolist()
+
+    def remember(self, values: Sequence[float]) -> None:
+        """Take rewards into the history, the last one last."""
+        self._values = np.concatenate([self._values, np.asarray(values, dtype=float)])[-self.size :]
 
     def _kept(self, new: int) -> int:
         return min(len(self._values), max(self.size - new, 0))

@@ -46,12 +46,22 @@ def planes(masks: Any) -> np.ndarray:
 
     Returns:
         `np.ndarray` of shape `(objects, H, W)`: bool.
+
+    Raises:
+        `ValueError`: floats of more than two values, or that are no numbers: probabilities or logits.
     """
     if isinstance(masks, list | tuple):
         return np.concatenate([planes(mask) for mask in masks])
     if isinstance(masks, Image):
         masks = np.asarray(binary_mask(masks))
-    array = masks.detach().cpu().numpy() if isinstance(masks, torch.Tensor) else np.asarray(masks)
+    if isinstance(masks, torch.Tensor):
+        masks = masks.detach()
+        masks = (masks.float() if masks.is_floating_point() else masks).cpu().numpy()
+    array = np.asarray(masks)
+    if array.dtype.kind == "f":
+        largest = array.max(initial=0)
+        if not ((array == 0) | ((array == largest) & (largest in (1, 255)))).all():  # (NaN is neither)
+            raise ValueError("masks are floats other than 0 and 1: apply the threshold to probabilities first.")
     # Booleans as bytes: to compare them to a number takes eight times as long.
     array = (array.view(np.uint8) if array.dtype == bool else array) != 0
     return array[None] if array.ndim == 2 else array
@@ -85,6 +95,8 @@ def _pairs(pred_masks: list, mask: list | None, masks: list | None):
         raise ValueError(f"{count} predictions, but {len(singles)} `mask` and {len(groups)} `masks`.")
     targets = []
     for number, (single, group) in enumerate(zip(singles, groups, strict=True)):
+        if single is not None and group is not None and len(group):
+            raise ValueError(f"sample {number} has both `mask` and `masks`: keep one.")
         if single is None and (group is None or not len(group)):
             raise ValueError(f"sample {number} has no target: neither `mask` nor `masks`.")
         targets.append(group if single is None else single)

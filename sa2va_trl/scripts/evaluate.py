@@ -27,7 +27,6 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from filelock import FileLock, Timeout
 
 from ..data.checks import check_dataset
 from ..data.splits import check_no_leakage
@@ -60,6 +59,7 @@ from ..processes import everywhere, leave_process_group
 from ..questions import QUESTIONS, check_question, question_of
 from .arguments import AveragingArguments, DataArguments, ModelArguments, RecipeParser, RouterArguments
 from .loading import Model, get_split, load_data, load_members, load_model, load_router
+from .locks import the_only_one
 from .mask_drawing import HELP as POSTPROCESSING
 from .mask_drawing import check_clips, given_postprocessing, own_postprocessing
 from .reporting import (
@@ -349,25 +349,6 @@ def masks_predictor(args: EvaluateArguments, dataset: Dataset) -> Predictor:
     )
 
 
-def the_only_one(output: Path) -> FileLock:
-    """
-    Returns:
-        `FileLock`: that no other evaluation into this folder holds.
-
-    Raises:
-        `ValueError`: another one does: the two would take each other's rows up, and remove them.
-    """
-    (output / PARTIAL).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / PARTIAL / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"output_dir={str(output)!r}: another evaluation into it is at work. Wait for it, or give another one."
-        ) from None
-    return lock
-
-
 def write_report(
     output: Path,
     options: Sequence[Any],
@@ -426,7 +407,12 @@ def main() -> None:
 
     # Predict and score
     output, is_reported = Path(args.output_dir), args.report and can_report()
-    lock = the_only_one(output) if state.is_main_process else None  # held until this call ends, however it ends
+    lock = None
+    if state.is_main_process:  # two would take each other's rows up, and remove them
+        refusal = (
+            f"output_dir={str(output)!r}: another evaluation into it is at work. Wait for it, or give another one."
+        )
+        lock = the_only_one(output / PARTIAL / "lock", refusal)
     partial = output / PARTIAL / "masks"
     if predictor.prints is None:
         shutil.rmtree(partial, ignore_errors=True)  # what the folder of masks held then is not known
@@ -479,7 +465,7 @@ def main() -> None:
     else:  # those of an earlier call show other masks
         shutil.rmtree(output / SAMPLES, ignore_errors=True)
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
-    lock.release()
+    lock.close()
 
     say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, {predictor.in_words()}")
     if averaging.is_on:

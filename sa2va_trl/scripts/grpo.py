@@ -48,7 +48,7 @@ class GrpoArguments:
         default=False,
         metadata={
             "help": f"See whether everything runs: at most {QUICK_ROWS} training rows, {QUICK_EVALUATED} evaluation "
-            f"rows and {QUICK_STEPS} steps, where no other numbers are given."
+            f"rows and {QUICK_STEPS} steps, no warm-up."
         },
     )
 
@@ -81,14 +81,13 @@ def limit(
         raise ValueError("max_eval_samples has no effect with eval_strategy=no.")
     count = args.max_eval_samples
     if args.quick_test:
-        count = QUICK_EVALUATED if count is None else count
-        if training_args.max_samples is None:
-            training_args.max_samples = QUICK_ROWS
-        if training_args.max_steps <= 0:
-            training_args.max_steps = QUICK_STEPS
+        count = min(QUICK_EVALUATED, QUICK_EVALUATED if count is None else count)
+        rows = min(QUICK_ROWS, len(train_dataset), training_args.max_samples or QUICK_ROWS)
+        steps = QUICK_STEPS if training_args.max_steps <= 0 else min(QUICK_STEPS, training_args.max_steps)
+        training_args.max_samples, training_args.max_steps, training_args.warmup_steps = rows, steps, 0
         say(
-            f"quick_test: at most {training_args.max_samples} of {len(train_dataset)} training rows and "
-            f"{training_args.max_steps} steps; whatever comes of it says nothing of the method."
+            f"quick_test: {rows} of {len(train_dataset)} training rows, {steps} steps, no warm-up; whatever comes of "
+            "it says nothing of the method."
         )
     if eval_dataset is None or count is None or count >= len(eval_dataset):
         return eval_dataset

@@ -16,6 +16,7 @@ from ..mining.hardness import HARD_BELOW
 from ..trainers.checkpoints_to_resume import resolve_checkpoint
 from .commands import flags
 from .config_files import step_config_file
+from .locks import the_only_one
 from .quiet import STEP, VERBOSE
 from .screen import MARK, current, duration, say
 
@@ -46,7 +47,7 @@ class Steps:
             The folder.
 
         Raises:
-            `ValueError`: the step was run with other options.
+            `ValueError`: the step was run with other options, or is at work already.
             `FileNotFoundError`: there is no such `config`.
             `StepError`: it failed.
         """
@@ -57,47 +58,52 @@ class Steps:
         line = [task, *flags(options)]
         config = options["config"].read_text() if "config" in options else ""
         found = {"line": line, "config": config, "done": False}
-        if record.exists():
-            found = json.loads(record.read_text())
-        if (_comparable(found["line"]), _settings(found["config"])) != (_comparable(line), _settings(config)):
-            raise ValueError(
-                f"{folder} was made with other options:\n  {' '.join(found['line'])}\nthan now:\n  {' '.join(line)}\n"
-                "(or its YAML has changed). Give another output_dir, or delete what was made from here on."
-            )
-        if found["done"]:
-            say(f"{name:<{WIDTH}}done before")
-            return folder
-        write_json(record, found)
-        if train:
-            try:
-                resolve_checkpoint("latest", folder)
-                line = [*line, "--resume_from_checkpoint", "latest"]
-            except ValueError:
-                pass  # there is none yet
-        print(f"== {name}: sa2va-trl {' '.join(line)}", flush=True)  # the screen need not show it
-        start = time.monotonic()
-        launcher = self.launcher if train and self.launcher else [sys.executable]
-        module = "--module" if Path(launcher[0]).name == "deepspeed" else "-m"
-        start_line = [*launcher, module, "sa2va_trl.cli", *line]
-        summary = _run_plainly(name, start_line) if current() is None else _run_quietly(name, start_line)
-        seconds = time.monotonic() - start
-        write_json(record, {**found, "done": True, "seconds": round(seconds, 1)})
+        busy = f"{folder}: this step is at work, for another call or for one that was killed and has left it behind."
+        lock = the_only_one(record.with_suffix(".lock"), f"{busy} Wait for it, or give another output_dir.")
+        with lock:
+            if record.exists():
+                found = json.loads(record.read_text())
+            if (_comparable(found["line"]), _settings(found["config"])) != (_comparable(line), _settings(config)):
+                raise ValueError(
+                    f"{folder} was made with other options:\n  {' '.join(found['line'])}\nthan now:\n  "
+                    f"{' '.join(line)}\n(or its YAML has changed). Give another output_dir, or delete what was made "
+                    "from here on."
+                )
+            if found["done"]:
+                say(f"{name:<{WIDTH}}done before")
+                return folder
+            write_json(record, found)
+            if train:
+                try:
+                    resolve_checkpoint("latest", folder)
+                    line = [*line, "--resume_from_checkpoint", "latest"]
+                except ValueError:
+                    pass  # there is none yet
+            print(f"== {name}: sa2va-trl {' '.join(line)}", flush=True)  # the screen need not show it
+            start = time.monotonic()
+            launcher = self.launcher if train and self.launcher else [sys.executable]
+            module = "--module" if Path(launcher[0]).name == "deepspeed" else "-m"
+            start_line = [*launcher, module, "sa2va_trl.cli", *line]
+            run = _run_plainly if current() is None else _run_quietly
+            summary = run(name, start_line, lock.fileno())
+            seconds = time.monotonic() - start
+            write_json(record, {**found, "done": True, "seconds": round(seconds, 1)})
         say(f"{name:<{WIDTH}}{summary or 'done'}   {duration(seconds)}")
         return folder
 
 
-def _run_plainly(name: str, line: list[str]) -> None:
-    """A step that prints to the screen itself."""
+def _run_plainly(name: str, line: list[str], lock: int) -> None:
+    """A step that prints to the screen itself, and holds the lock."""
     try:
-        subprocess.run([*line, VERBOSE], check=True)
+        subprocess.run([*line, VERBOSE], check=True, pass_fds=[lock])
     except subprocess.CalledProcessError as error:
         raise StepError(f"{name} ended with status {error.returncode}.") from error
 
 
-def _run_quietly(name: str, line: list[str]) -> str | None:
+def _run_quietly(name: str, line: list[str], lock: int) -> str | None:
     """
     A step whose output goes into the log of this task, but for the lines that are marked (see
-    [`~scripts.screen.StepScreen`]).
+    [`~scripts.screen.StepScreen`]). It holds the lock.
 
     Returns:
         `str`: what it did, in a line, if it said so.
@@ -112,7 +118,8 @@ def _run_quietly(name: str, line: list[str]) -> str | None:
         "foreign": screen.note,
     }
     environment = {**os.environ, STEP: screen.log or "its output"}
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment, "pass_fds": [lock]}
+    with subprocess.Popen(line, **given) as process:
         for raw in process.stdout:
             text = raw.decode(errors="replace")
             before, mark, marked = text.partition(MARK)

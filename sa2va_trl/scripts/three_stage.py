@@ -4,7 +4,11 @@ the evaluation of each on the same held-out patients, beside as many further ste
 
     sa2va-trl three_stage --config tiny/three_stage
 
-With `grpo` reinforcement learning follows on stage 3, evaluated and compared like the others.
+With `grpo` reinforcement learning follows on stage 3, evaluated and compared like the others. Other orders, and fewer
+stages, are given by their tasks; the options of each are where they always are:
+
+    sa2va-trl three_stage --dataset_name DIR --stages sft grpo --stage1 '{"config": "configs/tiny/sft.yaml"}' \\
+        --grpo '{"config": "configs/tiny/grpo.yaml"}' --control '{"config": "configs/tiny/control.yaml"}'
 
 Every step is a run of another task; log.txt has its command and all that it prints. One that was ended is taken up at
 its last checkpoint, and one that is done is not run again. To train on several processes, set `launcher`, which starts
@@ -40,6 +44,7 @@ from .commands import command
 from .loading import get_split, load_data, load_model
 from .reporting import about, can_report, hard_runs, logs_of, remove_report, save_report
 from .screen import finish, say
+from .stages import SECTIONS, START, Plan, check_sections, draws_by_scores, plan_in_order, usual_plan
 from .steps import Steps
 
 
@@ -58,6 +63,13 @@ class ThreeStageArguments:
     first_stage: int = field(
         default=1, metadata={"help": "2 where model_name_or_path is fine-tuned already: stage 1 is left out."}
     )
+    stages: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"Stages in their order, of {', '.join(SECTIONS)}, each at most once; by default sft, dpo, "
+            "hard_sample and, where it has options, grpo."
+        },
+    )
     launcher: str = field(default="", metadata={"help": 'What starts training: "accelerate launch --config_file …".'})
     seed: int = field(default=0, metadata={"help": "Random seed of all steps."})
     cache_features: str = field(default="on", metadata={"help": "Frozen features after stage 1: on or off."})
@@ -70,10 +82,13 @@ class ThreeStageArguments:
     mining: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl mine_hard_samples."})
     stage3: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl hard_sample."})
     grpo: dict = field(
-        default_factory=dict, metadata={"help": "Options of sa2va-trl grpo, after stage 3; left out without any."}
+        default_factory=dict,
+        metadata={"help": "Options of sa2va-trl grpo; without stages it follows on stage 3, if there are any."},
     )
     control: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl sft for the control."})
-    router: dict = field(default_factory=dict, metadata={"help": "Options of evaluate's router from stage 2 to 3."})
+    router: dict = field(
+        default_factory=dict, metadata={"help": "Options of evaluate's router to the model of hard_sample."}
+    )
     merging: dict = field(default_factory=dict, metadata={"help": "Options of sa2va-trl merge."})
     num_overlays: int = field(default=6, metadata={"help": "Pictures of the worst frames, and of the most improved."})
 
@@ -88,13 +103,27 @@ class ThreeStageArguments:
             if given := [name for name in DECIDED if name in getattr(self, step)]:
                 raise ValueError(f"{step}: {', '.join(given)} cannot be set there, three_stage decides it.")
         if "max_steps" in self.control:
-            raise ValueError("control: max_steps cannot be set there, it is that of stages 2 and 3 together.")
+            raise ValueError("control: max_steps cannot be set there, it is that of the stages together.")
+        if self.stages is not None:
+            if self.first_stage != 1:
+                raise ValueError("first_stage has no effect with stages: leave sft out of them.")
+            self.plan()
+            check_sections(self.stages, {step: getattr(self, step) for step in STEPS})
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError("Start three_stage in one process; its option `launcher` starts the training steps.")
 
+    def plan(self) -> Plan:
+        """The stages that are run."""
+        if self.stages is None:
+            return usual_plan(self.first_stage, bool(self.grpo))
+        return plan_in_order(self.stages)
 
-def check_splits(data: DatasetDict, data_args: DataArguments, record: Path) -> None:
-    """Held-out patients stay held out: the splits share nothing, and earlier steps have seen the same ones."""
+
+def check_splits(data: DatasetDict, data_args: DataArguments, record: Path, stages: list[str] | None) -> None:
+    """
+    Held-out patients stay held out: the splits share nothing, and earlier steps have seen the same ones, in the same
+    order of stages.
+    """
     for one, other in combinations(SPLITS, 2):
         check_no_leakage(data[one], data[other], names=(one, other))
     own = {
@@ -106,7 +135,16 @@ def check_splits(data: DatasetDict, data_args: DataArguments, record: Path) -> N
         for split in SPLITS
     }
     own["synthetic"] = data_args.synthetic
-    if record.exists() and json.loads(record.read_text()) != own:
+    if stages is not None:
+        own["stages"] = stages
+    found = json.loads(record.read_text()) if record.exists() else own
+    if found.get("stages") != stages:
+        before, now = (", ".join(names) if names else "not set" for names in (found.get("stages"), stages))
+        raise ValueError(
+            f"{record.parent} was begun with other stages ({before}; now {now}), which start from each other. Give "
+            "another output_dir."
+        )
+    if found != own:
         raise ValueError(
             f"{record.parent} was begun with other data or splits ({record.name}): a patient held out now may have "
             "been trained on. Give another output_dir."
@@ -115,13 +153,13 @@ def check_splits(data: DatasetDict, data_args: DataArguments, record: Path) -> N
 
 
 def pictures(
-    models: list[str], args: dict, test: Dataset, before: pd.DataFrame, after: pd.DataFrame, count: int
+    models: list[str], args: dict, test: Dataset, tables: list[pd.DataFrame], titles: list[str], count: int
 ) -> tuple[list[tuple[str, Image.Image]], dict[str, list[Picture]]]:
     """
     The worst and the most improved frames, as the first and the second model draw them: names and pictures (image,
     first model's mask, second model's), and what the page shows of them.
     """
-    chosen = worst_and_improved(before, after, count)
+    chosen = worst_and_improved(*tables, count)
     positions = {name: position for position, name in enumerate(test["sample_id"])}
     rows = test.select([positions[name] for name in dict.fromkeys(chosen.values())])
     predicted = []
@@ -131,11 +169,11 @@ def pictures(
     strips, read = draw_beside(predicted), {}
     for (row, first), (_, second) in zip(*predicted, strict=True):
         read[row["sample_id"]] = row, [first, second]
-    before, after = (table.set_index("sample_id")["dice"] for table in (before, after))
+    before, after = (table.set_index("sample_id")["dice"] for table in tables)
     drawn, gallery = [], {"Worst": [], "Most improved": []}
     for title, name in chosen.items():
         drawn.append((f"{title}_{before[name]:.3f}_{after[name]:.3f}_{file_name(name)}", strips[name]))
-        facts = {"stage 1": float(before[name]), "stage 3": float(after[name])}
+        facts = dict(zip(titles, (float(before[name]), float(after[name])), strict=True))
         group = "Worst" if title.startswith("worst") else "Most improved"
         gallery[group].append(make_picture(*read[name], facts))
     return drawn, gallery
@@ -173,11 +211,11 @@ def main() -> None:
         raise ValueError(
             f"{', '.join(unused)}: the stages start from a whole model as it is (sa2va-trl merge makes one)."
         )
-    output = Path(args.output_dir)
+    output, plan = Path(args.output_dir), args.plan()
     data = load_data(data_args)
     for split in SPLITS:
         get_split(data, split, "dataset_name")
-    check_splits(data, data_args, output / "splits.json")
+    check_splits(data, data_args, output / "splits.json", args.stages)
     dataset = {"dataset_name": data_args.dataset_name, "synthetic": {}}  # whatever the steps' own files say
     if data_args.dataset_name == "synthetic":  # made once, and not by every step
         dataset["dataset_name"] = str(output / "data")
@@ -203,99 +241,91 @@ def main() -> None:
         options = {"model_name_or_path": base, "adapter": output / name}
         return str(run(f"{name}/merged", "merge", {**args.merging, **options}))
 
-    first = model_args.model_name_or_path
+    def mined(name: str, model: str) -> Path:
+        """Scores of the training rows."""
+        options = {"model_name_or_path": model, "dataset_split": "train", **loading, **dataset, **stored}
+        scores = run(name, "mine_hard_samples", {**args.mining, **options}) / "scores.parquet"
+        names = [name for name in GROUP_COLUMNS if name in data["train"].column_names]
+        own = Dataset.from_pandas(pd.read_parquet(scores)[names])
+        for split in ("validation", "test"):
+            check_no_leakage(own, data[split], names=("mined samples", split))
+        return scores
+
+    model = model_args.model_name_or_path
     if args.prompts:
-        options = {"model_name_or_path": first, "prompt": args.prompts, **loading, **sizes}
+        options = {"model_name_or_path": model, "prompt": args.prompts, **loading, **sizes}
         for prompt, files, answer in first_look(run("first_look", "predict", options)):
             say(f"    {prompt:<{max(map(len, args.prompts))}}  {', '.join(map(str, files)) or answer}")
 
-    # Stage 1
-    if args.first_stage == 1:
-        options = {"model_name_or_path": first, "seed": args.seed, **trained_on, **loading, **sizes, **dataset}
-        run("stage1", "sft", {**args.stage1, **options}, train=True)
-        first = whole("stage1", first)
-    after_first = {**({} if args.first_stage == 1 else sizes), "seed": args.seed, **loading, **dataset, **stored}
+    # The stages, each from what the one before has made
+    if plan.base == START:  # all steps have the starting model or one that it became, at one and the same size
+        loading |= sizes
+    further = {**({} if plan.begins_with_sft else sizes), "seed": args.seed, **loading, **dataset, **stored}
+    models = {} if plan.begins_with_sft else {plan.base: model}
+    for stage in plan.stages:
+        given, options = getattr(args, SECTIONS[stage.task]), {"model_name_or_path": model, **further, **trained_on}
+        if stage.task == "sft":
+            seeded = {"model_name_or_path": model, "seed": args.seed}
+            options = {**seeded, **trained_on, **loading, **sizes, **dataset}
+        elif stage.task == "dpo":
+            making = {"model_name_or_path": model, **further, "dataset_split": "train"}
+            options["preferences"] = run(stage.preparation, "build_preferences", {**args.preferences, **making})
+            for split, own in product(("validation", "test"), load_dataset_dict(options["preferences"]).values()):
+                check_no_leakage(own, data[split], names=("preferences", split))
+        elif stage.task == "hard_sample" or draws_by_scores(given):
+            options = {"model_name_or_path": model, "scores": mined(stage.preparation, model), **options}
+        run(stage.folder, stage.task, {**given, **options}, train=True)
+        model = models[stage.folder] = whole(stage.folder, model)
 
-    # Stage 2
-    options = {"model_name_or_path": first, **after_first}
-    pairs = run("preferences", "build_preferences", {**args.preferences, **options, "dataset_split": "train"})
-    for split, own in product(("validation", "test"), load_dataset_dict(pairs).values()):
-        check_no_leakage(own, data[split], names=("preferences", split))
-    run("stage2", "dpo", {**args.stage2, **options, **trained_on, "preferences": pairs}, train=True)
-    second = whole("stage2", first)
-
-    # Stage 3
-    options = {"model_name_or_path": second, "dataset_split": "train", **loading, **dataset, **stored}
-    mined = run("mining", "mine_hard_samples", {**args.mining, **options})
-    names = [name for name in GROUP_COLUMNS if name in data["train"].column_names]
-    scores = Dataset.from_pandas(pd.read_parquet(mined / "scores.parquet")[names])
-    for split in ("validation", "test"):
-        check_no_leakage(scores, data[split], names=("mined samples", split))
-    options = {"model_name_or_path": second, "scores": mined / "scores.parquet", **after_first}
-    run("stage3", "hard_sample", {**args.stage3, **options, **trained_on}, train=True)
-    third = whole("stage3", second)
-
-    # Reinforcement learning, where it is asked for
-    fourth = None
-    if args.grpo:
-        options = {"model_name_or_path": third, **after_first, **trained_on}
-        run("grpo", "grpo", {**args.grpo, **options}, train=True)
-        fourth = whole("grpo", third)
-
-    # The control: as many steps of what stage 1 does
-    states = [json.loads((output / name / "trainer_state.json").read_text()) for name in ("stage2", "stage3")]
-    options = {"model_name_or_path": first, "max_steps": sum(state["global_step"] for state in states)}
-    run("control", "sft", {**args.control, **options, **after_first, **trained_on}, train=True)
-    control = whole("control", first)
+    # The control: as many further steps of fine-tuning
+    judged, added = plan.names()
+    steps = [json.loads((output / name / "trainer_state.json").read_text())["global_step"] for name in judged[1:]]
+    options = {"model_name_or_path": models[plan.base], "max_steps": sum(steps)}
+    run("control", "sft", {**args.control, **options, **further, **trained_on}, train=True)
 
     # Evaluation
+    evaluated = {name: {"model_name_or_path": models[name]} for name in judged}
+    if routed := plan.before("hard_sample"):
+        ordinary, special = (models[name] for name in routed)
+        routes = {"model_name_or_path": ordinary, "router_model": special, "route_split": "validation"}
+        evaluated["router"] = {**routes, **args.router}
+    evaluated["control"] = {"model_name_or_path": whole("control", models[plan.base])}
+    evaluated |= {name: {"model_name_or_path": models[name]} for name in added}
+    scored = {"dataset_split": "test", "num_overlays": 0, "report": False, **loading, **dataset, **stored}
     tables = {}
-    scored = {
-        "dataset_split": "test",
-        "num_overlays": 0,
-        "report": False,
-        **loading,
-        **dataset,
-        **stored,
-    }
-    routed = {"model_name_or_path": second, "router_model": third, "route_split": "validation", **args.router}
-    for name, options in {
-        "stage1": {"model_name_or_path": first},
-        "stage2": {"model_name_or_path": second},
-        "stage3": {"model_name_or_path": third},
-        "router": routed,
-        "control": {"model_name_or_path": control},
-        **({"grpo": {"model_name_or_path": fourth}} if fourth else {}),
-    }.items():
+    for name, options in evaluated.items():
         folder = run(f"evaluation/{name}", "evaluate", {**options, **scored})
         tables[name] = pd.read_parquet(folder / "per_sample.parquet")
-    against = [("stage1", "stage2"), ("stage2", "stage3"), ("stage1", "stage3"), ("stage2", "router")]
-    against += [("stage1", "control"), ("control", "stage3")]
-    against += [("stage3", "grpo"), ("stage1", "grpo")] if fourth else []
-    comparison = compare(tables, "dice", against)
+    comparison = compare(tables, "dice", plan.comparisons())
     write_json(output / "comparison.json", comparison)
-    shutil.copy(output / "evaluation/stage3/metrics.json", output / "metrics.json")
+    shutil.copy(output / "evaluation" / plan.last / "metrics.json", output / "metrics.json")
+    two = (plan.base, plan.last)
+    titles = [name.replace("stage", "stage ").replace("_", " ") for name in two]
     drawn, gallery = pictures(
-        [first, third], loading, data["test"], tables["stage1"], tables["stage3"], args.num_overlays
+        [models[name] for name in two],
+        loading,
+        data["test"],
+        [tables[name] for name in two],
+        titles,
+        args.num_overlays,
     )
     save_overlays(drawn, output / "overlays")
     say(f"\n{comparison_table(comparison)}\n")
     remove_report(output)
     if is_reported := can_report():
-        order = ("stage1", "stage2", "control", "router", "stage3", "grpo")
-        last = {name: tables[name] for name in order if name in tables}
-        sections, files = comparison_report(
-            comparison, last, hard_runs(tables["stage3"]), gallery, ["stage 1", "stage 3"], 0.5
-        )
+        order = [*judged[:-1], "control", "router", plan.last, *added]
+        shown = {name: tables[name] for name in order if name in tables}
+        sections, files = comparison_report(comparison, shown, hard_runs(tables[plan.last]), gallery, titles, 0.5)
         if args.prompts:
             sections.insert(1, look_section(first_look(output / "first_look")))
-        trained = {name: output / name for name in ("stage1", "stage2", "stage3", "grpo", "control") if name in tables}
+        trained = {name: output / name for name in (*judged, *added, "control")}
         found = about([args, data_args, model_args], [output / "comparison.json"])
-        subtitle = f"{data_args.dataset_name}, {len(tables['stage1'])} images of the test split"
-        save_report(output, "Three stages", subtitle, (sections, files), found, logs_of(trained))
+        subtitle = f"{data_args.dataset_name}, {len(tables[plan.base])} images of the test split"
+        title = "Three stages" if args.stages is None else f"Stages: {', '.join(args.stages)}"
+        save_report(output, title, subtitle, (sections, files), found, logs_of(trained))
     finish(
         f"results in {output}",
-        f"the worst and the most improved frames (image, stage 1, stage 3) are in "
+        f"the worst and the most improved frames (image, {', '.join(titles)}) are in "
         f"{output / (REPORT if is_reported else 'overlays')}",
-        f"try it: {command('predict', model_name_or_path=third)}",
+        f"try it: {command('predict', model_name_or_path=models[plan.last])}",
     )

@@ -48,6 +48,8 @@ class WeightRule:
     def __post_init__(self):
         if (self.below is None) == (self.above is None):
             raise ValueError("give either below or above")
+        if not math.isfinite(self.below if self.above is None else self.above):
+            raise ValueError("below and above must be finite")
         for name in ("weight", "otherwise"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -214,6 +216,14 @@ class AdaptWeights(TrainerCallback):
     ) -> None:
         for name, value in (metrics or {}).items():
             self.trainer.weight_state.see(name, value)
+        # (Of several sets each has its own evaluation.)
+        if metrics and not isinstance(self.trainer.eval_dataset, dict):
+            for rule in self.trainer.weight_state.rules:
+                if rule.metric.startswith("eval_") and rule.metric not in metrics:
+                    names = ", ".join(sorted(metrics))
+                    raise ValueError(
+                        f"adaptive_weights: no {rule.metric!r} comes of an evaluation; there are {names}."
+                    )
 
 
 class AdaptingMixin:

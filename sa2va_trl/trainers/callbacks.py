@@ -6,6 +6,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 
 from ..data.collator import SegCollator
+from ..processes import everywhere
 from ..rewards import RankNormalizer
 from .hard_sample_config import never_mined
 
@@ -49,16 +50,47 @@ class BuildFeatures(TrainerCallback):
         self.trainer.build_features()
 
 
+class UpdateActorCritic(TrainerCallback):
+    """Has what a trainer learns beside its model take a step with it."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    # (Not those of a try of `auto_find_batch_size` that failed.)
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.critic_warmup >= state.max_steps:
+            raise ValueError(f"critic_warmup={args.critic_warmup} leaves the policy none of {state.max_steps} steps.")
+        self.trainer.actor_critic.zero_grad()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.actor_critic.update(self.trainer.accelerator)
+
+
 class RankHistory(TrainerCallback, ExportableState):
     """
-    The rewards that others become their rank among; it becomes a part of `trainer_state.json`.
+    The rewards that others become their rank among; it becomes a part of `trainer_state.json`. Those of a step are
+    remembered at its end, from the least to the largest, so that nothing depends on how a step is divided among
+    micro-batches and processes.
 
     Args:
         size (`int`): how many are remembered.
+
+    Attributes:
+        of_step (`list[float]`): rewards of this process since the last step.
     """
 
     def __init__(self, size: int):
-        self.ranks = RankNormalizer(size)
+        self.ranks, self.of_step = RankNormalizer(size), []
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.ranks.remember(sorted(sum(everywhere(self.of_step), [])))
+        self.of_step = []
 
     @property
     def values(self) -> list[float]:

@@ -84,6 +84,33 @@ def row_weights(scores: pd.DataFrame, difficulty: str = "threshold", weight_cap:
     return np.minimum(weights / weights.mean(), weight_cap)
 
 
+def capped(weights: np.ndarray, cap: float) -> np.ndarray:
+    """
+    Weights of which none is more than a multiple of their mean: what a row has beyond it is shared out among the
+    others in proportion.
+
+    Args:
+        weights (`np.ndarray` of shape `(rows,)`): not negative, not all 0.
+        cap (`float`): the multiple, at least 1.
+
+    Returns:
+        `np.ndarray` of shape `(rows,)`: with a mean of 1. Where fewer than one row in `cap` has a weight, those have
+        equal ones, which are larger.
+    """
+    positive = weights > 0
+    if positive.sum() * cap <= len(weights):
+        return positive * (len(weights) / positive.sum())
+    found, full = np.zeros(len(weights)), np.zeros(len(weights), dtype=bool)
+    while True:
+        free = positive & ~full
+        found[free] = weights[free] / weights[free].sum() * (len(weights) - cap * full.sum())
+        over = free & (found > cap)
+        if not over.any():
+            return found
+        full |= over
+        found[full] = cap
+
+
 def draw(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """
     Systematic sampling: `count` draws in proportion to the weights, in which every entry comes as often as expected,
@@ -161,7 +188,8 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
         has no mask.
 
     Raises:
-        `DatasetError`: columns are missing, identifiers are missing, unknown or used twice, or a Dice is none.
+        `DatasetError`: columns are missing, identifiers are missing, unknown or used twice, a Dice is none, or a
+            spread is negative or infinite.
     """
     missing = [name for name in ("sample_id", "dice") if name not in scores]
     if missing:
@@ -190,6 +218,10 @@ def match_scores(scores: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     if not ((dice >= 0) & (dice <= 1)).all():
         bad = ids[~((dice >= 0) & (dice <= 1))].tolist()
         raise DatasetError(f"{len(bad)} scores have a dice outside of [0, 1], such as that of {bad[0]!r}.")
+    for name in {"spread", "reward_spread"} & set(scores):
+        values = scores[name].to_numpy(dtype=float)
+        if (bad := ~(np.isnan(values) | ((values >= 0) & (values < np.inf)))).any():
+            raise DatasetError(f"{bad.sum()} scores have a {name} below 0 or infinite, such as {ids[bad].iloc[0]!r}.")
     found = scores.set_index("sample_id").reindex(own).reset_index(drop=True)
     found = found[[name for name in SCORE_COLUMNS if name in found]]
     return found.assign(review=found["review"].fillna(False)) if "review" in found else found

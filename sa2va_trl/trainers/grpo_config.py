@@ -1,10 +1,12 @@
 """Options of reinforcement learning on masks, and those of TRL's that have no meaning for it."""
 
+import math
 from dataclasses import dataclass, field
 
 from ..losses.policy_gradient import ADVANTAGES, SCALES
 from ..rewards import CREDITS, checked, get_reward
 from ..sampling import MaskSampler
+from .actor_critic import NOISE_RANGE
 from .base_config import refuse
 from .row_sampling import SAMPLE_BY
 from .sft_config import SFT_REFUSED, SegSFTConfig
@@ -23,13 +25,14 @@ class SegGRPOConfig(SegSFTConfig):
     > [!NOTE]
     > Different from `SegSFTConfig`: `trainable` is `"head"` by default, there is no language loss (so that features
     > can be cached), `learning_rate` is 1e-5 and `lora_dropout` 0, since the ratio is of one network. Different from
-    > `GRPOConfig`: `scale_rewards` is `"none"`.
+    > `GRPOConfig`: `per_device_train_batch_size` counts rows, each of which has K masks; `scale_rewards` is `"none"`;
+    > `beta` weighs an exact divergence; weights of rewards are part of `reward`.
 
     Parameters:
         > Parameters that control the rollouts
 
         num_generations (`int`, *optional*, defaults to 8):
-            Masks that are drawn for each object, K.
+            Masks that are drawn for each object, K; one may do with `advantage="value"`.
         policy (`str`, *optional*, defaults to `"embedding"`):
             What is drawn: `"embedding"`, the projected `[SEG]` embedding; `"field"`, a smooth shift of the greedy
             mask's logits; `"both"`, K / 2 of each. See [`~sampling.MaskSampler`].
@@ -38,6 +41,9 @@ class SegGRPOConfig(SegSFTConfig):
         field_noise (`float`, *optional*, defaults to 0.5): that of the field's grid points, in logits.
         noise_end (`float`, *optional*, defaults to 1.0):
             Share of both that is left at the last step, in (0, 1]; they fall linearly.
+        learn_noise (`bool`, *optional*, defaults to `False`):
+            Learn the embedding's standard deviation, from `embedding_noise` on and between 0.01 and 2, by the same
+            surrogate. It is one number, which is no part of the model.
 
         > Parameters that control which rows are drawn
 
@@ -59,10 +65,16 @@ class SegGRPOConfig(SegSFTConfig):
         > Parameters that control the loss
 
         advantage (`str`, *optional*, defaults to `"group"`):
-            Baseline: `"group"`, `"rloo"` or `"batch"`, see [`~losses.advantages`]. A batch is that of one micro-batch
-            of a process.
+            Baseline: `"group"`, `"rloo"`, `"batch"` or `"value"`, see [`~losses.advantages`]. A batch is that of one
+            micro-batch of a process. With `"value"` a small head learns beside the model what the masks of an
+            embedding will be worth: PPO as published.
         scale_rewards (`str`, *optional*, defaults to `"none"`): `"none"`, `"group"` or `"batch"`, see there.
         num_iterations (`int`, *optional*, defaults to 1): updates from one set of rollouts.
+        ppo_learning_rate (`float`, *optional*, defaults to 1e-3):
+            Of the learned noise and of the value head, which have an optimizer of their own (Adam); it is constant.
+        critic_warmup (`int`, *optional*, defaults to 0):
+            Steps in which of the rollouts only the value head learns, by verl's name: it begins by expecting 0 of
+            every mask, and all advantages then have one sign.
         epsilon (`float`, *optional*, defaults to 0.2): how far the ratio may fall.
         epsilon_high (`float`, *optional*): how far it may rise; as far by default.
         beta (`float`, *optional*, defaults to 0.0):
@@ -127,6 +139,9 @@ class SegGRPOConfig(SegSFTConfig):
     noise_end: float = field(
         default=1.0, metadata={"help": "Share of the noise that is left at the last step; it falls linearly."}
     )
+    learn_noise: bool = field(
+        default=False, metadata={"help": "Learn the standard deviation of the drawn embeddings."}
+    )
     sample_by: str = field(
         default="uniform",
         metadata={
@@ -155,6 +170,12 @@ class SegGRPOConfig(SegSFTConfig):
         default="none", metadata={"help": f"What advantages are divided by the deviation of: {', '.join(SCALES)}."}
     )
     num_iterations: int = field(default=1, metadata={"help": "Updates from one set of rollouts."})
+    ppo_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of the learned noise and of the value head (advantage=value)."}
+    )
+    critic_warmup: int = field(
+        default=0, metadata={"help": "Steps in which of the rollouts only the value head learns (advantage=value)."}
+    )
     epsilon: float = field(default=0.2, metadata={"help": "How far the ratio may fall before it is clipped."})
     epsilon_high: float | None = field(default=None, metadata={"help": "How far it may rise; as far by default."})
     beta: float = field(default=0.0, metadata={"help": "Weight of the divergence from the model without its adapter."})
@@ -177,6 +198,10 @@ class SegGRPOConfig(SegSFTConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if isinstance(self.scale_rewards, bool):  # as TRL takes them
+            self.scale_rewards = "group" if self.scale_rewards else "none"
+        if self.lora_dropout:
+            raise ValueError(f"lora_dropout={self.lora_dropout} must be 0: the ratio is of one network.")
         for name, choices in (
             ("policy", POLICIES),
             ("advantage", ADVANTAGES),
@@ -186,11 +211,21 @@ class SegGRPOConfig(SegSFTConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        least = 2 if self.policy != "both" else 4
-        if self.num_generations < least or (self.policy == "both" and self.num_generations % 2):
-            how = "advantages are taken within a group" if least == 2 else "policy=both draws half of each kind"
-            even = "" if least == 2 else " and even"
+        kinds = 2 if self.policy == "both" else 1
+        least = kinds * (1 if self.advantage == "value" else 2)
+        if self.num_generations < least or self.num_generations % kinds:
+            how = "advantages are taken within a group" if kinds == 1 else "policy=both draws half of each kind"
+            even = "" if kinds == 1 else " and even"
             raise ValueError(f"num_generations must be at least {least}{even}, got {self.num_generations}: {how}.")
+        if self.num_generations == kinds and self.credit == "local" and self.decoder_weight:
+            raise ValueError(
+                f"num_generations={kinds} with policy={self.policy} needs credit=global: local credit is measured "
+                "against the others of a group."
+            )
+        if self.advantage in ("batch", "value") and self.scale_rewards == "group":
+            raise ValueError(
+                f"advantage={self.advantage} is not of one group, so scale_rewards=group has no meaning: use batch."
+            )
         for name in ("num_iterations", "credit_cells", "skip_patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -198,14 +233,14 @@ class SegGRPOConfig(SegSFTConfig):
             raise ValueError(f"rollout_steps must be at least 1, got {self.rollout_steps}.")
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"max_samples must be at least 1, got {self.max_samples}.")
+        refuse(self, {"train_sampling_strategy": "this trainer plans its epochs itself, see sample_by and curriculum"})
         if self.sample_by != "uniform":
-            names = ("train_sampling_strategy", "dataset_repeats")
-            refuse(self, dict.fromkeys(names, f"sample_by={self.sample_by} decides how often a row is seen"))
+            refuse(self, {"dataset_repeats": f"sample_by={self.sample_by} decides how often a row is seen"})
         if self.max_samples is not None:
             refuse(self, {"dataset_repeats": "max_samples keeps rows once; raise num_train_epochs"})
         for name in ("beta", "decoder_weight", "sft_weight", "reward_workers", "rank_history"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}.")
         if not 0 < self.noise_end <= 1:
             raise ValueError(f"noise_end must lie in (0, 1], got {self.noise_end}.")
         if not 0 < self.epsilon < 1 or (self.epsilon_high is not None and not self.epsilon_high > 0):
@@ -213,6 +248,7 @@ class SegGRPOConfig(SegSFTConfig):
                 f"epsilon must lie between 0 and 1 and epsilon_high above 0, got {self.epsilon} and "
                 f"{self.epsilon_high}."
             )
+        self._check_learned()
         get_reward(self.reward)
         self.sampler()  # raises where the noise is out of range
         if self.policy == "field":
@@ -227,15 +263,51 @@ class SegGRPOConfig(SegSFTConfig):
             refuse(self, dict.fromkeys(("credit", "credit_cells"), "decoder_weight=0 weights no likelihood"))
         elif self.credit == "global":
             refuse(self, {"credit_cells": "credit=global has no cells"})
+        elif self.rank_history:
+            refuse(self, {"credit_cells": "rank_history makes ranks of whole rewards, which lie in no cell"})
         elif self.policy == "field" and not self.rank_history and set(checked(self.reward).names) <= set(CREDITS):
             refuse(self, {"advantage": "all of this reward has local credit, whose baseline is the group's mean"})
-        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % self.num_iterations:
-            raise ValueError(
-                f"save_steps={self.save_steps:g} must be a multiple of num_iterations={self.num_iterations}: a run "
-                "cannot go on in the middle of its rollouts."
-            )
+        if self.num_iterations == 1:
+            refuse(self, dict.fromkeys(("epsilon", "epsilon_high"), "with num_iterations=1 the ratio is always 1"))
+        else:
+            self._check_iterations()
         if self.train_embeddings != "none":
             raise ValueError("train_embeddings has no meaning here: no loss reaches the words.")
+
+    def _check_iterations(self) -> None:
+        """What several updates of the same rollouts are not compatible with: a run cannot go on in their middle."""
+        times = self.num_iterations
+        name = {"steps": "save_steps", "best": "eval_steps"}.get(self.save_strategy)
+        if name is not None and ((every := getattr(self, name)) is None or every < 1 or every % times):
+            raise ValueError(
+                f"{name}={every} must be a multiple of num_iterations={times}: a run cannot go on in the middle of "
+                "its rollouts."
+            )
+        for name in ("auto_find_batch_size", "enable_jit_checkpoint"):
+            if getattr(self, name, False):
+                raise ValueError(f"{name} is not possible with num_iterations={times}: rollouts would be lost.")
+
+    def _check_learned(self) -> None:
+        """What learns beside the model."""
+        if not self.ppo_learning_rate > 0:
+            raise ValueError(f"ppo_learning_rate must be positive, got {self.ppo_learning_rate}.")
+        if self.critic_warmup < 0:
+            raise ValueError(f"critic_warmup must not be negative, got {self.critic_warmup}.")
+        if self.advantage != "value":
+            refuse(self, {"critic_warmup": "it is of advantage=value"})
+        if not self.learn_noise:
+            if self.advantage != "value":
+                refuse(self, {"ppo_learning_rate": "it is of learn_noise=True and of advantage=value"})
+            return
+        if self.policy == "field":
+            refuse(self, {"learn_noise": "policy=field draws no embedding"})
+        if self.noise_end != 1:
+            raise ValueError(f"noise_end={self.noise_end} contradicts learn_noise=True: leave one of them out.")
+        low, high = NOISE_RANGE
+        if not low <= self.embedding_noise <= high:
+            raise ValueError(
+                f"embedding_noise must lie between {low} and {high} with learn_noise=True, got {self.embedding_noise}."
+            )
 
     def sampler(self, share: float = 1.0) -> MaskSampler:
         """

@@ -1,19 +1,22 @@
 """Reinforcement learning on masks: groups of drawn masks, their rewards, and a clipped policy gradient."""
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
+from datasets import Audio, Dataset, Image, List, Video
+from datasets.features import LargeList
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
@@ -22,18 +25,32 @@ from .. import losses, mining
 from ..data.collator import TARGETS, SegCollator
 from ..features.fingerprint import before_the_cut
 from ..models import Sa2VAProcessor
-from ..models.outputs import Sa2VAOutput
-from ..rewards import GroupScorer, RewardError, component_weights, get_reward, with_weights
+from ..models.outputs import Sa2VAOutput, SegFeatures
+from ..rewards import GroupScorer, checked, component_weights, get_reward, with_weights
 from ..sampling import gaussian_log_prob
+from .actor_critic import STATE, ActorCritic
 from .base_trainer import RowSets
-from .callbacks import EpochToSampler, RankHistory
-from .epoch_plan import match_scores
+from .callbacks import EpochToSampler, RankHistory, UpdateActorCritic
+from .epoch_plan import capped, match_scores
 from .grpo_config import SegGRPOConfig
 from .numbered import WithRowNumbers
 from .rollout_sheets import save_rollouts
-from .rollouts import Rollouts, mask_generators, roll_out, spread_over
+from .rollouts import Rollouts, mask_generators, roll_out, rollout_means, spread_over, why_no_spread
 from .row_sampling import WEIGHT_CAP, choose_rows, sampling_weights
 from .sft_trainer import SegSFTTrainer
+
+
+# Options of the rollouts that a resumed run must have as they were, beside those of its rows.
+RECORDED = (
+    *("num_iterations", "sample_by", "policy", "num_generations", "embedding_noise", "field_noise", "noise_end"),
+    *("advantage", "scale_rewards", "credit", "rank_history"),
+)
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether a column holds no pictures, so that reading it is cheap."""
+    inner = feature.feature if isinstance(feature, List | LargeList) else feature
+    return not isinstance(inner, Image | Video | Audio)
 
 
 class SegGRPOTrainer(SegSFTTrainer):
@@ -54,12 +71,16 @@ class SegGRPOTrainer(SegSFTTrainer):
     A group whose rewards are all equal teaches nothing and is left out of the first two. Such a mask cannot do worse
     than it does, or its decoder does not listen to its prompt: see `skip_patience`.
 
+    With `advantage="value"` it is PPO as published: a value head, which is no part of the model, takes the place of
+    the group (see [`~trainers.actor_critic.ActorCritic`]).
+
     Other ways to a policy over masks: SAMTok (arXiv 2601.16093) writes a mask as two tokens.
 
     Logged, by TRL's names: `reward`, `reward_std` (within groups), `rewards/<name>/mean` and `/std`,
     `frac_reward_zero_std`, `clip_ratio/low_mean`, `clip_ratio/high_mean`, `clip_ratio/region_mean`, `kl`; beside them
-    `rewards/greedy` (of the policy's own masks: what an evaluation would see), `policy_loss`, `decoder_loss` and the
-    supervised losses. Evaluation is that of [`SegSFTTrainer`].
+    `rewards/greedy` (of the policy's own masks: what an evaluation would see), `policy_loss`, `decoder_loss`,
+    `value_loss` (with `advantage="value"`), `embedding_noise` (with `learn_noise`) and the supervised losses.
+    Evaluation is that of [`SegSFTTrainer`].
 
     Args:
         model (`str`, `Sa2VAForConditionalGeneration` or `PeftModel`): what to train.
@@ -142,6 +163,12 @@ class SegGRPOTrainer(SegSFTTrainer):
                 f"train_dataset must be a datasets.Dataset, got {type(train_dataset).__name__}: what is drawn for a "
                 "row depends on its number, which a stream has not."
             )
+        if isinstance(reward_funcs, list | tuple):
+            if len(reward_funcs) != 1:
+                raise TypeError(
+                    "reward_funcs takes one function: add several up in one, or give args.reward weights by name."
+                )
+            (reward_funcs,) = reward_funcs
         if reward_funcs is not None and args.reward != "default":
             raise ValueError("Give either reward_funcs or args.reward: both say what masks are worth.")
         if scores is not None and args.sample_by == "uniform":
@@ -166,14 +193,34 @@ class SegGRPOTrainer(SegSFTTrainer):
             raise ValueError(
                 "beta needs an adapter that can be switched off for the reference: trainable=head has one."
             )
+        dropping = [name for name, own in self.model.named_modules() if isinstance(own, nn.Dropout) and own.p]
+        if dropping := [name for name in dropping if "lora_dropout" in name]:
+            raise ValueError(
+                f"{dropping[0]} drops units: a ratio is of one network, so that LoRA must have a dropout of 0."
+            )
         self.data_collator = WithRowNumbers(self.data_collator)
         self.scorer = GroupScorer(self._reward, args.reward_workers)
         if args.rank_history:
             self.add_callback(RankHistory(args.rank_history))
-        self._sample_ids = self.train_dataset["sample_id"]
+        # What PPO learns beside the model, if anything; no part of it.
+        self.actor_critic = None
+        if args.learn_noise or args.advantage == "value":
+            self.actor_critic = ActorCritic(
+                self.model.config.grounding_config.hidden_dim,
+                args.embedding_noise if args.learn_noise else None,
+                args.advantage == "value",
+                args.ppo_learning_rate,
+                args.seed,
+            ).to(self.accelerator.device)
+            self.add_callback(UpdateActorCritic(self))
+        self._columns = self.train_dataset.with_format(None).select_columns(
+            [name for name, feature in self.train_dataset.features.items() if _is_plain(feature)]
+        )
         # Whether all passes of a step see the same features.
         self._shared_encoding = not any(parameter.requires_grad for _, parameter in before_the_cut(self.model))
-        self._rolled_out_at, self._kept, self._without_spread = (None, 0), [], 0
+        self._rolled_out_at, self._kept, self._sheet = (None, 0), [], None
+        # The set of rollouts that last had any spread, and whether it has been said that there is none.
+        self._spread_at, self._told_of_spread = None, False
         self.add_callback(EpochToSampler(self))
         if self._left_out:
             rows = len(self.train_dataset)
@@ -190,9 +237,7 @@ class SegGRPOTrainer(SegSFTTrainer):
         prepared = super().prepare_run(model, args, data_collator, train_dataset, *rest)
         rows, scores, weights = prepared["train_dataset"], self._given_scores, None
         if scores is not None:
-            if not isinstance(scores, pd.DataFrame):
-                prints = mining.fingerprint_of(prepared["model"], prepared["processing_class"], train_dataset)
-                scores = mining.read_scores(scores, prints)
+            scores = mining.scores_for(scores, prepared["model"], prepared["processing_class"], train_dataset)
             weights = sampling_weights(match_scores(scores, rows), args.sample_by)
         if args.max_samples is not None:
             kept = choose_rows(weights, len(rows), args.max_samples, args.data_seed)
@@ -200,14 +245,15 @@ class SegGRPOTrainer(SegSFTTrainer):
             prepared["train_dataset"] = rows.select(kept)
             weights = None if weights is None else weights[kept]
         if weights is not None:
-            self.row_weights = np.minimum(weights / weights.mean(), WEIGHT_CAP)
+            self.row_weights = capped(weights, WEIGHT_CAP)
         return prepared
 
     def run_record(self) -> dict:
         """As of any mask trainer, with what else decides which rows come in which order."""
         record, weights = super().run_record(), self.row_weights
         drawn = None if weights is None else hashlib.sha256(weights.tobytes()).hexdigest()
-        own = {name: getattr(self.args, name) for name in ("num_iterations", "sample_by")}
+        own = {name: getattr(self.args, name) for name in RECORDED}
+        own["reward"] = json.dumps(component_weights(self._reward)) + checked(self._reward).__name__
         return {**record, "options": {**record["options"], **own, "scores": drawn}}
 
     # Rows: every update's again and again, while its rollouts last
@@ -231,10 +277,32 @@ class SegGRPOTrainer(SegSFTTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         self._rolled_out_at, self._kept = (None, 0), []
+        self._spread_at, self._told_of_spread, self._sheet = None, False, None
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
             self.scorer.close()
+
+    def _save_checkpoint(self, model, trial):
+        if self.actor_critic is not None and self.args.should_save:
+            self.actor_critic.save(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
+
+    def _check_checkpoint(self, checkpoint: str) -> None:
+        super()._check_checkpoint(checkpoint)
+        step, times = (
+            TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step,
+            self.args.num_iterations,
+        )
+        if step % times:
+            raise ValueError(
+                f"{checkpoint} was saved after step {step}, in the middle of rollouts that last for "
+                f"num_iterations={times} steps and are gone: resume an earlier one."
+            )
+        if self.actor_critic is not None:
+            self.actor_critic.load(checkpoint)
+        elif (Path(checkpoint) / STATE).exists():
+            raise ValueError(f"{checkpoint} was begun with learn_noise=True or advantage=value: resume it with those.")
 
     # Weights of the reward that follow its parts
 
@@ -266,15 +334,17 @@ class SegGRPOTrainer(SegSFTTrainer):
 
     # Rollouts
 
-    def _roll_out(self, model: nn.Module, inputs: dict[str, Any], numbers: torch.Tensor) -> Rollouts:
-        """New rollouts, or those of this micro-batch while they last."""
+    def _roll_out(
+        self, model: nn.Module, inputs: dict[str, Any], numbers: torch.Tensor
+    ) -> tuple[Rollouts, SegFeatures | None]:
+        """New rollouts and what they are of, or those of this micro-batch while they last."""
         args, step = self.args, self.state.global_step
         # (The last update of an epoch may have fewer micro-batches.)
         before, micro = self._rolled_out_at
         micro = micro + 1 if before == step else 0
         self._rolled_out_at = step, micro
         if step % args.num_iterations:
-            return self._kept[micro]
+            return self._kept[micro], inputs.get("features")
         if micro == 0:
             self._kept = []
         features = inputs.get("features")
@@ -282,33 +352,40 @@ class SegGRPOTrainer(SegSFTTrainer):
         with torch.no_grad(), disable_gradient_checkpointing(self.model, args.gradient_checkpointing_kwargs):
             if features is None:
                 features = model(**given, encode_only=True).features
-            share = 1 - (1 - args.noise_end) * step / max(self.state.max_steps - 1, 1)
+            sampler = args.sampler(1 - (1 - args.noise_end) * step / max(self.state.max_steps - 1, 1))
+            if args.learn_noise:
+                sampler = replace(sampler, embedding_noise=self.actor_critic.noise)
             rows = numbers.tolist()
-            names = [self._sample_ids[rows[row]] for row in features.row_index.tolist()]
+            columns = {row: self._columns[rows[row]] | {"trainer_state": self.state} for row in range(len(rows))}
+            columns = [columns[row] for row in features.row_index.tolist()]
             targets = [mask for group in inputs["original_masks"] for mask in group]
-            try:
-                found = roll_out(
-                    model,
-                    features,
-                    args.sampler(share),
-                    mask_generators(args.seed, step, rows, features.row_index),
-                    targets,
-                    names,
-                    self.scorer,
-                    self.restored(RankHistory).ranks if args.rank_history else None,
-                    args.advantage,
-                    args.scale_rewards,
-                    args.credit_cells if args.credit == "local" and args.decoder_weight else None,
-                )
-            except RewardError as error:
-                raise RewardError(f"step {step}: {error}") from error
+            history = self.restored(RankHistory) if args.rank_history else None
+            found = roll_out(
+                model,
+                features,
+                sampler,
+                mask_generators(args.seed, step, rows, features.row_index),
+                targets,
+                columns,
+                self.scorer,
+                history.ranks if history else None,
+                args.advantage,
+                args.scale_rewards,
+                args.credit_cells if args.credit == "local" and args.decoder_weight else None,
+                self.actor_critic.values if args.advantage == "value" else None,
+            )
         if args.num_iterations > 1:
             self._kept.append(found)
+        if history is not None:
+            history.of_step += found.rewards.flatten().tolist()
         self._record_rollouts(found)
-        if args.rollout_steps is not None and step % args.rollout_steps == 0 and micro == 0 and targets:
-            if self.is_world_process_zero():
-                save_rollouts(Path(args.output_dir) / "rollouts", step, found, names)
-        return found
+        # (With `num_iterations` not every step has rollouts, and not every micro-batch a mask.)
+        due = None if args.rollout_steps is None else step // args.rollout_steps
+        if due != self._sheet and targets and self.is_world_process_zero():
+            names = [row["sample_id"] for row in columns]
+            save_rollouts(Path(args.output_dir) / "rollouts", step, found, names)
+            self._sheet = due
+        return found, features
 
     def record_of_masks(self, count: int, **means: torch.Tensor) -> dict[str, float]:
         """
@@ -335,45 +412,21 @@ class SegGRPOTrainer(SegSFTTrainer):
         return next(entry for entry in self.callback_handler.callbacks if type(entry) is kind)
 
     def _record_rollouts(self, found: Rollouts) -> None:
-        def deviation(values: torch.Tensor) -> torch.Tensor:
-            return values.std(1).mean() if len(values) else values.sum()
-
-        means = {
-            "reward": found.rewards.mean(),
-            "reward_std": deviation(found.rewards),
-            "frac_reward_zero_std": (~found.has_spread).float().mean(),
-            "rewards/greedy": found.greedy_rewards.mean(),
-        }
-        for name, values in found.components.items():
-            means |= {f"rewards/{name}/mean": values.mean(), f"rewards/{name}/std": deviation(values)}
-        self.record_of_masks(len(found.rewards), **means)
-        # Of this process alone: what it says is of its own groups.
-        if found.has_spread.any() or not len(found.rewards):
-            self._without_spread = 0
-            return
-        self._without_spread += 1
-        if self._without_spread == self.args.skip_patience * self.args.gradient_accumulation_steps:
-            same = (found.candidates == found.greedy[:, None]).all()
-            alike = (found.candidates == found.candidates[:, :1]).all()
-            if same:
-                why = "every drawn mask equals the greedy one: the noise is too small (embedding_noise, field_noise)"
-                if self.args.policy == "embedding":
-                    why += (
-                        ", or the decoder does not listen to its prompt, as of a model that was only ever asked for "
-                    )
-                    why += "one thing (policy=field draws masks without it)"
-            elif alike:
-                why = "all masks of a group are equal, and not the greedy one: the noise takes them all to one place"
-            else:
-                why = (
-                    "the drawn masks differ and their rewards do not: the parts of the reward cancel out, or it is at "
-                    "its bound for all of them"
-                )
+        means, now = self.record_of_masks(len(found.rewards), **rollout_means(found)), self._rollout_set()
+        self._spread_at = now - 1 if self._spread_at is None else self._spread_at
+        if means and means["frac_reward_zero_std"] < 1:  # of all processes
+            self._spread_at, self._told_of_spread = now, False
+        elif now - self._spread_at >= self.args.skip_patience and len(found.rewards) and not self._told_of_spread:
+            self._told_of_spread = True
+            what = "steps" if self.args.num_iterations == 1 else "sets of rollouts"
             self._tell(
-                f"No group of the last {self.args.skip_patience} steps had any spread of rewards, so that nothing is "
-                f"learned from them: {why}.",
+                f"No group of the last {self.args.skip_patience} {what} had any spread of rewards, so that nothing is "
+                f"learned from them: {why_no_spread(found, self.args.policy)}.",
                 logging.WARNING,
             )
+
+    def _rollout_set(self) -> int:
+        return self.state.global_step // self.args.num_iterations
 
     # Losses
 
@@ -387,26 +440,28 @@ class SegGRPOTrainer(SegSFTTrainer):
         numbers = inputs.pop("row_numbers", None)
         if numbers is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        args, found = self.args, self._roll_out(model, inputs, numbers)
+        args, (found, features) = self.args, self._roll_out(model, inputs, numbers)
         given = {name: value for name, value in inputs.items() if name not in TARGETS}
-        if "features" not in given:
+        if self._shared_encoding and features is not None:
+            given = {"features": features}
+        elif "features" not in given:
             given["logits_to_keep"] = 1  # nothing is learned from them
         outputs = model(**given, output_candidates=True)
-        # As in `mask_losses`, every row counts alike, whatever the micro-batches and processes.
+        # As in `mask_losses`, every row of a micro-batch counts alike.
         share = losses.mask_shares(outputs.row_index, len(inputs["original_masks"]))
         # (The sum of all logits and embeddings keeps every rank's backward pass the same, with or without masks.)
         loss = 0.0 * (outputs.mask_logits.sum() + outputs.prompts.sum())
-        record = {}
+        record, learns = {}, self.state.global_step >= args.critic_warmup
         if args.policy != "field":
-            each, clipped = self._policy_loss(outputs, found)
+            each, clipped = self._policy_loss(outputs.prompts, self._std(found).detach(), found)
             record["policy_loss"] = (each * share).sum()
             self.record_of_masks(len(each), **clipped)
-            loss = loss + record["policy_loss"]
+            loss = loss + learns * record["policy_loss"]
         if args.decoder_weight:
             credit = spread_over(found.credit, outputs.mask_logits.shape[-2:])
             each = losses.region_surrogate(outputs.mask_logits, found.candidates, found.greedy, credit).mean(1)
             record["decoder_loss"] = (each * share).sum()
-            loss = loss + args.decoder_weight * record["decoder_loss"]
+            loss = loss + learns * args.decoder_weight * record["decoder_loss"]
         if args.beta:
             record["kl"] = (self._divergence(model, given, outputs, found) * share).sum()
             loss = loss + args.beta * record["kl"]
@@ -414,28 +469,58 @@ class SegGRPOTrainer(SegSFTTrainer):
             supervised = self.mask_losses(outputs, inputs)
             record |= supervised
             loss = loss + args.sft_weight * self._weighted(supervised)
+        if self.actor_critic is not None:
+            record |= self._learn_beside(outputs.prompts.detach(), found, share)
         self.record(**record)
         return (loss, outputs) if return_outputs else loss
 
-    def _policy_loss(self, outputs, found: Rollouts) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        log_prob = gaussian_log_prob(found.embeddings, outputs.prompts, found.embedding_std)
-        if found.log_prob is None:
-            found.log_prob = log_prob.detach()
+    def _std(self, found: Rollouts) -> torch.Tensor:
+        """The policy's present deviation by mask: as the masks were drawn with, unless it has been learned since."""
+        if not self.args.learn_noise:
+            return found.embedding_std
+        return self.actor_critic.std(found.embedding_std, found.noise)
+
+    def _policy_loss(
+        self, prompts: torch.Tensor, std: torch.Tensor, found: Rollouts
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        log_prob = gaussian_log_prob(found.embeddings, prompts, std)
         ratio, gains = log_prob - found.log_prob, found.advantages[:, : log_prob.shape[1]]
         bounds = (self.args.epsilon, self.args.epsilon_high)
-        each = losses.clipped_surrogate(ratio, gains, *bounds) * found.has_spread[:, None]
+        each = losses.clipped_surrogate(ratio, gains, *bounds)
         low, high = losses.clip_fractions(ratio, gains, *bounds)
         clipped = {"low_mean": low, "high_mean": high, "region_mean": low + high}
         return each.mean(1), {f"clip_ratio/{name}": value for name, value in clipped.items()}
 
+    def _learn_beside(
+        self, prompts: torch.Tensor, found: Rollouts, share: torch.Tensor
+    ) -> dict[str, torch.Tensor | float]:
+        """
+        Gather the gradients of the learned noise and of the value head. They have a backward pass of their own, of
+        embeddings without a gradient: the surrogate's two partial derivatives are the same taken apart.
+        """
+        record, own = {}, 0.0
+        if self.args.learn_noise:
+            record["embedding_noise"] = self.actor_critic.log_noise.detach().exp()
+            each, _ = self._policy_loss(prompts, self._std(found), found)
+            own = own + (self.state.global_step >= self.args.critic_warmup) * (each * share).sum()
+        if self.args.advantage == "value":
+            each = losses.value_loss(self.actor_critic.values(prompts), found.ranked)
+            record["value_loss"] = (each * share).sum()
+            own = own + record["value_loss"]
+        (own / self.current_gradient_accumulation_steps).backward()
+        return record
+
     def _divergence(self, model, given, outputs, found: Rollouts) -> torch.Tensor:
-        """From the model without its adapter, by mask: of the embedding by coordinate, of the mask by pixel."""
+        """
+        From the model without its adapter, by mask: of the embedding by coordinate, of the mask by pixel. Both draw
+        with the same noise, so that it has no pull on one that is learned.
+        """
         adapted = self.accelerator.unwrap_model(self.model)
         checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
         with torch.no_grad(), checkpointing, use_adapter(adapted, adapter_name=None):
             base = model(**given, output_candidates=True)
         kl = losses.bernoulli_kl(outputs.mask_logits, base.mask_logits)
         if self.args.policy != "field":
-            of_embedding = losses.gaussian_kl(outputs.prompts, base.prompts, found.embedding_std)
+            of_embedding = losses.gaussian_kl(outputs.prompts, base.prompts, self._std(found).detach())
             kl = kl + of_embedding / outputs.prompts.shape[-1]
         return kl

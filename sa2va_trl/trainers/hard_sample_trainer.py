@@ -172,10 +172,9 @@ class HardSampleTrainer(SegSFTTrainer):
     ) -> dict[str, Any]:
         prepared = super().prepare_run(model, args, data_collator, train_dataset, *rest)
         if self._given_scores is not None:
-            scores = self._given_scores
-            if not isinstance(scores, pd.DataFrame):
-                prints = mining.fingerprint_of(prepared["model"], prepared["processing_class"], train_dataset)
-                scores = mining.read_scores(scores, prints)
+            scores = mining.scores_for(
+                self._given_scores, prepared["model"], prepared["processing_class"], train_dataset
+            )
             self._recorded = mining.decided(scores)
             check_marks(args, self._recorded)
             self._given_scores = match_scores(scores, prepared["train_dataset"])

@@ -33,7 +33,7 @@ class PlanningMixin:
 
         Raises:
             `TypeError`: a stream, whose rows cannot be drawn.
-            `ValueError`: all rows are of one class.
+            `ValueError`: all rows that are drawn are of one class.
         """
         if self.args.curriculum != "thickness":
             return
@@ -42,10 +42,16 @@ class PlanningMixin:
                 f"curriculum=thickness needs a datasets.Dataset, got {type(self.train_dataset).__name__}: the rows "
                 "of a stream cannot be drawn."
             )
-        self._classes = width_classes(mask_widths(self.train_dataset))
-        stage_of(0, len(STAGES), self._classes)  # raises where it has no effect
+        classes, weights = width_classes(mask_widths(self.train_dataset)), self.row_weights
+        # (A class of which no row is drawn has no turn.)
+        self._classes = classes if weights is None else np.where(weights > 0, classes, -1)
+        # Raises where it has no effect. (With max_steps the epochs are known once training begins.)
+        stage_of(0, len(STAGES) if self.args.max_steps > 0 else int(self.args.num_train_epochs), self._classes)
         counts = ", ".join(f"{(self._classes == number).sum()} {name}" for number, name in enumerate(STAGES))
-        self._tell(f"Curriculum: {counts}, {(self._classes < 0).sum()} rows without a width.")
+        self._tell(
+            f"Curriculum: {counts}, {(self._classes < 0).sum()} rows without a width"
+            f"{'' if weights is None else ' or never drawn'}."
+        )
         if not self._plans:
             self.add_callback(EpochToSampler(self))
 

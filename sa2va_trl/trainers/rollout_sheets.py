@@ -37,7 +37,7 @@ def save_rollouts(folder: Path, step: int, found: Rollouts, sample_ids: list[str
     with whole_file(folder / f"step_{step:06d}.parquet") as temporary:
         pd.DataFrame(rows).to_parquet(temporary)
     # The group with the most to learn from.
-    chosen = int(found.rewards.std(1).argmax())
+    chosen = int(found.rewards.std(1, correction=0).argmax())
     with whole_file(folder / f"step_{step:06d}.png") as temporary:
         group_picture(found, chosen).save(temporary, "PNG")
 

@@ -32,10 +32,11 @@ def sampling_weights(scores: pd.DataFrame, sample_by: str) -> np.ndarray:
         sample_by (`str`): `"spread"` or `"hardness"`, see [`~trainers.SegGRPOConfig`].
 
     Returns:
-        `np.ndarray` of shape `(rows,)`: not negative; 0 for rows without a mask.
+        `np.ndarray` of shape `(rows,)`: not negative; 0 for rows without a mask, and for those that are flagged for
+        review, whose labels may be wrong.
 
     Raises:
-        `ValueError`: the scores lack what is asked for.
+        `ValueError`: the scores lack what is asked for, of all rows or of some.
         `MiningError`: no row has a positive weight.
     """
     column = {"spread": "reward_spread", "hardness": "dice"}[sample_by]
@@ -44,10 +45,17 @@ def sampling_weights(scores: pd.DataFrame, sample_by: str) -> np.ndarray:
             f"sample_by={sample_by} needs a column {column!r}, which the scores lack: they are of an earlier version. "
             "Mine again, or use sample_by=hardness."
         )
-    values = scores[column].to_numpy(dtype=float)
-    weights = np.nan_to_num(1 - values if sample_by == "hardness" else values, nan=0.0)
+    values, has_mask = scores[column].to_numpy(dtype=float), scores["dice"].notna().to_numpy()
+    if gaps := int((np.isnan(values) & has_mask).sum()):
+        raise ValueError(
+            f"sample_by={sample_by} needs a {column!r} of each row; {gaps} of {has_mask.sum()} have none."
+        )
+    weights = np.where(has_mask, 1 - values if sample_by == "hardness" else values, 0.0)
+    if "review" in scores:
+        weights[scores["review"].to_numpy(dtype=bool)] = 0.0
     if not weights.sum() > 0:
         why = "the candidate masks of each are all equally good" if sample_by == "spread" else "each has a Dice of 1"
+        why += ", or is flagged for review" if "review" in scores else ""
         raise MiningError(f"sample_by={sample_by} gives no row a weight: {why}. Use sample_by=uniform.")
     return weights
 

@@ -500,9 +500,11 @@ def test_a_pushed_state_has_no_paths_and_no_names_of_evaluation_sets(tmp_path):
     }
     (tmp_path / "trainer_state.json").write_text(json.dumps(state))
     (tmp_path / "training_args.bin").write_bytes(b"smith")
-    (tmp_path / "optimizer.pt").write_bytes(b"numbers")
+    states = ("optimizer.pt", "actor_critic.pt")
+    for name in states:
+        (tmp_path / name).write_bytes(b"numbers")
     operations = {o.path_in_repo: o for o in resume_operations(tmp_path, "last-checkpoint", ["smith"])}
-    assert operations.keys() == {"last-checkpoint/optimizer.pt", "last-checkpoint/trainer_state.json"}
+    assert operations.keys() == {f"last-checkpoint/{name}" for name in (*states, "trainer_state.json")}
     content = operations["last-checkpoint/trainer_state.json"].path_or_fileobj
     assert b"smith" not in content
     assert json.loads(content)["log_history"] == [{"step": 5, "loss": 1.0, "eval_dice": 0.5}]

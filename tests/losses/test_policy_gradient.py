@@ -16,6 +16,7 @@ from sa2va_trl.losses import (
     clipped_surrogate,
     gaussian_kl,
     region_surrogate,
+    value_loss,
 )
 from sa2va_trl.sampling import gaussian_log_prob
 
@@ -41,6 +42,27 @@ def test_advantages_of_a_group_add_up_to_nothing(groups, count, seed):
     assert torch.allclose(batch, (rewards - rewards.mean()) / (rewards.std() + 1e-4))
 
 
+def test_advantages_against_a_value_head_are_what_was_not_expected():
+    rewards, values = random(3, 4), random(3, seed=1).requires_grad_()
+    found = advantages(rewards, "value", values=values)
+    assert torch.equal(found, rewards - values.detach()[:, None]) and not found.requires_grad
+    assert torch.allclose(
+        advantages(rewards, "value", "batch", values=values), found / (rewards.std() + 1e-4), rtol=1e-12
+    )
+    assert torch.equal(advantages(rewards[:, :1], "value", values=values), found[:, :1])
+
+
+def test_the_loss_of_a_value_head_is_least_at_the_mean():
+    rewards = random(3, 4)
+    means = rewards.mean(1).requires_grad_()
+    found = value_loss(means, rewards)
+    assert torch.allclose(found, rewards.var(1, correction=0), rtol=1e-12)
+    (slope,) = torch.autograd.grad(found.sum(), means)
+    assert slope.abs().max() < 1e-12
+    (slope,) = torch.autograd.grad(value_loss(means + 1, rewards).sum(), means)
+    assert torch.allclose(slope, 2 * torch.ones(3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("kind", ["group", "rloo"])
 @pytest.mark.parametrize("scale", ["none", "group"])
 def test_a_group_without_spread_has_no_advantage(kind, scale):
@@ -51,10 +73,13 @@ def test_a_group_without_spread_has_no_advantage(kind, scale):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"kind": "mean"}, "`kind` must be one of group, rloo, batch"),
+        ({"kind": "mean"}, "`kind` must be one of group, rloo, batch, value"),
         ({"scale": "std"}, "`scale` must be one of none, group, batch"),
         ({"rewards": torch.ones(3, 1)}, "at least two masks a group, got 1"),
-        ({"kind": "batch", "scale": "group"}, "kind='batch' is of all groups, so scale='group'"),
+        ({"kind": "batch", "scale": "group"}, "kind='batch' is not of one group, so scale='group'"),
+        ({"kind": "value", "scale": "group"}, "kind='value' is not of one group"),
+        ({"kind": "value"}, "go together"),
+        ({"kind": "group", "values": torch.ones(3)}, "go together"),
     ],
 )
 def test_bad_advantages(options, message):
@@ -103,11 +128,12 @@ def test_bad_bounds(bounds):
 # Densities and divergences
 
 
-def test_the_density_integrates_to_one():
-    step = 0.02
-    axis = torch.arange(-4, 4, step)
+@pytest.mark.parametrize("std", [0.1, 0.5, 1.5])
+def test_the_density_integrates_to_one(std):
+    step = 0.04 * std
+    axis = torch.arange(-8 * std, 8 * std, step)
     points = torch.cartesian_prod(axis, axis)
-    log_prob = gaussian_log_prob(points[None], torch.tensor([[0.3, -0.2]]), torch.tensor([0.5]))
+    log_prob = gaussian_log_prob(points[None], torch.tensor([[0.3 * std, -0.2 * std]]), torch.tensor([std]))
     assert log_prob.exp().sum().item() * step**2 == pytest.approx(1, abs=1e-5)
 
 
@@ -192,3 +218,38 @@ def test_a_policy_that_can_only_shift_a_threshold_finds_the_best_one(kind):
             optimizer.step()
         path.append(mean.item())
     assert np.mean(path[-150:]) == pytest.approx(best, abs=0.01)
+
+
+def test_ppo_with_a_value_head_and_grpo_agree_in_expectation():
+    """
+    On the same toy, whatever is expected (here too much): the mean gradients of many groups, of the policy's mean and
+    of its log-deviation, are those of the expected reward. With a group's mean as baseline it is (K - 1) / K of that,
+    since a mask is a part of its own baseline.
+    """
+    groups, count, at, sigma = 20_000, 4, 0.66, 0.05
+    # The slopes of the expected reward by quadrature.
+    noise = torch.linspace(-5, 5, 2001, dtype=torch.float64)
+    density = torch.exp(-0.5 * noise**2) / torch.exp(-0.5 * noise**2).sum()
+    rewards = dice_above((at + sigma * noise)[:, None]).double()
+    exact = torch.stack([(density * rewards * noise).sum() / sigma, (density * rewards * (noise**2 - 1)).sum()])
+
+    generator = torch.Generator().manual_seed(0)
+    drawn = at + sigma * torch.randn(groups, count, 1, generator=generator)
+    found = dice_above(drawn)
+    gradients = {}
+    for kind in ("group", "rloo", "value"):
+        mean = torch.full((groups, 1), at, requires_grad=True)
+        log_std = torch.full((groups,), math.log(sigma), requires_grad=True)
+        log_prob = gaussian_log_prob(drawn, mean, log_std.exp())
+        values = torch.full((groups,), 1.0) if kind == "value" else None
+        gains = advantages(found, kind, values=values)
+        loss = clipped_surrogate(log_prob - log_prob.detach(), gains).mean(1).sum()
+        slopes = torch.autograd.grad(loss, (mean, log_std))
+        gradients[kind] = -torch.stack([slope.flatten() for slope in slopes]).double()
+    gradients["group"] *= count / (count - 1)
+    for kind, each in gradients.items():
+        error = each.std(1) / math.sqrt(groups)
+        assert ((each.mean(1) - exact).abs() < 3 * error).all(), kind
+        assert (error < 0.1 * exact.abs()).all(), kind  # which a slope of another size would not pass
+    between = gradients["value"] - gradients["group"]
+    assert (between.mean(1).abs() < 3 * between.std(1) / math.sqrt(groups)).all()

@@ -196,7 +196,7 @@ class Knows:
             logits.append(20 * seen - 10)
         stacked = torch.stack(logits)
         none = torch.zeros(len(logits))
-        return Candidates(stacked, none[:, None], ("greedy",), none, none, none + 0.8)
+        return Candidates(stacked, none[:, None], ("greedy",), none, none, none, none + 0.8)
 
 
 @pytest.fixture

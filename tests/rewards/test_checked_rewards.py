@@ -2,9 +2,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from reward_batches import blob_group
 
 from sa2va_trl.rewards import RewardError, checked, dice_reward, get_reward
+from sa2va_trl.rewards.composites import CompositeReward
 
 
 MASKS = [np.ones((2, 3), dtype=bool), np.zeros((2, 3), dtype=bool), np.ones((2, 3), dtype=bool)]
@@ -76,3 +78,26 @@ def test_another_number_of_values_than_samples_is_refused(values):
 
     with pytest.raises(RewardError, match="reward short: .* in place of 3 values"):
         checked(short)(pred_masks=MASKS)
+
+
+def test_a_reward_is_told_from_ours_of_the_same_name():
+    """Credit of a place in the image is that of our function alone, and of a sum whose weights are known."""
+
+    def dice(pred_masks, **columns):
+        return [-float(np.mean(mask)) for mask in pred_masks]
+
+    class Product(CompositeReward):
+        def combine(self, components):
+            return [one * other for one, other in zip(*components.values(), strict=True)]
+
+    assert checked(dice).linear_weights() == {} == checked(Product(("dice", "cldice"), "product")).linear_weights()
+    assert checked("dice").linear_weights() == {"dice": 1.0}
+    assert checked("default").linear_weights() == pytest.approx({"dice": 0.6, "cldice": 0.4})
+    assert checked("published").linear_weights()["dice"] == 5.0
+
+
+def test_a_value_in_a_tensor_is_a_number_and_text_is_none():
+    masks = [np.ones((2, 2))]
+    assert checked(lambda pred_masks, **columns: torch.tensor([0.5]))(pred_masks=masks) == [0.5]
+    with pytest.raises(RewardError, match="0.5 in place of a finite number"):
+        checked(lambda pred_masks, **columns: ["0.5"])(pred_masks=masks)

@@ -107,8 +107,23 @@ def test_other_weights_leave_the_reward_that_they_are_of_as_it_is():
     assert gained == pytest.approx(0.2 * 5 * 0.25)
     assert component_weights(published)["recall"] == 0.4 and PublishedReward.TERMS["recall"] == (0.2, 5.0)
     default = with_weights(PRESETS["default"], {"cldice": 0.6})
-    assert component_weights(default) == pytest.approx({"dice": 0.5, "cldice": 0.5})
+    assert component_weights(default) == {"dice": 0.6, "cldice": 0.6}
+    assert default.linear_weights() == pytest.approx({"dice": 0.5, "cldice": 0.5})
     assert component_weights(PRESETS["default"]) == {"dice": 0.6, "cldice": 0.4}
     assert component_weights(cldice_reward) == {}
     with pytest.raises(ValueError, match="iou is none of its parts, which are dice, cldice"):
         with_weights(PRESETS["default"], {"iou": 0.6})
+
+
+def test_weights_are_kept_as_they_are_given():
+    """A rule that says what a weight is already changes nothing."""
+    reward = get_reward({"dice": 3, "cldice": 2})
+    assert component_weights(reward) == {"dice": 3, "cldice": 2}
+    scores = {"dice": [0.5, 0.25], "cldice": [0.75, 1.0]}
+    assert with_weights(reward, {"cldice": 2}).combine(scores) == reward.combine(scores) == pytest.approx([0.6, 0.55])
+
+
+@pytest.mark.parametrize("reward", [None, 5, ["dice"]])
+def test_what_is_no_function_is_refused(reward):
+    with pytest.raises(ValueError, match="is no name, no weights and no function"):
+        get_reward(reward)

@@ -244,3 +244,16 @@ def test_overlap_and_centrelines_match_panoptica():
     ):
         expected = [metric(target.astype(np.uint8), pred.astype(np.uint8)) for pred in preds]
         np.testing.assert_allclose(reward(pred_masks=list(preds), mask=[target] * 3), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.01, np.nan, -3.0])
+def test_probabilities_are_no_masks(value):
+    with pytest.raises(ValueError, match="apply the threshold to probabilities first"):
+        dice_reward(pred_masks=[np.full((4, 4), value)], mask=[np.ones((4, 4))])
+    assert dice_reward(pred_masks=[np.ones((4, 4), np.float32)], mask=[np.full((4, 4), 255.0)]) == [1.0]
+
+
+def test_two_targets_of_a_sample_are_refused():
+    mask = np.ones((4, 4), bool)
+    with pytest.raises(ValueError, match="sample 0 has both `mask` and `masks`"):
+        dice_reward(pred_masks=[mask], mask=[mask], masks=[mask[None]])

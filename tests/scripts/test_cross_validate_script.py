@@ -57,7 +57,7 @@ class Runner:
     def __init__(self):
         self.lines, self.fail_at = [], None
 
-    def run(self, line, check):
+    def run(self, line, check, **kwargs):
         assert check and line[:3] == [sys.executable, "-m", "sa2va_trl.cli"]
         if len(self.lines) == self.fail_at:
             raise subprocess.CalledProcessError(1, line)

@@ -24,6 +24,7 @@ from sa2va_trl.evaluation import compare
 from sa2va_trl.metrics import ALL_METRICS, METRICS
 from sa2va_trl.scripts import evaluate as evaluate_script
 from sa2va_trl.scripts.evaluate import earlier_evaluation, own_threshold
+from sa2va_trl.scripts.locks import the_only_one
 
 
 SYNTHETIC = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_per_video": 3, "size": 64}
@@ -90,10 +91,10 @@ def test_an_evaluation_that_was_ended_is_taken_up(tmp_path, trained, capsys, mon
 
 def test_two_evaluations_into_one_folder_do_not_mix(tmp_path, trained):
     line = [*options(tmp_path, synthetic=SYNTHETIC), "--model_name_or_path", trained, "--output_dir", tmp_path / "out"]
-    lock = evaluate_script.the_only_one(tmp_path / "out")
+    lock = the_only_one(tmp_path / "out" / ".partial" / "lock", "it is not free")
     with pytest.raises(ValueError, match="out': another evaluation into it is at work"):
         run_task("evaluate", *line)
-    lock.release()
+    lock.close()
     run_task("evaluate", *line)
     assert not list((tmp_path / "out").glob(".*"))
 

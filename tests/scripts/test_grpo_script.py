@@ -38,7 +38,7 @@ def run(tmp_path, *more, **options):
 def test_a_quick_test_says_what_it_leaves_out(tmp_path, capsys):
     state = run(tmp_path, "--quick_test", "--reward", '{"dice": 0.5, "recall": 0.5}')
     said = capsys.readouterr().out
-    assert "quick_test: at most 16 of 24 training rows and 8 steps" in said
+    assert "quick_test: 16 of 24 training rows, 8 steps, no warm-up" in said
     assert "max_samples: training has 16 rows; 8 are left out." in said
     assert "Evaluation has 8 of 12 rows; 4 are left out." in said
     assert state["global_step"] == 8 and any("rewards/recall/mean" in entry for entry in state["log_history"])

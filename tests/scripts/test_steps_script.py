@@ -37,7 +37,7 @@ screen.line("trained, 3 steps: validation Dice 0.61 -> 0.70", "summary")
 def lines(monkeypatch):
     """What is started."""
     lines = []
-    monkeypatch.setattr(subprocess, "run", lambda line, check: lines.append(line))
+    monkeypatch.setattr(subprocess, "run", lambda line, **kwargs: lines.append(line))
     return lines
 
 
@@ -74,6 +74,25 @@ def test_what_an_earlier_version_has_begun_is_taken_up(tmp_path, lines, done):
     record(tmp_path, "stage1", line=["sft.py", *options], config=content + "\nlearning_rate: 1", done=done)
     with pytest.raises(ValueError, match="or its YAML has changed"):
         Steps(tmp_path, "")("stage1", "sft", OPTIONS, train=True)
+
+
+def test_a_step_that_is_at_work_is_not_started_again(tmp_path, monkeypatch):
+    """Nor where the call that has started it is gone and it lives on."""
+    left = []
+
+    def interrupted(line, check, pass_fds):
+        left.append(subprocess.Popen(["sleep", "60"], pass_fds=pass_fds))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    for number in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            Steps(tmp_path, "")("stage1", "sft", OPTIONS)
+        with pytest.raises(ValueError, match=r"/stage1: this step is at work, .* or give another output_dir"):
+            Steps(tmp_path, "")("stage1", "sft", OPTIONS)
+        assert len(left) == number + 1
+        left[-1].kill()
+        left[-1].wait()
 
 
 def test_configs_of_ones_own(tmp_path, lines, monkeypatch):
@@ -147,7 +166,7 @@ def test_a_step_that_fails_is_named_with_its_reason(tmp_path, capfd, option, rea
 
 
 def test_a_step_that_fails_on_the_screen(tmp_path, monkeypatch):
-    def fail(line, check):
+    def fail(line, check, pass_fds):
         raise subprocess.CalledProcessError(3, line)
 
     monkeypatch.setattr(subprocess, "run", fail)

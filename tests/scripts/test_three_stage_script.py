@@ -10,10 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from datasets import DatasetDict
 from PIL import Image
 from tasks import run_task
 
-from sa2va_trl.data import DatasetError
+from sa2va_trl.data import DatasetError, synthetic_dataset
+from sa2va_trl.scripts import three_stage as script
 from sa2va_trl.scripts.steps import StepError
 from sa2va_trl.scripts.three_stage import first_look, look_section
 
@@ -54,7 +56,7 @@ class Runner:
         self.lines, self.fail_at = [], None
         self.also = {"predict": ["--answer", "Sure, [SEG]."]}  # what an untrained model would say, has no end
 
-    def run(self, line, check):
+    def run(self, line, check, **kwargs):
         assert check and line[0] == sys.executable
         assert line[1:3] == ["-m", "sa2va_trl.cli"]
         name = line[3]
@@ -184,7 +186,7 @@ def test_held_out_patients_in_a_step_are_an_error(monkeypatch, tmp_path, steps, 
     recipe = {"preferences": "build_preferences", "mining": "mine_hard_samples"}[section]
     run = steps.run
 
-    def leaky(line, check):
+    def leaky(line, check, **kwargs):
         return run([*line, "--dataset_split", "test"] if line[3] == recipe else line, check)
 
     monkeypatch.setattr(subprocess, "run", leaky)
@@ -218,7 +220,7 @@ def test_what_cannot_work_is_said_before_anything_runs(monkeypatch, tmp_path, st
 def test_training_steps_are_started_by_the_launcher(monkeypatch, tmp_path, stage1):
     lines = []
 
-    def run(line, check):
+    def run(line, check, **kwargs):
         lines.append(line)
         raise subprocess.CalledProcessError(1, line)
 
@@ -234,25 +236,161 @@ def test_training_steps_are_started_by_the_launcher(monkeypatch, tmp_path, stage
     assert lines[1][:4] == [sys.executable, "-m", "sa2va_trl.cli", "build_preferences"]
 
 
-def test_reinforcement_learning_follows_where_it_is_asked_for(tmp_path, steps, stage1):
-    three_stage(tmp_path, **stage1)
-    before = len(steps.names)
-    grpo = {**HEAD, "num_generations": 2, "reward": {"dice": 0.5, "cldice": 0.5}}
-    three_stage(tmp_path, **stage1, grpo=grpo)
+# A task leaves what the next one reads, and learns nothing.
+GRPO = {**HEAD, "num_generations": 2, "reward": {"dice": 0.5, "cldice": 0.5}}
+
+
+@pytest.fixture
+def stubs(monkeypatch):
+    """The options of each step by its folder, in the order of the steps, none of which is really run."""
+    rows = synthetic_dataset(num_videos=1, frames_per_video=2, size=64, first_video=50)
+    seen = {}
+
+    def run(line, check, **kwargs):
+        task, *given = line[3:]
+        options = {name[2:]: value for name, value in zip(given, given[1:], strict=False) if name.startswith("--")}
+        folder = Path(options.pop("output_dir"))
+        folder.mkdir(parents=True)
+        seen["/".join(folder.parts[folder.parts.index("out") + 1 :])] = {"task": task, **options}
+        if task in ("sft", "dpo", "hard_sample", "grpo"):
+            (folder / "adapter_config.json").touch()
+            steps = int(options.get("max_steps", 2))
+            (folder / "trainer_state.json").write_text(json.dumps({"global_step": steps, "log_history": []}))
+        elif task == "build_preferences":
+            DatasetDict(train=rows).save_to_disk(folder)
+        elif task == "mine_hard_samples":
+            rows.remove_columns(["image", "mask"]).to_parquet(folder / "scores.parquet")
+        elif task == "evaluate":
+            table = pd.DataFrame({"sample_id": list("abc"), "video_id": list("abc"), "dice": [0.4, 0.5, 0.7]})
+            table.to_parquet(folder / "per_sample.parquet")
+            (folder / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(script, "pictures", lambda *args: ([], {}))
+    monkeypatch.setattr(script, "can_report", lambda: False)
+    return seen
+
+
+def compared(folder):
+    found = json.loads((folder / "out" / "comparison.json").read_text())
+    return [(entry["before"], entry["after"]) for entry in found["differences"]]
+
+
+def test_reinforcement_learning_follows_where_it_is_asked_for(tmp_path, stubs):
+    three_stage(tmp_path)
+    before = list(stubs)
+    assert before == [
+        *("stage1", "stage1/merged", "preferences", "stage2", "stage2/merged", "mining", "stage3", "stage3/merged"),
+        *("control", "control/merged"),
+        *(f"evaluation/{name}" for name in ("stage1", "stage2", "stage3", "router", "control")),
+    ]
+    pairs = compared(tmp_path)
+    three_stage(tmp_path, grpo=GRPO)
     # What was done before stays.
-    assert steps.names[before:] == ["grpo", "merge", "evaluate"]
+    assert list(stubs)[len(before) :] == ["grpo", "grpo/merged", "evaluation/grpo"]
     output = tmp_path / "out"
-    line = steps.lines[before]
-    assert line[line.index("--model_name_or_path") + 1] == str(output / "stage3" / "merged")
-    assert json.loads((output / "grpo" / "trainer_state.json").read_text())["global_step"] == 2
-    assert (output / "grpo" / "merged" / "model.safetensors").is_file()
-    comparison = json.loads((output / "comparison.json").read_text())
-    assert list(comparison["runs"]) == ["stage1", "stage2", "stage3", "router", "control", "grpo"]
-    pairs = [(entry["before"], entry["after"]) for entry in comparison["differences"]]
-    assert pairs[-2:] == [("stage3", "grpo"), ("stage1", "grpo")]
-    assert "grpo - stage3" in (output / "report.html").read_text()
+    assert stubs["grpo"]["model_name_or_path"] == str(output / "stage3" / "merged")
+    assert stubs["control"]["max_steps"] == "4"
+    assert compared(tmp_path) == [*pairs, ("stage3", "grpo"), ("stage1", "grpo")]
     with pytest.raises(ValueError, match="grpo: scores cannot be set there"):
-        three_stage(tmp_path, **stage1, grpo={**grpo, "scores": "scores.parquet"})
+        three_stage(tmp_path, grpo={**GRPO, "scores": "scores.parquet"})
+    with pytest.raises(ValueError, match=r"begun with other stages \(not set; now sft, grpo\)"):
+        three_stage(tmp_path, **only("stage1", "control"), stages=["sft", "grpo"], grpo=GRPO)
+
+
+def only(*sections):
+    """No options for what is not among these."""
+    return {name: {} for name in ("preferences", "stage2", "mining", "stage3", "router") if name not in sections}
+
+
+def test_stages_in_another_order(tmp_path, stubs):
+    options = {"stages": ["grpo", "sft", "dpo"], **only("preferences", "stage2")}
+    three_stage(tmp_path, **options)
+    output = tmp_path / "out"
+    assert list(stubs) == [
+        *("stage1_grpo", "stage1_grpo/merged", "stage2_sft", "stage2_sft/merged"),
+        *("stage3_preferences", "stage3_dpo", "stage3_dpo/merged", "control", "control/merged"),
+        *(f"evaluation/{name}" for name in ("start", "stage1_grpo", "stage2_sft", "stage3_dpo", "control")),
+    ]
+    assert [stubs[name]["model_name_or_path"] for name in ("stage1_grpo", "control", "evaluation/start")] == [
+        "tiny-random"
+    ] * 3
+    assert stubs["stage2_sft"]["model_name_or_path"] == str(output / "stage1_grpo" / "merged")
+    for name in ("stage3_preferences", "stage3_dpo"):
+        assert stubs[name]["model_name_or_path"] == str(output / "stage2_sft" / "merged")
+    assert stubs["stage3_dpo"]["preferences"] == str(output / "stage3_preferences")
+    # All that trains or is scored has one size; the control takes the steps of all stages.
+    assert all(given["grounding_image_size"] == "128" for given in stubs.values() if given["task"] != "merge")
+    assert stubs["control"]["max_steps"] == "6"
+    assert compared(tmp_path) == [
+        *(("start", "stage1_grpo"), ("stage1_grpo", "stage2_sft"), ("stage2_sft", "stage3_dpo")),
+        *(("start", "stage3_dpo"), ("start", "control"), ("control", "stage3_dpo")),
+    ]
+    count = len(stubs)
+    three_stage(tmp_path, **options)
+    assert len(stubs) == count
+    for stages in (["sft", "grpo", "dpo"], None):
+        with pytest.raises(ValueError, match="begun with other stages .grpo, sft, dpo; now "):
+            three_stage(tmp_path, **{**options, "stages": stages})
+
+
+def test_rows_that_are_drawn_by_scores_are_scored_after_the_stage_before(tmp_path, stubs):
+    (tmp_path / "grpo.yaml").write_text("sample_by: spread")
+    grpo = {"config": str(tmp_path / "grpo.yaml")}
+    three_stage(tmp_path, stages=["sft", "hard_sample", "grpo"], **only("mining", "stage3", "router"), grpo=grpo)
+    output = tmp_path / "out"
+    for place, made in ((2, "stage1_sft"), (3, "stage2_hard_sample")):
+        assert stubs[f"stage{place}_mining"]["model_name_or_path"] == str(output / made / "merged")
+        assert stubs[f"stage{place}_mining"]["worst"] == "0.5"
+    assert stubs["stage3_grpo"]["scores"] == str(output / "stage3_mining" / "scores.parquet")
+    routed = stubs["evaluation/router"]
+    assert routed["model_name_or_path"] == str(output / "stage1_sft" / "merged")
+    assert routed["router_model"] == str(output / "stage2_hard_sample" / "merged")
+    assert ("stage1_sft", "router") in compared(tmp_path)
+    (tmp_path / "usual").mkdir()
+    three_stage(tmp_path / "usual", grpo={**GRPO, "sample_by": "hardness"})
+    assert stubs["grpo"]["scores"] == str(tmp_path / "usual" / "out" / "grpo_mining" / "scores.parquet")
+
+
+@pytest.mark.parametrize(
+    ("stages", "options", "message"),
+    [
+        ([], {}, "stages: give a list of one or more of sft, dpo, hard_sample, grpo; got"),
+        ("sft", {}, "stages: give a list"),
+        (["sft", "ppo"], {}, "there is no ppo; there are sft, dpo, hard_sample, grpo"),
+        (["sft", "grpo", "sft"], {}, "sft comes twice"),
+        (["sft"], only(), "sft alone leaves nothing to compare"),
+        (["sft", "grpo"], only("stage2"), "stage2: these are options for dpo, .*: sft, grpo.*--stage2 '{}'"),
+        (["sft", "dpo"], only("preferences", "stage2", "router"), "router: these are options for hard_sample"),
+        (["dpo"], {**only("stage2"), "stage1": HEAD}, "stage1: these are options for sft"),
+        (["dpo"], {**only("stage2"), "grpo": GRPO}, "grpo: these are options for grpo"),
+        (["sft", "grpo"], only("mining"), "mining: these are options for hard_sample or grpo with sample_by"),
+        (["sft", "grpo"], {**only(), "first_stage": 2}, "first_stage has no effect with stages"),
+    ],
+)
+def test_stages_that_cannot_be(tmp_path, stages, options, message):
+    with pytest.raises(ValueError, match=message):
+        three_stage(tmp_path, stages=stages, **options)
+
+
+def test_stages_of_ones_own_are_really_run(tmp_path, steps, stage1):
+    own = {name: value for name, value in stage1.items() if name != "first_stage"}
+    grpo = {**GRPO, "sample_by": "hardness"}
+    three_stage(tmp_path, **own, stages=["grpo", "hard_sample"], **only("mining", "stage3", "router"), grpo=grpo)
+    output = tmp_path / "out"
+    assert steps.names == [
+        *("mine_hard_samples", "grpo", "merge", "mine_hard_samples", "hard_sample", "merge", "sft", "merge"),
+        *["evaluate"] * 5,
+    ]
+    states = [
+        json.loads((output / name / "trainer_state.json").read_text())["global_step"]
+        for name in ("stage1_grpo", "stage2_hard_sample", "control")
+    ]
+    assert states == [2, 2, 4]
+    page = (output / "report.html").read_text()
+    assert "Stages: grpo, hard_sample" in page and "stage2_hard_sample - start" in page
+    assert (output / "stage2_hard_sample" / "merged" / "model.safetensors").is_file()
+    assert json.loads((output / "metrics.json").read_text())["dice"]["n"] == 6
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Weights that follow a metric."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from sa2va_trl import SegGRPOConfig, SegGRPOTrainer, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.rewards import PRESETS
-from sa2va_trl.trainers.adaptive_weights import WeightState, read_rules
+from sa2va_trl.trainers.adaptive_weights import AdaptWeights, WeightState, read_rules
 
 
 RECALL = {"component": "recall", "below": 0.8, "weight": 0.4, "otherwise": 0.2}
@@ -166,3 +167,13 @@ def test_components_and_metrics_that_there_are_not(tmp_path, data):
         grpo(tmp_path, data, [{**RECALL, "metric": "eval_dice"}])
     with pytest.raises(ValueError, match="no 'reacll' is recorded in training; there are .*rewards/recall/mean"):
         grpo(tmp_path, data, [{**RECALL, "metric": "reacll", "patience": 2}], logging_steps=50).train()
+
+
+def test_a_metric_that_no_evaluation_has_is_said_at_the_first_one():
+    state = WeightState([{**RECALL, "metric": "eval_dicee"}])
+    callback = AdaptWeights(SimpleNamespace(weight_state=state, eval_dataset=object()))
+    with pytest.raises(ValueError, match="no 'eval_dicee' comes of an evaluation; there are eval_dice"):
+        callback.on_evaluate(None, None, None, metrics={"eval_dice": 0.5})
+    state.rules = WeightState([{**RECALL, "metric": "eval_dice"}]).rules
+    callback.on_evaluate(None, None, None, metrics={"eval_dice": 0.5})
+    assert state.seen == {"eval_dice": [0.5, 1]}

@@ -6,11 +6,20 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa2va_trl.data import DatasetError, synthetic_dataset
-from sa2va_trl.trainers.epoch_plan import check_columns, draw, match_scores, plan_epoch, row_weights, select_rows
+from sa2va_trl.trainers.epoch_plan import (
+    capped,
+    check_columns,
+    draw,
+    match_scores,
+    plan_epoch,
+    row_weights,
+    select_rows,
+)
 
 
 def table(dice, **columns):
@@ -214,3 +223,33 @@ def test_scores_are_matched_by_sample_id(data):
 def test_scores_of_other_rows_are_refused(data, change, message):
     with pytest.raises(DatasetError, match=message):
         match_scores(change(scores_of(data)), data)
+
+
+@given(
+    st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 1e6)), min_size=1, max_size=60).filter(any),
+    st.floats(1, 10),
+)
+def test_no_capped_weight_is_more_than_its_multiple_of_the_mean(weights, cap):
+    weights = np.array(weights)
+    found = capped(weights, cap)
+    assert found.mean() == pytest.approx(1) and ((found > 0) == (weights > 0)).all()
+    positive = int((weights > 0).sum())
+    assert found.max() <= max(cap, len(weights) / positive) * (1 + 1e-9)
+    order = np.argsort(weights, kind="stable")
+    assert (np.diff(found[order]) >= -1e-9 * cap).all()  # none overtakes another
+    free = (found < cap * (1 - 1e-9)) & (weights > 0)
+    if positive * cap > len(weights) and free.any():
+        shares = found[free] / weights[free]
+        assert shares == pytest.approx(np.full(len(shares), shares[0]))
+
+
+def test_a_heavy_row_is_not_the_whole_epoch():
+    assert capped(np.array([1e6] + 99 * [1.0]), 3.0) == pytest.approx([3.0] + 99 * [97 / 99])
+
+
+@pytest.mark.parametrize("value", [-1.0, np.inf])
+def test_a_spread_that_is_none_is_refused(value):
+    data = Dataset.from_dict({"sample_id": ["a", "b"]})
+    scores = pd.DataFrame({"sample_id": ["a", "b"], "dice": [0.5, 0.5], "reward_spread": [0.1, value]})
+    with pytest.raises(DatasetError, match="1 scores have a reward_spread below 0 or infinite, such as 'b'"):
+        match_scores(scores, data)

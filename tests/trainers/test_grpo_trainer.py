@@ -12,8 +12,11 @@ from PIL import Image
 from sa2va_trl import SegGRPOConfig, SegGRPOTrainer, SegSFTConfig, tiny_sa2va
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.rewards import RewardError
+from sa2va_trl.trainers import grpo_trainer
+from sa2va_trl.trainers.actor_critic import STATE
 from sa2va_trl.trainers.callbacks import RankHistory
-from tests.rows import every_kind
+from sa2va_trl.trainers.rollouts import roll_out
+from tests.rows import every_kind, make, noise
 
 
 # See tests/trainers/test_sft_trainer.py.
@@ -107,17 +110,66 @@ def test_the_policy_gradient_raises_the_reward(tmp_path, data):
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.05
 
 
-def test_rollouts_do_not_depend_on_batches(tmp_path, data):
+# What learns beside the model: both parts of it. One mask an object would do; two tell how rewards deviate.
+BESIDE = {"advantage": "value", "learn_noise": True, "ppo_learning_rate": 1e-2}
+
+
+def test_local_credit_raises_the_dice(tmp_path, data):
+    args = config(tmp_path, max_steps=25, learning_rate=2e-3, sft_weight=0.0, policy="field", reward="dice")
+    run = trainer(args, data)
+    run.train()
+    rewards = [entry["rewards/greedy"] for entry in logged(run)]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.02
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(tmp_path, data):
+    weights = {"beta": 0.5, "decoder_weight": 0.7, "sft_weight": 0.3}
+    args = config(tmp_path, policy="both", max_steps=3, trainable="head", **weights)
+    run = trainer(args, data, reward_funcs=first_pixel)
+    run.train()
+    for entry in logged(run):
+        supervised = args.mask_weight * entry["mask_loss"] + args.dice_weight * entry["dice_loss"]
+        parts = entry["policy_loss"] + 0.7 * entry["decoder_loss"] + 0.5 * entry["kl"] + 0.3 * supervised
+        assert entry["loss"] == pytest.approx(parts, rel=1e-4, abs=1e-5)
+    assert logged(run)[-1]["kl"] > 1e-5 and all(entry["decoder_loss"] for entry in logged(run))
+
+
+def test_the_noise_falls_to_its_end(tmp_path, data, monkeypatch):
+    seen = []
+
+    def recorded(model, features, sampler, *rest):
+        seen.append((sampler.embedding_noise, sampler.field_noise))
+        return roll_out(model, features, sampler, *rest)
+
+    monkeypatch.setattr(grpo_trainer, "roll_out", recorded)
+    trainer(config(tmp_path, policy="both", max_steps=3, noise_end=0.5), data).train()
+    assert np.array(seen) == pytest.approx(np.array([(0.1, 0.5), (0.075, 0.375), (0.05, 0.25)]))
+
+
+def test_a_step_encodes_once(tmp_path, data, monkeypatch):
+    """And what the divergence is from sees the same features: the head alone trains."""
+    run = trainer(config(tmp_path, trainable="head", beta=0.1, max_steps=2), data)
+    calls = []
+    tower = next(own for name, own in run.model.named_modules() if name.endswith("language_model"))
+    tower.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(run, "tell_needs", lambda *_, **__: None)  # which runs a step by itself
+    run.train()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("options", [{}, BESIDE])
+def test_rollouts_do_not_depend_on_batches(tmp_path, data, options):
     runs = []
-    for number, sizes in enumerate(((4, 1), (2, 2), (1, 4))):
+    for number, sizes in enumerate(((4, 1), (1, 4)) if options else ((4, 1), (2, 2), (1, 4))):
         batch, steps = sizes
-        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, **options}
         run = trainer(config(tmp_path / str(number), policy="both", **sizes), data)
         run.train()
         runs.append(logged(run))
     for other in runs[1:]:
         for one, two in zip(runs[0], other, strict=True):
-            for name in ("reward", "reward_std", "rewards/greedy", "loss", "grad_norm", "decoder_loss", "dice_loss"):
+            names = ["reward", "reward_std", "rewards/greedy", "loss", "grad_norm", "decoder_loss", "dice_loss"]
+            for name in names + ["value_loss", "embedding_noise"] * bool(options):
                 assert one[name] == pytest.approx(two[name], rel=2e-4, abs=2e-6), name
 
 
@@ -125,7 +177,7 @@ def test_several_iterations_share_rollouts_and_then_clip(tmp_path, data):
     args = config(tmp_path, num_iterations=3, max_steps=6, epsilon=0.01, sft_weight=0.0, learning_rate=1e-2)
     calls = []
 
-    def reward(pred_masks, mask, sample_id):
+    def reward(pred_masks, mask, sample_id, **columns):
         calls.append(sample_id[0])
         return first_pixel(pred_masks)
 
@@ -140,15 +192,57 @@ def test_several_iterations_share_rollouts_and_then_clip(tmp_path, data):
     assert [entry["step"] for entry in logged(run)] == [1, 4]
 
 
-def test_a_resumed_run_goes_on_alike(tmp_path, data):
-    options = {"num_iterations": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+def test_ppo_with_one_mask_an_object(tmp_path, data):
+    options = {**BESIDE, "num_generations": 1, "credit": "global", "num_iterations": 2, "max_steps": 4}
+    run = trainer(config(tmp_path, **options), data, reward_funcs=first_pixel)
+    run.train()
+    entries = [entry for entry in run.state.log_history if "policy_loss" in entry]
+    first, second, *_ = entries
+    # The head expects nothing yet, so that the advantage is the reward; and the ratio is exactly 1.
+    assert first["policy_loss"] == -first["reward"] and first["reward"] > 0
+    assert first["value_loss"] > second["value_loss"]
+    assert first["embedding_noise"] == pytest.approx(0.1) and second["embedding_noise"] != first["embedding_noise"]
+    assert [entry["clip_ratio/region_mean"] for entry in entries][::2] == [0, 0]
+    # The later masks are drawn with what was learned.
+    assert run._kept[0].noise == entries[2]["embedding_noise"] and run._kept[0].noise != pytest.approx(0.1, rel=1e-3)
+    # One mask deviates from nothing.
+    assert "reward_std" not in first and "rewards/first_pixel/std" not in first
+    # It is no part of the model: neither of what is saved nor of what its optimizer has.
+    names = [name for name, _ in run.model.named_parameters()]
+    assert not [name for name in names if "noise" in name or "actor" in name]
+    run.save_model(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved" / STATE).exists()
+
+
+def test_a_critic_is_warmed_up_before_the_policy_learns(tmp_path, data):
+    options = {**BESIDE, "critic_warmup": 2, "max_steps": 2, "sft_weight": 0.0}
+    run = trainer(config(tmp_path, **options), data, reward_funcs=first_pixel)
+    with pytest.raises(ValueError, match="critic_warmup=2 leaves the policy none of 2 steps"):
+        run.train()
+    run.args.max_steps = 3
+    run.train()
+    entries = logged(run)
+    assert [entry["grad_norm"] > 0 for entry in entries] == [False, False, True]
+    assert [entry["embedding_noise"] for entry in entries] == pytest.approx([0.1] * 3)  # as masks were drawn with
+    assert run.actor_critic.noise != pytest.approx(0.1) and entries[1]["value_loss"] < entries[0]["value_loss"]
+
+
+@pytest.mark.parametrize("options", [{}, BESIDE])
+def test_a_resumed_run_goes_on_alike(tmp_path, data, options):
+    options = {"num_iterations": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 2, **options}
     whole = trainer(config(tmp_path, **options), data)
     whole.train()
     resumed = trainer(config(tmp_path, **options), data)
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
-    for name in ("loss", "grad_norm", "policy_loss"):
+    for name in ["loss", "grad_norm", "policy_loss"] + ["value_loss", "embedding_noise"] * ("advantage" in options):
         values = [[entry[name] for entry in run.state.log_history if name in entry] for run in (whole, resumed)]
         assert len(values[0]) == 6 and values[0] == pytest.approx(values[1], rel=1e-5), name
+    if "advantage" in options:
+        assert whole.actor_critic.noise == resumed.actor_critic.noise != pytest.approx(0.1, rel=1e-3)
+        checkpoint = str(tmp_path / "out" / "checkpoint-4")
+        with pytest.raises(ValueError, match="begun with learn_noise=True or advantage=value"):
+            bare = {name: value for name, value in options.items() if name not in BESIDE}
+            trainer(config(tmp_path, **bare), data).train(resume_from_checkpoint=checkpoint)
 
 
 def test_cached_features_change_nothing(tmp_path, data):
@@ -232,15 +326,33 @@ def test_the_rank_history_goes_on_where_it_was(tmp_path, data):
         )
 
 
-def test_every_kind_of_row(tmp_path):
-    args = config(tmp_path, max_steps=4, per_device_train_batch_size=1, beta=0.1, policy="both")
-    run = trainer(args, every_kind())
+def test_every_kind_of_row_takes_the_same_forward_passes(tmp_path):
+    """As processes have to, of which one may have rows without a mask, or with groups that are skipped."""
+    empty = {"image": noise(7), "masks": [Image.new("L", (48, 40))], "phrases": ["vessel"], "sample_id": "empty mask"}
+    rows = make([*every_kind(), empty])
+    args = config(tmp_path, max_steps=len(rows), per_device_train_batch_size=1, beta=0.1, policy="both", **BESIDE)
+    run = trainer(args, rows)
+    passes, step = [[]], run.training_step  # (the first are of what it takes in memory, and of no row)
+    for name, module in run.model.named_modules():
+        if list(module.parameters(recurse=False)):
+            module.register_forward_hook(lambda *args, name=name: passes[-1].append(name))
+
+    def training_step(*args, **kwargs):
+        passes.append([])
+        return step(*args, **kwargs)
+
+    run.training_step = training_step
     run.train()
-    assert len([entry for entry in run.state.log_history if "loss" in entry]) == 4
-    assert all(np.isfinite(entry["loss"]) for entry in run.state.log_history if "loss" in entry)
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert len(losses) == len(rows) and np.isfinite(losses).all()
+    assert len(passes) == 1 + len(rows) and len(passes[1]) > 100
+    assert all(own == passes[1] for own in passes[1:])
 
 
 def test_a_table_and_a_picture_of_rollouts(tmp_path, data):
+    one = {"num_generations": 1, "advantage": "value", "credit": "global", "output_dir": str(tmp_path / "one")}
+    trainer(config(tmp_path, rollout_steps=1, max_steps=1, **one), data).train()
+    assert Image.open(tmp_path / "one" / "rollouts" / "step_000000.png").size == (2 * (32 + 2), 32 + 14)
     trainer(config(tmp_path, rollout_steps=2, max_steps=3), data).train()
     folder = tmp_path / "out" / "rollouts"
     assert sorted(file.name for file in folder.iterdir()) == [
@@ -295,7 +407,21 @@ def test_a_reward_that_fails_names_itself_and_the_sample(tmp_path, data, value, 
         ({"embedding_noise": 0.0}, "embedding_noise must be positive"),
         ({"noise_end": 0.0}, "noise_end must lie in"),
         ({"epsilon": 1.0}, "epsilon must lie between 0 and 1"),
-        ({"advantage": "value"}, "advantage must be one of group, rloo, batch"),
+        ({"advantage": "mean"}, "advantage must be one of group, rloo, batch, value"),
+        ({"num_generations": 1, "advantage": "value"}, "needs credit=global: local credit is measured"),
+        ({"num_generations": 2, "advantage": "value", "policy": "both"}, "num_generations=2 with policy=both needs"),
+        ({"num_generations": 0, "advantage": "value"}, "num_generations must be at least 1, got 0"),
+        ({"num_generations": 3, "advantage": "value", "policy": "both"}, "at least 2 and even, got 3"),
+        ({"advantage": "value", "scale_rewards": "group"}, "advantage=value is not of one group"),
+        ({"advantage": "batch", "scale_rewards": "group"}, "advantage=batch is not of one group"),
+        ({"policy": "field", "advantage": "value"}, "all of this reward has local credit"),
+        ({"learn_noise": True, "noise_end": 0.5}, "noise_end=0.5 contradicts learn_noise=True"),
+        ({"learn_noise": True, "policy": "field"}, "policy=field draws no embedding"),
+        ({"learn_noise": True, "embedding_noise": 0.001}, "must lie between 0.01 and 2.0 with learn_noise=True"),
+        ({"ppo_learning_rate": 0.1}, "it is of learn_noise=True and of advantage=value"),
+        ({"learn_noise": True, "ppo_learning_rate": 0.0}, "ppo_learning_rate must be positive"),
+        ({"critic_warmup": 1}, "it is of advantage=value"),
+        ({"critic_warmup": -1}, "critic_warmup must not be negative"),
         ({"policy": "field", "epsilon": 0.1}, "policy=field draws no embedding"),
         ({"policy": "field", "decoder_weight": 0.0}, "leaves nothing that learns"),
         ({"field_noise": 1.0}, "policy=embedding draws no field"),
@@ -304,8 +430,14 @@ def test_a_reward_that_fails_names_itself_and_the_sample(tmp_path, data, value, 
         ({"decoder_weight": 0.0, "credit": "global"}, "decoder_weight=0 weights no likelihood"),
         ({"num_iterations": 2, "save_strategy": "steps", "save_steps": 3}, "must be a multiple of num_iterations=2"),
         ({"lm_weight": 1.0}, "no loss reaches the words"),
-        ({"beta": -1.0}, "beta must not be negative"),
+        ({"beta": -1.0}, "beta must be finite and not negative"),
         ({"skip_patience": 0}, "skip_patience must be at least 1"),
+        ({"lora_dropout": 0.1}, "lora_dropout=0.1 must be 0: the ratio is of one network"),
+        ({"train_sampling_strategy": "sequential"}, "this trainer plans its epochs itself"),
+        ({"epsilon": 0.1}, "with num_iterations=1 the ratio is always 1"),
+        ({"beta": float("nan")}, "beta must be finite and not negative"),
+        ({"num_iterations": 2, "save_strategy": "steps", "save_steps": 0.3}, "save_steps=0.3 must be a multiple"),
+        ({"num_iterations": 2, "auto_find_batch_size": True}, "auto_find_batch_size is not possible with num_iter"),
         ({"sample_by": "variance"}, "sample_by must be one of uniform, spread, hardness"),
         ({"max_samples": 0}, "max_samples must be at least 1"),
         ({"max_samples": 2, "dataset_repeats": 2}, "max_samples keeps rows once"),

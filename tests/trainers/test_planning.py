@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import concatenate_datasets
 
@@ -113,6 +114,13 @@ def test_curricula_that_cannot_be(tmp_path, data):
         SegSFTConfig(str(tmp_path), use_cpu=True, curriculum="difficulty")
     with pytest.raises(ValueError, match="dataset_repeats=2: curriculum=thickness decides which rows"):
         SegSFTConfig(str(tmp_path), use_cpu=True, curriculum="thickness", dataset_repeats=2)
+    # The only rows that scores give a weight are thin ones.
+    scores = pd.DataFrame({"sample_id": data["sample_id"], "dice": 0.5})
+    scores["reward_spread"] = (width_classes(mask_widths(data)) == 2) * 0.1
+    args = SegGRPOConfig(str(tmp_path), **OPTIONS, num_generations=2, sample_by="spread")
+    model, processor = tiny_sa2va(image_size=128)
+    with pytest.raises(ValueError, match="no effect: of the training rows all are thin"):
+        SegGRPOTrainer(model, args, train_dataset=data, processing_class=processor, scores=scores)
     # Of hard samples it is the order of an epoch's hard rows.
     assert HardSampleConfig(str(tmp_path), use_cpu=True, curriculum="difficulty").curriculum == "difficulty"
 

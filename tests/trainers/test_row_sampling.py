@@ -103,3 +103,13 @@ def test_within_a_class_rows_keep_their_weights():
     classes, own = np.array([0, 0, 2, 2]), np.array([1.0, 3.0, 0.0, 2.0])
     weights = stage_weights(classes, 0, own)
     assert weights == pytest.approx([0.95 / 4, 0.95 * 3 / 4, 0.0, 0.05])
+
+
+def test_rows_that_are_flagged_for_review_are_not_drawn():
+    scores = table(dice=[0.0, 0.6, 0.8], review=[True, False, False])
+    assert sampling_weights(scores, "hardness") == pytest.approx([0.0, 0.4, 0.2])
+
+
+def test_a_spread_that_is_missing_is_said():
+    with pytest.raises(ValueError, match="needs a 'reward_spread' of each row; 1 of 2 have none"):
+        sampling_weights(table(dice=[0.9, 0.2], reward_spread=[0.1, np.nan]), "spread")
