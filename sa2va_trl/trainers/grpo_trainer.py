@@ -65,7 +65,8 @@ class SegGRPOTrainer(SegSFTTrainer):
     - of drawn embeddings PPO's clipped surrogate (arXiv 1707.06347) with the advantage of their mask; it trains what
       makes the embedding, `text_hidden_fcs` and the language model's LoRA, if there is one;
     - of all drawn masks their likelihood under independent pixels, where they differ from the greedy mask, weighted by
-      the part of the reward that lies around a pixel (`credit="local"`) or by the advantage; it trains the decoder;
+      the part of the reward that lies around a pixel (`credit="local"`) or by the advantage; it trains the decoder and
+      through it what makes the embedding;
     - the supervised mask losses, `sft_weight` times: an anchor without which a mask decoder is soon worse than before.
 
     A group whose rewards are all equal teaches nothing and is left out of the first two. Such a mask cannot do worse
