@@ -157,8 +157,10 @@ GUISES = list(streams(make({})))
 # Streams and transforms
 
 
-@pytest.mark.parametrize("guise", GUISES)
-@pytest.mark.parametrize(("changed", "reason"), BAD)
+# (What is bad does not depend on how a stream is made, and the other way round.)
+@pytest.mark.parametrize(
+    ("guise", "changed", "reason"), [*((GUISES[0], *bad) for bad in BAD), *((guise, *BAD[0]) for guise in GUISES[1:])]
+)
 def test_a_bad_row_of_a_stream_ends_training_with_its_name(tmp_path, guise, changed, reason):
     run = trainer(tmp_path, streams(make({}, {}, changed, {}))[guise])
     with pytest.raises(DatasetError, match="'row-2' cannot be used: ") as caught:
@@ -177,8 +179,7 @@ def test_streams_of_good_rows_train_alike(tmp_path, guise):
     assert losses[0] == pytest.approx(losses[1], abs=1e-6) and len(losses[0]) == 2
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("changed", "reason"), BAD)
+@pytest.mark.parametrize(("changed", "reason", "workers"), [*((*bad, 0) for bad in BAD), (*BAD[0], 2)])
 def test_what_a_transform_makes_is_checked(tmp_path, changed, reason, workers):
     def transform(batch):
         names = [name for name in batch if name in changed]
@@ -204,8 +205,10 @@ def test_a_transform_is_kept_with_all_columns_and_runs_for_every_row(tmp_path):
     assert seen.count("first") == seen.count("second") >= 2
 
 
-@pytest.mark.parametrize("guise", GUISES)
-@pytest.mark.parametrize(("changed", "reason"), [*BAD_PAIRS, BAD[0], BAD[2]])
+@pytest.mark.parametrize(
+    ("guise", "changed", "reason"),
+    [*((GUISES[0], *bad) for bad in [*BAD_PAIRS, BAD[0]]), *((guise, *BAD_PAIRS[0]) for guise in GUISES[1:])],
+)
 def test_pairs_of_a_stream_are_checked(tmp_path, guise, changed, reason):
     run = trainer(tmp_path, streams(make({}, {}, changed, {}))[guise], "dpo")
     with pytest.raises(DatasetError, match="'row-2' cannot be used: ") as caught:
@@ -402,7 +405,7 @@ def as_stored(data):
 @pytest.mark.parametrize(
     ("kind", "form"),
     [
-        *(("sft", form) for form in ("torch", "numpy", "arrow", "pandas", "decode=False")),
+        *(("sft", form) for form in ("torch", "arrow", "decode=False")),
         ("dpo", "torch"),
         ("hard", "torch"),
     ],
