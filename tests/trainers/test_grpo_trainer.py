@@ -240,7 +240,7 @@ def test_a_resumed_run_goes_on_alike(tmp_path, data, options):
     if "advantage" in options:
         assert whole.actor_critic.noise == resumed.actor_critic.noise != pytest.approx(0.1, rel=1e-3)
         checkpoint = str(tmp_path / "out" / "checkpoint-4")
-        with pytest.raises(ValueError, match="begun with learn_noise=True or advantage=value"):
+        with pytest.raises(ValueError, match="begun with advantage=value, and this run has advantage=group"):
             bare = {name: value for name, value in options.items() if name not in BESIDE}
             trainer(config(tmp_path, **bare), data).train(resume_from_checkpoint=checkpoint)
 
@@ -268,9 +268,8 @@ def test_rows_are_drawn_by_the_spread_of_their_rewards(tmp_path, data):
     plans = [run.plan(epoch) for epoch in range(20)]
     assert all(len(plan) == 8 for plan in plans) and len(set(map(tuple, plans))) > 10
     counts = np.bincount(np.concatenate(plans), minlength=8) / 20
-    # The first is held to three times the mean.
-    expected = np.minimum(np.array(spread) / np.mean(spread), 3.0)
-    assert counts == pytest.approx(8 * expected / expected.sum(), abs=0.35)
+    # The second is held to three times the mean, and the others share the rest.
+    assert counts == pytest.approx(np.array([0.0, 3.0, 1.25, 1.25, 0.0, 2.5, 0.0, 0.0]), abs=0.35)
     again = trainer(config(tmp_path, sample_by="spread"), data, scores=scores)
     assert [again.plan(epoch) for epoch in range(20)] == plans
 
@@ -320,7 +319,7 @@ def test_the_rank_history_goes_on_where_it_was(tmp_path, data):
     assert len(histories[0]) == 4 * 2 * 4 and histories[0] == pytest.approx(histories[1])
     losses = [[entry["loss"] for entry in logged(run)] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0][-1] != 0
-    with pytest.raises(ValueError, match="begun with another rank_history"):
+    with pytest.raises(ValueError, match="begun with rank_history=64, and this run has rank_history=32"):
         trainer(config(tmp_path, **{**options, "rank_history": 32}), data, reward_funcs=first_pixel).train(
             resume_from_checkpoint=checkpoint
         )
@@ -392,7 +391,7 @@ def test_a_reward_that_fails_names_itself_and_the_sample(tmp_path, data, value, 
         return [1 / 0 if value is None else value for _ in pred_masks]
 
     run = trainer(config(tmp_path), data, reward_funcs=broken)
-    with pytest.raises(RewardError, match=f"step 0: reward broken, .*sample_id v0.*{said}"):
+    with pytest.raises(RewardError, match=f"reward broken, .*sample_id v0.*step 0: {said}"):
         run.train()
 
 
