@@ -18,7 +18,9 @@ from sa2va_trl.losses import (
     dice_loss,
     language_modeling_loss,
     mask_bce_loss,
+    same_class_neighbours,
     sample_points,
+    scnp_loss,
     skeleton_recall_loss,
     soft_cldice_loss,
     soft_skeleton,
@@ -26,7 +28,7 @@ from sa2va_trl.losses import (
 )
 
 
-MASK_LOSSES = [mask_bce_loss, dice_loss, soft_cldice_loss, skeleton_recall_loss]
+MASK_LOSSES = [mask_bce_loss, dice_loss, soft_cldice_loss, skeleton_recall_loss, scnp_loss]
 BOUNDED_LOSSES = [dice_loss, soft_cldice_loss, skeleton_recall_loss]
 
 
@@ -376,6 +378,42 @@ def test_cldice_loss_matches_monai():
     torch.testing.assert_close(soft_cldice_loss(logits, targets, iterations=4, eps=1.0), expected)
 
 
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31), size=st.sampled_from([1, 3, 5]))
+def test_same_class_neighbours_match_a_search_of_every_pixel(seed, size):
+    logits, targets = random_batch(seed, size=9)
+    found, reach = same_class_neighbours(logits, targets, size), size // 2
+    for number, row, column in np.ndindex(*logits.shape):
+        rows, columns = (slice(max(at - reach, 0), at + reach + 1) for at in (row, column))
+        inside = bool(targets[number, row, column])
+        own = logits[number, rows, columns][targets[number, rows, columns] == inside]
+        assert found[number, row, column] == (own.min() if inside else own.max())
+
+
+def test_scnp_blames_the_worst_pixel_for_its_neighbours():
+    target = torch.zeros(1, 7, 9, dtype=torch.uint8)
+    target[0, 3] = 1  # a vessel of one pixel, with a gap in the middle
+    logits = confident_logits(target, 4)
+    logits[0, 3, 4], logits[0, 3, [3, 5]] = -4, 5
+    logits.requires_grad_()
+    scnp_loss(logits, target).sum().backward()
+    moved = logits.grad[0, 3].abs()
+    assert moved[4] > 10 * moved[[0, 1, 2, 6, 7, 8]].max()
+    assert (moved[[3, 5]] == 0).all()  # what is right beside a gap waits for it
+    plain = logits.detach().clone().requires_grad_()
+    (mask_bce_loss(plain, target) + dice_loss(plain, target)).sum().backward()
+    assert moved[4] > 2.5 * plain.grad[0, 3, 4].abs()  # three pixels' worth
+
+
+def test_scnp_of_a_neighbourhood_of_one_is_cross_entropy_and_dice():
+    logits, targets = random_batch(3)
+    expected = mask_bce_loss(logits, targets) + dice_loss(logits, targets)
+    torch.testing.assert_close(scnp_loss(logits, targets, size=1), expected)
+    for size in (0, 2, -1):
+        with pytest.raises(ValueError, match=f"odd and positive, got {size}"):
+            same_class_neighbours(logits, targets, size)
+
+
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**31), radius=st.integers(0, 4), density=st.floats(0, 1))
 def test_tubed_skeleton_is_a_thickened_skeleton_within_the_mask(seed, radius, density):
@@ -635,7 +673,7 @@ def test_preference_options_are_checked(arguments, message):
 
 # The mask losses of a batch
 
-WEIGHTS = ("mask_weight", "dice_weight", "skeleton_recall_weight", "cldice_weight", "iou_weight")
+WEIGHTS = ("mask_weight", "dice_weight", "skeleton_recall_weight", "cldice_weight", "scnp_weight", "iou_weight")
 
 
 def drawn_batch():
@@ -650,7 +688,7 @@ def drawn_batch():
     [(0, 0.5601446628570557, 0.2729187309741974), (200, 0.4104825258255005, 0.2636168897151947)],
 )
 def test_mask_losses_are_what_they_have_always_been(num_points, mask_loss, dice):
-    """Recorded when they were the trainer's."""
+    """Recorded when they were the trainer's (SCNP: when it came)."""
     logits, ious, masks, rows = drawn_batch()
     torch.manual_seed(0)
     found = losses.mask_losses(
@@ -665,6 +703,7 @@ def test_mask_losses_are_what_they_have_always_been(num_points, mask_loss, dice)
             "dice_loss": dice,
             "skeleton_recall_loss": 0.2460964024066925,
             "cldice_loss": 0.24283187091350555,
+            "scnp_loss": 0.9939319491386414,
             "iou_loss": 0.052833691239356995,
         },
         rel=1e-5,
@@ -700,7 +739,7 @@ def test_mask_losses_without_masks_are_zero_and_have_a_gradient(size):
     logits, ious = torch.zeros(0, 16, 16, requires_grad=True), torch.zeros(0)
     masks, rows = torch.zeros(0, size, size, dtype=torch.uint8), torch.zeros(0, dtype=torch.long)
     found = losses.mask_losses(logits, ious, masks, rows, 2, masks, **dict.fromkeys(WEIGHTS, 1.0))
-    assert len(found) == 5 and all(value == 0 for value in found.values())
+    assert len(found) == 6 and all(value == 0 for value in found.values())
     sum(found.values()).backward()
     assert logits.grad is not None
 

@@ -32,6 +32,7 @@ from sa2va_trl.features.encoding import RowEncoder
 from sa2va_trl.files import whole_file, write_json
 from sa2va_trl.mask_logits import upsample_mask_logits
 from sa2va_trl.metrics import betti0_error, cldice
+from sa2va_trl.mining import score_dataset
 from sa2va_trl.rewards import CREDITS, GroupScorer, score_group
 from sa2va_trl.sampling import MaskSampler
 from sa2va_trl.scripts.arguments import ModelArguments
@@ -52,50 +53,83 @@ GENERATED = {
 
 # Outcome: trainer, config and options by arm
 SFT, DPO, GRPO = (SegSFTTrainer, SegSFTConfig), (SegDPOTrainer, SegDPOConfig), (SegGRPOTrainer, SegGRPOConfig)
-START, CONTROL, BEST_LOSS = "SFT checkpoint", "SFT", "SFT + soft clDice"
-ALONE = {"sft_weight": 0.0, "policy": "both"}
-# (Without scaling, the gradients of the rollouts are 20 (embedding) to 500 times (field) shorter than the anchor's.)
-ANCHORED = {"sft_weight": 1.0, "cldice_weight": 0.5}
-BALANCED = {
-    "embedding": {**ANCHORED, "policy": "embedding", "sft_weight": 0.05},
-    "field": {**ANCHORED, "policy": "field", "scale_rewards": "group"},
-}
+START, BEST_LOSS = "SFT checkpoint", "SFT + 0.5 soft clDice"
+MEANS = ("dice", "cldice", "recall", "precision", "betti0_error")
+
+
+def supervised(**weights: float) -> tuple:
+    return (*SFT, {"lm_weight": 0.0, **weights})
+
+
+def anchored(cldice_weight: float = 2.0, **options) -> tuple:
+    """GRPO beside the supervised losses. (Unscaled, a field's gradients are 500 times shorter than the anchor's.)"""
+    given = {"sft_weight": 1.0, "cldice_weight": cldice_weight, "policy": "field", "scale_rewards": "group"}
+    return (*GRPO, {**given, **options})
+
+
+def alone(**options) -> tuple:
+    return (*GRPO, {"sft_weight": 0.0, "policy": "both", **options})
+
+
 ARMS = {
-    CONTROL: (*SFT, {"lm_weight": 0.0}),
-    BEST_LOSS: (*SFT, {"lm_weight": 0.0, "cldice_weight": 0.5}),
-    "SFT + 2 soft clDice": (*SFT, {"lm_weight": 0.0, "cldice_weight": 2.0}),
-    "GRPO default, anchor, field": (*GRPO, BALANCED["field"]),
-    "GRPO default, anchor 2, field": (*GRPO, {**BALANCED["field"], "cldice_weight": 2.0}),
-    **{f"GRPO {reward} alone": (*GRPO, {**ALONE, "reward": reward}) for reward in ("default", "published")},
-    "SFT + skeleton recall": (*SFT, {"lm_weight": 0.0, "skeleton_recall_weight": 0.5}),
+    BEST_LOSS: supervised(cldice_weight=0.5),
+    "SFT + 2 soft clDice": supervised(cldice_weight=2.0),
+    "SFT + 4 soft clDice": supervised(cldice_weight=4.0),
+    "GRPO default, anchor 0.5, field": anchored(0.5),
+    "GRPO default, anchor 2, field": anchored(),
+    "GRPO default, anchor 2, field x 10": anchored(decoder_weight=10.0),
+    "GRPO default, anchor 4, field": anchored(4.0),
+    "GRPO default, anchor 4, field x 10": anchored(4.0, decoder_weight=10.0),
+    "GRPO default alone": alone(),
+    "SFT": supervised(),
+    "SFT + SCNP": supervised(scnp_weight=1.0),
+    "SFT + skeleton recall": supervised(skeleton_recall_weight=0.5),
     "DPO region, anchor": (*DPO, {"score": "region", "beta": 5.0, "sft_weight": 1.0, "pairs": "online"}),
-    "GRPO default, anchor, ranks": (*GRPO, {**ANCHORED, "policy": "field", "rank_history": 512}),
-    "GRPO default alone, field": (*GRPO, {**ALONE, "policy": "field"}),
-    "GRPO default, anchor": (*GRPO, {**ANCHORED, "policy": "both"}),
-    **{f"GRPO {reward} alone": (*GRPO, {**ALONE, "reward": reward}) for reward in ("dice", "cldice")},
-    "GRPO default, anchor, embedding": (*GRPO, BALANCED["embedding"]),
+    "GRPO published alone": alone(reward="published"),
 }
-# What the recipe may say, judged on validation alone (`outcome --search`)
+# Drawn above the threshold that is best on validation, where the others have 0.5: what is won by drawing more alone.
+AT_BEST = ", threshold"
+THRESHOLDS = (0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55)
+ARMS |= {name + AT_BEST: ARMS[name] for name in ("SFT", "SFT + 4 soft clDice", "GRPO default, anchor 4, field x 10")}
+LOUD = {
+    "global credit": {"credit": "global"},
+    "reward 0.3 Dice + 0.7 clDice": {"reward": {"dice": 0.3, "cldice": 0.7}},
+    "reward with betti_matching": {"reward": {"dice": 0.4, "cldice": 0.4, "betti_matching": 0.2}},
+    "ranks, scaled": {"rank_history": 512},
+    "rows by spread": {"sample_by": "spread"},
+    "KL 1": {"beta": 1.0},
+    "K 16": {"num_generations": 16},
+}
+# What the recipes may say, judged on validation alone (`outcome --search`)
 SEARCH = {
-    "embedding": BALANCED["embedding"],
-    "embedding, sft_weight 0.01": {**BALANCED["embedding"], "sft_weight": 0.01},
-    "embedding, noise 1": {**BALANCED["embedding"], "embedding_noise": 1.0},
-    "both, sft_weight 0.05": {**BALANCED["embedding"], "policy": "both"},
-    "field": BALANCED["field"],
-    "field, decoder_weight 3": {**BALANCED["field"], "decoder_weight": 3.0},
-    "field, decoder_weight 10": {**BALANCED["field"], "decoder_weight": 10.0},
-    "field, noise 0.25": {**BALANCED["field"], "field_noise": 0.25},
-    "field, noise 1": {**BALANCED["field"], "field_noise": 1.0},
-    "field, noise 1 falling to 0.2": {**BALANCED["field"], "field_noise": 1.0, "noise_end": 0.2},
-    "field, K 4": {**BALANCED["field"], "num_generations": 4},
-    "field, K 16": {**BALANCED["field"], "num_generations": 16},
-    "field, global credit": {**BALANCED["field"], "credit": "global"},
-    "field, 0.3 Dice + 0.7 clDice": {**BALANCED["field"], "reward": {"dice": 0.3, "cldice": 0.7}},
-    "field, without soft clDice": {**BALANCED["field"], "cldice_weight": 0.0},
+    **{f"SFT + {weight:g} soft clDice": supervised(cldice_weight=weight) for weight in (0.5, 1.0, 2.0, 4.0, 8.0)},
+    "SFT + 1 SCNP": supervised(scnp_weight=1.0),
+    "SFT + 0.5 SCNP": supervised(scnp_weight=0.5),
+    "SCNP in place of SFT": supervised(scnp_weight=1.0, mask_weight=0.0, dice_weight=0.0),
+    "SFT + 2 soft clDice + 0.5 SCNP": supervised(cldice_weight=2.0, scnp_weight=0.5),
+    "anchor 2": anchored(),
+    "anchor 2, decoder_weight 3": anchored(decoder_weight=3.0),
+    "anchor 2, decoder_weight 10": anchored(decoder_weight=10.0),
+    "anchor 2, noise 0.25": anchored(field_noise=0.25),
+    "anchor 2, noise 1": anchored(field_noise=1.0),
+    "anchor 2, noise 2": anchored(field_noise=2.0),
+    "anchor 2, noise 1 to 0.2": anchored(field_noise=1.0, noise_end=0.2),
+    "anchor 2, K 4": anchored(num_generations=4),
+    "anchor 2, K 16": anchored(num_generations=16),
+    "anchor 2, global credit": anchored(credit="global"),
+    "anchor 2, 32 cells": anchored(credit_cells=32),
+    "anchor 2, reward 0.3 Dice + 0.7 clDice": anchored(reward={"dice": 0.3, "cldice": 0.7}),
+    "anchor 2, decoder_weight 30": anchored(decoder_weight=30.0),
+    **{f"anchor 2, decoder_weight 10, {name}": anchored(decoder_weight=10.0, **own) for name, own in LOUD.items()},
 }
 
 
 # Spread
+
+
+def share_changed(masks: np.ndarray) -> float:
+    """Pixels in which drawn masks differ from the greedy one, the first, as a share of its own."""
+    return (masks[1:] != masks[0]).sum((1, 2)).mean() / max(masks[0].sum(), 1)
 
 
 def spread(args) -> None:
@@ -108,7 +142,7 @@ def spread(args) -> None:
         rows = RowEncoder(model, processor, data, progress=False)
         for noise in (0.03, 0.1, 0.3, 1.0):
             sampler = MaskSampler(embedding=8, field=0, tokens=False, thresholds=(), embedding_noise=noise)
-            none, deviation, changed = [], [], []
+            none, deviation, changed, changed_on_grid = [], [], [], []
             for start, _, targets, features in rows.batches(""):
                 with torch.no_grad():
                     drawn = sampler(model, features, torch.Generator().manual_seed(start)).mask_logits
@@ -119,9 +153,14 @@ def spread(args) -> None:
                     values = score_group("default", masks[1:], target).rewards
                     none.append(bool((values == values[0]).all()))
                     deviation.append(values.std())
-                    changed.append((masks[1:] != masks[0]).sum((1, 2)).mean() / max(masks[0].sum(), 1))
+                    changed.append(share_changed(masks))
+                    changed_on_grid.append(share_changed((own > 0).numpy()))
             row = {"model": path, "noise": noise, "groups": len(none), "without_spread": np.mean(none)}
             row |= {"reward_std": np.mean(deviation), "pixels_changed": np.mean(changed)}
+            row |= {
+                "cells_changed": np.mean(changed_on_grid),
+                "equal_on_grid": np.mean(np.array(changed_on_grid) == 0),
+            }
             found.append(row)
             print(row, flush=True)
             write_json(args.output_dir / "spread.json", found)
@@ -134,7 +173,7 @@ def spread(args) -> None:
 # Outcome
 
 
-def trainer(args, kind: tuple, options: dict, rows, model, processor, **more):
+def trainer(args, kind: tuple, options: dict, rows, model, processor, scores=None, **more):
     """A trainer of the head of a model, as all arms have it."""
     made, config = kind
     given = {
@@ -155,7 +194,18 @@ def trainer(args, kind: tuple, options: dict, rows, model, processor, **more):
     }
     folder = str(args.output_dir / "trainer")
     args = config(folder, **{**given, **options, **more})
-    return made(model=model, args=args, train_dataset=rows, processing_class=processor)
+    own = {} if scores is None else {"scores": scores}
+    return made(model=model, args=args, train_dataset=rows, processing_class=processor, **own)
+
+
+def mined(args, model, processor, rows) -> pd.DataFrame:
+    """Scores of the training rows by the checkpoint that all arms start from."""
+    file = args.output_dir / "scores.parquet"
+    if not file.exists():
+        features = stored_features(model, processor, rows, "on", args.output_dir / "features", progress=False)
+        with whole_file(file) as temporary:
+            score_dataset(model, processor, rows, features=features, progress=False).to_parquet(temporary)
+    return pd.read_parquet(file)
 
 
 def fit(args, kind: tuple, options: dict, data, seed: int, rate: float):
@@ -173,12 +223,13 @@ def fit(args, kind: tuple, options: dict, data, seed: int, rate: float):
         seed=seed,
         learning_rate=rate,
         max_steps=args.steps,
+        **({"scores": mined(args, model, processor, data["train"])} if "sample_by" in options else {}),
     )
     run.train()
     return run.model, processor
 
 
-def scores(args, model, processor, data, splits) -> pd.DataFrame:
+def scores(args, model, processor, data, splits, threshold: float = 0.5) -> pd.DataFrame:
     """Every frame's Dice, recall, precision, clDice and Betti-0 error."""
     tables = []
     for split in splits:
@@ -187,13 +238,13 @@ def scores(args, model, processor, data, splits) -> pd.DataFrame:
         more: dict[str, list] = {"cldice": [], "betti0_error": []}
 
         def keep(row, probabilities, sample, more=more):
-            mask = probabilities[0] > 0.5
+            mask = probabilities[0] > threshold
             target = np.asarray(row["mask"] if "mask" in row else row["masks"][0]) > 0
             more["cldice"].append(cldice(mask, target))
             more["betti0_error"].append(betti0_error(mask, target))
 
         predictions = predict_probabilities(model, processor, own, 8, progress=False, features=features)
-        tables.append(evaluate(own, predictions, on_row=keep)[1].assign(split=split, **more))
+        tables.append(evaluate(own, predictions, threshold, on_row=keep)[1].assign(split=split, **more))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -207,7 +258,12 @@ def run(args, name: str, arm: tuple | None, data, seed: int, rate: float, splits
         model, processor = load_model(ModelArguments(model_name_or_path=args.model_name_or_path))
     else:
         model, processor = fit(args, arm[:2], arm[2], data, seed, rate)
-    table = scores(args, model, processor, data, splits).assign(seconds=time.time() - began)
+    threshold = 0.5
+    if name.endswith(AT_BEST):
+        tried = {own: worth(scores(args, model, processor, data, ("validation",), own)) for own in THRESHOLDS}
+        threshold = max(tried, key=tried.get)
+    table = scores(args, model, processor, data, splits, threshold)
+    table = table.assign(threshold=threshold, seconds=time.time() - began)
     with whole_file(file) as temporary:
         table.to_parquet(temporary)
     print(f"{name}, seed {seed}, {rate:g}: {worth(table):.4f} on validation, {time.time() - began:.0f} s", flush=True)
@@ -228,49 +284,43 @@ def outcome(args) -> None:
     runs = {START: [run(args, START, None, data, 0, 0.0)]}
     rates = {}
     for seed in range(args.seeds):
-        for name in args.arms:
+        for name in args.arms or ARMS:
+            arm = {**ARMS, **SEARCH}[name]
             if not seed:
-                first = {rate: run(args, name, ARMS[name], data, 0, rate) for rate in args.learning_rates}
+                first = {rate: run(args, name, arm, data, 0, rate) for rate in args.learning_rates}
                 rates[name] = max(first, key=lambda rate: worth(first[rate]))
                 runs[name] = [first[rates[name]]]
             else:
-                runs[name].append(run(args, name, ARMS[name], data, seed, rates[name]))
-            if len(runs) > 2 or seed:
-                summary(args, runs, rates)
+                runs[name].append(run(args, name, arm, data, seed, rates[name]))
     print(summary(args, runs, rates))
 
 
 def summary(args, runs: dict[str, list[pd.DataFrame]], rates: dict[str, float]) -> str:
-    """A table of what there is, which is written as JSON too."""
+    """
+    A table of what there is, each arm beside SFT + 0.5 soft clDice and beside the supervised arm that is best on
+    validation, with Holm over all pairs of a metric; it is written as JSON too.
+    """
     test = {name: [table[table["split"] == "test"] for table in own] for name, own in runs.items()}
     result = {"steps": args.steps, "learning_rates": rates, "arms": {}}
     for name, own in test.items():
-        means = {
-            metric: float(np.mean([table[metric].mean() for table in own]))
-            for metric in ("dice", "cldice", "recall", "precision", "betti0_error")
-        }
+        means = {metric: float(np.mean([table[metric].mean() for table in own])) for metric in MEANS}
         result["arms"][name] = {**means, "seeds": len(own), "validation": float(np.mean([*map(worth, runs[name])]))}
-    lines = ["| arm | lr | validation | Dice | clDice | recall | precision | Betti-0 error |", "|" + 8 * "---|"]
-    for name, own in result["arms"].items():
-        cells = [name, f"{rates[name]:g}" if name in rates else "", f"{own['validation']:.4f}"]
-        cells += [f"{own[metric]:.4f}" for metric in ("dice", "cldice", "recall", "precision")]
-        lines.append("| " + " | ".join([*cells, f"{own['betti0_error']:.2f}"]) + " |")
-    lines += ["", "| difference | " + " | ".join(("Dice", "p", "clDice", "p")) + " |", "|" + 5 * "---|"]
-    names = [name for name in runs if name not in (START, CONTROL, BEST_LOSS)]
-    pairs = [(START, CONTROL)] if CONTROL in runs else []
-    pairs += [(before, name) for before in (CONTROL, BEST_LOSS) if before in runs for name in names]
-    if {CONTROL, BEST_LOSS} <= set(runs):
-        pairs.append((CONTROL, BEST_LOSS))
-    if not pairs:
-        return "\n".join(lines)
+    losses = [name for name in runs if {**ARMS, **SEARCH}.get(name, ())[:2] == SFT and not name.endswith(AT_BEST)]
+    best = max(losses, key=lambda name: result["arms"][name]["validation"])
+    references = list(dict.fromkeys((BEST_LOSS, best)))
+    pairs = [(before, name) for before in references for name in runs if name != before]
+    pairs = [pair for pair in pairs if pair[::-1] != (references[0], references[-1])]
     found = {metric: compare(test, metric, pairs) for metric in ("dice", "cldice")}
-    result["comparison"] = found
-    for number, (before, after) in enumerate(pairs):
-        cells = [f"{after} - {before}"]
-        for metric in found:
-            entry = found[metric]["differences"][number]
-            low, high = entry["ci95"]
-            cells += [f"{entry['mean']:+.4f} [{low:+.4f}, {high:+.4f}]", f"{entry['permutation_p_holm']:.2g}"]
+    result |= {"best_supervised": best, "comparison": found}
+    names = [f"{metric}, against {before}" for before in references for metric in ("Dice", "clDice")]
+    heads = ["arm", "seeds", "validation", "Dice", "clDice", "recall", "precision", "Betti-0 error", *names]
+    lines = ["| " + " | ".join(heads) + " |", "|" + len(heads) * "---|"]
+    for name, own in result["arms"].items():
+        cells = [name, str(own["seeds"]), f"{own['validation']:.4f}"]
+        cells += [*(f"{own[metric]:.4f}" for metric in MEANS[:2]), *(f"{own[metric]:.3f}" for metric in MEANS[2:4])]
+        cells.append(f"{own['betti0_error']:.1f}")
+        for before in references:
+            cells += [difference(own, before, name) for own in found.values()]
         lines.append("| " + " | ".join(cells) + " |")
     text = "\n".join(lines)
     write_json(args.output_dir / "outcome.json", result)
@@ -278,18 +328,27 @@ def summary(args, runs: dict[str, list[pd.DataFrame]], rates: dict[str, float]) 
     return text
 
 
+def difference(found: dict, before: str, after: str) -> str:
+    """One of the differences of a comparison: in bold where its interval excludes 0."""
+    for entry in found["differences"]:
+        if (entry["before"], entry["after"]) == (before, after):
+            low, high = entry["ci95"]
+            mean = f"{entry['mean']:+.4f}"
+            mean = f"**{mean}**" if low > 0 or high < 0 else mean
+            return f"{mean} [{low:+.4f}, {high:+.4f}], p {entry['permutation_p_holm']:.2g}"
+    return ""
+
+
 def search(args, data) -> None:
-    """The recipe's own choices, on validation, beside soft clDice of as many steps."""
+    """What the recipes may say, on validation, one arm a line."""
     found = {}
-    arms = {BEST_LOSS: ARMS[BEST_LOSS], **{name: (*GRPO, own) for name, own in SEARCH.items()}}
-    for name, arm in arms.items():
-        (rate,) = args.learning_rates
-        title = name if name == BEST_LOSS else f"search {name.replace('/', ' ')}"
-        tables = [run(args, title, arm, data, seed, rate, ("validation",)) for seed in range(args.seeds)]
-        own = {metric: float(np.mean([table[metric].mean() for table in tables])) for metric in ("dice", "cldice")}
-        found[name] = {**own, "seeds": [worth(table) for table in tables]}
-        write_json(args.output_dir / "search.json", found)
-        print(f"{name:<32} Dice {own['dice']:.4f} clDice {own['cldice']:.4f}", flush=True)
+    for name in args.arms or SEARCH:
+        for rate in args.learning_rates:
+            title = f"search {name}"
+            tables = [run(args, title, SEARCH[name], data, seed, rate, ("validation",)) for seed in range(args.seeds)]
+            own = {metric: float(np.mean([table[metric].mean() for table in tables])) for metric in MEANS}
+            found[f"{name}, {rate:g}"] = {**own, "seeds": [worth(table) for table in tables]}
+            write_json(args.output_dir / "search.json", found)
 
 
 # Picture and throughput
@@ -301,7 +360,7 @@ def picture(args) -> None:
     row = data["test"].select([args.row])
     image, target = row[0]["image"], np.asarray(row[0]["mask"]) > 0
     panels = {"truth": overlay(image, target)}
-    for name in (CONTROL, "GRPO default alone", "GRPO published alone"):
+    for name in ("SFT", "GRPO default alone", "GRPO published alone"):
         model, processor = fit(args, ARMS[name][:2], ARMS[name][2], data, 0, args.learning_rate)
         _, found = next(predict_probabilities(model, processor, row, 1, progress=False))
         mask = found[0] > 0.5
@@ -379,10 +438,10 @@ def main():
     own.add_argument("--learning_rate", type=float, default=5e-4)
     own = tasks.choices["outcome"]
     own.add_argument("--dataset_name", default="synthetic", help="with train, validation and test")
-    own.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    own.add_argument("--arms", nargs="+", choices=list({**ARMS, **SEARCH}), help="all of the table, or of the search")
     own.add_argument("--seeds", type=int, default=3)
     own.add_argument("--learning_rates", type=float, nargs="+", default=[1e-4, 5e-4])
-    own.add_argument("--search", action="store_true", help="the recipe's choices on validation, with one rate")
+    own.add_argument("--search", action="store_true", help="the recipes' choices, on validation alone")
     own = task(throughput)
     own.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
     own.add_argument("--steps", type=int, default=10)

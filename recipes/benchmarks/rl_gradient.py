@@ -79,12 +79,17 @@ class Policy:
 def estimates(policy: Policy, name: str, noise, drawn, masks, rewards: torch.Tensor, target) -> dict:
     """Gradients of one group by estimator, up to a constant."""
     gains = (rewards - rewards.mean()).float()
-    credit = torch.from_numpy(CREDITS[name](masks, target, (CELLS, CELLS))).float()
-    credit = credit - credit.mean(0)
+
+    def local(cells: int) -> torch.Tensor:
+        credit = torch.from_numpy(CREDITS[name](masks, target, (cells, cells))).float()
+        return credit - credit.mean(0)
+
+    credit = local(CELLS)
     found = {
         "score, global": (gains[:, None] * noise.flatten(1)).mean(0),
         "likelihood, global": policy.likelihood(drawn, gains[:, None, None]),
         "likelihood, local": policy.likelihood(drawn, credit),
+        "likelihood, local, finer": policy.likelihood(drawn, local(2 * CELLS)),
     }
     if policy.kind == "field":
         found["score, local"] = (credit * noise).mean(0).flatten()

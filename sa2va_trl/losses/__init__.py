@@ -22,7 +22,14 @@ from .policy_gradient import (
     value_loss,
 )
 from .preferences import PREFERENCE_LOSSES, PREFERENCE_SCORES, mask_rewards, preference_loss
-from .topology import skeleton_recall_loss, soft_cldice_loss, soft_skeleton, tubed_skeleton
+from .topology import (
+    same_class_neighbours,
+    scnp_loss,
+    skeleton_recall_loss,
+    soft_cldice_loss,
+    soft_skeleton,
+    tubed_skeleton,
+)
 
 
 __all__ = [
@@ -41,7 +48,9 @@ __all__ = [
     "mask_shares",
     "preference_loss",
     "region_surrogate",
+    "same_class_neighbours",
     "sample_points",
+    "scnp_loss",
     "skeleton_recall_loss",
     "soft_cldice_loss",
     "soft_dice",

@@ -4,7 +4,7 @@ import torch
 
 from ..mask_logits import resize_mask_logits
 from .masks import dice_loss, mask_bce_loss, sample_points
-from .topology import skeleton_recall_loss, soft_cldice_loss
+from .topology import scnp_loss, skeleton_recall_loss, soft_cldice_loss
 
 
 def mask_shares(row_index: torch.Tensor, rows: int) -> torch.Tensor:
@@ -36,6 +36,7 @@ def mask_losses(
     dice_weight: float = 0.5,
     skeleton_recall_weight: float = 0.0,
     cldice_weight: float = 0.0,
+    scnp_weight: float = 0.0,
     iou_weight: float = 0.0,
     num_points: int = 12544,
     oversample_ratio: float = 3.0,
@@ -55,8 +56,8 @@ def mask_losses(
             From [`tubed_skeleton`] of the targets, for the skeleton recall loss.
         mask_weight, dice_weight (`float`, *optional*, default to 2.0 and 0.5):
             Of `mask_loss` ([`mask_bce_loss`]) and `dice_loss`, which are computed together where one of them is not 0.
-        skeleton_recall_weight, cldice_weight (`float`, *optional*, default to 0.0):
-            Of `skeleton_recall_loss` and `cldice_loss` ([`soft_cldice_loss`]).
+        skeleton_recall_weight, cldice_weight, scnp_weight (`float`, *optional*, default to 0.0):
+            Of `skeleton_recall_loss`, `cldice_loss` ([`soft_cldice_loss`]) and `scnp_loss`.
         iou_weight (`float`, *optional*, defaults to 0.0):
             Of `iou_loss`, the squared difference of `iou_scores` and the IoU that the masks have at a logit of 0.
         num_points, oversample_ratio, importance_ratio (*optional*):
@@ -102,6 +103,8 @@ def mask_losses(
         values["skeleton_recall_loss"] = skeleton_recall_loss(logits, skeletons)
     if cldice_weight:
         values["cldice_loss"] = soft_cldice_loss(logits, masks, cldice_iterations)
+    if scnp_weight:
+        values["scnp_loss"] = scnp_loss(logits, masks)
     if iou_weight:
         predicted, target = (logits > 0).flatten(1), masks.bool().flatten(1)
         union = (predicted | target).sum(1)

@@ -9,6 +9,7 @@ from skimage.morphology import diamond, dilation
 
 from ..skeletons import skeletons
 from .checks import check_eps, prepare
+from .masks import dice_loss, mask_bce_loss
 
 
 def soft_skeleton(probabilities: torch.Tensor, iterations: int) -> torch.Tensor:
@@ -139,6 +140,58 @@ def skeleton_recall_loss(logits: torch.Tensor, skeletons: torch.Tensor, eps: flo
     check_eps(eps)
     logits, skeletons = prepare(logits, skeletons)
     return 1 - _covered_share(skeletons, logits.sigmoid(), eps)
+
+
+def same_class_neighbours(logits: torch.Tensor, targets: torch.Tensor, size: int = 3) -> torch.Tensor:
+    """
+    Logits replaced by the worst of their neighbourhood: in the foreground the smallest logit of the foreground around,
+    in the background the largest of the background around (SCNP, Valverde et al., CVPR 2026, arXiv 2603.18671).
+    Gradients so reach the worst pixel first, as often as it has neighbours of its own class.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, H, W)`):
+            Mask logits.
+        targets (`torch.Tensor`, same shape):
+            Masks in [0, 1]; above 0.5 is foreground.
+        size (`int`, *optional*, defaults to `3`):
+            Side of the square neighbourhood in pixels, odd; 1 changes nothing.
+
+    Returns:
+        `torch.Tensor` of shape `(N, H, W)`, at least float32.
+
+    Raises:
+        `ValueError`: the shapes differ or are not `(N, H, W)`, or `size` is not odd and positive.
+    """
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"`size` must be odd and positive, got {size}.")
+    logits, targets = prepare(logits, targets, spatial=True)
+    inside, lowest = targets > 0.5, torch.finfo(logits.dtype).min
+
+    def highest_around(maps: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        others_out = torch.where(own, maps, lowest)[:, None]
+        return F.max_pool2d(others_out, size, stride=1, padding=size // 2)[:, 0]
+
+    return torch.where(inside, -highest_around(-logits, inside), highest_around(logits, ~inside))
+
+
+def scnp_loss(logits: torch.Tensor, targets: torch.Tensor, size: int = 3, eps: float = 1.0) -> torch.Tensor:
+    """
+    Cross-entropy plus Dice loss of [`same_class_neighbours`], the loss that SCNP (Valverde et al., CVPR 2026, arXiv
+    2603.18671) was published with: in place of those of the logits themselves, or in addition to them.
+
+    Args:
+        logits, targets, size: as of [`same_class_neighbours`].
+        eps (`float`, *optional*, defaults to `1.0`):
+            Smoothing of `dice_loss`, in pixels; must be positive.
+
+    Returns:
+        `torch.Tensor` of shape `(N,)`, values in [0, inf).
+
+    Raises:
+        `ValueError`: the shapes differ or are not `(N, H, W)`, or `size` or `eps` is out of its range.
+    """
+    worst = same_class_neighbours(logits, targets, size)
+    return mask_bce_loss(worst, targets) + dice_loss(worst, targets, eps)
 
 
 def _covered_share(skeletons: torch.Tensor, masks: torch.Tensor, eps: float) -> torch.Tensor:

@@ -132,6 +132,8 @@ class SegArguments:
             Weight of the skeleton recall loss (see [`~losses.skeleton_recall_loss`]), not negative.
         cldice_weight (`float`, *optional*, defaults to 0.0):
             Weight of the soft clDice loss (see [`~losses.soft_cldice_loss`]), not negative.
+        scnp_weight (`float`, *optional*, defaults to 0.0):
+            Weight of cross-entropy and Dice of each pixel's worst neighbour (see [`~losses.scnp_loss`]), not negative.
         cldice_iterations (`int`, *optional*, defaults to 10):
             Erosions that make soft clDice's skeletons, not negative: at least half the width of the widest vessel, in
             cells of the mask grid.
@@ -212,6 +214,10 @@ class SegArguments:
     )
     cldice_weight: float = field(
         default=0.0, metadata={"help": "Weight of the soft clDice loss, which keeps vessels connected."}
+    )
+    scnp_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the SCNP loss: cross-entropy and Dice of each pixel's worst neighbour."},
     )
     cldice_iterations: int = field(
         default=10,
@@ -309,7 +315,7 @@ class SegArguments:
             raise ValueError(
                 f"prediction_loss_only=True computes no {self.metric_for_best_model} to choose the best checkpoint by."
             )
-        for name in ("mask", "dice", "skeleton_recall", "cldice", "iou"):
+        for name in ("mask", "dice", "skeleton_recall", "cldice", "scnp", "iou"):
             if getattr(self, f"{name}_weight") < 0:
                 raise ValueError(f"{name}_weight must not be negative, got {getattr(self, f'{name}_weight')}.")
         if self.num_points < 0 or self.oversample_ratio < 1 or not 0 <= self.importance_ratio <= 1:

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 ROW_COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "sample_id"]
 # Of the config, the options of [`~losses.mask_losses`].
 MASK_LOSS_OPTIONS = (
-    *("mask_weight", "dice_weight", "skeleton_recall_weight", "cldice_weight", "iou_weight"),
+    *("mask_weight", "dice_weight", "skeleton_recall_weight", "cldice_weight", "scnp_weight", "iou_weight"),
     *("num_points", "oversample_ratio", "importance_ratio", "cldice_iterations"),
 )
 

@@ -31,7 +31,7 @@ class SegSFTTrainer(SegTrainerMixin, SFTTrainer):
     tokens) of a row and then over rows. Every row counts alike, so neither the micro-batch size nor accumulation nor
     the number of processes changes it. (Sa2VA's own training has five objects in every row, which makes its mask
     losses these; its language loss is averaged over the tokens of a micro-batch.) Every part is logged without its
-    weight: `lm_loss`, `mask_loss`, `dice_loss`, `skeleton_recall_loss`, `cldice_loss`, `iou_loss`.
+    weight: `lm_loss`, `mask_loss`, `dice_loss`, `skeleton_recall_loss`, `cldice_loss`, `scnp_loss`, `iou_loss`.
 
     Args:
         model (`str`, `Sa2VAForConditionalGeneration` or `PeftModel`): what to train.

@@ -605,10 +605,10 @@ def test_data_can_be_repeated(tmp_path, data):
 
 def test_all_losses_are_logged_and_add_up(tmp_path, data):
     weights = {"lm_weight": 1.0, "mask_weight": 2.0, "dice_weight": 0.5, "skeleton_recall_weight": 0.3}
-    weights |= {"cldice_weight": 0.2, "iou_weight": 0.1}
+    weights |= {"cldice_weight": 0.2, "scnp_weight": 0.15, "iou_weight": 0.1}
     run = trainer(tmp_path, data, cldice_iterations=3, max_steps=1, **weights)
     run.train()
     entry = steps(run)[0]
     total = sum(weight * entry[name.replace("_weight", "_loss")] for name, weight in weights.items())
     assert entry["loss"] == pytest.approx(total, rel=1e-3)
-    assert entry["cldice_loss"] > 0
+    assert entry["cldice_loss"] > 0 and entry["scnp_loss"] > entry["mask_loss"] + entry["dice_loss"]
