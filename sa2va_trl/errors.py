@@ -64,3 +64,9 @@ class FeatureError(RuntimeError):
 
 class MiningError(ValueError):
     """Scores, or a choice among them, that cannot be used. The message says what to do."""
+
+
+def listed(names: list[str]) -> str:
+    """Names for a message: the first 50, and how many more."""
+    more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -48,6 +48,35 @@ def ask(question: str, phrase: str) -> str:
     return _PLACE.sub(words, question)
 
 
+def asked(question: str, text: str) -> str | None:
+    """
+    The words in the place of the phrase, where a text is this template with a phrase in it.
+
+    Args:
+        question (`str`): as in [`ask`], with one place.
+        text (`str`): that was asked.
+
+    Returns:
+        `str`, or `None` where it is something else.
+
+    Example:
+
+        ```python
+        >>> from sa2va_trl.questions import asked
+
+        >>> asked("Please segment the {phrase}.", "Please segment the catheter.")
+        'catheter'
+
+        ```
+    """
+    places = [*_PLACE.finditer(question)]
+    if len(places) != 1:
+        return None
+    before, after = question[: places[0].start()], question[places[0].end() :]
+    is_this = text.startswith(before) and text.endswith(after) and len(text) > len(before) + len(after)
+    return text[len(before) : len(text) - len(after)].strip() or None if is_this else None
+
+
 def check_question(question: str, name: str) -> None:
     """
     Args:

@@ -28,6 +28,10 @@ VISIBLE_FILLING = 0.3
 SCENES = ("plain", "named")
 # Washed-out vessels keep at least this filling, so a branch that has once been filled stays in the mask.
 _RESIDUAL_FILLING = 0.5
+# Less of it once an injection has gone by: from nearly nothing to half.
+_RESIDUAL_OF_INJECTION = (0.05, 0.5)
+# Where the heart is widest, of the phase of its beat: there sin(x) + 0.3 sin(2 x) is least.
+_END_DIASTOLE = -np.arccos((np.sqrt(3.88) - 1) / 2.4)
 _MIN_RADIUS = 0.8  # pixels of the actual frame: thinner tubes could slip between pixel centres
 # Of named scenes: how many have a catheter and a diaphragm, and how many 0, 1, 2 and 3 narrowings (or fewer, where the
 # tree has no room for them).
@@ -74,6 +78,13 @@ class SyntheticVideo:
             Row below which the diaphragm is, for each column; infinite where there is none.
         opening (`np.ndarray` of shape `(H, W)`, bool):
             What no collimator hides.
+        beat (`np.ndarray` of shape `(T,)`, float64):
+            Phase of the heart's beat in cycles, in [0, 1): 0 at end-diastole, where the heart is widest and at rest,
+            just before it contracts.
+        beat_period (`float`):
+            Frames of a beat.
+        breath (`np.ndarray` of shape `(T, 2)`, float64):
+            How far breathing has moved the heart, as (x, y) in pixels.
     """
 
     frames: np.ndarray
@@ -93,6 +104,9 @@ class SyntheticVideo:
     catheter_radius: float
     dome: np.ndarray
     opening: np.ndarray
+    beat: np.ndarray
+    beat_period: float
+    breath: np.ndarray
 
     @cached_property
     def structures(self) -> dict[str, np.ndarray]:
@@ -122,6 +136,10 @@ class _Motion:
         wave = np.sin(2 * np.pi * time / self.breath_period + self.breath_phase)
         return self.breath_depth * wave * np.array([self.breath_slant, 1.0])
 
+    def beat(self, time: np.ndarray) -> np.ndarray:
+        """Phase in cycles, at the heart's centre, 0 at end-diastole."""
+        return (time / self.beat_period + (self.beat_phase - _END_DIASTOLE) / (2 * np.pi)) % 1
+
     def __call__(self, points: np.ndarray, time: float) -> np.ndarray:
         offset = points - self.centre
         # The wave runs over the heart instead of moving it as one piece.
@@ -142,6 +160,17 @@ def _filling(rng: np.random.Generator, arc: np.ndarray, num_frames: int) -> np.n
     arrived = sigmoid((front - arc) / 0.05)
     gone = sigmoid((tail - arc) / 0.1)
     return arrived * (1 - (1 - _RESIDUAL_FILLING) * gone)
+
+
+def _injection(rng: np.random.Generator, arc: np.ndarray, num_frames: int) -> np.ndarray:
+    """As `_filling`, of a whole injection: nothing at first, and not much at the end."""
+    reach = arc.max()
+    time = np.linspace(0, 1, num_frames)[:, None] if num_frames > 1 else np.full((1, 1), 0.5)
+    front = 1.3 * reach * (time - rng.uniform(0.06, 0.16)) / rng.uniform(0.12, 0.25)
+    tail = 1.3 * reach * (time - rng.uniform(0.55, 0.75)) / rng.uniform(0.15, 0.3)
+    arrived = sigmoid((front - arc - 0.1 * reach) / 0.03)
+    gone = sigmoid((tail - arc) / 0.1)
+    return arrived * (1 - (1 - rng.uniform(*_RESIDUAL_OF_INJECTION)) * gone)
 
 
 def _hard_stretch(rng: np.random.Generator, num_frames: int) -> np.ndarray:
@@ -177,7 +206,13 @@ def check_hospital(hospital: Any) -> None:
 
 
 def generate_video(
-    seed: int, video: int, num_frames: int = 16, size: int = 256, scene: str = "plain", hospital: int = 1
+    seed: int,
+    video: int,
+    num_frames: int = 16,
+    size: int = 256,
+    scene: str = "plain",
+    hospital: int = 1,
+    injection: bool = False,
 ) -> SyntheticVideo:
     """
     Generate one angiography run. The result depends on the arguments alone.
@@ -203,6 +238,9 @@ def generate_video(
             Number of a hospital of [`~data.hospitals.HOSPITALS`]. The second has thinner, more tortuous vessels in a
             closer view, fainter contrast, coarser noise, brighter pictures, wires in place of ribs, and a collimator
             that hides the edges, of masks too; of named scenes alone.
+        injection (`bool`, *optional*, defaults to `False`):
+            Whether the run is of a whole injection: it begins before the agent has come, and at its end 5 to 50 % of
+            the agent are left, so that masks grow from nothing and may shrink again. All else is as without.
 
     Returns:
         [`SyntheticVideo`]
@@ -231,7 +269,7 @@ def generate_video(
         raise ValueError(f"`scene` must be one of {', '.join(SCENES)}, but is {scene!r}.")
     if scene == "plain" and hospital != 1:
         raise ValueError(f"`hospital` must be 1 with scene 'plain', but is {hospital}; scene 'named' has others.")
-    return _film(_draw_run(seed, video, num_frames, size, scene, hospital))
+    return _film(_draw_run(seed, video, num_frames, size, scene, hospital, injection))
 
 
 @dataclass(frozen=True)
@@ -265,7 +303,9 @@ class _Run:
     detector: np.random.SeedSequence
 
 
-def _draw_run(seed: int, video: int, num_frames: int, size: int, scene: str, hospital: int) -> _Run:
+def _draw_run(
+    seed: int, video: int, num_frames: int, size: int, scene: str, hospital: int, injection: bool = False
+) -> _Run:
     # Independent streams: a change to the noise, say, leaves the anatomy alone. Named scenes are other runs than the
     # plain ones of the same number, so that none of them has been seen by who has seen those.
     named = scene == "named"
@@ -280,7 +320,11 @@ def _draw_run(seed: int, video: int, num_frames: int, size: int, scene: str, hos
     else:
         tree = make_tree(anatomy)
     motion = _Motion(dynamics)
+    # A whole injection draws from a stream of its own, spawned after all others.
+    whole = np.random.default_rng(course.bit_generator.seed_seq.spawn(1)[0])
     filling = _filling(course, tree.arc, num_frames)
+    if injection:
+        filling = _injection(whole, tree.arc, num_frames)
     hard = _hard_stretch(course, num_frames)
     still = look.background(scenery, size)
     line, follows = catheter_line(scenery, tree.points[0])
@@ -383,6 +427,9 @@ def _film(run: _Run) -> SyntheticVideo:
         catheter_radius=0.0 if run.catheter is None else run.catheter.radius,
         dome=dome,
         opening=opening,
+        beat=motion.beat(np.arange(num_frames)),
+        beat_period=float(motion.beat_period),
+        breath=np.stack([motion.breath(time) * size for time in range(num_frames)]),
     )
 
 

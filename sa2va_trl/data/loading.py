@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,43 @@ from datasets import Dataset, DatasetDict, Image
 from ..errors import DatasetError
 from .columns import FEATURES, PHRASE_COLUMNS
 from .prompts import normalize_phrase
-from .readers.folders import SPLITS, listed_below, walk
+from .readers.clips import find_clips, is_clips
+from .readers.coco import find_coco, is_coco
+from .readers.cvat import find_cvat, is_cvat
+from .readers.entries import Reading, Source, rows_of, source_of
+from .readers.folders import SPLITS, listed_below, split_folders, walk
 from .readers.image_metadata import is_image_metadata, read_image_metadata
-from .readers.mask_folder import is_mask_folder, read_mask_folder
+from .readers.label_studio import find_label_studio, is_label_studio
+from .readers.labelme import find_labelme, is_labelme
+from .readers.mask_folder import find_mask_folder, is_mask_folder, read_mask_folder
+from .readers.nnunet import find_nnunet, is_nnunet
 from .readers.sa2va_json import is_sa2va_json, read_sa2va_json
+from .readers.yolo import find_yolo, is_yolo
 from .selections import SELECTION, read_selection, select_rows
 from .stored import iter_undecoded
 
 
 logger = logging.getLogger(__name__)
 # A format is a file of `readers` and a line here. The first whose layout a folder has reads it.
+#: Formats that bring what they say into entries first: whether a folder has the layout, and its sources by split.
+SOURCES: tuple[tuple[Callable[[Path], bool], Callable[[Path, Reading], dict[str, Source]]], ...] = (
+    (is_coco, find_coco),
+    (is_yolo, find_yolo),
+    (is_cvat, find_cvat),
+    (is_labelme, find_labelme),
+    (is_label_studio, find_label_studio),
+    (is_clips, find_clips),
+    (is_nnunet, find_nnunet),
+)
 READERS = (
     (is_sa2va_json, read_sa2va_json),
     (is_image_metadata, read_image_metadata),
     (is_mask_folder, read_mask_folder),
 )
+# Readers of rows that can also say what there is before rows are made.
+FINDERS: dict[Callable[..., Dataset], Callable[[Path, Reading], dict[str, Source]]] = {
+    read_mask_folder: find_mask_folder
+}
 
 
 def _reader_of(folder: Path) -> Callable[..., Dataset] | None:
@@ -60,23 +83,6 @@ def _cache_of(folder: Path) -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / f"sa2va_trl-{found.hexdigest()[:16]}"
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
-    """The sub-folders named after a split, by the split's name here."""
-    found: dict[str, Path] = {}
-    for name, split in SPLITS.items():
-        if (folder / name).is_dir():
-            if split in found:
-                raise DatasetError(
-                    f"{folder} has both {found[split].name}/ and {name}/ for the split {split!r}: keep one"
-                )
-            found[split] = folder / name
-    places = {path.resolve(): path.name for path in found.values()}
-    if len(places) < len(found):
-        names = ", ".join(f"{path.name}/" for path in found.values())
-        raise DatasetError(f"{folder}: of {names} at least two are one and the same folder: its rows would be in both")
-    return found
-
-
 def _warn_unused(folder: Path, used: set[str]) -> None:
     """Name the sub-folders in a reader's layout that are not read."""
     unused = [
@@ -101,11 +107,16 @@ def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
             return datasets.load_dataset(str(folder), cache_dir=str(_cache_of(folder)))
         except Exception as error:  # datasets wraps anything in DatasetGenerationError, whose text says nothing
             raise DatasetError(f"{folder}: datasets.load_dataset failed: {error.__cause__ or error}") from error
+    if find := next((find for has_layout, find in SOURCES if has_layout(folder)), None):
+        _warn_unused(folder, set())
+        reading = Reading(phrase=phrase)
+        splits = {split: rows_of(source, reading) for split, source in find(folder, reading).items()}
+        return _with_unique_ids(DatasetDict(splits))
     if reader := _reader_of(folder):
         _warn_unused(folder, set())
         return DatasetDict({"train": reader(folder, phrase=phrase)})
 
-    readers = {split: (path, _reader_of(path)) for split, path in _split_folders(folder).items()}
+    readers = {split: (path, _reader_of(path)) for split, path in split_folders(folder).items()}
     if any(reader for _, reader in readers.values()):
         unknown = [path.name for path, reader in readers.values() if reader is None]
         if unknown:
@@ -128,11 +139,75 @@ def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
     raise DatasetError(
         f"{folder} holds no dataset in a known format. Looked for, in it and in its train/, val/ (or valid/, "
         "validation/) and test/: annotations.json with images/ (Sa2VA polygons); image/ with mask/, or images/ with "
-        "masks/, or either image folder with a metadata.jsonl in it; Parquet files or metadata.jsonl (what "
-        "datasets.load_dataset opens); dataset_dict.json or state.json "
+        "masks/, or either image folder with a metadata.jsonl in it; imagesTr/ with labelsTr/ and dataset.json "
+        "(nnU-Net); an export of COCO, YOLO (data.yaml), CVAT, LabelMe or Label Studio; Parquet files or "
+        "metadata.jsonl (what datasets.load_dataset opens); dataset_dict.json or state.json "
         "(what save_to_disk writes). "
         f"Found: {', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'nothing'}."
     )
+
+
+def find_sources(folder: Path, reading: Reading, form: str = "auto") -> dict[str, Source]:
+    """
+    What a folder holds that is to be made into a data set, before any row is made.
+
+    Args:
+        folder (`Path`): in any format that a reader knows, with or without a sub-folder for each split.
+        reading ([`~data.readers.entries.Reading`]): how.
+        form (`str`, *optional*, defaults to `"auto"`): name of the format, see [`formats`].
+
+    Returns:
+        `dict[str, Source]`: by split; `train` alone where there are none.
+
+    Raises:
+        `FileNotFoundError`: there is no such folder.
+        `DatasetError`: no known format, several, bad rows, or it is prepared already.
+        `ValueError`: there is no format of this name.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is a file; give the folder that holds the data")
+    known = formats()
+    if form != "auto" and form not in known:
+        raise ValueError(f"format must be auto or one of {', '.join(known)}, got {form!r}.")
+    wanted = known if form == "auto" else {form: known[form]}
+    places = {"": folder} | split_folders(folder)
+    found: dict[str, Source] = {}
+    for split, place in places.items():
+        fitting = [name for name, (has_layout, _) in wanted.items() if has_layout(place)]
+        # (Of readers the first is meant: metadata beside images say more than a folder of masks does.)
+        readers = [name for name in fitting if name in {read.__name__.removeprefix("read_") for _, read in READERS}]
+        fitting = [name for name in fitting if name not in readers[1:]]
+        if len(fitting) > 1 and form == "auto":
+            raise DatasetError(f"{place} may be {' or '.join(fitting)}: say which with --format")
+        if fitting:
+            sources = wanted[fitting[0]][1](place, reading)
+            if not split:
+                _warn_unused(folder, set())
+                return sources
+            found[split] = next(iter(sources.values()))
+    if found:
+        return found
+    if _is_prepared(folder) or (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        raise DatasetError(f"{folder} is a prepared data set already: give it to the other tasks as it is")
+    raise DatasetError(
+        f"{folder} holds no data in {'a known format' if form == 'auto' else f'the format {form}'}. Known are "
+        f"{', '.join(known)}. Found: {', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'nothing'}."
+    )
+
+
+def formats() -> dict[str, tuple[Callable[[Path], bool], Callable[[Path, Reading], dict[str, Source]]]]:
+    """Names of formats, with what tells whether a folder has them and what reads it."""
+    named = {find.__name__.removeprefix("find_"): (has_layout, find) for has_layout, find in SOURCES}
+    for has_layout, read in READERS:
+        find = FINDERS.get(read) or partial(_rows_as_source, read)
+        named[read.__name__.removeprefix("read_")] = has_layout, find
+    return named
+
+
+def _rows_as_source(read: Callable[..., Dataset], folder: Path, reading: Reading) -> dict[str, Source]:
+    return {"train": source_of(read(folder, phrase=reading.phrase), folder)}
 
 
 def _with_unique_ids(splits: DatasetDict) -> DatasetDict:

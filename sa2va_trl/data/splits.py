@@ -1,24 +1,33 @@
 """Splits and folds by group, and the check that two splits share nothing."""
 
+import hashlib
 import logging
 import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, IterableDataset
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, Image, IterableDataset
 
 from ..errors import BadRow, DatasetError
+from ..media.pictures import decode_image, quiet_pillow
 from .columns import GROUP_COLUMNS
 
 
 logger = logging.getLogger(__name__)
 
 
-def check_no_leakage(a: Dataset, b: Dataset, names: tuple[str, str] = ("train", "validation")) -> None:
+def check_no_leakage(
+    a: Dataset, b: Dataset, names: tuple[str, str] = ("train", "validation"), images: bool = False
+) -> None:
     """
-    Check that no patient, video or sample is in both of two splits.
+    Check that no patient, video, sample or, on request, image is in both of two splits.
 
-    Compares the columns `patient_id`, `video_id` and `sample_id`, those that both have; None is no group. An
-    `IterableDataset` is not checked, since that would consume it.
+    Compares the columns `patient_id`, `video_id` and `sample_id`, those that both have; None is no group. With `images`,
+    these are compared by the bytes of their files, but for those that show nothing, such as frames before the
+    X-rays are on. An `IterableDataset` is not checked, since that would consume it.
 
     Args:
         a (`datasets.Dataset`):
@@ -27,9 +36,11 @@ def check_no_leakage(a: Dataset, b: Dataset, names: tuple[str, str] = ("train", 
             The other.
         names (`tuple[str, str]`, *optional*, defaults to `("train", "validation")`):
             What the message calls them.
+        images (`bool`, *optional*, defaults to `False`):
+            Compare images (`image`), too.
 
     Raises:
-        `DatasetError`: With every column whose values the two share, and examples.
+        `DatasetError`: With every column whose values the two share, equal images, and examples.
     """
     if isinstance(a, IterableDataset) or isinstance(b, IterableDataset):
         logger.warning("%s and %s are not checked for leakage: one is an IterableDataset.", *names)
@@ -45,11 +56,61 @@ def check_no_leakage(a: Dataset, b: Dataset, names: tuple[str, str] = ("train", 
         if shared:
             examples = ", ".join(map(repr, shared[:5])) + (", ..." if len(shared) > 5 else "")
             found.append(f"{len(shared)} {column} ({examples})")
+    if images and (shared := _shared_images(a, b)):
+        ids = [f"row {one} is row {other}" for one, other in shared[:5]]
+        found.append(f"{len(shared)} images ({', '.join(ids)}{', ...' * (len(shared) > 5)})")
     if found:
         raise DatasetError(
             f"{names[0]} and {names[1]} overlap: both have {'; '.join(found)}. "
             "Split by patient or video (`group_split`)."
         )
+
+
+def _shared_images(a: Dataset, b: Dataset) -> list[tuple[int, int]]:
+    """Rows of two datasets whose images have the same bytes. Only those of one length are read."""
+    if not all(isinstance(dataset.features.get("image"), Image) for dataset in (a, b)):
+        return []
+    lengths = _image_lengths(a), _image_lengths(b)
+    common = np.intersect1d(*lengths)
+    rows = [np.flatnonzero(np.isin(own, common[common > 0])).tolist() for own in lengths]
+    first = {key: row for row, key in _image_keys(a, rows[0])}
+    found = [(first[key], row) for row, key in _image_keys(b, rows[1]) if key in first]
+    return [pair for pair in found if _shows_something(a, pair[0])]
+
+
+def _image_lengths(dataset: Dataset) -> np.ndarray:
+    """Bytes of each row's image; -1 where nothing tells without reading."""
+    found = [np.empty(0, dtype=np.int64)]
+    for table in dataset.select_columns("image").with_format("arrow").iter(100):
+        for chunk in table["image"].chunks:
+            own = pc.binary_length(pc.struct_field(chunk, "bytes")).fill_null(-1).to_numpy(zero_copy_only=False)
+            own = own.astype(np.int64)
+            for row in np.flatnonzero(own < 0):
+                path = chunk[int(row)]["path"].as_py()
+                own[row] = os.stat(path).st_size if path and os.path.isfile(path) else -1
+            found.append(own)
+    return np.concatenate(found)
+
+
+def _image_bytes(dataset: Dataset, row: int) -> bytes:
+    cell = dataset.with_format("arrow")[row]["image"][0].as_py()
+    return Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"]
+
+
+def _image_keys(dataset: Dataset, rows: list[int]) -> Iterator[tuple[int, bytes]]:
+    plain = dataset.select_columns("image")
+    for row in rows:
+        yield row, hashlib.blake2b(_image_bytes(plain, row), digest_size=16).digest()
+
+
+def _shows_something(dataset: Dataset, row: int) -> bool:
+    try:
+        with quiet_pillow():
+            image = decode_image({"bytes": _image_bytes(dataset.select_columns("image"), row), "path": None})
+    except DatasetError:  # which the check of rows reports
+        return False
+    low, high = image.convert("L").getextrema()
+    return low < high
 
 
 def group_split(dataset: Dataset, fractions: dict[str, float], by: str = "patient_id", seed: int = 0) -> DatasetDict:

@@ -1,9 +1,7 @@
 """Images, folders of images and videos as a stream of named pictures."""
 
 import logging
-import math
 import os
-import struct
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,15 +9,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..errors import DatasetError
-from .pictures import MAX_PIXELS, decode_image, loses_depth, picture_pages, quiet_pillow, too_deep
-from .suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_byproduct
+from ..errors import DatasetError, listed
+from .arrays import open_npy
+from .dicom import no_picture
+from .frames import count_frames, frames_of
+from .pictures import MAX_PIXELS, too_deep
+from .suffixes import IMAGE_SUFFIXES, has_dicom_preamble, is_byproduct, kind_of, stem_of
 
 
 logger = logging.getLogger(__name__)
-_LISTED = 50
 
 
 class Picture(NamedTuple):
@@ -43,14 +43,17 @@ def read_media(path: str | Path) -> Iterator[tuple[str, Image.Image]]:
     """
     Read whatever pictures a path holds, one at a time. Links are followed.
 
-    A TIFF of several pages and an animated GIF, PNG or WebP are read like a video, in whole; an MPO file is a photo,
-    and its first picture is read. In a folder, too, each page of such a file is a picture like the other images.
+    A TIFF of several pages, an animated GIF, PNG or WebP, and a DICOM, NIfTI or NPY file of several frames are read
+    like a video, in whole; an MPO file is a photo, and its first picture is read. In a folder, too, each page of such
+    a file is a picture like the other images.
 
-    What a folder holds beside images (other kinds of files, videos, sub-folders, which are not searched) is left out
-    with one warning that names it. Hidden files and what systems leave in folders are passed over.
+    What a folder holds beside images (other kinds of files, videos, sub-folders, which are not searched, DICOM files
+    without a picture, and secondary captures, which are read where they are named themselves) is left out with one
+    warning that names it. Hidden files and what systems leave in folders are passed over.
 
     Args:
-        path (`str` or `Path`): an image, a video, or a folder of images.
+        path (`str` or `Path`): an image, a video, a DICOM file (by its content, whatever its suffix), a NIfTI or NPY
+            file, or a folder of images.
 
     Yields:
         A name (the file's stem; `STEM_f00012` for frame 12 of a video or a file of several pages; the whole file name
@@ -61,7 +64,8 @@ def read_media(path: str | Path) -> Iterator[tuple[str, Image.Image]]:
         `DatasetError`: not an image or a video, a folder without images, an unreadable file, a video without frames or
             with damage that its decoder cannot get over, or frames of different sizes. Nothing has been given out
             then.
-        `ImportError`: a video, and PyAV is not installed (`pip install 'sa2va_trl[video]'`).
+        `ImportError`: a video, DICOM or NIfTI file, and what reads it is not installed (`pip install
+            'sa2va_trl[video,dicom,formats]'`).
     """
     for picture in read_pictures(path):
         yield picture.name, picture.image
@@ -83,11 +87,6 @@ def read_pictures(path: str | Path) -> Iterator[Picture]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder {path}.")
-    known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    if not path.is_dir() and path.suffix.lower() not in known:
-        raise DatasetError(
-            f"{path} is neither an image nor a video by its suffix; known are {', '.join(sorted(known))}."
-        )
     files, others = folder_images(path) if path.is_dir() else ([path], [])
     if others and files:
         logger.warning(
@@ -102,7 +101,7 @@ def read_pictures(path: str | Path) -> Iterator[Picture]:
     for file in files:
         try:
             count = sum(1 for _ in _of_one_size(file, _frames(file)))
-            counts.append(None if count == 1 and file.suffix.lower() in IMAGE_SUFFIXES else count)
+            counts.append(None if count == 1 and kind_of(file) != "video" else count)
         except DatasetError as error:
             faults.append(str(error))
     if faults and path.is_dir():
@@ -125,8 +124,8 @@ def folder_images(folder: Path) -> tuple[list[Path], list[str]]:
         folder (`Path`): not searched deeper.
 
     Returns:
-        The image files, and the names of everything else (of folders with a slash behind). Hidden files and what
-        systems leave in folders are neither.
+        The image files, and the names of everything else (of folders with a slash behind, of DICOM files without a
+        picture and of secondary captures with the reason). Hidden files and what systems leave in folders are neither.
     """
     files, others = [], []
     for entry in sorted(folder.iterdir()):
@@ -134,11 +133,28 @@ def folder_images(folder: Path) -> tuple[list[Path], list[str]]:
             continue
         if entry.is_dir():
             others.append(f"{entry.name}/")
-        elif entry.suffix.lower() in IMAGE_SUFFIXES:
+        elif (reason := _left_out(entry)) is None:
             files.append(entry)
         else:
-            others.append(entry.name)
+            others.append(f"{entry.name}{reason}")
     return files, others
+
+
+def _left_out(file: Path) -> str | None:
+    """What is said behind the name of a file that a folder is not read for; `None` where it is."""
+    kind = kind_of(file)
+    if kind == "dicom":
+        try:
+            reason = no_picture(file)
+        except DatasetError:
+            return None if has_dicom_preamble(file) else ""  # reading a damaged one says more
+        return reason and f" ({reason})"
+    if kind == "npy":  # probabilities, features, ...
+        try:
+            return None if open_npy(file).dtype in (bool, np.uint8) else ""
+        except DatasetError:
+            return ""
+    return None if kind in ("image", "nifti") else ""
 
 
 def picture_names(files: Sequence[Path], counts: Sequence[int | None]) -> list[str]:
@@ -152,7 +168,7 @@ def picture_names(files: Sequence[Path], counts: Sequence[int | None]) -> list[s
     Returns:
         `list[str]`: the stem, or the whole file name where another picture would have the same name.
     """
-    names = [file.stem for file in files]
+    names = [stem_of(file) for file in files]
     while True:
         own: dict[str, set[int]] = {}
         for number, (name, count) in enumerate(zip(names, counts, strict=True)):
@@ -171,23 +187,14 @@ def frame_name(name: str, index: int) -> str:
 
 
 def is_clip(path: str | os.PathLike) -> bool:
-    """Whether a file holds frames of a clip: a video by its suffix, or an image file that has several pages."""
-    path = Path(path)
-    if path.suffix.lower() in VIDEO_SUFFIXES:
-        return True
-    if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
-        return False
+    """Whether a file holds frames of a clip: a video by its suffix, or another file that has several pages."""
+    kind = kind_of(path)
+    if kind in ("video", None):
+        return kind == "video"
     try:
-        with _open(path) as file:
-            return len(_page_numbers(path, file)) > 1
-    except DatasetError:  # reading it says more
+        return Path(path).is_file() and count_frames(path) > 1
+    except (DatasetError, ImportError):  # reading it says more
         return False
-
-
-def listed(names: list[str]) -> str:
-    """Names for a message: the first 50, and how many more."""
-    more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 class _Clip(Sequence):
@@ -231,7 +238,8 @@ def open_video(video: Sequence[Image.Image] | np.ndarray | str | os.PathLike) ->
     Args:
         video (`list[PIL.Image.Image]`, `np.ndarray` or path):
             Pictures of one size, a uint8 array of shape `(frames, H, W, 3)`, or a file: a video, a TIFF of several
-            pages, an animated GIF, PNG or WebP. What this function has given out is a video, too.
+            pages, an animated GIF, PNG or WebP, a DICOM, NIfTI or NPY file. What this function has given out is a
+            video, too.
 
     Yields:
         What has a length and gives the picture at an index.
@@ -281,7 +289,7 @@ def open_video(video: Sequence[Image.Image] | np.ndarray | str | os.PathLike) ->
 
 def _frames(path: Path, tell: bool = True) -> Iterator[Image.Image]:
     """The frames of a clip, RGB, at least one; with `tell`, a warning where its end or parts of it are missing."""
-    return _pages(path) if path.suffix.lower() in IMAGE_SUFFIXES else _video_frames(path, tell)
+    return (frame.convert("RGB") for frame in frames_of(path, max_pixels=MAX_PIXELS, tell=tell))
 
 
 def _of_one_size(path: Path, frames: Iterator[Image.Image]) -> Iterator[Image.Image]:
@@ -294,156 +302,3 @@ def _of_one_size(path: Path, frames: Iterator[Image.Image]) -> Iterator[Image.Im
                 "frames of a video must have one size."
             )
         yield frame
-
-
-def _open(path: Path) -> Image.Image:
-    with quiet_pillow():
-        try:
-            file = Image.open(path)
-        except Exception as error:
-            try:
-                decode_image({"path": str(path), "bytes": None})  # knows words for it
-            except DatasetError as reason:
-                raise DatasetError(f"{path} cannot be read: {reason}") from error
-            raise
-    # Pillow maps an uncompressed TIFF that has a name, and scrambles it where it is to be turned.
-    file.filename = ""
-    return file
-
-
-def _page_numbers(path: Path, file: Image.Image) -> list[int]:
-    """Which pages of an image file are pictures."""
-    try:
-        with quiet_pillow():
-            return picture_pages(file)
-    except Exception as error:  # what is damaged raises nearly anything
-        raise DatasetError(
-            f"{path} cannot be read: its pages cannot be counted ({type(error).__name__}: {error}); it is damaged or "
-            "cut off"
-        ) from error
-
-
-def _pages(path: Path) -> Iterator[Image.Image]:
-    """The pictures of an image file, turned upright as `datasets.Image` turns them."""
-    with _open(path) as file:
-        numbers = _page_numbers(path, file)
-        for index, number in enumerate(numbers):
-            where = f"page {index} " if len(numbers) > 1 else ""
-            try:
-                with quiet_pillow():  # page by page: it may not be left open while others run
-                    page = _page(file, number)
-            except DatasetError as error:
-                raise DatasetError(f"{path} cannot be read: {where}{error}") from error
-            except Exception as error:
-                raise DatasetError(
-                    f"{path} cannot be read: {where}is unreadable or truncated ({type(error).__name__}: {error})"
-                ) from error
-            yield page
-
-
-def _page(file: Image.Image, number: int) -> Image.Image:
-    file.seek(number)
-    if file.width * file.height > MAX_PIXELS:
-        raise DatasetError(
-            f"is too large: {file.width} x {file.height} pixels, the limit is {MAX_PIXELS:,}; scale it down"
-        )
-    lost = loses_depth(file)  # a decoded page no longer says so
-    file.load()
-    if fault := lost or too_deep(file):
-        raise DatasetError(fault)
-    return ImageOps.exif_transpose(file).convert("RGB")
-
-
-def _video_frames(path: Path, tell: bool) -> Iterator[Image.Image]:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("Videos need PyAV: pip install 'sa2va_trl[video]'.") from error
-    opened, index, damaged, ends = False, 0, [], {}
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DatasetError(f"{path} has no frames: it holds no video stream.")
-            opened, stream = True, container.streams.video[0]
-            for packet in container.demux():  # sound, too: some containers state an end of the whole only
-                if packet.pts is not None:
-                    end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                    ends[packet.stream.index] = max(end, ends.get(packet.stream.index, 0.0))
-                for frame in packet.decode() if packet.stream.index == stream.index else ():
-                    if frame.is_corrupt:
-                        damaged.append(str(index))
-                    if not index:  # once: side data holds on to its frame, and the matrix is the stream's
-                        turn = _turn(path, frame)
-                    image = frame.to_image()
-                    yield image if turn is None else image.transpose(turn)
-                    index += 1
-            missing = _missing(container, stream, index, ends)
-    except (av.FFmpegError, IndexError) as error:
-        if not opened:
-            raise DatasetError(f"{path} cannot be read as a video: {error}") from error
-        raise DatasetError(
-            f"{path} is damaged: frame {index} cannot be read ({error}). Cut the clip before it, or convert what a "
-            "player still shows."
-        ) from error
-    if not index:
-        raise DatasetError(f"{path} has no frames.")
-    if tell and damaged:
-        logger.warning(
-            "%s is damaged: its decoder has patched up frame %s; frames that build on it may be wrong, too.",
-            path,
-            listed(damaged),
-        )
-    if tell and missing:
-        logger.warning("%s ends early: %s.", path, missing)
-
-
-def _missing(container, stream, count: int, ends: dict[int, float]) -> str | None:
-    """
-    What a video lacks of what its header states, read to its end: `count` frames, and `ends`, the second at which each
-    stream ends. Times decide: an edit list leaves frames out, and an AVI may state frames that stand for "no change".
-    """
-    rate = float(stream.average_rate or 0) or 25.0
-    if stream.duration is not None:
-        stated, reached, slack = float(stream.duration * stream.time_base), ends.get(stream.index, 0.0), 0.5 / rate
-        if container.format.name == "avi":  # the duration is reckoned anew from what is there
-            stated = max(stated, stream.frames / rate)
-    elif container.duration is not None:
-        stated, reached, slack = container.duration / 1e6, max(ends.values(), default=0.0), 0.25
-    else:
-        return None
-    if reached >= stated - slack or 0 < stream.frames <= count:
-        return None
-    if stream.frames:
-        return f"{count} frames could be read of the {stream.frames} that its header states"
-    return f"it could be read to second {reached:.2f} ({count} frames) of the {stated:.2f} that its header states"
-
-
-# How a frame is to be shown: of a display matrix (a, b; c, d), the signs; a pixel (x, y) goes to (ax + cy, bx + dy).
-_TURNS = {
-    (1, 0, 0, 1): None,
-    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
-    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
-    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
-    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
-    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
-    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
-    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
-}
-
-
-def _turn(path: Path, frame) -> Image.Transpose | None:
-    """How to turn a video's frames to what players show: phones write what the sensor saw, and a matrix beside it."""
-    stored = frame.side_data.get("DISPLAYMATRIX")
-    matrix = struct.unpack("=9i", bytes(stored)) if stored is not None else (1, 0, 0, 0, 1)
-    axes = matrix[0:2], matrix[3:5]
-    if not all(map(any, axes)):  # shows nothing: no matrix at all
-        return None
-    shares = [entry / max(map(abs, axis)) for axis in axes for entry in axis]  # players leave scales alone, too
-    signs = tuple(map(round, shares))
-    if signs not in _TURNS or any(abs(share - sign) > 0.02 for share, sign in zip(shares, signs, strict=True)):
-        angle = math.degrees(math.atan2(shares[1], shares[0]))
-        raise DatasetError(
-            f"{path}: its frames are to be shown turned by {angle:.0f} degrees, which is no quarter turn; have a tool "
-            "write the clip anew, upright."
-        )
-    return _TURNS[signs]

@@ -43,14 +43,14 @@ def binary_mask(mask: PIL.Image.Image) -> PIL.Image.Image:
     """
     if mask.mode == "L":  # nearly all masks
         return _of_grey(mask)
-    colour, alpha = _split_alpha(mask)
+    colour, alpha = split_alpha(mask)
     if alpha is not None:
         low, high = alpha.getextrema()
         if low < high:
             return _of_alpha(mask.mode, colour, alpha)
-        if high == 0 and (single := _single_colour(colour)) is not None and any(single):
+        if high == 0 and (single := single_colour(colour)) is not None and any(single):
             raise ValueError(
-                f"is ambiguous: mode {mask.mode}, transparent everywhere and of one colour, {_shown([single])}: an "
+                f"is ambiguous: mode {mask.mode}, transparent everywhere and of one colour, {shortened([single])}: an "
                 f"empty mask by alpha, a full one by colour; {_FIX}"
             )
     if colour.mode == "1":
@@ -77,7 +77,8 @@ def mask_values(mask: PIL.Image.Image) -> list[int]:
     return [value for value, count in enumerate(mask.histogram()) if count]
 
 
-def _shown(values: list) -> str:
+def shortened(values: list) -> str:
+    """Values for a message: the first 8, and how many there are."""
     more = f", ... ({len(values)} values)" if len(values) > _SHOWN else ""
     return ", ".join(map(str, values[:_SHOWN])) + more
 
@@ -100,7 +101,7 @@ def _of_grey(mask: PIL.Image.Image, what: str = "values") -> PIL.Image.Image:
         return mask
     if pixels.max() <= 1:
         return _as_object(mask, {1})
-    raise ValueError(f"is not binary: {what} {_shown(mask_values(mask))}; {_EXPECTED}")
+    raise ValueError(f"is not binary: {what} {shortened(mask_values(mask))}; {_EXPECTED}")
 
 
 def _of_integers(mask: PIL.Image.Image) -> PIL.Image.Image:
@@ -110,7 +111,7 @@ def _of_integers(mask: PIL.Image.Image) -> PIL.Image.Image:
         return PIL.Image.fromarray(np.where(values > 0, 255, 0).astype(np.uint8))
     found = np.unique(values).tolist()
     raise ValueError(
-        f"is not binary: mode {mask.mode}, values {_shown(found)}; {_EXPECTED}, or 0 and {_LARGEST[mask.mode][-1]}"
+        f"is not binary: mode {mask.mode}, values {shortened(found)}; {_EXPECTED}, or 0 and {_LARGEST[mask.mode][-1]}"
     )
 
 
@@ -126,13 +127,13 @@ def _of_channels(mask: PIL.Image.Image) -> PIL.Image.Image:
 
 def _of_palette(mask: PIL.Image.Image) -> PIL.Image.Image:
     indices = mask_values(mask)
-    colours = _palette_colours(mask, indices)
+    colours = palette_colours(mask, indices)
     by_index = set(indices) - {0} if set(indices) <= {0, 1} or set(indices) <= {0, 255} else None
     # Programs that reduce a picture's colours number them as they like, white often first.
     by_colour = {index for index in indices if colours[index] == _WHITE}
     if not set(colours.values()) <= {_BLACK, _WHITE} or len(set(colours.values())) < len(indices):
         by_colour = None
-    shown = _shown([f"{index} {colours[index]}" for index in indices])
+    shown = shortened([f"{index} {colours[index]}" for index in indices])
     if by_index is None and by_colour is None:
         raise ValueError(
             f"is not binary: a palette mask with the indices (and their colours) {shown}; expected the indices 0 and "
@@ -146,13 +147,14 @@ def _of_palette(mask: PIL.Image.Image) -> PIL.Image.Image:
     return _as_object(mask, by_colour if by_index is None else by_index)
 
 
-def _palette_colours(mask: PIL.Image.Image, indices: list[int]) -> dict[int, tuple[int, ...]]:
+def palette_colours(mask: PIL.Image.Image, indices: list[int]) -> dict[int, tuple[int, ...]]:
+    """The colours of indices of a mask of mode `P`."""
     palette = mask.getpalette("RGB") or []
     palette = palette + [0] * (768 - len(palette))  # what Pillow draws for an index beyond its palette
     return {index: tuple(palette[3 * index : 3 * index + 3]) for index in indices}
 
 
-def _split_alpha(mask: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Image | None]:
+def split_alpha(mask: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Image | None]:
     """A mask without its alpha, and its alpha (mode `L`), where it has one."""
     if mask.mode == "LA":
         return mask.getchannel("L"), mask.getchannel("A")
@@ -175,18 +177,18 @@ def _split_alpha(mask: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Imag
 
 
 def _of_alpha(mode: str, colour: PIL.Image.Image, alpha: PIL.Image.Image) -> PIL.Image.Image:
-    if _single_colour(colour) is not None:
+    if single_colour(colour) is not None:
         return _of_grey(alpha, f"one colour, and alpha (mode {mode}) with the values")
     raise ValueError(
         f"is ambiguous: mode {mode}, in which both colour ({_colours_of(colour)}) and alpha "
-        f"({_shown(mask_values(alpha))}) vary; save the one that is meant as 8-bit grey, 0 and 255"
+        f"({shortened(mask_values(alpha))}) vary; save the one that is meant as 8-bit grey, 0 and 255"
     )
 
 
-def _single_colour(mask: PIL.Image.Image) -> tuple[int, ...] | None:
+def single_colour(mask: PIL.Image.Image) -> tuple[int, ...] | None:
     """The colour of a mask (mode `L`, `RGB` or `P`) that has one only."""
     if mask.mode == "P":
-        colours = set(_palette_colours(mask, mask_values(mask)).values())
+        colours = set(palette_colours(mask, mask_values(mask)).values())
         return colours.pop() if len(colours) == 1 else None
     found = mask.getcolors(1)
     if found is None:
@@ -199,7 +201,7 @@ def _colours_of(mask: PIL.Image.Image) -> str:
     if found is None:
         return "more than 256 colours"
     if mask.mode == "P":
-        colours = _palette_colours(mask, sorted(index for _, index in found))
-        return f"{len(colours)} indices {_shown([f'{index} {colour}' for index, colour in colours.items()])}"
+        colours = palette_colours(mask, sorted(index for _, index in found))
+        return f"{len(colours)} indices {shortened([f'{index} {colour}' for index, colour in colours.items()])}"
     colours = sorted(colour for _, colour in found)
-    return f"{len(colours)} colours {_shown(colours)}"
+    return f"{len(colours)} colours {shortened(colours)}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 # In the order in which one meets them. Each is a module here, with a `main` and a `make_parser`.
 TASKS = {
+    "prepare_data": "make a data set of images and annotations as they come, split by patient, without names",
     "inspect": "look at data before training: masks as they are fed, sizes, duplicates, odd rows",
     "sft": "stage 1: fine-tune Sa2VA on images with masks",
     "build_preferences": "make pairs of a better and a worse mask from a model's own predictions",

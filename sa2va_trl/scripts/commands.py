@@ -4,8 +4,11 @@ import json
 import shlex
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .arguments import DataArguments, ModelArguments
+
+if TYPE_CHECKING:  # what is only named here takes seconds to import
+    from .arguments import DataArguments, ModelArguments
 
 
 def flags(options: dict) -> list[str]:
@@ -32,22 +35,22 @@ def command(task: str, **options: object) -> str:
     return shlex.join(["sa2va-trl", task, *flags(given)])
 
 
-def changed(args: DataArguments | ModelArguments) -> dict:
+def changed(args: "DataArguments | ModelArguments") -> dict:
     """The options that are not what they are by default."""
     return {entry.name: value for entry in fields(args) if (value := getattr(args, entry.name)) != entry.default}
 
 
-def of_model(args: ModelArguments) -> dict:
+def of_model(args: "ModelArguments") -> dict:
     """The options that load a model again; its name even where it is the default."""
     return {"model_name_or_path": args.model_name_or_path, **changed(args)}
 
 
-def of_data(args: DataArguments) -> dict:
+def of_data(args: "DataArguments") -> dict:
     """The options that load data again; their name even where it is the default."""
     return {"dataset_name": args.dataset_name, **changed(args)}
 
 
-def scoring(output: str, is_adapter: bool, model_args: ModelArguments, data_args: DataArguments) -> str:
+def scoring(output: str, is_adapter: bool, model_args: "ModelArguments", data_args: "DataArguments") -> str:
     """
     What scores what a training task has left.
 

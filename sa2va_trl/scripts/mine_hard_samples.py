@@ -5,6 +5,7 @@ look at. What it leaves is what hard-sample training starts from.
     sa2va-trl mine_hard_samples --model_name_or_path tiny --dataset_name synthetic \\
         --dataset_split train --threshold 0.75 --output_dir outputs/hard_samples
     sa2va-trl mine_hard_samples --worst 0.2 --max_gap 1 --smoothing 3 …
+    sa2va-trl mine_hard_samples --export cvat …         # the model's masks of rows to be reviewed, for the annotator
     sa2va-trl mine_hard_samples --labels false --worst 0.2 …   # frames that do not fit their neighbours
 """
 
@@ -19,8 +20,10 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 
+from ..data.export.folder import WRITERS
 from ..evaluation import stored_features
-from ..files import file_name, write_json, written_beside
+from ..files import file_name, replaced_together, write_json, written_beside
+from ..media.clips import listed
 from ..mining.hardness import one_limit
 from ..mining.runs import check_options
 from ..mining.score_files import fingerprint_of, save_scores
@@ -34,8 +37,13 @@ from ..sampling import MaskSampler
 from ..trainers.base_config import refuse
 from .arguments import DataArguments, ModelArguments, RecipeParser
 from .commands import command, of_data, of_model
+from .exporting import EXPORT, check_format, drawn_images, foreign_files, record
+from .exporting import HELP as EXPORTING
 from .loading import Model, get_split, load_data, load_model
 from .screen import finish, say
+
+
+RESULT = "hard_samples.json"
 
 
 @dataclass
@@ -69,6 +77,9 @@ class MiningArguments:
     cache_dir: str | None = field(
         default=None, metadata={"help": "Folder of the frozen features; beside the data by default."}
     )
+    export: str | None = field(
+        default=None, metadata={"help": EXPORTING.format("the model's masks of the rows to be reviewed")}
+    )
     num_sheets: int = field(default=12, metadata={"help": "Runs to draw, from the hardest on."})
 
     def __post_init__(self):
@@ -79,10 +90,11 @@ class MiningArguments:
         check_options(self.hard_below, self.worst, self.max_gap, self.min_length, self.smoothing, self.tau_low)
         if self.num_sheets < 0:
             raise ValueError(f"num_sheets must not be negative, got {self.num_sheets}.")
+        check_format(self.export)
         if self.labels and self.method is not None:
             raise ValueError("method has no effect with labels.")
         if not self.labels:
-            names = ("sampler", "cache_features", "cache_dir", "tau_low")
+            names = ("sampler", "cache_features", "cache_dir", "tau_low", "export")
             refuse(self, dict.fromkeys(names, "labels=false has no use for it"))
 
 
@@ -98,6 +110,22 @@ def score(
     return score_dataset(model, processor, dataset, features=features, sampler=args.sampler, **options)
 
 
+def check_export(output: Path) -> None:
+    """
+    Raises:
+        `ValueError`: `export/` holds what would be lost: an earlier call's, changed since, or anything else.
+    """
+    try:
+        recorded = json.loads((output / RESULT).read_text()).get("export")
+    except (OSError, ValueError, AttributeError):
+        recorded = None
+    if foreign := foreign_files(output, recorded):
+        raise ValueError(
+            f"output_dir={str(output)!r} holds what no {RESULT} of this program lists, and would be replaced: "
+            f"{listed(foreign)}. Give another output_dir, or move them away."
+        )
+
+
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
     kinds = (MiningArguments, DataArguments, ModelArguments)
@@ -106,6 +134,7 @@ def make_parser() -> RecipeParser:
 
 def main() -> None:
     args, data_args, model_args = make_parser().parse_args_and_config()
+    check_export(Path(args.output_dir))
     state = PartialState(cpu=not torch.cuda.is_available())
     dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
     # As training loads it, so that the scores are known to be of the model that is trained on.
@@ -137,16 +166,24 @@ def main() -> None:
             drawn = {"by": by, "labels": args.labels, "threshold": args.mask_threshold, "batch_size": args.batch_size}
             draw_run(model, processor, rows, frames, **drawn).save(folder / name)
         shutil.rmtree(output / "clusters", ignore_errors=True)  # an earlier call's runs are not this one's
+    shutil.rmtree(output / EXPORT, ignore_errors=True)  # an earlier call's
+    if args.export and result["review"]:
+        rows = dataset.select([positions[entry["sample_id"]] for entry in result["review"]])
+        with replaced_together(output, [EXPORT]) as folder:
+            drawn = {"threshold": args.mask_threshold, "batch_size": args.batch_size}
+            images = drawn_images(model, processor, rows, folder / EXPORT, args.export, **drawn)
+            WRITERS[args.export](folder / EXPORT, images)
+        result["export"] = record(output, args.export)
     save_scores(mined, output / "scores.parquet", prints)
-    write_json(output / "hard_samples.json", result)
+    write_json(output / RESULT, result)
     shutil.rmtree(output / ".partial", ignore_errors=True)
 
     say(f"{len(result['hard'])} of {len(mined)} samples are hard ({by} < {threshold:.4f}); buckets:")
     for bucket in result["buckets"]:
         say(f"  {bucket['from']:.2f} to {bucket['to']:.2f}{bucket['count']:>8}")
     causes = Counter(cluster["cause"] for cluster in result["clusters"])
-    listed = ", ".join(f"{cause} {count}" for cause, count in causes.items())
-    say(f"{causes.total()} runs of hard frames, by likely cause: {listed or 'none'}")
+    causes_listed = ", ".join(f"{cause} {count}" for cause, count in causes.items())
+    say(f"{causes.total()} runs of hard frames, by likely cause: {causes_listed or 'none'}")
     then = f"look at them: {output / 'clusters'}"
     if args.labels:
         trained = {"scores": output / "scores.parquet", "output_dir": output.parent / "hard_sample"}
@@ -154,6 +191,8 @@ def main() -> None:
             trained["dataset_train_split"] = args.dataset_split
         then = f"train on them: {command('hard_sample', **of_model(model_args), **of_data(data_args), **trained)}"
     review = f"{len(result['review'])} rows whose labels should be looked at"
+    if "export" in result:
+        review += f", for the annotation tool in {output / EXPORT}"
     say(review)
     done = f"{len(result['hard'])} of {len(mined)} samples are hard, {review}"
     finish(done, f"results in {output}", then, is_shown=True)

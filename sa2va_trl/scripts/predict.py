@@ -11,10 +11,15 @@ With nothing else, the tiny model is asked for three things on the frames of a g
 A TIFF of several pages and an animated GIF, PNG or WebP are videos. In a folder every image is segmented on its own,
 and so is every page of such a file. Whatever else the folder holds is named and left out.
 
+With --export the masks are written for an annotation tool, too, with their images:
+
+    sa2va-trl predict --input DIR --export cvat --prompt "Please segment the blood vessel." --export_classes vessel
+
 The results of an earlier call in `output_dir` are replaced, as soon as all of the new ones are there.
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +32,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.angiography import generate_video
+from ..data.export.folder import WRITERS, keep_image
 from ..evaluation import overlay
 from ..evaluation.averaging import Member, check_questions, common_postprocessing, common_threshold, segment_averaged
 from ..evaluation.overlays import object_names
@@ -38,6 +44,8 @@ from ..media.suffixes import is_byproduct
 from ..models import Sa2VAProcessor, Segmentation
 from ..questions import ask, question_of
 from .arguments import AveragingArguments, ModelArguments, RecipeParser, RouterArguments
+from .exporting import EXPORT, check_classes, check_format, class_of_prompt, foreign_files, predicted_images, record
+from .exporting import HELP as EXPORTING
 from .loading import Model, load_members, load_model, load_router
 from .mask_drawing import HELP as POSTPROCESSING
 from .mask_drawing import given_postprocessing
@@ -64,8 +72,9 @@ class PredictArguments:
     input: str = field(
         default=SYNTHETIC,
         metadata={
-            "help": "An image, a folder of images (each on its own) or a video; a TIFF of several pages and an "
-            "animated GIF, PNG or WebP are videos. By default the frames of a generated angiogram."
+            "help": "An image, a folder of images (each on its own) or a video; a TIFF of several pages, an animated "
+            "GIF, PNG or WebP, and a DICOM, NIfTI or NPY file of several frames are videos. By default the frames of "
+            "a generated angiogram."
         },
     )
     prompt: list[str] | None = field(
@@ -85,6 +94,14 @@ class PredictArguments:
     output_dir: str = field(
         default="outputs/predictions",
         metadata={"help": "Folder for the results; those of an earlier call are replaced."},
+    )
+    export: str | None = field(default=None, metadata={"help": EXPORTING.format("the masks")})
+    export_classes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What the annotation tool calls the objects of each prompt; by default as the answer calls them, "
+            "else as the prompt does."
+        },
     )
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest answer; 256 by default."})
     per_frame: bool = field(default=False, metadata={"help": "Take each frame of a video as an image of its own."})
@@ -121,6 +138,12 @@ class PredictArguments:
             self.prompt = [self.prompt]
         if self.prompt is not None and (not self.prompt or len(set(self.prompt)) < len(self.prompt)):
             raise ValueError(f"prompt must be a text, or several different ones, got {self.prompt}.")
+        if isinstance(self.export_classes, str):
+            self.export_classes = [self.export_classes]
+        check_format(self.export)
+        if self.export is None and self.export_classes is not None:
+            raise ValueError("export_classes has no effect without export.")
+        check_classes(self.export_classes, len(self.prompt or (PHRASES if self.is_synthetic else PHRASES[:1])))
         if self.answer is not None and self.max_new_tokens is not None:
             raise ValueError("max_new_tokens has no effect with an answer, since nothing is generated.")
         if self.per_frame and not self.is_video:
@@ -162,11 +185,12 @@ def check_output(output: Path) -> None:
     """Refuse a folder in which predict would remove what it has not written."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"output_dir={str(output)!r} is a file: give a folder.")
-    own, foreign = set(), []
+    own, foreign, exported = set(), [], None
     if (output / RESULT).exists():
         try:
-            entries = json.loads((output / RESULT).read_text())["predictions"]
-            own = {Path(found["mask"]).stem for entry in entries for found in entry["objects"]}
+            content = json.loads((output / RESULT).read_text())
+            own = {Path(found["mask"]).stem for entry in content["predictions"] for found in entry["objects"]}
+            exported = content.get("export")
         except (OSError, ValueError, LookupError, TypeError):
             foreign.append(RESULT)
     for name, suffix in SUFFIXES.items():
@@ -179,6 +203,7 @@ def check_output(output: Path) -> None:
                 for file in sorted(folder.iterdir())
                 if not (file.suffix == suffix and file.stem in own) and not is_byproduct(file)
             ]
+    foreign += foreign_files(output, exported)
     if foreign:
         more = f", ... ({len(foreign)} in all)" if len(foreign) > 5 else ""
         raise ValueError(
@@ -293,6 +318,13 @@ def save(folder: Path, picture: Picture, name: str, result: Segmentation, route:
     return {**source, "text": result.text, "objects": objects, **route}
 
 
+def classes_of(args: PredictArguments, question: str) -> dict[str | None, tuple[str, bool]]:
+    """What [`predicted_images`] takes: what the objects of each prompt are called in an export."""
+    names = args.export_classes or [class_of_prompt(prompt, question) for prompt in args.prompt]
+    found = [(name, args.export_classes is not None) for name in names]
+    return dict(zip(args.prompt, found, strict=True)) if len(found) > 1 else {None: found[0]}
+
+
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
     kinds = (PredictArguments, ModelArguments, RouterArguments, AveragingArguments)
@@ -307,7 +339,8 @@ def main() -> None:
     check_output(output)
     with ExitStack() as stack:
         clip, pictures = open_input(args, stack)  # a bad input is reported before a model is loaded
-        folder = stack.enter_context(replaced_together(output, [*SUFFIXES, RESULT]))
+        results = [*SUFFIXES, RESULT, *([EXPORT] if args.export else [])]
+        folder = stack.enter_context(replaced_together(output, results))
         model, processor = load_model(model_args)
         model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         router = load_router(router_args, model_args, model, processor) if router_args.has_router else None
@@ -327,17 +360,25 @@ def main() -> None:
 
         for name in SUFFIXES:
             (folder / name).mkdir()
-        predictions, taken = [], set()
+        predictions, taken, images = [], set(), {}
         results = segmentations(args, model, processor, clip, pictures, router, members, averaging.views)
         for picture, prompt, result, route in tqdm(results, desc="predict"):
             name, asked = picture.name, {}
             if len(args.prompt) > 1:
                 name, asked = f"{name}.prompt{args.prompt.index(prompt)}", {"prompt": prompt}
+            if args.export and picture.name not in images:
+                images[picture.name] = (keep_image(folder / EXPORT, args.export, picture), picture.image.size)
             predictions.append({**save(folder, picture, name, result, route, taken), **asked})
         content = {"prompt": args.prompt if len(args.prompt) > 1 else args.prompt[0], "predictions": predictions}
         if not args.is_synthetic and Path(args.input).is_dir():
             content["left_out"] = folder_images(Path(args.input))[1]
+        if args.export:
+            classes = classes_of(args, question_of(model.config))
+            WRITERS[args.export](folder / EXPORT, predicted_images(folder, predictions, images, classes))
+            content["export"] = record(folder, args.export)
         write_json(folder / RESULT, content)
+    if not args.export:  # one of an earlier call is of masks that are replaced
+        shutil.rmtree(output / EXPORT, ignore_errors=True)
     if router is not None:
         say(routing_report(router, predictions))
     unit = "frames" if args.is_video or args.is_synthetic else "images"
@@ -345,5 +386,5 @@ def main() -> None:
     finish(
         f"{count} {unit}, {len(taken)} masks",
         f"{output / RESULT} lists what is in {', '.join(SUFFIXES)}",
-        f"look at them: {output / 'overlays'}",
+        f"look at them: {output / 'overlays'}" + (f"; for the annotation tool: {output / EXPORT}" * bool(args.export)),
     )

@@ -138,3 +138,23 @@ def test_heart_beat_is_periodic_and_smooth():
     spectrum = (np.abs(np.fft.rfft(travel, axis=0)) ** 2).sum(axis=(1, 2))
     spectrum[:3] = 0
     assert 60 / 15 <= spectrum.argmax() <= 60 / 8
+
+
+def test_an_injection_begins_before_the_agent_and_ends_with_little_of_it():
+    usual, whole = (generate_video(0, 1, num_frames=50, size=48, injection=injection) for injection in (False, True))
+    assert not whole.masks[0].any() and usual.masks[0].any()
+    assert whole.filling[0] < 0.02 and whole.filling.max() > 0.97 and 0.04 < whole.filling[-1] < 0.6
+    # All but the agent's course is the same run.
+    np.testing.assert_array_equal(whole.points, usual.points)
+    np.testing.assert_array_equal(whole.hard, usual.hard)
+
+
+def test_beat_and_breath_are_those_of_the_points():
+    run = generate_video(0, 2, num_frames=120, size=48)
+    np.testing.assert_allclose(np.diff(np.unwrap(run.beat, period=1)), 1 / run.beat_period)
+    still = run.points - run.breath[:, None]
+    # The heart is widest, and hardly moves, at end-diastole.
+    wide = still.std(axis=1).sum(axis=1)
+    speed = np.linalg.norm(np.gradient(still, axis=0), axis=2).mean(axis=1)
+    near = np.minimum(run.beat, 1 - run.beat) < 0.06
+    assert wide[near].min() > np.quantile(wide, 0.7) and speed[near].mean() < 0.7 * speed.mean()

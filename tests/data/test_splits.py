@@ -1,8 +1,10 @@
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Image, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared import shown
 
+from sa2va_trl.data.masks import encode_mask
 from sa2va_trl.data.splits import check_no_leakage, group_column, group_folds, group_split
 from sa2va_trl.errors import DatasetError
 
@@ -45,6 +47,48 @@ class TestLeakage:
     def test_nothing_to_compare_is_said(self, caplog):
         check_no_leakage(Dataset.from_dict({"a": [1]}), Dataset.from_dict({"a": [1]}))
         assert "cannot be checked" in caplog.text
+
+
+def pictures(*numbers, prefix="a", path=None):
+    """Rows of pictures; -1 is a blank one."""
+    cells = []
+    for number in numbers:
+        cell = encode_mask(shown(number) if number >= 0 else shown(0).point(lambda value: 0))
+        if path is not None:
+            (path / f"{prefix}{number}.png").write_bytes(cell["bytes"])
+            cell = {"bytes": None, "path": str(path / f"{prefix}{number}.png")}
+        cells.append(cell)
+    columns = {"image": cells, "sample_id": [f"{prefix}{place}" for place in range(len(cells))]}
+    return Dataset.from_dict(columns, features=Features({"image": Image(), "sample_id": Value("string")}))
+
+
+class TestSharedImages:
+    def test_equal_images_under_other_names_are_an_error(self):
+        check_no_leakage(pictures(1, 2), pictures(3, prefix="b"), images=True)
+        with pytest.raises(DatasetError, match=r"both have 2 images \(row 1 is row 0, row 0 is row 2\)"):
+            check_no_leakage(pictures(1, 2), pictures(2, 3, 1, prefix="b"), images=True)
+
+    def test_of_files_and_bytes(self, tmp_path):
+        with pytest.raises(DatasetError, match=r"1 images \(row 1 is row 0\)"):
+            check_no_leakage(pictures(1, 2, path=tmp_path), pictures(2, prefix="b"), images=True)
+        rows = pictures(1, 2, 3, path=tmp_path)
+        (tmp_path / "a1.png").unlink()  # which the check of rows reports
+        check_no_leakage(rows, pictures(1, prefix="b"), images=True)
+
+    def test_those_that_show_nothing_may_be_equal(self):
+        check_no_leakage(pictures(1, -1), pictures(-1, 2, prefix="b"), images=True)
+
+    def test_selections_and_formats_are_seen_through(self):
+        rows = pictures(1, 2, 3)
+        check_no_leakage(rows.select([2, 0]), pictures(2, prefix="b").with_format("numpy"), images=True)
+        with pytest.raises(DatasetError, match=r"row 0 is row 0"):
+            check_no_leakage(
+                rows.select([2, 0]).with_transform(lambda batch: batch), pictures(3, prefix="b"), images=True
+            )
+
+    def test_only_files_of_one_length_are_read(self, monkeypatch):
+        monkeypatch.setattr("sa2va_trl.data.splits._image_bytes", None)
+        check_no_leakage(pictures(1, 2), pictures(3, prefix="b"), images=True)
 
 
 PATIENTS = st.lists(st.sampled_from([f"p{number}" for number in range(12)]), min_size=3, max_size=40).filter(

@@ -273,9 +273,9 @@ def test_no_two_pictures_of_a_folder_share_a_name(files):
 def test_what_is_neither_image_nor_video_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*none\.png"):
         read(tmp_path / "none.png")
-    (tmp_path / "scan.dcm").touch()
-    with pytest.raises(DatasetError, match=r"scan\.dcm is neither an image nor a video by its suffix.*\.gif"):
-        read(tmp_path / "scan.dcm")
+    (tmp_path / "scan.raw").touch()
+    with pytest.raises(DatasetError, match=r"scan\.raw is neither an image nor a video by its suffix.*\.gif"):
+        read(tmp_path / "scan.raw")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_the_judge_of_pixels_stands_below_everything():
     sources = [ast.parse(file.read_text()) for file in Path(rewards.__file__).parent.glob("*.py")]
     nodes = [node for source in sources for node in ast.walk(source)]
     imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 2}
-    assert imported == {"media.masks", "metrics"}
+    assert imported == {"media.masks", "metrics", "skeletons"}
     assert masks.binary_mask is binary_mask and columns.mask_values is mask_pixels.mask_values
 
 

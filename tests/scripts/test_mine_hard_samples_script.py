@@ -1,5 +1,7 @@
 import json
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict, Features, List, Value
@@ -7,7 +9,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tasks import run_task
 
-from sa2va_trl.data import synthetic_dataset
+from sa2va_trl.data import synthetic_dataset, synthetic_splits
+from sa2va_trl.data.loading import load_dataset_dict
 from sa2va_trl.errors import MiningError
 from sa2va_trl.mining.score_files import read_scores
 
@@ -66,6 +69,33 @@ def test_without_labels(tmp_path):
     assert len(list((tmp_path / "clusters").iterdir())) == len(found["clusters"]) > 0
 
 
+def test_rows_to_review_go_to_the_annotation_tool(tmp_path, capsys):
+    output = tmp_path / "hard"
+    mine(output, "--worst", 0.5, "--tau_low", 1, "--num_sheets", 0, "--export", "cvat", "--mask_threshold", 0.3)
+    found = json.loads((output / "hard_samples.json").read_text())
+    names = [entry["sample_id"] for entry in found["review"]]
+    assert names and f"annotation tool in {output / 'export'}" in capsys.readouterr().out
+    rows = load_dataset_dict(str(output / "export"))["train"]
+    assert [Path(row["image"]["path"]).stem for row in rows.cast_column("image", ImageFeature(decode=False))] == names
+    splits = synthetic_splits(**DATA)["test"]
+    own = {row["sample_id"]: row for row in splits}
+    drawn = 0
+    for name, row in zip(names, rows, strict=True):
+        assert row["image"].convert("RGB").tobytes() == own[name]["image"].convert("RGB").tobytes()
+        assert row["phrases"] == ["blood vessel"]
+        drawn += sum(np.asarray(mask).any() for mask in row["masks"])
+    assert drawn
+
+    # What an annotator has changed is kept; a call without an export takes its own away.
+    with open(output / "export" / "annotations.xml", "a") as file:
+        file.write(" ")
+    with pytest.raises(ValueError, match=r"replaced: export/annotations.xml \(changed since\). Give another"):
+        mine(output, "--worst", 0.5)
+    (output / "export" / "annotations.xml").unlink()
+    mine(output, "--worst", 0.5, "--num_sheets", 0)
+    assert not (output / "export").exists()
+
+
 def test_clips_are_drawn_by_their_first_frames(tmp_path):
     frames = [dict(row) for row in synthetic_dataset(1, 6, 64)]
     kinds = {"images": List(ImageFeature()), "masks": List(ImageFeature(mode="L")), "phrases": List(Value("string"))}
@@ -94,6 +124,8 @@ def test_clips_are_drawn_by_their_first_frames(tmp_path):
         (["--method", "tracking"], "method has no effect"),
         (["--labels", "false", "--cache_features", "on"], "cache_features='on': labels=false has no use"),
         (["--labels", "false", "--tau_low", 0.1], "tau_low=0.1: labels=false has no use"),
+        (["--labels", "false", "--export", "coco"], "export='coco': labels=false has no use"),
+        (["--export", "csv"], "export must be one of"),
         (["--worst", 1.5], "worst is the share"),
         (["--threshold", "nan"], "nan"),
         (["--tau_low", 3], "tau_low"),

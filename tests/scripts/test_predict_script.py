@@ -14,6 +14,10 @@ from tasks import run_task
 from sa2va_trl import Sa2VAForConditionalGeneration, tiny_sa2va
 from sa2va_trl.data import DatasetError
 from sa2va_trl.data.angiography import generate_video
+from sa2va_trl.data.export.folder import WRITERS
+from sa2va_trl.data.readers.coco import find_coco
+from sa2va_trl.data.readers.entries import Reading
+from sa2va_trl.data.readers.labelme import find_labelme
 from sa2va_trl.evaluation.overlays import object_names
 from sa2va_trl.files import file_name
 from sa2va_trl.models import processing
@@ -546,3 +550,82 @@ def test_averages_that_cannot_be_are_refused(predict, tmp_path, options, message
     with pytest.raises(ValueError, match=message):
         predict(path, *options)
     assert not (tmp_path / "output" / "predictions.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Back to the annotation tool
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_export(output, entries, find, folder, label):
+    """The export is read to the masks that were written."""
+    source = find(output / "export", Reading())["train"]
+    assert not source.problems
+    read = {entry.image.relative_to(output / "export").as_posix(): entry for entry in source.entries}
+    pictures = list(dict.fromkeys(entry["name"] for entry in entries))
+    assert [*read] == [f"{folder}{name}.png" for name in pictures]
+    drawn = 0
+    for (file, entry), name in zip(read.items(), pictures, strict=True):
+        masks = [
+            np.asarray(Image.open(output / found["mask"])) > 0
+            for one in entries
+            if one["name"] == name
+            for found in one["objects"]
+        ]
+        masks = [mask for mask in masks if mask.any()]
+        assert [one.draw(Image.open(output / "export" / file).size).tolist() for one in entry.objects] == [
+            mask.tolist() for mask in masks
+        ]
+        assert {one.label for one in entry.objects} <= label
+        drawn += len(masks)
+    assert drawn
+
+
+def test_images_and_frames_go_back_to_the_annotation_tool(predict, tmp_path, capsys):
+    folder, output = tmp_path / "input", tmp_path / "output"
+    folder.mkdir()
+    for value in range(2):
+        picture(value).save(folder / f"DOE^JOHN {value}.png")
+    options = ("--export", "coco", "--prompt", *PROMPTS[:2], "--threshold", 0.45)
+    entries = predict(folder, *options)
+    check_export(output, entries, find_coco, "images/", {"blood vessel", "catheter"})
+    for file in folder.iterdir():
+        assert (output / "export" / "images" / file.name).read_bytes() == file.read_bytes()
+    assert f"annotation tool: {output / 'export'}" in capsys.readouterr().out
+
+    # A clip in another format takes its place.
+    path = save_run(tmp_path, "tif", [picture(value) for value in range(3)])
+    options = ("--export", "labelme", "--export_classes", "LAD", "--threshold", 0.45)
+    entries = predict(path, "--prompt", PROMPTS[0], *options)
+    check_export(output, entries, find_labelme, "", {"LAD"})
+    assert {file.name for file in (output / "export").iterdir()} == {
+        f"run_f0000{number}.{suffix}" for number in range(3) for suffix in ("png", "json")
+    }
+
+    # What an annotator has changed is not replaced, nor what somebody has put there.
+    with open(output / "export" / "run_f00001.json", "a") as file:
+        file.write("\n")
+    (output / "export" / "notes.txt").touch()
+    before = tree(output)
+    with pytest.raises(ValueError, match=r": export/notes.txt, export/run_f00001.json \(changed since\)\. Give"):
+        predict(path)
+    assert tree(output) == before
+
+    (output / "export" / "notes.txt").unlink()
+    (output / "export" / "run_f00001.json").unlink()
+    predict(path)
+    assert not (output / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--export", "csv"), f"export must be one of {', '.join(WRITERS)}; got 'csv'"),
+        (("--export_classes", "vessel"), "export_classes has no effect without export"),
+        (("--export", "coco", "--export_classes", "a", "b", "--prompt", "x"), "one a prompt: got 2 for 1"),
+        (("--export", "coco", "--export_classes", " "), "no name of a class"),
+    ],
+)
+def test_exports_that_cannot_be_are_refused(predict, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        predict(save_run(tmp_path, "tif", [picture()]), *options)

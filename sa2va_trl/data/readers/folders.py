@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ...errors import DatasetError
 from ...media.clips import listed
-from ...media.suffixes import IMAGE_SUFFIXES, is_byproduct
+from ...media.suffixes import KINDS, is_byproduct, kind_by_name, stem_of
 
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,28 @@ def walk(folder: Path) -> tuple[list[Path], list[Path]]:
     root = folder.resolve()
     visit(folder, frozenset({root, *root.parents}))
     return files, loops
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """
+    The sub-folders named after a split, by the split's name here.
+
+    Raises:
+        `DatasetError`: two of them are for the same split, or are the same folder.
+    """
+    found: dict[str, Path] = {}
+    for name, split in SPLITS.items():
+        if (folder / name).is_dir():
+            if split in found:
+                raise DatasetError(
+                    f"{folder} has both {found[split].name}/ and {name}/ for the split {split!r}: keep one"
+                )
+            found[split] = folder / name
+    places = {path.resolve(): path.name for path in found.values()}
+    if len(places) < len(found):
+        names = ", ".join(f"{path.name}/" for path in found.values())
+        raise DatasetError(f"{folder}: of {names} at least two are one and the same folder: its rows would be in both")
+    return found
 
 
 def listed_below(paths: list[Path], folder: Path) -> str:
@@ -145,16 +167,24 @@ class ImageFiles(NamedTuple):
     unread: dict[str, list[Path]]
 
 
-def image_files(folder: Path) -> ImageFiles:
-    """What lies below a folder, links followed. A link that leads back to a folder above it is named in the log."""
+def image_files(folder: Path, kinds: tuple[str, ...] = ("image",)) -> ImageFiles:
+    """
+    What lies below a folder, links followed. A link that leads back to a folder above it is named in the log.
+
+    Args:
+        folder (`Path`): it.
+        kinds (`tuple[str, ...]`, *optional*, defaults to `("image",)`): of [`~media.suffixes.KINDS`], those read.
+    """
     found = ImageFiles({}, {})
     files, loops = walk(folder)
     metadata = metadata_places(folder)
     for path in files:
         if path not in metadata:
-            into = found.images if path.suffix.lower() in IMAGE_SUFFIXES else found.unread
+            kind = kind_by_name(path)
+            into = found.images if kind in kinds else found.unread
             # (macOS writes an umlaut as two characters, others as one.)
-            stem = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+            name = path.relative_to(folder).with_name(stem_of(path) if kind else path.stem)
+            stem = unicodedata.normalize("NFC", name.as_posix())
             into.setdefault(stem, []).append(path)
     if loops:
         logger.warning(
@@ -176,9 +206,9 @@ def warn_unnamed(folder: Path, found: ImageFiles, named: set[str], file: Path) -
         logger.warning("%s: left out, not named in %s: %s.", folder, file.name, listed_below(left, folder))
 
 
-def known_suffixes() -> str:
-    """The suffixes of images for a message."""
-    return ", ".join(sorted(IMAGE_SUFFIXES))
+def known_suffixes(kinds: tuple[str, ...] = ("image",)) -> str:
+    """The suffixes of images, and of other kinds of [`~media.suffixes.KINDS`], for a message."""
+    return ", ".join(suffix for kind in kinds for suffix in sorted(KINDS[kind]))
 
 
 def metadata_places(folder: Path) -> list[Path]:

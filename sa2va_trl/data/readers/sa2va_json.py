@@ -1,8 +1,6 @@
 """The official fine-tuning layout of Sa2VA: polygons in `annotations.json` beside `images/`."""
 
-import json
 import logging
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,43 +12,14 @@ from ...media.pictures import MAX_PIXELS, displayed_size, quiet_pillow
 from ..columns import FEATURES
 from ..masks import encode_mask, polygons_to_mask
 from ..prompts import normalize_phrase
+from .annotation_files import head_of, load_json
+from .coco import is_coco_text
 from .folders import image_files, listed_below, metadata_places, named_path, sample_ids, warn_unnamed
+from .label_studio import is_label_studio_text
+from .polygons import polygon_fault, shares_fault
 
 
 logger = logging.getLogger(__name__)
-
-
-_TOLERANCE = 1.0  # pixels that a polygon may reach over the image's edge: annotation tools round
-_FEW_PIXELS = 4  # up to this side an object may well lie in the first pixel
-_OVERSHOOT = 0.1  # beyond 0 and 1, of shares of the image
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_polygon(polygon: Any, size: tuple[int, int] | None) -> str | None:
-    """The first fault of one polygon, or None."""
-    if not isinstance(polygon, list):
-        return f"is not a list of numbers but {polygon!r:.40}"
-    for value in polygon:
-        if not _is_number(value):
-            return f"holds {value!r:.40}, which is not a number"
-        if not math.isfinite(value):
-            return f"holds {value}, which is not finite"
-    if len(polygon) % 2:
-        return f"is ragged: {len(polygon)} coordinates, an odd number (expected x1, y1, x2, y2, ...)"
-    if len(polygon) < 6:
-        return f"has {len(polygon) // 2} point(s), a polygon needs at least 3"
-    if size is not None:
-        for axis, name, limit in ((0, "x", size[0]), (1, "y", size[1])):
-            low, high = min(polygon[axis::2]), max(polygon[axis::2])
-            if low < -_TOLERANCE or high > limit + _TOLERANCE:
-                return (
-                    f"leaves the image: {name} from {low:g} to {high:g}, the image is {size[0]} x {size[1]} "
-                    "(width x height); are the coordinates in the pixels of this very file?"
-                )
-    return None
 
 
 def _read_objects(masks: Any, size: tuple[int, int] | None) -> tuple[list[list], int, list[str]]:
@@ -66,21 +35,10 @@ def _read_objects(masks: Any, size: tuple[int, int] | None) -> tuple[list[list],
             polygons = [polygons]
             bare += 1
         for index, polygon in enumerate(polygons):
-            if fault := _check_polygon(polygon, size):
+            if fault := polygon_fault(polygon, size):
                 problems.append(f"object {number}, polygon {index} {fault}")
         objects.append(polygons)
     return objects, bare, problems
-
-
-def _in_shares(objects: list[list], size: tuple[int, int]) -> str | None:
-    """What is wrong with faultless polygons that say shares of the image where pixels are expected, or None."""
-    values = [value for polygons in objects for polygon in polygons for value in polygon]
-    if not values or max(size) <= _FEW_PIXELS or min(values) < -_OVERSHOOT or max(values) > 1 + _OVERSHOOT:
-        return None
-    return (
-        f"all coordinates lie in [0, 1], the image is {size[0]} x {size[1]} (width x height): shares of the image? "
-        "multiply x by the width and y by the height"
-    )
 
 
 def _read_phrases(text: Any, default: str | None, masks: int) -> tuple[list[str], list[str]]:
@@ -107,15 +65,9 @@ def _read_phrases(text: Any, default: str | None, masks: int) -> tuple[list[str]
 
 def _load_json(file: Path) -> list:
     try:
-        entries = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DatasetError(
-            f"{file}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{file}: not UTF-8 text ({error})") from error
-    except RecursionError as error:
-        raise DatasetError(f"{file}: the JSON is nested too deeply") from error
+        entries = load_json(file)
+    except DatasetError as error:
+        raise DatasetError(f"{file}: {error}") from error
     if not isinstance(entries, list):
         raise DatasetError(f'{file}: expected a list of {{"image", "mask", "text"}}, found {type(entries).__name__}')
     if not entries:
@@ -125,7 +77,9 @@ def _load_json(file: Path) -> list:
 
 def is_sa2va_json(folder: Path) -> bool:
     """Whether a folder has this layout."""
-    return (folder / "annotations.json").is_file()
+    head = head_of(folder / "annotations.json")
+    # (Others give theirs the same name.)
+    return (folder / "annotations.json").is_file() and not (is_coco_text(head) or is_label_studio_text(head))
 
 
 def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pixels: int = MAX_PIXELS) -> Dataset:
@@ -195,7 +149,7 @@ def read_sa2va_json(folder: str | os.PathLike, phrase: str | None = None, max_pi
                 objects, bare, faults = [], 0, ["`mask` is missing (an image without any object has an empty list)"]
             problems += faults
             if size is not None and not faults and any(objects):
-                if fault := _in_shares(objects, size):
+                if fault := shares_fault([polygon for polygons in objects for polygon in polygons], size):
                     problems.append(fault)
                 largest = max(value for polygons in objects for polygon in polygons for value in polygon)
                 per_cent.append(largest <= 100 < max(size))

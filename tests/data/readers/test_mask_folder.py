@@ -1,5 +1,9 @@
+import json
 import logging
+import pickle
+import shutil
 
+import nibabel
 import numpy as np
 import PIL.Image
 import pytest
@@ -8,8 +12,9 @@ from datasets import Dataset
 
 from sa2va_trl.data.checks import check_dataset
 from sa2va_trl.data.columns import FEATURES
-from sa2va_trl.data.loading import load_dataset_dict
-from sa2va_trl.data.readers.mask_folder import read_mask_folder
+from sa2va_trl.data.loading import find_sources, load_dataset_dict
+from sa2va_trl.data.readers.entries import Reading
+from sa2va_trl.data.readers.mask_folder import find_mask_folder, is_mask_folder, read_mask_folder
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.media.clips import read_media
 from sa2va_trl.media.suffixes import IMAGE_SUFFIXES
@@ -135,7 +140,7 @@ class TestMaskFolder:
         assert "image: left out, not of a kind that is read: notes.txt, scan.dcm, sub/a.json." in caplog.text
         assert "DS_Store" not in caplog.text and "Thumbs" not in caplog.text
 
-    @pytest.mark.parametrize(("image", "mask"), [("x.heic", "x.png"), ("x.png", "x.npy"), ("x.dcm", "x.npy")])
+    @pytest.mark.parametrize(("image", "mask"), [("x.heic", "x.png"), ("x.png", "x.mha"), ("x.dcm", "x.mha")])
     def test_half_a_pair_of_another_kind_is_refused(self, tmp_path, image, mask):
         write_pairs(tmp_path, "a")
         write_image(tmp_path / "image" / "x.png").rename(tmp_path / "image" / image)
@@ -155,14 +160,13 @@ class TestMaskFolder:
     @pytest.mark.parametrize(
         ("images", "masks", "reason"),
         [
-            (["21_training", "22_training"], ["21_manual1", "22_manual1"], "mask '21_manual1' to '21_training'"),
-            (["1", "12"], ["1_mask", "12_mask"], "all images end in '' and all masks in '_mask': .*'12_mask' to '12'"),
             (["a-x"], ["a-y"], "mask 'a-y' to 'a-x'"),
+            (["a_1", "b_1"], ["a_2", "b_2"], "do they belong together.*mask 'a_2' to 'a_1'"),
             (["a", "b"], ["a_mask", "c_mask"], "has no mask"),
             (["a", "a_mask"], ["a_mask"], "has no mask"),
         ],
     )
-    def test_names_that_differ_in_their_ends(self, tmp_path, images, masks, reason):
+    def test_names_that_do_not_pair(self, tmp_path, images, masks, reason):
         for name in images:
             write_image(tmp_path / "image" / f"{name}.png")
         for name in masks:
@@ -228,12 +232,198 @@ class TestMaskFolder:
             assert len(read_mask_folder(tmp_path)) == 4
         assert not caplog.text
 
+    def test_layout(self, tmp_path):
+        assert is_mask_folder(write_pairs(tmp_path / "pairs", "a"))
+        (tmp_path / "pairs" / "image" / "metadata.jsonl").write_text("{}")
+        assert not is_mask_folder(tmp_path / "pairs")
+        assert not is_mask_folder(tmp_path)
+        assert find_sources(write_pairs(tmp_path / "train", "a").parent / "train", Reading())["train"].entries
+        write_pairs(tmp_path / "both" / "train", "a")
+        write_pairs(tmp_path / "both" / "test", "b")
+        assert set(find_sources(tmp_path / "both", Reading())) == {"train", "test"}
+
     def test_empty_phrase(self, tmp_path):
         with pytest.raises(DatasetError, match="phrase ' ' is empty"):
             read_mask_folder(write_pairs(tmp_path, "a"), phrase=" ")
 
 
+class TestObjects:
+    """What a mask tells apart is in tests/media/test_mask_objects.py; here, what becomes of it."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        """Ids 1 and 2, then 2 alone, then nothing."""
+        write_pairs(tmp_path, "a", "b", "c")
+        pixels = np.zeros((3, HEIGHT, WIDTH), dtype=np.uint8)
+        pixels[0, 1:3, 2:4], pixels[:2, 5:7, 6:10] = 1, 2
+        for name, own in zip("abc", pixels, strict=True):
+            PIL.Image.fromarray(own).save(tmp_path / "mask" / f"{name}.png")
+        return tmp_path
+
+    def test_ids_without_names_are_instances(self, folder):
+        rows = read_mask_folder(folder)
+        assert rows["phrases"][:] == [["blood vessel"] * 2, ["blood vessel"], ["blood vessel"]]
+        assert [[mask.sum() // 255 for mask in masks] for masks in arrays(rows)] == [[4, 8], [8], [0]]
+        check_dataset(rows)
+        source = find_mask_folder(folder, Reading())["train"]
+        assert source.labels == () and [len(entry.objects) for entry in source.entries] == [2, 1, 0]
+        again = pickle.loads(pickle.dumps(source.entries[0].objects[1]))
+        assert again.draw((WIDTH, HEIGHT)).sum() == 8
+
+    def test_ids_with_names_are_classes(self, folder, caplog):
+        rows = read_mask_folder(folder, reading=Reading(classes={"1": "vessel", "2": "catheter"}))
+        assert rows["phrases"][:] == [["vessel", "catheter"], ["catheter"], ["vessel", "catheter"]]
+        assert [[mask.sum() // 255 for mask in masks] for masks in arrays(rows)] == [[4, 8], [8], [0, 0]]
+        joined = read_mask_folder(folder, reading=Reading(classes={"1": "vessel", "2": "vessel"}))
+        assert [[mask.sum() // 255 for mask in masks] for masks in arrays(joined)] == [[12], [8], [0]]
+        with caplog.at_level(logging.WARNING):
+            one = read_mask_folder(folder, reading=Reading(classes={"1": "vessel"}))
+        assert [[mask.sum() // 255 for mask in masks] for masks in arrays(one)] == [[4], [0], [0]]
+        assert "left out, classes that are not asked for: 2" in caplog.text
+
+    def test_colours_with_names_are_classes(self, folder):
+        red, green = PIL.Image.new("RGB", (WIDTH, HEIGHT)), PIL.Image.new("RGB", (WIDTH, HEIGHT), "white")
+        red.paste("#FF0000", (0, 0, 3, 4))
+        green.paste("#00FF00", (0, 0, 2, 1))
+        for name, picture in zip("abc", (red, green, red), strict=True):
+            picture.save(folder / "mask" / f"{name}.png")
+        with pytest.raises(DatasetError, match=r"b\.png is not binary: .*None of them is black"):
+            read_mask_folder(folder)
+        rows = read_mask_folder(folder, reading=Reading(classes={"#ff0000": "vessel", "#00FF00": "catheter"}))
+        assert rows["phrases"][:] == [["vessel"], ["catheter"], ["vessel"]]
+        assert [[mask.sum() // 255 for mask in masks] for masks in arrays(rows)] == [[12], [2], [12]]
+
+    @pytest.mark.parametrize(
+        ("classes", "reason"),
+        [
+            ({"3": "stent", "#00FF00": "wire"}, "no mask has any of 3, #00FF00; there are 1, 2"),
+            ({"vessel": "vessel"}, "ids or colours.*got 'vessel'"),
+            ({"0": "vessel"}, "which is the background"),
+            (["1", "01"], "twice"),
+        ],
+    )
+    def test_classes_that_are_none_are_refused(self, folder, classes, reason):
+        with pytest.raises(DatasetError, match=reason):
+            read_mask_folder(folder, reading=Reading(classes=classes))
+
+    def test_a_class_in_no_mask_is_named(self, folder, caplog):
+        with caplog.at_level(logging.WARNING):
+            read_mask_folder(folder, reading=Reading(classes={"1": "vessel", "2": "wire", "3": "stent"}))
+        assert "in no mask: 3. There are 1, 2." in caplog.text
+
+    def test_a_threshold_is_one_object(self, folder):
+        soft = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
+        PIL.Image.fromarray(soft).save(folder / "mask" / "a.png")
+        with pytest.raises(
+            DatasetError, match="1 of 3 pairs.*\n.*Grey edges of one object, or an id .*mask_threshold"
+        ):
+            read_mask_folder(folder)
+        (folder / "mask" / "a.png").unlink()
+        PIL.Image.fromarray(soft).save(folder / "mask" / "a.jpg", quality=95)
+        with pytest.raises(DatasetError, match="is a JPEG"):
+            read_mask_folder(folder)
+        rows = read_mask_folder(folder, reading=Reading(mask_threshold=128))
+        np.testing.assert_array_equal(arrays(rows)[0][0] > 0, soft >= 128)
+        with pytest.raises(DatasetError, match="give either"):
+            read_mask_folder(folder, reading=Reading(mask_threshold=128, classes={"1": "vessel"}))
+
+    @pytest.mark.parametrize("suffix", [".npy", ".nii", ".nii.gz", ".gif", ".pgm", ".ppm", ".webp", ".tif"])
+    def test_kinds_of_files(self, tmp_path, suffix):
+        write_pairs(tmp_path, "a")
+        (tmp_path / "mask" / "a.png").unlink()
+        shape = np.zeros((HEIGHT, WIDTH), dtype=bool)
+        shape[1:4, 2:6] = True
+        path = tmp_path / "mask" / f"a{suffix}"
+        if suffix == ".npy":
+            np.save(path, shape)
+        elif suffix.startswith(".nii"):
+            nibabel.save(nibabel.Nifti1Image(shape.T.astype(np.float32), None), path)
+        else:
+            picture = PIL.Image.fromarray(shape.astype(np.uint8) * 255)
+            picture = picture.convert("RGB") if suffix == ".ppm" else picture
+            picture.save(path, **({"lossless": True} if suffix == ".webp" else {}))
+        rows = read_mask_folder(tmp_path)
+        np.testing.assert_array_equal(arrays(rows)[0][0] > 0, shape)
+        assert rows["sample_id"][:] == ["a"]
+
+    def test_images_in_nifti(self, tmp_path):
+        grey = np.arange(WIDTH * HEIGHT, dtype=np.uint8).reshape(HEIGHT, WIDTH)
+        for kind, pixels in (("image", grey), ("mask", (grey > 40).astype(np.uint8))):
+            (tmp_path / kind).mkdir()
+            nibabel.save(
+                nibabel.Nifti1Image(pixels.T[..., None], np.diag([1, 1, 1, 1.0]) * 2), tmp_path / kind / "a.nii.gz"
+            )
+        (row,) = read_mask_folder(tmp_path)
+        assert row["sample_id"] == "a"
+        shown = np.asarray(row["image"])
+        np.testing.assert_array_equal(np.asarray(row["masks"][0]) > 0, shown > 40)
+        nibabel.save(nibabel.Nifti1Image(np.stack([grey.T] * 3, -1), None), tmp_path / "image" / "a.nii.gz")
+        with pytest.raises(DatasetError, match=r"image/a\.nii\.gz: image holds 3 frames"):
+            read_mask_folder(tmp_path)
+
+    def test_every_example_of_other_programs(self, shared, tmp_path):
+        formats = shared / "data" / "formats"
+        truth = json.loads((formats / "truth.json").read_text())
+        shapes = {name: np.array([[c == "#" for c in row] for row in truth[name]]) for name in ("mask", "second")}
+        thresholds = {"masks/float.tif": 0.5, "masks/antialiased.png": 128}
+        for number, (name, wanted) in enumerate(truth["files"].items()):
+            folder = formats / name
+            if name.startswith("masks/"):
+                folder = tmp_path / str(number)
+                for kind, file in (("image", formats / "masks" / "image.png"), ("mask", formats / name)):
+                    (folder / kind).mkdir(parents=True)
+                    shutil.copy(file, folder / kind / f"a{file.suffix}")
+            elif name != "suffixes":
+                continue
+            if name in thresholds:
+                with pytest.raises(DatasetError, match="mask_threshold"):
+                    read_mask_folder(folder)
+            rows = read_mask_folder(folder, reading=Reading(mask_threshold=thresholds.get(name)))
+            assert len(rows) == wanted.get("rows", 1)
+            for masks in arrays(rows):
+                np.testing.assert_array_equal(np.array(masks) > 0, [shapes[own] for own in wanted["objects"]])
+
+    def test_real_pairs(self, shared):
+        source = find_mask_folder(shared / "data" / "rossa", Reading())["train"]
+        assert not source.problems and [len(entry.objects) for entry in source.entries] == [1] * 40
+
+
 class TestNames:
+    def test_a_suffix_of_masks(self, tmp_path, caplog):
+        write_pairs(tmp_path, "a", "b")
+        for name in "ab":
+            (tmp_path / "mask" / f"{name}.png").rename(tmp_path / "mask" / f"{name}_gt.png")
+        write_mask(tmp_path / "mask" / "a_other.png")
+        with pytest.raises(DatasetError, match="has no mask: expected mask/a.png"):
+            read_mask_folder(tmp_path)
+        with caplog.at_level(logging.WARNING):
+            rows = read_mask_folder(tmp_path, reading=Reading(mask_suffix="_gt"))
+        assert rows["sample_id"][:] == ["a", "b"]
+        assert "left out, names without mask_suffix '_gt': a_other.png" in caplog.text
+        (tmp_path / "mask" / "b_gt.png").unlink()
+        with pytest.raises(DatasetError, match="has no mask: expected mask/b_gt.png"):
+            read_mask_folder(tmp_path, reading=Reading(mask_suffix="_gt"))
+        with pytest.raises(DatasetError, match="no mask has a name that ends in mask_suffix='_seg'"):
+            read_mask_folder(tmp_path, reading=Reading(mask_suffix="_seg"))
+
+    @pytest.mark.parametrize(
+        ("images", "masks", "suffix"),
+        [
+            (["21_training", "22_training"], ["21_manual1", "22_manual1"], None),
+            (["21_training", "22_training"], ["21_manual1", "22_manual1"], "_manual1"),
+            (["1", "12"], ["1_mask", "12_mask"], None),
+            (["1_0000", "2_0000"], ["1", "2"], None),
+            (["sub/1", "sub/2"], ["sub/1-seg", "sub/2-seg"], None),
+        ],
+    )
+    def test_ends_of_names_that_differ(self, tmp_path, images, masks, suffix, caplog):
+        for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
+            write_image(tmp_path / "image" / f"{image}.png", width=12 + number)
+            write_mask(tmp_path / "mask" / f"{mask}.png", width=12 + number)
+        with caplog.at_level(logging.WARNING):
+            rows = read_mask_folder(tmp_path, reading=Reading(mask_suffix=suffix))
+        assert len(rows) == 2 and "paired by name without what all images end in" in caplog.text
+
     def test_dots_in_names_are_kept(self, tmp_path):
         write_pairs(tmp_path, "pat3.1", "1.2.840.17", "plain")
         assert read_mask_folder(tmp_path)["sample_id"] == ["1.2.840.17", "pat3.1", "plain"]

@@ -1,0 +1,379 @@
+"""A data set on disk: rows under pseudonyms, in parts that a run which was killed keeps, at their place when whole."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from datasets import Dataset, Features
+
+from ..errors import BadRow, DatasetError
+from ..files import file_name, whole_file, write_json
+from ..media.pictures import decode_image, quiet_pillow
+from .masks import encode_mask
+from .near_duplicates import pixel_digest
+from .preparing import Item, Look, Plan, drawn, without_entries
+from .privacy import NameSearch, Pseudonyms, clean_picture, leaked, name_parts
+from .prompts import normalize_phrase
+from .readers.entries import Entry, Reading, Source, entry_image, features_of, worded
+from .readers.folders import sample_ids
+from .workers import Workers
+
+
+#: What a data set may be written as: Parquet files with pictures in them, or folders of pictures with metadata.
+OUTPUT_FORMATS = ("parquet", "imagefolder")
+# Of a file, which a process has in memory: rows, and pixels of their images.
+_ROWS, _PIXELS = 200, 64_000_000
+_PIECES = "pieces"
+_PEOPLE = ("patient_id", "video_id")
+
+
+class Job(NamedTuple):
+    """
+    A row that is to be written.
+
+    Args:
+        item ([`~data.preparing.Item`]): what it is made of.
+        names (`dict`): its `sample_id` and facts.
+        number (`int`): its own, for the template.
+        digests (`tuple[str, str]`): that its picture and its masks had when they were looked at.
+    """
+
+    item: Item
+    names: dict[str, Any]
+    number: int
+    digests: tuple[str, str]
+
+
+def named(items: Sequence[Item], key: bytes | None) -> list[dict[str, Any]]:
+    """
+    Names and facts as they go into rows.
+
+    Args:
+        items (`list[Item]`): of all rows.
+        key (`bytes` or `None`): of the pseudonyms; `None` keeps names as they are.
+
+    Returns:
+        `list[dict]`: of each item `sample_id` and facts.
+    """
+    if key is None:
+        return [{"sample_id": name, **item.entry.facts} for name, item in zip(_plain_ids(items), items, strict=True)]
+    give, found, taken = Pseudonyms(key), [], set()
+    for item in items:
+        facts = dict(item.entry.facts)
+        for kind in ("patient", "video"):
+            if facts.get(f"{kind}_id"):
+                facts[f"{kind}_id"] = give(kind, str(facts[f"{kind}_id"]))
+        if item.entry.frame is None:
+            sample_id = give("image", item.entry.name)
+        else:
+            sample_id = f"{facts.get('video_id') or give('video', item.entry.name)}_f{item.entry.frame:05d}"
+        if sample_id in taken:  # another split has a file of this name, or one picture is listed twice
+            sample_id = give("image", f"{item.entry.name}\0{item.entry.frame}\0{item.split}\0{item.number}")
+        taken.add(sample_id)
+        found.append({"sample_id": sample_id, **facts})
+    return found
+
+
+def _plain_ids(items: Sequence[Item]) -> list[str]:
+    """As `load_dataset_dict` has them: each source its own, with the split in front where two share one."""
+    of: dict[int, list[int]] = {}
+    for row, item in enumerate(items):
+        of.setdefault(item.source, []).append(row)
+    ids = [""] * len(items)
+    for rows in of.values():
+        for row, name in zip(rows, sample_ids([items[row].entry.name for row in rows]), strict=True):
+            ids[row] = name
+    if len(set(ids)) < len(ids):
+        ids = [f"{item.split}_{name}" for item, name in zip(items, ids, strict=True)]
+    return ids
+
+
+def _folders(entry: Entry) -> list[str]:
+    """Names that many rows share: of folders and people."""
+    people = [str(entry.facts[name]) for name in _PEOPLE if entry.facts.get(name)]
+    return [*PurePosixPath(entry.name).parts[:-1], *people]
+
+
+def refuse_names(items: Sequence[Item], looks: Sequence[Look], plan: Plan) -> None:
+    """
+    Check that no name at the source stands in what rows say in words, before any is written. What the user has put
+    there may: phrases that were given, classes that were asked for.
+
+    Raises:
+        `DatasetError`: one does; with each such phrase and the name in it.
+    """
+    given = Reading(phrase=plan.reading.phrase).phrase_of(None), *(plan.reading.classes or ())
+    if isinstance(plan.reading.classes, Mapping):
+        given = *given, *plan.reading.classes.values()
+    texts = {phrase for look in looks for phrase in look.phrases} - set(map(normalize_phrase, given))
+    texts |= {
+        value
+        for item in items
+        for name, value in item.entry.facts.items()
+        if isinstance(value, str) and name not in _PEOPLE
+    }
+    sources = {name for item in items for name in (*_folders(item.entry), PurePosixPath(item.entry.name).name)}
+    names = name_parts(sources, plan.harmless_names)
+    bad = [
+        BadRow(None, None, repr(text), f"holds {', '.join(map(repr, sorted(found)))}, a name of the source")
+        for text in sorted(texts)
+        if (found := leaked(text, names))
+    ]
+    if bad:
+        raise DatasetError(
+            "names of the source would be written; give other phrases (--phrase, --classes), or say that they are "
+            "nobody's (--harmless_names):",
+            bad,
+        )
+
+
+def _rows(jobs: Sequence[Job], folders: frozenset[str], sources: Sequence[Source], plan: Plan) -> Iterator[dict]:
+    """
+    Rows with their pictures and masks as bytes.
+
+    Raises:
+        `DatasetError`: with the name of the image.
+    """
+    search = None
+    if plan.key is not None:
+        stems = [PurePosixPath(job.item.entry.name).name for job in jobs]
+        search = NameSearch(name_parts([*folders, *stems], plan.harmless_names))
+    with quiet_pillow():
+        for job in jobs:
+            entry = job.item.entry
+            try:
+                stored, size = entry_image(entry, plan.reading)
+                # (What a reader has decoded itself is pixels alone.)
+                picture = clean_picture(stored) if stored["bytes"] is None else stored["bytes"]
+                found, digest = drawn(entry, sources[job.item.source], plan.reading, size)
+                written = pixel_digest(decode_image({"bytes": picture, "path": None}))
+                if (written, digest) != job.digests:
+                    raise DatasetError("has changed since it was looked at, a moment ago: start again")
+                if search is not None and (names := search(picture)):
+                    raise DatasetError(
+                        f"holds {', '.join(map(repr, sorted(names)))}, a name of the source, in its bytes"
+                    )
+            except DatasetError as error:
+                raise DatasetError(f"{entry.name}: {error}") from error
+            name = file_name(job.names["sample_id"])
+            yield {
+                "image": {"bytes": picture, "path": f"{name}.{_suffix(picture)}"},
+                "masks": [encode_mask(mask) for mask in found["masks"]],
+                "phrases": worded(found["phrases"], job.number, plan.reading),
+                **job.names,
+            }
+
+
+def _suffix(picture: bytes) -> str:
+    return "jpg" if picture[:2] == b"\xff\xd8" else "png"
+
+
+def _write_parquet(rows: Iterable[dict], place: Path, features: Features) -> None:
+    columns: dict[str, list] = {name: [] for name in features}
+    for row in rows:
+        for name, values in columns.items():
+            values.append(row.get(name))
+    with whole_file(place) as temporary:
+        Dataset.from_dict(columns, features=features).to_parquet(str(temporary))
+
+
+def _write_folder(rows: Iterable[dict], place: Path, features: Features) -> None:
+    """Pictures into `SPLIT/images` and `SPLIT/masks`, and what is said of them into a piece of the metadata."""
+    split, lines = place.parents[1] / place.stem.partition("-")[0], []
+    for row in rows:
+        image, masks = row.pop("image"), row.pop("masks")
+        name = file_name(row["sample_id"])
+        picture = f"images/{name}.{_suffix(image['bytes'])}"
+        own = [f"masks/{name}_{number}.png" for number in range(len(masks))]
+        for relative, data in zip((picture, *own), (image, *masks), strict=True):
+            with whole_file(split / relative) as temporary:
+                temporary.write_bytes(data["bytes"])
+        facts = {column: row.get(column) for column in features if column not in ("image", "masks")}
+        lines.append(json.dumps({"file_name": picture, "masks_file_names": own, **facts}, ensure_ascii=False))
+    with whole_file(place) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write(
+    jobs: Sequence[Job],
+    place: Path,
+    folders: frozenset[str],
+    sources: Sequence[Source],
+    plan: Plan,
+    features: Features,
+) -> int:
+    """One file of rows."""
+    write = _write_parquet if plan.output_format == "parquet" else _write_folder
+    write(_rows(jobs, folders, sources, plan), place, features)
+    return len(jobs)
+
+
+def fingerprint(items: Sequence[Item], looks: Sequence[Look], splits: Sequence[str], plan: Plan) -> str:
+    """What decides the bytes that are written: the plan, and what was seen of each picture."""
+    digest = hashlib.sha256()
+    told = {**asdict(plan), "key": plan.key and hashlib.sha256(plan.key).hexdigest(), "files": (_ROWS, _PIXELS)}
+    digest.update(json.dumps(told, default=str).encode())
+    for item, look, split in zip(items, looks, splits, strict=True):
+        own = item.entry.name, item.entry.frame, split, sorted(item.entry.facts.items()), look
+        digest.update(repr(own).encode(errors="surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def _parts(rows: Sequence[int], looks: Sequence[Look]) -> list[list[int]]:
+    """Rows of each file."""
+    parts, pixels = [[]], 0
+    for row in rows:
+        width, height = looks[row].size
+        if parts[-1] and (len(parts[-1]) >= _ROWS or pixels + width * height > _PIXELS):
+            parts.append([])
+            pixels = 0
+        parts[-1].append(row)
+        pixels += width * height
+    return parts
+
+
+def write_rows(
+    items: Sequence[Item],
+    looks: Sequence[Look],
+    splits: Sequence[str],
+    sources: Sequence[Source],
+    plan: Plan,
+    output: Path,
+    workers: Workers,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Path:
+    """
+    Write all rows beside their place, in files. Those that an earlier run of the same has finished are kept; what one
+    with other options, or of other data, has begun is removed.
+
+    Args:
+        items, looks (`list`): from [`~data.preparing.look_at`].
+        splits (`list[str]`): of each item.
+        sources (`list[Source]`): that the items are of.
+        plan ([`~data.preparing.Plan`]): how.
+        output (`Path`): the place.
+        workers ([`~data.workers.Workers`]): who does it.
+        progress (`Callable`, *optional*): called with numbers of rows that are done.
+
+    Returns:
+        `Path`: the folder, which [`put_in_place`] brings to its place.
+
+    Raises:
+        `DatasetError`: a picture has changed, or holds a name of the source.
+    """
+    beside = f".{output.name}."
+    # (Processes of a run that was killed may still write what they have in hand: a folder is of one job alone.)
+    part = output.parent / f"{beside}{fingerprint(items, looks, splits, plan)}.part"
+    if output.parent.is_dir():
+        for other in output.parent.iterdir():
+            if other != part and other.name.startswith(beside) and other.suffix == ".part":
+                shutil.rmtree(other, ignore_errors=True)
+    for half in part.rglob(".*.tmp"):
+        half.unlink(missing_ok=True)
+    features, names = features_of(item.entry for item in items), named(items, plan.key)
+    folders = frozenset(name for item in items for name in _folders(item.entry))
+    of: dict[str, list[int]] = {}
+    for row, split in enumerate(splits):
+        of.setdefault(split, []).append(row)
+    jobs = []
+    for split, rows in sorted(of.items()):
+        parts = _parts(rows, looks)
+        for number, own in enumerate(parts):
+            name = f"{split}-{number:05d}-of-{len(parts):05d}"
+            place = part / "data" / f"{name}.parquet"
+            if plan.output_format == "imagefolder":
+                place = part / _PIECES / f"{name}.jsonl"
+            if place.is_file():
+                progress(len(own))
+            else:
+                jobs.append((own, place))
+    write = partial(_write, folders=folders, sources=without_entries(sources), plan=plan, features=features)
+    work = (
+        ([Job(items[row], names[row], row, (looks[row].digest, looks[row].masks_digest)) for row in own], place)
+        for own, place in jobs
+    )
+    for rows in workers.map(write, work):
+        progress(rows)
+    return part
+
+
+def write_names(file: Path, items: Sequence[Item], key: bytes | None) -> None:
+    """
+    A table by which its owner finds a row's source again: pseudonyms, and the names that they stand for.
+
+    Args:
+        file (`Path`): CSV, readable by its owner alone. It does not belong into the data set.
+        items (`list[Item]`), key (`bytes` or `None`): as in [`named`].
+    """
+    with whole_file(file) as temporary:
+        with os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o600), "w", newline="", encoding="utf-8"
+        ) as stream:
+            table = csv.writer(stream)
+            table.writerow(["sample_id", *_PEOPLE, "image", "frame", *(f"{name}_at_source" for name in _PEOPLE)])
+            for item, own in zip(items, named(items, key), strict=True):
+                facts = item.entry.facts
+                source = item.entry.image, item.entry.frame, *(facts.get(name) for name in _PEOPLE)
+                table.writerow([own["sample_id"], *(own.get(name) for name in _PEOPLE), *source])
+
+
+def put_in_place(part: Path, output: Path, report: Mapping[str, Any], card: str) -> None:
+    """
+    Report and card beside the rows, and all of it to its place.
+
+    Args:
+        part (`Path`): from [`write_rows`].
+        output (`Path`): the place.
+        report (`Mapping`): for `dataset_report.json`.
+        card (`str`): for `README.md`.
+    """
+    pieces = part / _PIECES
+    if pieces.is_dir():
+        of: dict[str, list[Path]] = {}
+        for piece in sorted(pieces.iterdir()):
+            of.setdefault(piece.name.partition("-")[0], []).append(piece)
+        for split, own in of.items():
+            with whole_file(part / split / "metadata.jsonl") as temporary, temporary.open("wb") as stream:
+                for piece in own:
+                    stream.write(piece.read_bytes())
+        shutil.rmtree(pieces)
+    write_json(part / "dataset_report.json", report)
+    with whole_file(part / "README.md") as file:
+        file.write_text(card)
+    if output.is_dir():  # empty, see `check_output`
+        output.rmdir()
+    part.rename(output)
+
+
+def check_output(output: Path, source: Path) -> None:
+    """
+    Raises:
+        `DatasetError`: something is there, or it lies inside of the source.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DatasetError(f"{output} is there already: name another folder, or remove it")
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise DatasetError(f"{output} lies inside of the source {source}: name a folder beside it")
+
+
+def dataset_card(splits: Sequence[str], is_pseudonymous: bool, output_format: str = "parquet") -> str:
+    """What `datasets.load_dataset` and a reader want to know of the folder."""
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    for split in splits:
+        place = f"data/{split}-*" if output_format == "parquet" else f"{split}/**"
+        lines += [f"  - split: {split}", f"    path: {place}"]
+    names = (
+        "Patients, videos and images have keyed pseudonyms; the key is not part of this data set."
+        if is_pseudonymous
+        else "Patients, videos and images have the names that they have at their source."
+    )
+    columns = "Columns: `image`, `masks` (0 and 255, one for each of `phrases`), `phrases`, `sample_id`, and what else"
+    text = f"{columns} `dataset_report.json` names.\n{names}\n"
+    return "\n".join([*lines, "---", "", "# Images with masks and what they show", "", text])

@@ -1,0 +1,185 @@
+"""What tasks share that write masks for annotation tools: the folder `export/` beside their other results."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+from torch import nn
+
+from ..data.export.annotated import Annotated, Found
+from ..data.export.folder import WRITERS, keep_image
+from ..data.layout import normalize_row
+from ..evaluation import predict_probabilities
+from ..files import file_name
+from ..media.clips import Picture, frame_name
+from ..media.suffixes import is_byproduct
+from ..models import Sa2VAProcessor
+from ..questions import QUESTIONS, asked
+
+
+EXPORT = "export"
+HELP = f"Write {{}} as pre-annotations, with their images, into {EXPORT}/: {', '.join(WRITERS)}."
+
+
+def check_format(name: str | None) -> None:
+    """
+    Args:
+        name (`str` or `None`): of a format; `None` of none.
+
+    Raises:
+        `ValueError`: there is no such format; with those that there are.
+    """
+    if name is not None and name not in WRITERS:
+        raise ValueError(f"export must be one of {', '.join(WRITERS)}; got {name!r}.")
+
+
+def record(folder: Path, format: str) -> dict[str, Any]:
+    """
+    What a task's JSON says of an export, by which [`foreign_files`] knows it again.
+
+    Args:
+        folder (`Path`): that `export/` lies in.
+        format (`str`): of the export.
+
+    Returns:
+        `dict`: `format`, and in `files` the checksum (SHA-256) of each file, by its path from `export/`.
+    """
+    files = {name: _checksum(path) for name, path in _files(folder / EXPORT)}
+    return {"format": format, "files": files}
+
+
+def foreign_files(folder: Path, recorded: Any) -> list[str]:
+    """
+    Files of an export that are not as a task has left them: an annotator may have worked in them.
+
+    Args:
+        folder (`Path`): that `export/` lies in.
+        recorded: what a JSON says under `export`.
+
+    Returns:
+        `list[str]`: their paths from `folder`; of those that have changed, with a word about it.
+    """
+    place = folder / EXPORT
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        return [EXPORT]
+    known = recorded.get("files") if isinstance(recorded, Mapping) else None
+    known = known if isinstance(known, Mapping) else {}
+    return [
+        f"{EXPORT}/{name}" + " (changed since)" * (name in known)
+        for name, path in _files(place)
+        if known.get(name, "") != _checksum(path)
+    ]
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [(path.relative_to(folder).as_posix(), path) for path in paths if not is_byproduct(path)]
+
+
+def _checksum(path: Path) -> str | None:
+    if path.is_symlink() or not path.is_file():
+        return None
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def check_classes(classes: Sequence[str] | None, prompts: int) -> None:
+    """
+    Args:
+        classes (`list[str]` or `None`): names in the annotation tool.
+        prompts (`int`): their number.
+
+    Raises:
+        `ValueError`: not one a prompt, or what is no name.
+    """
+    if classes is None:
+        return
+    if len(classes) != prompts:
+        raise ValueError(f"export_classes must be one a prompt: got {len(classes)} for {prompts}.")
+    if bad := [name for name in classes if not name.strip() or not name.isprintable()]:
+        raise ValueError(f"export_classes holds {bad[0]!r}, which is no name of a class.")
+
+
+def class_of_prompt(prompt: str, question: str) -> str:
+    """
+    What a prompt asks for.
+
+    Args:
+        prompt (`str`): to the model.
+        question (`str`): the model's own template.
+
+    Returns:
+        `str`: the phrase of a prompt that is this template, or the package's own, with a phrase in it; else all of it.
+    """
+    found = (asked(template, prompt) for template in (question, *QUESTIONS))
+    return next(filter(None, found), " ".join(prompt.split()))
+
+
+def predicted_images(
+    folder: Path, predictions: Sequence[dict], images: Mapping[str, tuple[str, tuple[int, int]]], classes: dict
+) -> Iterator[Annotated]:
+    """
+    What `predict` has written, for an export.
+
+    Args:
+        folder (`Path`): with `masks/`.
+        predictions (`list[dict]`): of its JSON; those of one picture follow each other.
+        images (`dict`): by the name of a picture, its file in the export and (width, height).
+        classes (`dict[str | None, tuple[str, bool]]`):
+            By the prompt (`None` where there is but one), what its objects are called, and whether even where the
+            answer calls them something else.
+
+    Yields:
+        [`~data.export.annotated.Annotated`]
+    """
+    for name, entries in groupby(predictions, key=lambda entry: entry["name"]):
+        objects = []
+        for entry in entries:
+            own, is_given = classes[entry.get("prompt")]
+            for found in entry["objects"]:
+                with Image.open(folder / found["mask"]) as mask:
+                    drawn = np.asarray(mask) > 0
+                label = own if is_given else " ".join((found["phrase"] or "").split()) or own
+                objects.append(Found(label, drawn, min(max(found["predicted_iou"], 0.0), 1.0)))
+        yield Annotated(*images[name], tuple(objects))
+
+
+def drawn_images(
+    model: nn.Module,
+    processor: Sa2VAProcessor,
+    rows: Dataset,
+    folder: Path,
+    format: str,
+    threshold: float = 0.5,
+    batch_size: int = 4,
+) -> Iterator[Annotated]:
+    """
+    What a model draws of rows, for an export; their images are put into it under their `sample_id`.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration` or `PeftModel`): draws the masks.
+        processor (`Sa2VAProcessor`): of the model.
+        rows (`datasets.Dataset`): with masks, of which the sizes count.
+        folder (`Path`): of the export.
+        format (`str`): of [`~data.export.folder.WRITERS`].
+        threshold (`float`, *optional*, defaults to 0.5): probability above which a pixel belongs to a mask.
+        batch_size (`int`, *optional*, defaults to 4): rows a pass.
+
+    Yields:
+        [`~data.export.annotated.Annotated`], one an image or frame.
+    """
+    for row, maps in predict_probabilities(model, processor, rows, batch_size, progress=False):
+        own, name = normalize_row(row), file_name(row["sample_id"])
+        clip = own["images"]
+        masks = (maps > threshold).reshape(-1, len(clip), *maps.shape[1:])  # object-major
+        phrases = own["phrases"] or ["object"] * len(masks)  # a conversation does not say them one by one
+        for number, image in enumerate(clip):
+            shown = frame_name(name, number) if len(clip) > 1 else name
+            plain = image if image.mode == "L" else image.convert("RGB")
+            kept = keep_image(folder, format, Picture(shown, Path(), None, plain))
+            yield Annotated(kept, image.size, tuple(map(Found, phrases, masks[:, number])))
