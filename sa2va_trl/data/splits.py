@@ -25,9 +25,9 @@ def check_no_leakage(
     """
     Check that no patient, video, sample or, on request, image is in both of two splits.
 
-    Compares the columns `patient_id`, `video_id` and `sample_id`, those that both have; None is no group. With `images`,
-    these are compared by the bytes of their files, but for those that show nothing, such as frames before the
-    X-rays are on. An `IterableDataset` is not checked, since that would consume it.
+    Compares the columns `patient_id`, `video_id` and `sample_id`, those that both have; None is no group. With
+    `images`, these are compared by the bytes of their files, but for those that show nothing, such as frames before
+    the X-rays are on. An `IterableDataset` is not checked, since that would consume it.
 
     Args:
         a (`datasets.Dataset`):

@@ -55,7 +55,7 @@ def test_problems_of_all_sources_come_before_anything_is_decoded():
         Source("a", [], problems=[BadRow(0, None, "x", "no")]),
         Source("b", [], problems=[BadRow(1, None, "y", "no")]),
     )
-    with pytest.raises(DatasetError, match="2 images or annotations cannot be used") as error:
+    with pytest.raises(DatasetError, match="2 of 2 images or annotations cannot be used") as error:
         items_of({"train": bad[0], "test": bad[1]})
     assert [problem.file for problem in error.value.problems] == ["x", "y"]
     with pytest.raises(DatasetError, match="holds no images"):
