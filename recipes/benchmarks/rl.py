@@ -86,6 +86,15 @@ ARMS = {
     "SFT + skeleton recall": supervised(skeleton_recall_weight=0.5),
     "DPO region, anchor": (*DPO, {"score": "region", "beta": 5.0, "sft_weight": 1.0, "pairs": "online"}),
     "GRPO published alone": alone(reward="published"),
+    "PPO published alone": alone(
+        reward="published",
+        policy="embedding",
+        decoder_weight=0.0,
+        advantage="value",
+        num_generations=1,
+        learn_noise=True,
+        critic_warmup=20,
+    ),
 }
 # Drawn above the threshold that is best on validation, where the others have 0.5: what is won by drawing more alone.
 AT_BEST = ", threshold"
