@@ -186,8 +186,14 @@ def find_sources(folder: Path, reading: Reading, form: str = "auto") -> dict[str
             if not split:
                 _warn_unused(folder, set())
                 return sources
+            if len(sources) > 1:
+                raise DatasetError(
+                    f"{place} has splits of its own ({', '.join(sources)}), and is one: keep one of both"
+                )
             found[split] = next(iter(sources.values()))
     if found:
+        if unknown := [path.name for split, path in places.items() if split and split not in found]:
+            raise DatasetError(f"{folder}: {', '.join(unknown)} holds no known format, the other splits do")
         return found
     if _is_prepared(folder) or (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         raise DatasetError(f"{folder} is a prepared data set already: give it to the other tasks as it is")

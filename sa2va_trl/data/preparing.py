@@ -101,7 +101,7 @@ def items_of(sources: Mapping[str, Source]) -> list[Item]:
         total = len(bad) + sum(len(source.entries) for source in sources.values())
         raise DatasetError(f"{place}: {len(bad)} of {total} images or annotations cannot be used:", bad)
     items = [
-        Item(entry, number, place, split if len(sources) > 1 else None)
+        Item(entry, number, place, split if len(sources) > 1 or split != "train" else None)
         for number, (split, source) in enumerate(sources.items())
         for place, entry in enumerate(source.entries)
     ]

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -150,8 +151,9 @@ def _rows(jobs: Sequence[Job], folders: frozenset[str], sources: Sequence[Source
             entry = job.item.entry
             try:
                 stored, size = entry_image(entry, plan.reading)
-                # (What a reader has decoded itself is pixels alone.)
-                picture = clean_picture(stored) if stored["bytes"] is None else stored["bytes"]
+                # (Frames that a reader has decoded itself are pixels alone; files are not, wherever they lie.)
+                is_file = stored["bytes"] is None or entry.embedded is not None
+                picture = clean_picture(stored) if is_file else stored["bytes"]
                 found, digest = drawn(entry, sources[job.item.source], plan.reading, size)
                 written = pixel_digest(decode_image({"bytes": picture, "path": None}))
                 if (written, digest) != job.digests:
@@ -273,7 +275,7 @@ def write_rows(
     part = output.parent / f"{beside}{fingerprint(items, looks, splits, plan)}.part"
     if output.parent.is_dir():
         for other in output.parent.iterdir():
-            if other != part and other.name.startswith(beside) and other.suffix == ".part":
+            if other != part and re.fullmatch(rf"{re.escape(beside)}[0-9a-f]+\.part", other.name):
                 shutil.rmtree(other, ignore_errors=True)
     for half in part.rglob(".*.tmp"):
         half.unlink(missing_ok=True)

@@ -381,7 +381,7 @@ def dicom_facts(path: str | os.PathLike) -> dict[str, Any]:
 
     Returns:
         `dict`: what the file states of
-        - `patient_id` (`str`): PatientID;
+        - `patient_id` (`str`): PatientID, or without one PatientName and PatientBirthDate;
         - `video_id` (`str`): SOPInstanceUID of a file of several frames, SeriesInstanceUID of one of a single frame;
         - `frame_time_ms` (`float`): milliseconds from one frame to the next;
         - `pixel_spacing_mm` (`float`): calibrated, in the patient; `imager_pixel_spacing_mm`: at the detector. Only
@@ -396,7 +396,7 @@ def dicom_facts(path: str | os.PathLike) -> dict[str, Any]:
     dataset = read_header(path)
     with _reading(Path(path)):
         facts = {
-            "patient_id": str(dataset.get("PatientID") or "").strip() or None,
+            "patient_id": _patient(dataset),
             "video_id": _video_id(dataset),
             "frame_time_ms": _frame_time(dataset),
             "pixel_spacing_mm": _spacing(dataset, "PixelSpacing"),
@@ -407,6 +407,14 @@ def dicom_facts(path: str | os.PathLike) -> dict[str, Any]:
         burned = str(dataset.get("BurnedInAnnotation") or "").strip().upper()
     facts = {name: value for name, value in facts.items() if value is not None}
     return {**facts, "burned_in_text": {"YES": "yes", "NO": "no"}.get(burned, "unknown")}
+
+
+def _patient(dataset: "Dataset") -> str | None:
+    if own := str(dataset.get("PatientID") or "").strip():
+        return own
+    name = str(dataset.get("PatientName") or "").strip(" ^")
+    birth = str(dataset.get("PatientBirthDate") or "").strip()
+    return "^".join(filter(None, (name, birth))) if name else None
 
 
 def _video_id(dataset: "Dataset") -> str | None:

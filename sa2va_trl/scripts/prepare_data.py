@@ -43,6 +43,8 @@ from .parser import RecipeParser
 from .screen import finish, say
 
 
+# What the task writes, of which nothing older may stay on the Hub.
+WRITTEN = ["data/*", "*/images/*", "*/masks/*", "*/metadata.jsonl", "timelines/*"]
 NAMES = ("pseudonyms", "keep")
 # Clips whose choice of frames is drawn.
 TIMELINES = 20
@@ -79,6 +81,9 @@ class PrepareArguments:
     )
     mask_threshold: float | None = field(
         default=None, metadata={"help": "The object is where a mask that is not binary is at least this."}
+    )
+    secondary_captures: bool = field(
+        default=False, metadata={"help": "Read secondary captures of DICOM, too, which are screenshots mostly."}
     )
     patient_pattern: str | None = field(
         default=None,
@@ -172,6 +177,7 @@ class PrepareArguments:
             instances=self.instances,
             mask_suffix=self.mask_suffix,
             mask_threshold=self.mask_threshold,
+            secondary_captures=self.secondary_captures,
         )
 
 
@@ -286,12 +292,17 @@ def main() -> None:
         say(f"split by {by}")
     if not all(own.annotated for own in found):
         say("pictures without annotations have no masks: they are there to be annotated, not to train on")
+    if burned := sum(item.entry.facts.get("burned_in_text") == "yes" for item in items):
+        say(f"WARNING: {burned} pictures have text burned into them, as their files say: look before you share them")
     if key is not None:
         say(f"pseudonyms by the key in {outside['key_file']}: keep it, and to yourself")
     if args.push_to_hub:
         api = HfApi()
         api.create_repo(args.push_to_hub, repo_type="dataset", private=args.private, exist_ok=True)
-        api.upload_folder(repo_id=args.push_to_hub, repo_type="dataset", folder_path=os.fspath(output))
+        # (Rows of an earlier push would be read along.)
+        api.upload_folder(
+            repo_id=args.push_to_hub, repo_type="dataset", folder_path=os.fspath(output), delete_patterns=WRITTEN
+        )
     wrote = f"data set in {output}" + (f", pushed to {args.push_to_hub}" if args.push_to_hub else "")
     then = command("inspect", dataset_name=str(output), output_dir=f"{output}_inspection")
     finish(f"{len(items)} rows", wrote, f"look at it: {then}", is_shown=True)

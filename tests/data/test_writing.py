@@ -98,8 +98,14 @@ def test_other_options_start_anew(tmp_path):
     stale = tmp_path / ".out.0123456789abcdef.part"
     (stale / "data").mkdir(parents=True)
     (stale / "data" / "train-00000-of-00002.parquet").write_bytes(b"of another job")
+    foreign = tmp_path / ".out.v2.0123456789abcdef.part"  # of a data set that is called out.v2
+    foreign.mkdir()
     prepare(source, tmp_path / "out")
-    assert not stale.exists() and contents(tmp_path / "out") == contents(prepare(source, tmp_path / "same"))
+    assert (
+        foreign.exists()
+        and not stale.exists()
+        and contents(tmp_path / "out") == contents(prepare(source, tmp_path / "same"))
+    )
     other = prepare(source, tmp_path / "other", Plan(Reading(phrase="catheter"), KEY))
     assert contents(other) != contents(tmp_path / "out")
     items = items_of(find_sources(source, Reading()))

@@ -451,3 +451,11 @@ def test_what_is_not_stated_is_no_fact(tmp_path, elements, expected):
     own = {name: value for name, value in facts.items() if name not in ("patient_id", "video_id", "burned_in_text")}
     assert own == expected and facts["burned_in_text"] == "unknown"
     assert ("patient_id" in facts) == ("PatientID" not in elements)
+
+
+def test_without_an_id_a_patient_is_a_name_and_a_birth_date(tmp_path):
+    named = {"PatientID": "", "PatientName": "DOE^JOHN", "PatientBirthDate": "19500101"}
+    write_dicom(tmp_path / "a.dcm", ramp(), **named)
+    assert dicom_facts(tmp_path / "a.dcm")["patient_id"] == "DOE^JOHN^19500101"
+    write_dicom(tmp_path / "b.dcm", ramp(), **{**named, "PatientName": ""})
+    assert "patient_id" not in dicom_facts(tmp_path / "b.dcm")

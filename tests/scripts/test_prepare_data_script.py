@@ -1,14 +1,19 @@
+import base64
 import csv
+import io
 import json
 import re
 import sys
 import tempfile
+from fnmatch import fnmatch
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pyarrow.parquet
 import pytest
 from annotated_folders import SQUARE
+from PIL import ImageCms
 from PIL.PngImagePlugin import PngInfo
 from prepared import contents, shown, write_runs
 from tasks import run_task
@@ -243,7 +248,13 @@ class Hub:
     def create_repo(self, name, repo_type, private, exist_ok):
         assert repo_type == "dataset" and private
 
-    def upload_folder(self, repo_id, repo_type, folder_path):
+    def upload_folder(self, repo_id, repo_type, folder_path, delete_patterns):
+        # (Or rows of an earlier push would be read along.)
+        names = [str(file.relative_to(folder_path)) for file in Path(folder_path).rglob("*") if file.is_file()]
+        assert {name for name in names if not any(fnmatch(name, own) for own in delete_patterns)} == {
+            "README.md",
+            "dataset_report.json",
+        }
         self.pushed.append((repo_id, repo_type, folder_path))
 
 
@@ -282,3 +293,60 @@ def test_no_name_comes_out_of_a_source(tmp_path, monkeypatch, capfd, plant, outp
 def test_what_is_written_does_not_depend_on_where(tmp_path):
     write_runs(tmp_path / "source", patients=1)
     assert contents(prepare(tmp_path)) == contents(prepare(tmp_path, output="elsewhere/else"))
+
+
+def named_png(number):
+    """Bytes of a PNG with a name in its text, compressed or not."""
+    info, buffer = PngInfo(), io.BytesIO()
+    info.add_text("PatientName", "SMITHSON^WILHELMINA", zip=bool(number % 2))
+    shown(number).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def in_labelme(folder):
+    """Pictures inside the JSON."""
+    folder.mkdir()
+    shapes = [{"label": "vessel", "points": [[5, 3], [20, 3], [20, 9], [5, 9]], "shape_type": "polygon", "flags": {}}]
+    for number in range(2):
+        own = {"shapes": shapes, "imagePath": f"{number}.png", "imageHeight": 32, "imageWidth": 40}
+        own["imageData"] = base64.b64encode(named_png(number)).decode()
+        (folder / f"{number}.json").write_text(json.dumps({"version": "5.5.0", "flags": {}, **own}))
+
+
+def in_pages(folder):
+    """A TIFF of several pages with a colour profile."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() + b"SMITHSON^WILHELMINA"
+    first, *others = [shown(number).convert("RGB") for number in range(3)]
+    first.save(folder / "images" / "run.tif", save_all=True, append_images=others, icc_profile=profile)
+    mask = PIL.Image.new("L", (40, 32), 0)
+    mask.paste(255, (5, 5, 20, 15))
+    mask.save(folder / "masks" / "run.tif", save_all=True, append_images=[mask, mask])
+
+
+@pytest.mark.parametrize("source", [in_labelme, in_pages])
+@pytest.mark.parametrize("names", ["pseudonyms", "keep"])
+def test_pictures_that_readers_hold_are_pixels_alone(tmp_path, source, names):
+    source(tmp_path / "source")
+    out = prepare(tmp_path, "--names", names)
+    rows = pyarrow.parquet.read_table(out / "data" / "train-00000-of-00001.parquet").to_pylist()
+    assert len(rows) == (2 if source is in_labelme else 3)
+    for row in rows:
+        data = row["image"]["bytes"]
+        assert data[:4] == b"\x89PNG" and b"SMITHSON" not in data
+        image = PIL.Image.open(io.BytesIO(data))
+        image.load()
+        assert not image.info and not image.text
+
+
+def test_a_split_alone_stays_what_it_is(tmp_path):
+    write_runs(tmp_path / "source" / "test")
+    assert set(load_dataset_dict(prepare(tmp_path))) == {"test"}
+
+
+def test_a_split_of_no_known_format_is_said(tmp_path):
+    write_runs(tmp_path / "source" / "train")
+    write_runs(tmp_path / "source" / "test", names=("Imgs", "mask"))
+    with pytest.raises(DatasetError, match="test holds no known format, the other splits do"):
+        prepare(tmp_path)

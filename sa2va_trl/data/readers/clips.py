@@ -176,7 +176,7 @@ def _source(folder: Path, reading: Reading) -> Source:
 
 def _clips(layout: Layout, reading: Reading, problems: list[BadRow]) -> Iterator[Clip]:
     """The clips of a folder in the order of their names. Files that are none are named in the log."""
-    passed, unread = [], []
+    passed, unread, names = [], [], set()
     folders: dict[Path, list[Path]] = {}
     for path in _files(layout):
         kind = _kind(path)
@@ -187,6 +187,28 @@ def _clips(layout: Layout, reading: Reading, problems: list[BadRow]) -> Iterator
         elif kind is None:
             unread.append(path.relative_to(layout.images).as_posix())
     single = {path for paths in folders.values() if not _is_frame_folder(paths) for path in paths}
+    for clip in _named_clips(layout, reading, problems, folders, single, passed):
+        if clip.name in names:
+            problems.append(
+                BadRow(None, None, str(clip.place), f"is another clip with the name {clip.name}: rename it")
+            )
+        else:
+            names.add(clip.name)
+            yield clip
+    if passed:
+        logger.warning("%s: passed over: %s.", layout.images, listed(passed))
+    if unread:
+        logger.warning("%s: left out, not of a kind that is read: %s.", layout.images, listed(unread))
+
+
+def _named_clips(
+    layout: Layout,
+    reading: Reading,
+    problems: list[BadRow],
+    folders: dict[Path, list[Path]],
+    single: set[Path],
+    passed: list[str],
+) -> Iterator[Clip]:
     for path in _files(layout):
         kind = _kind(path)
         name = path.relative_to(layout.images)
@@ -206,10 +228,6 @@ def _clips(layout: Layout, reading: Reading, problems: list[BadRow]) -> Iterator
                 yield Clip(_normal(name.parent.as_posix()), path.parent, frames)
         elif kind is not None:
             yield Clip(_normal(name.with_name(stem_of(path)).as_posix()), path)
-    if passed:
-        logger.warning("%s: passed over: %s.", layout.images, listed(passed))
-    if unread:
-        logger.warning("%s: left out, not of a kind that is read: %s.", layout.images, listed(unread))
 
 
 def _normal(name: str) -> str:
@@ -310,7 +328,7 @@ def _facts(clip: Clip, total: int) -> Mapping[str, Any]:
         return {"video_id": clip.name}
     kind = _kind(clip.place)
     if kind == "dicom":
-        return dicom_facts(clip.place)
+        return {**({"video_id": clip.name} if total > 1 else {}), **dicom_facts(clip.place)}
     if kind == "video":
         time = video_frame_time(clip.place)
         return {"video_id": clip.name, **({} if time is None else {"frame_time_ms": time})}

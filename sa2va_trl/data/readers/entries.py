@@ -159,6 +159,12 @@ class Reading:
         for template in self.templates:
             if "{phrase}" not in template:
                 raise ValueError(f"phrase template {template!r} must hold {{phrase}}.")
+            try:
+                template.format(phrase="vessel")
+            except (LookupError, ValueError) as error:
+                raise ValueError(
+                    f"phrase template {template!r} may hold {{phrase}} alone; write {{{{ and }}}} for braces."
+                ) from error
         for phrase in self._given():
             normalize_phrase(phrase)
 
@@ -332,6 +338,7 @@ def entry_image(entry: Entry, reading: Reading) -> tuple[dict[str, Any], tuple[i
     except FileNotFoundError as error:
         raise DatasetError("image file is missing") from error
     buffer = io.BytesIO()
+    picture.info.clear()  # or Pillow writes the profile and the resolution of its file along
     picture.save(buffer, "PNG", compress_level=1)  # several times as fast as the default, and hardly larger
     return {"path": None, "bytes": buffer.getvalue()}, picture.size
 

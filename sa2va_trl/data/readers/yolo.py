@@ -181,6 +181,11 @@ def _source(folder: Path, file: Path, images: list[Path], names: dict[int, str])
     entries, problems = [], []
     files = [_labels_of(folder, image) for image in images]
     counts = Counter(files)
+    if files and not any(labels.is_file() for labels in files):
+        shown = files[0].relative_to(folder).as_posix()
+        problems.append(
+            BadRow(None, None, shown, "no image has a file of labels, and this is where the first one's is")
+        )
     for number, (image, labels) in enumerate(zip(images, files, strict=True)):
         name, shown = image.relative_to(folder).as_posix(), labels.relative_to(folder).as_posix()
         objects: list[AnnotatedObject] = []

@@ -328,3 +328,12 @@ def test_a_damaged_file_is_one_error_or_as_many_rows(tmp_path_factory, data):
     except DatasetError:
         return
     assert len(rows) == TOTAL and {image.size for image in rows["image"]} == {SIZE}
+
+
+def test_two_clips_of_one_name_are_refused(tmp_path):
+    folder = tmp_path
+    save_pages(folder / "images" / "run.tif", FRAMES)
+    np.save(folder / "images" / "run.npy", FRAMES)
+    save_pages(folder / "masks" / "run.tif", OBJECTS)
+    (source,) = find_clips(folder, Reading()).values()
+    assert any("is another clip with the name run" in problem.reason for problem in source.problems)

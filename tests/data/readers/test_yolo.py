@@ -200,3 +200,9 @@ def test_labels_that_are_no_text(tmp_path):
     write_yolo(tmp_path, {"a": ""})
     (tmp_path / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe0")
     assert "labels/train/a.txt: not UTF-8 text" in faults(tmp_path)
+
+
+def test_labels_that_lie_elsewhere_make_no_negatives(tmp_path):
+    write_yolo(tmp_path, {"1": line(0, SQUARE)})
+    (tmp_path / "labels").rename(tmp_path / "label")
+    assert "no image has a file of labels" in faults(tmp_path)
