@@ -22,7 +22,7 @@ test: $(VENV)/.installed-test
 
 # The page of `sa2va-trl app`, in a browser.
 test-app: $(APP)/.installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(APP)/bin/python -m pytest tests/app tests/scripts/test_app_script.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(APP)/bin/python -m pytest --dist loadfile -n $(WORKERS) tests/app tests/scripts/test_app_script.py
 
 # What one runs before a commit: without launches, official references and other tests of more than a second.
 test-fast: $(VENV)/.installed-test

@@ -8,11 +8,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is importe
 import longer
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from sa2va_trl import tiny_sa2va
 from sa2va_trl.models.configuration import SUPPORTED_VLMS
 
+
+# Fewer examples of a property than hypothesis takes by itself, since there are a hundred of them;
+# HYPOTHESIS_PROFILE=default takes them all.
+settings.register_profile("fewer", max_examples=40)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fewer"))
 
 TESTS = Path(__file__).parent
 # What takes longest begins first, so that no worker is left with it at the end.

@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = "import sa2va_trl; from transformers import AutoConfig"
 OTHERS = (
     "from transformers import AutoConfig; import sa2va_trl",
-    "import sa2va_trl.losses; from trl import SFTTrainer; from transformers import AutoConfig",
     "import sys, sa2va_trl; [sys.modules.pop(n) for n in list(sys.modules) if n.startswith('sa2va_trl')]; " + ORDER,
 )
 

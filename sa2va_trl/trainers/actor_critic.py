@@ -40,6 +40,7 @@ class ActorCritic(nn.Module):
     Example:
 
         ```python
+        >>> import torch
         >>> from sa2va_trl.trainers.actor_critic import ActorCritic
 
         >>> extra = ActorCritic(width=8, noise=0.1, value=True)

@@ -32,8 +32,8 @@ def sampling_weights(scores: pd.DataFrame, sample_by: str) -> np.ndarray:
         sample_by (`str`): `"spread"` or `"hardness"`, see [`~trainers.SegGRPOConfig`].
 
     Returns:
-        `np.ndarray` of shape `(rows,)`: not negative; 0 for rows without a mask, and for those that are flagged for
-        review, whose labels may be wrong.
+        `np.ndarray` of shape `(rows,)`: not negative; 0 for rows without a mask and, with `"hardness"`, for those
+        that are flagged for review, whose labels may be wrong.
 
     Raises:
         `ValueError`: the scores lack what is asked for, of all rows or of some.
@@ -51,11 +51,11 @@ def sampling_weights(scores: pd.DataFrame, sample_by: str) -> np.ndarray:
             f"sample_by={sample_by} needs a {column!r} of each row; {gaps} of {has_mask.sum()} have none."
         )
     weights = np.where(has_mask, 1 - values if sample_by == "hardness" else values, 0.0)
-    if "review" in scores:
+    if sample_by == "hardness" and "review" in scores:
         weights[scores["review"].to_numpy(dtype=bool)] = 0.0
     if not weights.sum() > 0:
         why = "the candidate masks of each are all equally good" if sample_by == "spread" else "each has a Dice of 1"
-        why += ", or is flagged for review" if "review" in scores else ""
+        why += ", or is flagged for review" if sample_by == "hardness" and "review" in scores else ""
         raise MiningError(f"sample_by={sample_by} gives no row a weight: {why}. Use sample_by=uniform.")
     return weights
 

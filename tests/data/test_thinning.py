@@ -22,13 +22,13 @@ def test_clips_are_thinned_in_the_order_of_time_and_images_of_none_stay(tmp_path
     items = items_of(tmp_path, *frames, ("alone", {}), ("w0", {"video_id": "w"}))
     seen = []
     left, reports = thinned(items, Reading(), "uniform", 2, seen.append)
-    assert [item.entry.name for item in left] == ["f0.png", "f8.png", "alone.png", "w0.png"]
+    assert [item.entry.name for item in left] == ["f4.png", "f5.png", "alone.png", "w0.png"]
     assert sum(seen) == 10
     assert [(video, report["total"], report["frames"]) for video, report in reports] == [
         ("v", 9, [0, 8]),
         ("w", 1, [0]),
     ]
-    assert [item.number for item in left] == [0, 8, 9, 10]
+    assert [item.number for item in left] == [4, 5, 9, 10]
 
 
 def test_a_source_without_clips_and_frames_that_cannot_be_read_are_errors(tmp_path):

@@ -83,10 +83,9 @@ def count_encodings(run):
         {},
         {"mask_size": 48, "skeleton_recall_weight": 1.0, "cldice_weight": 0.5, "iou_weight": 1.0},
         {"dataset_repeats": 3, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
-        {"dataloader_num_workers": 1, "bf16": True},
-        {"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
+        {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "bf16": True},
     ],
-    ids=["plain", "losses", "repeats", "workers-bf16", "workers-that-stay"],
+    ids=["plain", "losses", "repeats", "workers-that-stay-bf16"],
 )
 def test_training_from_the_cache_is_training_without(tmp_path, data, options):
     runs = []
