@@ -428,7 +428,7 @@ def test_formats_change_nothing(tmp_path, kind, form):
     assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
-@pytest.mark.parametrize("form", ["torch", "numpy", "arrow", "pandas", "decode=False"])
+@pytest.mark.parametrize("form", ["torch", "arrow", "decode=False"])
 def test_formats_change_nothing_outside_of_trainers(tmp_path, form):
     model, processor = tiny()
     data = make({}, {}, {}).remove_columns(["chosen_mask", "rejected_mask"])
