@@ -33,8 +33,8 @@ from .stored import iter_undecoded
 
 
 logger = logging.getLogger(__name__)
-# A format is a file of `readers` and a line here. The first whose layout a folder has reads it.
-#: Formats that bring what they say into entries first: whether a folder has the layout, and its sources by split.
+# A format is a file of `readers` and a line here or below. The first whose layout a folder has reads it. These bring
+# what they say into entries first: whether a folder has the layout, and its sources by split.
 SOURCES: tuple[tuple[Callable[[Path], bool], Callable[[Path, Reading], dict[str, Source]]], ...] = (
     (is_coco, find_coco),
     (is_yolo, find_yolo),

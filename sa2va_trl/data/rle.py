@@ -19,6 +19,22 @@ _CHANNELS = 4
 _LONGEST = 7  # characters of one of COCO's numbers: 35 bits
 
 
+def check_made_for(stated: tuple[int, int], size: tuple[int, int], what: str = "") -> None:
+    """
+    Args:
+        stated (`tuple[int, int]`): (width, height) that a mask is made for.
+        size (`tuple[int, int]`): (width, height) of the image.
+        what (`str`, *optional*): begins the message.
+
+    Raises:
+        `DatasetError`: with the reason alone: they differ.
+    """
+    if tuple(stated) != tuple(size):
+        raise DatasetError(
+            f"{what}is for {stated[0]} x {stated[1]}, the image is {size[0]} x {size[1]} (width x height)"
+        )
+
+
 def runs_mask(counts: Sequence[int] | np.ndarray, size: tuple[int, int], columns: bool) -> np.ndarray:
     """
     A mask of runs that are background and object by turns, the first background.

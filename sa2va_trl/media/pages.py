@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -75,15 +76,8 @@ def page_frames(path: str | os.PathLike, start: int = 0, max_pixels: int = MAX_P
         numbers = _page_numbers(path, file)
         for index, number in list(enumerate(numbers))[start:]:
             where = f"page {index} " if len(numbers) > 1 else ""
-            try:
-                with quiet_pillow():  # page by page: it may not be left open while others run
-                    page = _page(file, number, max_pixels)
-            except DatasetError as error:
-                raise DatasetError(f"{path} cannot be read: {where}{error}") from error
-            except Exception as error:
-                raise DatasetError(
-                    f"{path} cannot be read: {where}is unreadable or truncated ({type(error).__name__}: {error})"
-                ) from error
+            with _readable(path, where), quiet_pillow():  # page by page: it may not be left open while others run
+                page = _page(file, number, max_pixels)
             yield page
 
 
@@ -107,30 +101,37 @@ def raw_page(path: str | os.PathLike, index: int, max_pixels: int = MAX_PIXELS) 
         numbers = _page_numbers(path, file)
         if index >= len(numbers):
             raise DatasetError(f"{path} has no page {index}: it has {len(numbers)}")
-        try:
-            with quiet_pillow():
-                file.seek(numbers[index])
-                if file.width * file.height > max_pixels:
-                    size = f"{file.width} x {file.height}"
-                    raise DatasetError(f"is too large: {size} pixels, the limit is {max_pixels:,}; scale it down")
-                if lost := loses_depth(file):
-                    raise DatasetError(lost)
-                file.load()
-                return ImageOps.exif_transpose(file)
-        except DatasetError as error:
-            raise DatasetError(f"{path} cannot be read: page {index} {error}") from error
-        except Exception as error:
-            raise DatasetError(
-                f"{path} cannot be read: page {index} is unreadable or truncated ({type(error).__name__}: {error})"
-            ) from error
+        with _readable(path, f"page {index} "), quiet_pillow():
+            _turn_to(file, numbers[index], max_pixels)
+            if lost := loses_depth(file):
+                raise DatasetError(lost)
+            file.load()
+            return ImageOps.exif_transpose(file)
 
 
-def _page(file: Image.Image, number: int, max_pixels: int) -> Image.Image:
+@contextmanager
+def _readable(path: Path, where: str) -> Iterator[None]:
+    """Say of what goes wrong in which file it does, and where."""
+    try:
+        yield
+    except DatasetError as error:
+        raise DatasetError(f"{path} cannot be read: {where}{error}") from error
+    except Exception as error:
+        raise DatasetError(
+            f"{path} cannot be read: {where}is unreadable or truncated ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _turn_to(file: Image.Image, number: int, max_pixels: int) -> None:
     file.seek(number)
     if file.width * file.height > max_pixels:
         raise DatasetError(
             f"is too large: {file.width} x {file.height} pixels, the limit is {max_pixels:,}; scale it down"
         )
+
+
+def _page(file: Image.Image, number: int, max_pixels: int) -> Image.Image:
+    _turn_to(file, number, max_pixels)
     lost = loses_depth(file)  # a decoded page no longer says so
     file.load()
     if fault := lost or too_deep(file):

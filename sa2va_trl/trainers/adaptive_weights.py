@@ -238,10 +238,14 @@ class AdaptingMixin:
     # What a weight is logged under.
     _logged_weight = "{}_weight"
 
+    def restored(self, kind: type[TrainerCallback]) -> TrainerCallback:
+        """The callback of a kind, looked up each time: Trainer may put a restored one in the place of the first."""
+        return next(entry for entry in self.callback_handler.callbacks if type(entry) is kind)
+
     @property
     def weight_state(self) -> WeightState:
-        """What the rules have seen, looked up each time: Trainer may put a restored one in the place of the first."""
-        return next(entry for entry in self.callback_handler.callbacks if isinstance(entry, WeightState))
+        """What the rules have seen."""
+        return self.restored(WeightState)
 
     def setup_weights(self) -> None:
         """

@@ -15,7 +15,7 @@ from datasets import Audio, Dataset, Image, List, Video
 from datasets.features import LargeList
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 from trl.models.utils import disable_gradient_checkpointing
@@ -407,10 +407,6 @@ class SegGRPOTrainer(SegSFTTrainer):
             self._metrics["train"][name].extend(round(total) * [value])  # each counts as much as it has masks
             self.watch(name, value, round(total))
         return found
-
-    def restored(self, kind: type[TrainerCallback]) -> TrainerCallback:
-        """The callback of a kind, looked up each time: Trainer may put a restored one in the place of the first."""
-        return next(entry for entry in self.callback_handler.callbacks if type(entry) is kind)
 
     def _record_rollouts(self, found: Rollouts) -> None:
         means, now = self.record_of_masks(len(found.rewards), **rollout_means(found)), self._rollout_set()

@@ -159,8 +159,7 @@ class HardSampleTrainer(SegSFTTrainer):
     @property
     def progress(self) -> _Progress:
         """What a resumed run goes on with: the scores, which rows are hard, and when they were found to be."""
-        # Looked up each time: Trainer may put a restored callback in the place of the first.
-        return next(entry for entry in self.callback_handler.callbacks if isinstance(entry, _Progress))
+        return self.restored(_Progress)
 
     def prepare_run(
         self,

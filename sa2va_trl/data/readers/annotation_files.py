@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ logger = logging.getLogger(__name__)
 _HEAD = 65536
 _CANDIDATES = 50  # files of which the first bytes are looked at: a folder with more is of another kind
 _MAX_SIDE = 2**31
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Put a file's name before the reason why it cannot be used."""
+    try:
+        yield
+    except DatasetError as error:
+        raise DatasetError(f"{file}: {error}") from error
 
 
 def load_json(file: Path) -> Any:
@@ -214,6 +224,14 @@ def doubled(entries: Sequence[Entry]) -> list[BadRow]:
             reason = f"is the same file as {other.name!r}, which is listed before it: join them"
             problems.append(BadRow(number, None, entry.name, reason))
     return problems
+
+
+def with_labels_of_all(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """
+    Sources of a format that has no list of classes: those of all splits are what an image without objects is without.
+    """
+    labels = tuple(dict.fromkeys(label for source in sources.values() for label in source.labels))
+    return {split: source._replace(labels=labels) for split, source in sources.items()}
 
 
 def warn_unnamed_images(folder: Path, sources: Mapping[str, Source]) -> None:

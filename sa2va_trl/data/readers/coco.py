@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from ...errors import BadRow, DatasetError
-from ..rle import coco_counts, runs_mask
+from ..rle import check_made_for, coco_counts, runs_mask
 from .annotation_files import (
     candidate_files,
     doubled,
     image_file,
     load_json,
+    naming,
     one_a_split,
     split_of,
     stated_size,
@@ -66,10 +67,8 @@ def find_coco(folder: Path, reading: Reading) -> dict[str, Source]:
         logger.warning("%s: left out, beside instances_*.json: %s.", folder, listed_below(left, folder))
     sources = {}
     for split, file in one_a_split(instances, folder).items():
-        try:
+        with naming(file):
             sources[split] = _source(folder, file, _image_folders(folder, split, file))
-        except DatasetError as error:
-            raise DatasetError(f"{file}: {error}") from error
     warn_unnamed_images(folder, sources)
     return sources
 
@@ -198,8 +197,5 @@ def draw_rle(counts: bytes | np.ndarray, stated: tuple[int, int], size: tuple[in
     Raises:
         `DatasetError`: with the reason alone: another size, or damaged.
     """
-    if tuple(stated) != tuple(size):
-        raise DatasetError(
-            f"RLE is for {stated[0]} x {stated[1]}, the image is {size[0]} x {size[1]} (width x height)"
-        )
+    check_made_for(stated, size, "RLE ")
     return runs_mask(coco_counts(counts) if isinstance(counts, bytes) else counts, size, columns=True)

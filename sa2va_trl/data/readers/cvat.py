@@ -19,6 +19,7 @@ from .annotation_files import (
     candidate_files,
     doubled,
     image_file,
+    naming,
     one_a_split,
     split_of,
     stated_size,
@@ -66,10 +67,8 @@ def find_cvat(folder: Path, reading: Reading) -> dict[str, Source]:
     """
     sources: dict[str, Source] = {}
     for split, file in one_a_split(candidate_files(folder, ".xml", is_cvat_text), folder).items():
-        try:
+        with naming(file):
             found = _sources(folder, file, split)
-        except DatasetError as error:
-            raise DatasetError(f"{file}: {error}") from error
         if twice := found.keys() & sources.keys():
             raise DatasetError(f"{folder} has two annotation files for the split {min(twice)!r}: keep one")
         sources.update(found)

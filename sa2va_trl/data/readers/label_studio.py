@@ -14,17 +14,19 @@ import numpy as np
 from ...errors import BadRow, DatasetError
 from ...media.clips import listed
 from ...media.suffixes import IMAGE_SUFFIXES
-from ..rle import brush_mask
+from ..rle import brush_mask, check_made_for
 from .annotation_files import (
     candidate_files,
     doubled,
     image_file,
     load_json,
+    naming,
     one_a_split,
     stated_size,
     text_of,
     warn_left_out,
     warn_unnamed_images,
+    with_labels_of_all,
 )
 from .entries import AnnotatedObject, Entry, Reading, Source
 from .polygons import point_pairs, polygon_drawing, polygon_fault
@@ -81,13 +83,9 @@ def find_label_studio(folder: Path, reading: Reading) -> dict[str, Source]:
     """
     sources = {}
     for split, file in one_a_split(candidate_files(folder, ".json", is_label_studio_text), folder).items():
-        try:
+        with naming(file):
             sources[split] = _source(folder, file)
-        except DatasetError as error:
-            raise DatasetError(f"{file}: {error}") from error
-    # An export has no list of classes: those of all splits are what an image without objects is without.
-    labels = tuple(dict.fromkeys(label for source in sources.values() for label in source.labels))
-    sources = {split: source._replace(labels=labels) for split, source in sources.items()}
+    sources = with_labels_of_all(sources)
     warn_unnamed_images(folder, sources)
     return sources
 
@@ -280,6 +278,5 @@ def draw_brush(data: bytes, stated: tuple[int, int], size: tuple[int, int]) -> n
     Raises:
         `DatasetError`: with the reason alone: another size, or damaged.
     """
-    if tuple(stated) != tuple(size):
-        raise DatasetError(f"is for {stated[0]} x {stated[1]}, the image is {size[0]} x {size[1]} (width x height)")
+    check_made_for(stated, size)
     return brush_mask(data, size)

@@ -26,6 +26,7 @@ from .annotation_files import (
     text_of,
     warn_left_out,
     warn_unnamed_images,
+    with_labels_of_all,
 )
 from .entries import AnnotatedObject, Entry, Reading, Source
 from .folders import SPLITS, listed_below, walk
@@ -82,9 +83,7 @@ def find_labelme(folder: Path, reading: Reading) -> dict[str, Source]:
         by_split.setdefault(SPLITS.get(top, "train") if file.parent != folder else "train", []).append(file)
     sources = {split: _source(folder, own) for split, own in by_split.items()}
     sources = {split: source for split, source in sources.items() if source.entries or source.problems}
-    # Files have no list of classes: those of all splits are what an image without objects is without.
-    labels = tuple(dict.fromkeys(label for source in sources.values() for label in source.labels))
-    sources = {split: source._replace(labels=labels) for split, source in sources.items()}
+    sources = with_labels_of_all(sources)
     warn_unnamed_images(folder, sources)
     return sources
 

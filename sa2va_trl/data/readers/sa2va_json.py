@@ -12,7 +12,7 @@ from ...media.pictures import MAX_PIXELS, displayed_size, quiet_pillow
 from ..columns import FEATURES
 from ..masks import encode_mask, polygons_to_mask
 from ..prompts import normalize_phrase
-from .annotation_files import head_of, load_json
+from .annotation_files import head_of, load_json, naming
 from .coco import is_coco_text
 from .folders import image_files, listed_below, metadata_places, named_path, sample_ids, warn_unnamed
 from .label_studio import is_label_studio_text
@@ -64,10 +64,8 @@ def _read_phrases(text: Any, default: str | None, masks: int) -> tuple[list[str]
 
 
 def _load_json(file: Path) -> list:
-    try:
+    with naming(file):
         entries = load_json(file)
-    except DatasetError as error:
-        raise DatasetError(f"{file}: {error}") from error
     if not isinstance(entries, list):
         raise DatasetError(f'{file}: expected a list of {{"image", "mask", "text"}}, found {type(entries).__name__}')
     if not entries:

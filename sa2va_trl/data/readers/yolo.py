@@ -16,7 +16,7 @@ from ...errors import BadRow, DatasetError
 from ...media.clips import listed
 from ...media.suffixes import IMAGE_SUFFIXES
 from ..masks import polygons_to_mask
-from .annotation_files import head_of, image_file, text_of, warn_unnamed_images
+from .annotation_files import head_of, image_file, naming, text_of, warn_unnamed_images
 from .entries import AnnotatedObject, Entry, Reading, Source
 from .folders import SPLITS, walk
 
@@ -65,10 +65,8 @@ def find_yolo(folder: Path, reading: Reading) -> dict[str, Source]:
     """
     folder = folder.resolve()  # `..` is looked for in what it becomes
     file = _yaml_of(folder) or folder / _CLASSES
-    try:
+    with naming(file):
         names, splits = _from_classes(folder) if file.name == _CLASSES else _from_yaml(folder, file)
-    except DatasetError as error:
-        raise DatasetError(f"{file}: {error}") from error
     sources = {split: _source(folder, file, paths, names) for split, paths in splits.items()}
     _warn_unused_labels(folder, sources)
     warn_unnamed_images(folder, sources)
