@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 APP := .venv-app
 # Of the tests.
 WORKERS ?= 2
-PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-app test-fast quality docs house clean
 

@@ -1,7 +1,7 @@
 """
 Which tests `make test-fast` does not wait for: a plugin that measures those of a run and writes `longer.txt`.
 
-    PYTHONPATH=tests python -m pytest -p longer -n 2 --dist loadgroup tests
+    PYTHONPATH=tests python -m pytest -p longer -n 2 --dist loadfile tests
 
 By processor time, so that it does not matter what else the machine does, and with all fixtures that a test asks for,
 so that it does not matter which test asked first. Tests that are not run keep what the list says of them.

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from collections import Counter
 from functools import cached_property
 from importlib import import_module
 
@@ -190,3 +191,9 @@ def test_another_dialect_would_be_seen(section, odd):
 def test_what_make_test_fast_leaves_out_is_there():
     gone = [name for name in longer.listed() if not longer.is_there(name)]
     assert longer.listed() and not gone, "these tests are no more: take them out of tests/longer.txt, or measure anew"
+
+
+def test_no_two_files_of_tests_share_a_name():
+    """They are imported by it, without their folder."""
+    names = Counter(file.name for file in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
