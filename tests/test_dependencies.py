@@ -12,6 +12,7 @@ from house import ROOT, runs
 MODULES = {
     "griffelib": "griffe",
     "pillow": "PIL",
+    "pytest-xdist": "xdist",
     "pyyaml": "yaml",
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
