@@ -1,14 +1,13 @@
 """Any dataset by name: a folder in a format that a reader knows, a prepared one, a Hub id or `synthetic`."""
 
-import hashlib
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 from datasets import Dataset, DatasetDict, Image
@@ -20,12 +19,13 @@ from .readers.clips import find_clips, is_clips
 from .readers.coco import find_coco, is_coco
 from .readers.cvat import find_cvat, is_cvat
 from .readers.entries import Reading, Source, rows_of, source_of
-from .readers.folders import SPLITS, listed_below, split_folders, walk
+from .readers.folders import SPLITS, listed_below, split_folders
 from .readers.image_metadata import is_image_metadata, read_image_metadata
 from .readers.label_studio import find_label_studio, is_label_studio
 from .readers.labelme import find_labelme, is_labelme
-from .readers.mask_folder import find_mask_folder, is_mask_folder, read_mask_folder
+from .readers.mask_folder import find_mask_folder, is_mask_folder
 from .readers.nnunet import find_nnunet, is_nnunet
+from .readers.prepared import find_prepared, is_prepared, read_prepared
 from .readers.sa2va_json import is_sa2va_json, read_sa2va_json
 from .readers.yolo import find_yolo, is_yolo
 from .selections import SELECTION, read_selection, select_rows
@@ -33,60 +33,58 @@ from .stored import iter_undecoded
 
 
 logger = logging.getLogger(__name__)
-# A format is a file of `readers` and a line here or below. The first whose layout a folder has reads it. These bring
-# what they say into entries first: whether a folder has the layout, and its sources by split.
-SOURCES: tuple[tuple[Callable[[Path], bool], Callable[[Path, Reading], dict[str, Source]]], ...] = (
-    (is_coco, find_coco),
-    (is_yolo, find_yolo),
-    (is_cvat, find_cvat),
-    (is_labelme, find_labelme),
-    (is_label_studio, find_label_studio),
-    (is_clips, find_clips),
-    (is_nnunet, find_nnunet),
-)
-READERS = (
-    (is_sa2va_json, read_sa2va_json),
-    (is_image_metadata, read_image_metadata),
-    (is_mask_folder, read_mask_folder),
-)
-# Readers of rows that can also say what there is before rows are made.
-FINDERS: dict[Callable[..., Dataset], Callable[[Path, Reading], dict[str, Source]]] = {
-    read_mask_folder: find_mask_folder
+
+
+class Format(NamedTuple):
+    """
+    Args:
+        fits (`Callable`): whether a folder has the layout, told by names and the beginnings of files.
+        find (`Callable`): its sources by split; `train` alone where there are none.
+        read (`Callable`, *optional*):
+            Its rows, where these may hold more than entries can: clips, conversations, columns of their own. It is
+            given the folder and `phrase`.
+    """
+
+    fits: Callable[[Path], bool]
+    find: Callable[[Path, Reading], Mapping[str, Source]]
+    read: Callable[[Path, str | None], Dataset | DatasetDict] | None = None
+
+
+def _rows_as_source(read: Callable[..., Dataset], folder: Path, reading: Reading) -> dict[str, Source]:
+    return {"train": source_of(read(folder, phrase=reading.phrase), folder)}
+
+
+# A format is a file of `readers` and a line here.
+FORMATS: dict[str, Format] = {
+    "prepared": Format(is_prepared, find_prepared, lambda folder, phrase: read_prepared(folder)),
+    "sa2va_json": Format(is_sa2va_json, partial(_rows_as_source, read_sa2va_json), read_sa2va_json),
+    "coco": Format(is_coco, find_coco),
+    "yolo": Format(is_yolo, find_yolo),
+    "cvat": Format(is_cvat, find_cvat),
+    "labelme": Format(is_labelme, find_labelme),
+    "label_studio": Format(is_label_studio, find_label_studio),
+    "clips": Format(is_clips, find_clips),
+    "nnunet": Format(is_nnunet, find_nnunet),
+    "image_metadata": Format(is_image_metadata, partial(_rows_as_source, read_image_metadata), read_image_metadata),
+    "mask_folder": Format(is_mask_folder, find_mask_folder),
 }
+# Of these the first is meant where several fit: what names its images says more than the folders that they lie in.
+_TELLING = ("sa2va_json", "prepared", "image_metadata", "mask_folder")
 
 
-def _reader_of(folder: Path) -> Callable[..., Dataset] | None:
-    """The reader whose layout a folder has."""
-    return next((reader for has_layout, reader in READERS if has_layout(folder)), None)
-
-
-def _is_prepared(folder: Path) -> bool:
-    """Whether `datasets.load_dataset` opens a folder: Parquet files, or images with a metadata file."""
-    places = [folder, folder / "data", *(folder / name for name in SPLITS)]
-    return any(
-        next(place.glob("*.parquet"), None) is not None
-        or any((place / f"metadata.{s}").is_file() for s in ("jsonl", "csv"))
-        for place in places
-        if place.is_dir()
-    )
-
-
-def _cache_of(folder: Path) -> Path:
-    """
-    Where `datasets` keeps what it reads from a folder. By its own choice, folders of one name share one place if their
-    cards list their files, and the first that was read is what comes back for all of them.
-    """
-    found = hashlib.sha256(str(folder.resolve()).encode())
-    for file in filter(Path.is_file, walk(folder)[0]):
-        state = file.stat()
-        found.update(f"{file.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return Path(datasets.config.HF_DATASETS_CACHE) / f"sa2va_trl-{found.hexdigest()[:16]}"
+def _fitting(place: Path, form: str) -> list[str]:
+    """The formats that a folder has and may be meant."""
+    found = [name for name in (FORMATS if form == "auto" else [form]) if FORMATS[name].fits(place)]
+    telling = [name for name in _TELLING if name in found]
+    return [name for name in found if name not in telling[1:]]
 
 
 def _warn_unused(folder: Path, used: set[str]) -> None:
-    """Name the sub-folders in a reader's layout that are not read."""
+    """Name the sub-folders that are data sets of their own and are not read."""
     unused = [
-        path for path in sorted(folder.iterdir()) if path.is_dir() and path.name not in used and _reader_of(path)
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and path.name not in used and any(FORMATS[name].fits(path) for name in _TELLING)
     ]
     if unused:
         logger.warning(
@@ -94,57 +92,95 @@ def _warn_unused(folder: Path, used: set[str]) -> None:
         )
 
 
+def formats_in(folder: Path, form: str = "auto") -> dict[str, tuple[Path, str]]:
+    """
+    What a folder is.
+
+    Args:
+        folder (`Path`): to be read.
+        form (`str`, *optional*, defaults to `"auto"`): name of the format, of [`FORMATS`], where several might fit.
+
+    Returns:
+        `dict[str, tuple[Path, str]]`: the place and name of its format, as `""`; or those of each folder that is named
+        after a split, which may be of several formats.
+
+    Raises:
+        `DatasetError`: no known format, or several.
+        `ValueError`: there is no format of this name.
+    """
+    if form != "auto" and form not in FORMATS:
+        raise ValueError(f"format must be auto or one of {', '.join(FORMATS)}, got {form!r}.")
+    places = split_folders(folder)
+    whole, fitting = _fitting(folder, form), {split: _fitting(place, form) for split, place in places.items()}
+    # Some formats find their files in the folders of splits, too, and would pass over those that are of another one.
+    shared = {name for names in fitting.values() for name in names} & {*whole}
+    mixed = bool(shared) and any(names and not shared & {*names} for names in fitting.values())
+    if whole and not mixed:
+        places, fitting = {"": folder}, {"": whole}
+    elif not any(fitting.values()):
+        fitting = {}
+    for split, names in fitting.items():
+        if len(names) > 1:
+            raise DatasetError(
+                f"{places[split]} may be {' or '.join(names)}: say which with --format of sa2va-trl prepare_data, or "
+                "leave the files of one alone in it"
+            )
+    if unknown := [places[split].name for split, names in fitting.items() if not names]:
+        raise DatasetError(f"{folder}: {', '.join(unknown)} holds no known format, the other splits do")
+    if not fitting:
+        raise DatasetError(
+            f"{folder} holds no dataset in {'a known format' if form == 'auto' else f'the format {form}'}. Looked "
+            "for, in it and in its train/, val/ (or valid/, validation/) and test/: annotations.json with images/ "
+            "(Sa2VA polygons); image/ with mask/, or images/ with masks/, or either image folder with a "
+            "metadata.jsonl in it; imagesTr/ with labelsTr/ and dataset.json (nnU-Net); an export of COCO, YOLO "
+            "(data.yaml), CVAT, LabelMe or Label Studio; clips and DICOM files; Parquet files or metadata.jsonl "
+            "(what datasets.load_dataset opens); dataset_dict.json or state.json (what save_to_disk writes). "
+            f"Found: {', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'nothing'}."
+        )
+    if fitting.get("") != ["prepared"]:  # whose folders are its own
+        _warn_unused(folder, {place.name for split, place in places.items() if split})
+    return {split: (places[split], names[0]) for split, names in fitting.items()}
+
+
+def _by_split(
+    places: Mapping[str, tuple[Path, str]], read: Callable[[Format, Path], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What `read` makes of all that [`formats_in`] has found; bad rows of all splits together."""
+    found, bad = {}, []
+    for split, (place, name) in places.items():
+        try:
+            own = read(FORMATS[name], place)
+        except DatasetError as error:
+            bad.append(error)
+            continue
+        if split and len(own) > 1:
+            raise DatasetError(f"{place} has splits of its own ({', '.join(own)}), and is one: keep one of both")
+        found |= {split: next(iter(own.values()))} if split else own
+    if len(bad) == 1:
+        raise bad[0]
+    if bad:
+        together = DatasetError("\n".join(map(str, bad)))
+        together.problems = [problem for error in bad for problem in error.problems]
+        raise together from bad[0]
+    return found
+
+
 def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():  # written by save_to_disk
-        loaded = datasets.load_from_disk(str(folder))
-        return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
     if (folder / SELECTION).is_file():
         name, of, splits = read_selection(folder)
         return select_rows(load_dataset_dict(name, phrase=phrase), of, splits, name)
-    # An image folder with metadata often holds images/ and masks/ as well: what says more about itself comes first.
-    if not is_sa2va_json(folder) and _is_prepared(folder):
-        try:
-            return datasets.load_dataset(str(folder), cache_dir=str(_cache_of(folder)))
-        except Exception as error:  # datasets wraps anything in DatasetGenerationError, whose text says nothing
-            raise DatasetError(f"{folder}: datasets.load_dataset failed: {error.__cause__ or error}") from error
-    if find := next((find for has_layout, find in SOURCES if has_layout(folder)), None):
-        _warn_unused(folder, set())
-        reading = Reading(phrase=phrase)
-        splits = {split: rows_of(source, reading) for split, source in find(folder, reading).items()}
-        return _with_unique_ids(DatasetDict(splits))
-    if reader := _reader_of(folder):
-        _warn_unused(folder, set())
-        return DatasetDict({"train": reader(folder, phrase=phrase)})
 
-    readers = {split: (path, _reader_of(path)) for split, path in split_folders(folder).items()}
-    if any(reader for _, reader in readers.values()):
-        unknown = [path.name for path, reader in readers.values() if reader is None]
-        if unknown:
-            raise DatasetError(f"{folder}: {', '.join(unknown)} holds no known format, the other splits do")
-        _warn_unused(folder, {path.name for path, _ in readers.values()})
-        splits, bad = {}, []
-        for split, (path, reader) in readers.items():
-            try:
-                splits[split] = reader(path, phrase=phrase)
-            except DatasetError as error:  # the bad rows of all splits together
-                bad.append(error)
-        if len(bad) == 1:
-            raise bad[0]
-        if bad:
-            together = DatasetError("\n".join(map(str, bad)))
-            together.problems = [problem for error in bad for problem in error.problems]
-            raise together from bad[0]
-        return _with_unique_ids(DatasetDict(splits))
+    def read(form: Format, place: Path) -> Mapping[str, Dataset]:
+        if form.read is None:
+            reading = Reading(phrase=phrase)
+            return {split: rows_of(source, reading) for split, source in form.find(place, reading).items()}
+        rows = form.read(place, phrase)
+        return rows if isinstance(rows, DatasetDict) else {"train": rows}
 
-    raise DatasetError(
-        f"{folder} holds no dataset in a known format. Looked for, in it and in its train/, val/ (or valid/, "
-        "validation/) and test/: annotations.json with images/ (Sa2VA polygons); image/ with mask/, or images/ with "
-        "masks/, or either image folder with a metadata.jsonl in it; imagesTr/ with labelsTr/ and dataset.json "
-        "(nnU-Net); an export of COCO, YOLO (data.yaml), CVAT, LabelMe or Label Studio; Parquet files or "
-        "metadata.jsonl (what datasets.load_dataset opens); dataset_dict.json or state.json "
-        "(what save_to_disk writes). "
-        f"Found: {', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'nothing'}."
-    )
+    places = formats_in(folder)
+    splits = DatasetDict(_by_split(places, read))
+    # (What two splits of a prepared data set share is a leak.)
+    return splits if "prepared" in (name for _, name in places.values()) else _with_unique_ids(splits)
 
 
 def find_sources(folder: Path, reading: Reading, form: str = "auto") -> dict[str, Source]:
@@ -152,68 +188,25 @@ def find_sources(folder: Path, reading: Reading, form: str = "auto") -> dict[str
     What a folder holds that is to be made into a data set, before any row is made.
 
     Args:
-        folder (`Path`): in any format that a reader knows, with or without a sub-folder for each split.
+        folder (`Path`): in any of [`FORMATS`], with or without a sub-folder for each split.
         reading ([`~data.readers.entries.Reading`]): how.
-        form (`str`, *optional*, defaults to `"auto"`): name of the format, see [`formats`].
+        form (`str`, *optional*, defaults to `"auto"`): name of the format.
 
     Returns:
         `dict[str, Source]`: by split; `train` alone where there are none.
 
     Raises:
         `FileNotFoundError`: there is no such folder.
-        `DatasetError`: no known format, several, bad rows, or it is prepared already.
+        `DatasetError`: no known format, several, or bad rows.
         `ValueError`: there is no format of this name.
     """
     if not folder.exists():
         raise FileNotFoundError(f"There is no folder {folder}.")
     if not folder.is_dir():
         raise DatasetError(f"{folder} is a file; give the folder that holds the data")
-    known = formats()
-    if form != "auto" and form not in known:
-        raise ValueError(f"format must be auto or one of {', '.join(known)}, got {form!r}.")
-    wanted = known if form == "auto" else {form: known[form]}
-    places = {"": folder} | split_folders(folder)
-    found: dict[str, Source] = {}
-    for split, place in places.items():
-        fitting = [name for name, (has_layout, _) in wanted.items() if has_layout(place)]
-        # (Of readers the first is meant: metadata beside images say more than a folder of masks does.)
-        readers = [name for name in fitting if name in {read.__name__.removeprefix("read_") for _, read in READERS}]
-        fitting = [name for name in fitting if name not in readers[1:]]
-        if len(fitting) > 1 and form == "auto":
-            raise DatasetError(f"{place} may be {' or '.join(fitting)}: say which with --format")
-        if fitting:
-            sources = wanted[fitting[0]][1](place, reading)
-            if not split:
-                _warn_unused(folder, set())
-                return sources
-            if len(sources) > 1:
-                raise DatasetError(
-                    f"{place} has splits of its own ({', '.join(sources)}), and is one: keep one of both"
-                )
-            found[split] = next(iter(sources.values()))
-    if found:
-        if unknown := [path.name for split, path in places.items() if split and split not in found]:
-            raise DatasetError(f"{folder}: {', '.join(unknown)} holds no known format, the other splits do")
-        return found
-    if _is_prepared(folder) or (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        raise DatasetError(f"{folder} is a prepared data set already: give it to the other tasks as it is")
-    raise DatasetError(
-        f"{folder} holds no data in {'a known format' if form == 'auto' else f'the format {form}'}. Known are "
-        f"{', '.join(known)}. Found: {', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'nothing'}."
-    )
-
-
-def formats() -> dict[str, tuple[Callable[[Path], bool], Callable[[Path, Reading], dict[str, Source]]]]:
-    """Names of formats, with what tells whether a folder has them and what reads it."""
-    named = {find.__name__.removeprefix("find_"): (has_layout, find) for has_layout, find in SOURCES}
-    for has_layout, read in READERS:
-        find = FINDERS.get(read) or partial(_rows_as_source, read)
-        named[read.__name__.removeprefix("read_")] = has_layout, find
-    return named
-
-
-def _rows_as_source(read: Callable[..., Dataset], folder: Path, reading: Reading) -> dict[str, Source]:
-    return {"train": source_of(read(folder, phrase=reading.phrase), folder)}
+    if form == "auto" and (folder / SELECTION).is_file():
+        raise DatasetError(f"{folder} chooses rows of {read_selection(folder)[0]}: prepare that")
+    return _by_split(formats_in(folder, form), lambda own, place: own.find(place, reading))
 
 
 def _with_unique_ids(splits: DatasetDict) -> DatasetDict:

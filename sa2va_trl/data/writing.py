@@ -65,9 +65,9 @@ def named(items: Sequence[Item], key: bytes | None) -> list[dict[str, Any]]:
     """
     if key is None:
         return [{"sample_id": name, **item.entry.facts} for name, item in zip(_plain_ids(items), items, strict=True)]
-    give, found, taken = Pseudonyms(key), [], set()
+    keyed, found, taken = Pseudonyms(key), [], set()
     for item in items:
-        facts = dict(item.entry.facts)
+        facts, give = dict(item.entry.facts), _kept if item.entry.is_pseudonymous else keyed
         for kind in ("patient", "video"):
             if facts.get(f"{kind}_id"):
                 facts[f"{kind}_id"] = give(kind, str(facts[f"{kind}_id"]))
@@ -80,6 +80,11 @@ def named(items: Sequence[Item], key: bytes | None) -> list[dict[str, Any]]:
         taken.add(sample_id)
         found.append({"sample_id": sample_id, **facts})
     return found
+
+
+def _kept(kind: str, name: str) -> str:
+    """A name that is a pseudonym already. It stays, so that it is one and the same in all data sets of one key."""
+    return PurePosixPath(name).stem if kind == "image" else name
 
 
 def _plain_ids(items: Sequence[Item]) -> list[str]:

@@ -16,7 +16,8 @@ from datasets import DatasetDict
 
 from sa2va_trl.data.checks import check_dataset
 from sa2va_trl.data.columns import FEATURES
-from sa2va_trl.data.loading import load_dataset_dict
+from sa2va_trl.data.loading import find_sources, load_dataset_dict
+from sa2va_trl.data.readers.entries import Reading
 from sa2va_trl.data.readers.mask_folder import read_mask_folder
 from sa2va_trl.data.readers.sa2va_json import read_sa2va_json
 from sa2va_trl.data.splits import check_no_leakage
@@ -151,6 +152,35 @@ class TestLoadDatasetDict:
         (tmp_path / "test").mkdir()
         with pytest.raises(DatasetError, match="test holds no known format"):
             load_dataset_dict(tmp_path)
+
+    @pytest.mark.parametrize("read", [load_dataset_dict, lambda folder: find_sources(folder, Reading())])
+    def test_a_folder_that_fits_two_formats_is_refused_in_one_way(self, tmp_path, read):
+        write_json(tmp_path, {"images": [], "annotations": [], "categories": []}, images=["a.png"])
+        file = tmp_path / "annotations.json"
+        file.write_text(json.dumps(json.loads(file.read_text())[0]))
+        write_pairs(tmp_path, "a", names=("images", "masks"))
+        with pytest.raises(DatasetError, match=r"may be coco or mask_folder: say which with --format") as caught:
+            read(tmp_path)
+        assert str(tmp_path) in str(caught.value)
+        assert len(find_sources(tmp_path, Reading(), "mask_folder")["train"].entries) == 1
+
+    @pytest.mark.parametrize("read", [load_dataset_dict, lambda folder: find_sources(folder, Reading())])
+    def test_splits_of_several_formats_are_read_each_by_its_own(self, tmp_path, prepared, read):
+        for number in (1, 2):
+            shape = {"label": "vessel", "points": [[1, 1], [5, 1], [5, 5]], "shape_type": "polygon"}
+            own = {"shapes": [shape], "imagePath": f"{number}.png", "imageWidth": 12, "imageHeight": 8, "version": "5"}
+            write_image(tmp_path / "train" / f"{number}.png", 12, 8)
+            (tmp_path / "train" / f"{number}.json").write_text(json.dumps(own))
+        (tmp_path / "val").mkdir()
+        prepared["validation"].to_parquet(tmp_path / "val" / "rows.parquet")
+        write_pairs(tmp_path / "test", "a", "b", "d")
+        found = read(tmp_path)
+        sizes = {split: len(getattr(own, "entries", own)) for split, own in found.items()}
+        assert sizes == {"train": 2, "validation": 1, "test": 3}
+        (tmp_path / "test").rename(tmp_path / "gone")
+        (tmp_path / "test").mkdir()
+        with pytest.raises(DatasetError, match="test holds no known format, the other splits do"):
+            read(tmp_path)
 
     def test_two_names_for_one_split(self, tmp_path):
         for name in ("val", "validation"):

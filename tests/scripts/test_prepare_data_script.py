@@ -15,7 +15,7 @@ import pytest
 from annotated_folders import SQUARE
 from PIL import ImageCms
 from PIL.PngImagePlugin import PngInfo
-from prepared import contents, shown, write_runs
+from prepared import contents, pixels, shown, write_runs
 from tasks import run_task
 
 from sa2va_trl import cli
@@ -350,3 +350,20 @@ def test_a_split_of_no_known_format_is_said(tmp_path):
     write_runs(tmp_path / "source" / "test", names=("Imgs", "mask"))
     with pytest.raises(DatasetError, match="test holds no known format, the other splits do"):
         prepare(tmp_path)
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "imagefolder"])
+def test_what_was_prepared_is_split_anew_under_the_same_names(tmp_path, output_format):
+    write_runs(tmp_path / "source", patients=4)
+    line = ["--patient_pattern", r"(P\d+)_", "--output_format", output_format]
+    first = prepare(tmp_path, *line)
+    again = prepare(tmp_path, "--splits", '{"train": 3, "test": 1}', source="out", output="again")
+    before, after = load_dataset_dict(first)["train"], load_dataset_dict(again)
+    assert {split: len(rows) for split, rows in after.items()} == {"test": 4, "train": 12}
+    assert report(again)["split_by"] == "patient_id"
+    names = {row["sample_id"]: (row["patient_id"], pixels(row)) for row in before}
+    assert {row["sample_id"]: (row["patient_id"], pixels(row)) for rows in after.values() for row in rows} == names
+    # Names that were kept are made pseudonyms now: those that the source itself has.
+    plain = prepare(tmp_path, *line, "--names", "keep", output="plain")
+    own = load_dataset_dict(prepare(tmp_path, source=plain.name, output="hidden"))["train"]
+    assert set(own["patient_id"]) == set(before["patient_id"])

@@ -68,6 +68,8 @@ class Entry(NamedTuple):
         embedded (`Callable`, *optional*):
             Reads the picture, as the bytes of an image file, where it is no file but stands in the annotations
             (`image` is those then). A function or a `functools.partial`, as `draw` of [`AnnotatedObject`].
+        is_pseudonymous (`bool`, *optional*, defaults to `False`):
+            Whether its names are pseudonyms already, made with a key.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Entry(NamedTuple):
     size: tuple[int, int] | None = None
     facts: Mapping[str, Any] = _NOTHING
     embedded: Callable[[], bytes] | None = None
+    is_pseudonymous: bool = False
 
 
 class Source(NamedTuple):
@@ -217,7 +220,7 @@ def source_of(rows: Dataset, place: Path) -> Source:
         [`Source`]: objects are of the class that their phrase names, each of them apart.
 
     Raises:
-        `DatasetError`: rows of clips, conversations or images that are no files.
+        `DatasetError`: rows of clips or conversations.
     """
     if not {"image", "masks", "phrases"} <= set(rows.column_names):
         raise DatasetError(
@@ -235,10 +238,6 @@ def source_of(rows: Dataset, place: Path) -> Source:
             )
             problems.append(BadRow(number, row["sample_id"], file, reason))
             continue
-        if file is None:
-            raise DatasetError(
-                f"{place}: row {row['sample_id']!r} holds its image and no file: it is prepared already."
-            )
         objects = []
         for phrase, mask in zip(phrases, masks, strict=True):
             objects.append(AnnotatedObject(phrase, partial(_stored, mask=mask)))
@@ -384,7 +383,11 @@ def refuse(place: Path, problems: Sequence[BadRow], total: int) -> None:
         `DatasetError`: there are problems; with all of them.
     """
     if problems:
-        raise DatasetError(f"{place}: {len(problems)} of {total} images or annotations cannot be used:", problems)
+        asked = any("mask_threshold" in problem.reason for problem in problems)
+        options = " (mask_threshold and classes are options of sa2va-trl prepare_data)" if asked else ""
+        raise DatasetError(
+            f"{place}: {len(problems)} of {total} images or annotations cannot be used{options}:", problems
+        )
 
 
 def rows_of(source: Source, reading: Reading) -> Dataset:

@@ -370,13 +370,4 @@ def read_mask_folder(
     if metadata_files(folder):
         return read_image_metadata(folder, phrase)
     reading = reading or Reading(phrase=phrase, max_pixels=max_pixels)
-    source = find_mask_folder(folder, reading)["train"]
-    if source.problems:
-        total = len(source.entries) + len(source.problems)
-        asked = any("mask_threshold" in problem.reason for problem in source.problems)
-        options = " (mask_threshold and classes are options of sa2va-trl prepare_data)" if asked else ""
-        raise DatasetError(
-            f"{folder}: {len(source.problems)} of {total} pairs of image and mask cannot be used{options}:",
-            source.problems,
-        )
-    return rows_of(source, reading)
+    return rows_of(find_mask_folder(folder, reading)["train"], reading)

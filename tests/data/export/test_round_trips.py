@@ -12,7 +12,7 @@ from PIL import Image
 
 from sa2va_trl.data.export.annotated import Annotated, Found
 from sa2va_trl.data.export.folder import WRITERS, keep_image
-from sa2va_trl.data.loading import SOURCES, load_dataset_dict
+from sa2va_trl.data.loading import FORMATS, load_dataset_dict
 from sa2va_trl.data.readers.entries import Reading, objects_of
 from sa2va_trl.media.clips import Picture
 
@@ -53,9 +53,8 @@ def accept(folder):
 def entries(folder, format):
     if format == "label_studio":
         accept(folder)
-    (find,) = [find for fits, find in SOURCES if fits(folder)]
-    assert find.__name__ == f"find_{format}"
-    source = find(folder, Reading())["train"]
+    assert [name for name, own in FORMATS.items() if own.fits(folder)] == [format]
+    source = FORMATS[format].find(folder, Reading())["train"]
     assert not source.problems
     return source
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from annotation_formats import read, same
 
-from sa2va_trl.data.loading import SOURCES
+from sa2va_trl.data.loading import FORMATS
 from sa2va_trl.data.readers.annotation_files import image_file, load_json, split_of, stated_size
 from sa2va_trl.errors import DatasetError
 
@@ -20,9 +20,8 @@ def test_small_odd_files(name):
     formats = Path(SHARED) / "data" / "formats"
     truth = json.loads((formats / "truth.json").read_text())
     masks = {key: np.array([[*row] for row in truth[key]]) == "#" for key in ("mask", "second")}
-    fitting = [find for has_layout, find in SOURCES if has_layout(formats / name)]
-    assert [find.__name__ for find in fitting] == [f"find_{name}"]
-    rows = read(fitting[0], formats / name)["train"]
+    assert [own for own, form in FORMATS.items() if form.fits(formats / name)] == [name]
+    rows = read(FORMATS[name].find, formats / name)["train"]
     expected = truth["files"][name]
     assert len(rows) == expected["rows"]
     phrases = {"mask": "vessel", "second": "catheter"}

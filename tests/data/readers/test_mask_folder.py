@@ -79,7 +79,7 @@ class TestMaskFolder:
         for file, reason in expected.items():
             assert reason in found[file]
             assert file in str(caught.value)
-        assert "7 of 8 pairs" in str(caught.value)
+        assert "7 of 8 images or annotations" in str(caught.value)
 
     def test_large_image_is_refused_from_its_header(self, tmp_path):
         write_pairs(tmp_path, "a")
@@ -145,7 +145,7 @@ class TestMaskFolder:
         write_pairs(tmp_path, "a")
         write_image(tmp_path / "image" / "x.png").rename(tmp_path / "image" / image)
         write_mask(tmp_path / "mask" / "x.png").rename(tmp_path / "mask" / mask)
-        with pytest.raises(DatasetError, match="1 of 2 pairs") as caught:
+        with pytest.raises(DatasetError, match="1 of 2 images or annotations") as caught:
             read_mask_folder(tmp_path)
         for kind, name in (("image", image), ("mask", mask)):
             assert (f"{kind}/{name} is of a kind that is not read" in str(caught.value)) == (not name.endswith("png"))
@@ -315,7 +315,7 @@ class TestObjects:
         soft = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
         PIL.Image.fromarray(soft).save(folder / "mask" / "a.png")
         with pytest.raises(
-            DatasetError, match="1 of 3 pairs.*\n.*Grey edges of one object, or an id .*mask_threshold"
+            DatasetError, match="1 of 3 images or annotations.*\n.*Grey edges of one object, or an id .*mask_threshold"
         ):
             read_mask_folder(folder)
         (folder / "mask" / "a.png").unlink()

@@ -1,0 +1,157 @@
+"""A data set that is prepared already: Parquet or images with metadata, or what `save_to_disk` writes."""
+
+import hashlib
+import json
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from ...errors import BadRow, DatasetError
+from ..masks import decode_mask
+from ..stored import iter_undecoded
+from .entries import FACTS, AnnotatedObject, Entry, Reading, Source
+from .folders import SPLITS, walk
+
+
+#: What prepare_data says of a data set that it has written.
+REPORT = "dataset_report.json"
+
+
+def is_prepared(folder: Path) -> bool:
+    """
+    Whether `datasets` opens a folder as it is: Parquet files, or images with a metadata file, in it, in `data/`, or in
+    every folder that is named after a split; or what `save_to_disk` has written.
+    """
+    splits = [folder / name for name in SPLITS if (folder / name).is_dir()]
+    return (
+        _is_saved(folder)
+        or _holds_rows(folder)
+        or _holds_rows(folder / "data")
+        or any(splits)
+        and all(map(_holds_rows, splits))
+    )
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _holds_rows(place: Path) -> bool:
+    return place.is_dir() and (
+        next(place.glob("*.parquet"), None) is not None
+        or any((place / f"metadata.{suffix}").is_file() for suffix in ("jsonl", "csv"))
+    )
+
+
+def _cache_of(folder: Path) -> Path:
+    """
+    Where `datasets` keeps what it reads from a folder. By its own choice, folders of one name share one place if their
+    cards list their files, and the first that was read is what comes back for all of them.
+    """
+    found = hashlib.sha256(str(folder.resolve()).encode())
+    for file in filter(Path.is_file, walk(folder)[0]):
+        state = file.stat()
+        found.update(f"{file.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return Path(datasets.config.HF_DATASETS_CACHE) / f"sa2va_trl-{found.hexdigest()[:16]}"
+
+
+def read_prepared(folder: Path) -> DatasetDict:
+    """
+    All splits of a folder that [`is_prepared`], with the columns and names that they have.
+
+    Raises:
+        `DatasetError`: `datasets` cannot read it; with the reason.
+    """
+    if _is_saved(folder):
+        loaded = datasets.load_from_disk(str(folder))
+        return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
+    try:
+        return datasets.load_dataset(str(folder), cache_dir=str(_cache_of(folder)))
+    except Exception as error:  # datasets wraps anything in DatasetGenerationError, whose text says nothing
+        raise DatasetError(f"{folder}: datasets.load_dataset failed: {error.__cause__ or error}") from error
+
+
+def find_prepared(folder: Path, reading: Reading) -> dict[str, Source]:
+    """
+    A prepared data set as what another one is to be made of, such as one that is split anew.
+
+    Args:
+        folder (`Path`): as of [`is_prepared`].
+        reading ([`Reading`]): how; objects are of the class that their phrase names, and apart.
+
+    Returns:
+        `dict[str, Source]`: by split. Pictures and masks are read row by row, when they are needed. Names that
+        prepare_data has made with a key are noted as such: they are nobody's, and stay.
+
+    Raises:
+        `DatasetError`: it cannot be read, or its rows are clips or conversations.
+    """
+    given = _names(folder) == "pseudonyms"
+    splits = read_prepared(folder)
+    named = {SPLITS.get(split, split): rows for split, rows in splits.items()}
+    if len(named) < len(splits):
+        raise DatasetError(f"{folder}: two of its splits ({', '.join(splits)}) have one name here: keep one")
+    return {split: _source(folder, split, rows, given) for split, rows in named.items()}
+
+
+def _names(folder: Path) -> str | None:
+    """What prepare_data says of the names in a data set."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report.get("names") if isinstance(report, dict) else None
+
+
+def _source(folder: Path, split: str, rows: Dataset, is_pseudonymous: bool) -> Source:
+    columns = set(rows.column_names)
+    if "image" not in columns or not columns & {"mask", "masks"}:
+        raise DatasetError(
+            f"{folder}, {split}: rows have {', '.join(rows.column_names)}; what is prepared again has an image and "
+            "masks. Train on the folder as it is."
+        )
+    entries: list[Entry] = []
+    labels: dict[str, None] = {}
+    problems = []
+    column = "masks" if "masks" in columns else "mask"
+    for file in (Path(own["filename"]) for own in rows.cache_files):  # from which other processes read single rows
+        for place, row in enumerate(row for batch in iter_undecoded(_opened(file)) for row in batch):
+            number = len(entries) + len(problems)
+            masks = row["masks"] or [] if column == "masks" else [row["mask"]]
+            phrases = row["phrases"] or [] if "phrases" in row else [row.get("phrase")] * len(masks)
+            name, picture = row.get("sample_id") or f"{number:06d}", row["image"]
+            if picture is None or None in masks or not len(masks) == len(phrases) > 0:
+                reason = f"has {len(masks)} masks and {len(phrases)} phrases: a row has an image, and a phrase a mask"
+                problems.append(BadRow(number, name, None, reason))
+                continue
+            objects = tuple(
+                AnnotatedObject(phrase, partial(_mask, file, place, column, own)) for own, phrase in enumerate(phrases)
+            )
+            labels.update(dict.fromkeys(phrase for phrase in phrases if phrase is not None))
+            is_file = picture["bytes"] is None
+            image, embedded = (Path(picture["path"]), None) if is_file else (file, partial(_picture, file, place))
+            facts = {fact: row[fact] for fact in FACTS if row.get(fact) is not None}
+            entries.append(Entry(f"{name}.png", image, objects, None, None, facts, embedded, is_pseudonymous))
+    return Source(folder, entries, tuple(labels), problems, joins=False)
+
+
+@lru_cache(maxsize=64)
+def _opened(file: Path) -> Dataset:
+    return Dataset.from_file(str(file))
+
+
+def _cell(file: Path, row: int, column: str) -> Any:
+    return _opened(file).data.column(column)[row].as_py()
+
+
+def _picture(file: Path, row: int) -> bytes:
+    return _cell(file, row, "image")["bytes"]
+
+
+def _mask(file: Path, row: int, column: str, number: int, size: tuple[int, int]) -> np.ndarray:
+    found = _cell(file, row, column)
+    return np.asarray(decode_mask(found[number] if column == "masks" else found, size)) > 0
