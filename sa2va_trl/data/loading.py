@@ -19,6 +19,7 @@ from .prompts import normalize_phrase
 from .readers.clips import find_clips, is_clips
 from .readers.coco import find_coco, is_coco
 from .readers.cvat import find_cvat, is_cvat
+from .readers.dicom_seg import find_dicom_seg, is_dicom_seg
 from .readers.entries import Reading, Source, rows_of, source_of
 from .readers.folders import SPLITS, listed_below, split_folders, walk
 from .readers.image_metadata import is_image_metadata, read_image_metadata
@@ -41,6 +42,7 @@ SOURCES: tuple[tuple[Callable[[Path], bool], Callable[[Path, Reading], dict[str,
     (is_cvat, find_cvat),
     (is_labelme, find_labelme),
     (is_label_studio, find_label_studio),
+    (is_dicom_seg, find_dicom_seg),
     (is_clips, find_clips),
     (is_nnunet, find_nnunet),
 )
@@ -140,9 +142,9 @@ def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
         f"{folder} holds no dataset in a known format. Looked for, in it and in its train/, val/ (or valid/, "
         "validation/) and test/: annotations.json with images/ (Sa2VA polygons); image/ with mask/, or images/ with "
         "masks/, or either image folder with a metadata.jsonl in it; imagesTr/ with labelsTr/ and dataset.json "
-        "(nnU-Net); an export of COCO, YOLO (data.yaml), CVAT, LabelMe or Label Studio; Parquet files or "
-        "metadata.jsonl (what datasets.load_dataset opens); dataset_dict.json or state.json "
-        "(what save_to_disk writes). "
+        "(nnU-Net); an export of COCO, YOLO (data.yaml), CVAT, LabelMe or Label Studio; DICOM segmentations beside "
+        "their pictures; Parquet files or metadata.jsonl (what datasets.load_dataset opens); dataset_dict.json or "
+        "state.json (what save_to_disk writes). "
         f"Found: {', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'nothing'}."
     )
 
