@@ -21,13 +21,13 @@ def write_run(path, frames=5, seed=0, **elements):
 
 def write_series(folder, names, seed=100, is_placed=False, **elements):
     """A series of files of single frames: of angiography, or slices of CT, which have a place in space."""
-    own = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": generate_uid(), **elements}
+    own = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": generate_uid()}
     if is_placed:
         own |= {"kind": CT, "FrameOfReferenceUID": generate_uid(), "PositionReferenceIndicator": ""}
         own |= {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1], "SliceThickness": 2}
     paths = []
     for number, name in enumerate(names):
         place = {"ImagePositionPatient": [0, 0, 2 * number]} if is_placed else {}
-        facts = {"bits": 8, "InstanceNumber": number + 1, **own, **place}
+        facts = {"bits": 8, "InstanceNumber": number + 1, **own, **place, **elements}
         paths.append(write_dicom(folder / name, greys(seed=seed + number), **facts))
     return paths
