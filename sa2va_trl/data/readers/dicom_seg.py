@@ -148,7 +148,7 @@ def _files(
             problems.append(_bad(path, error))
     if passed:
         logger.warning("%s: passed over: %s.", folder, listed(passed))
-    if unnamed:
+    if unnamed and not problems:
         logger.warning("%s: left out, no segmentation speaks of: %s.", folder, listed_below(unnamed, folder))
     return found
 
