@@ -18,6 +18,7 @@ from .prompts import normalize_phrase
 from .readers.clips import find_clips, is_clips
 from .readers.coco import find_coco, is_coco
 from .readers.cvat import find_cvat, is_cvat
+from .readers.dicom_seg import find_dicom_seg, is_dicom_seg
 from .readers.entries import Reading, Source, rows_of, source_of
 from .readers.folders import SPLITS, listed_below, split_folders
 from .readers.image_metadata import is_image_metadata, read_image_metadata
@@ -63,6 +64,7 @@ FORMATS: dict[str, Format] = {
     "cvat": Format(is_cvat, find_cvat),
     "labelme": Format(is_labelme, find_labelme),
     "label_studio": Format(is_label_studio, find_label_studio),
+    "dicom_seg": Format(is_dicom_seg, find_dicom_seg),
     "clips": Format(is_clips, find_clips),
     "nnunet": Format(is_nnunet, find_nnunet),
     "image_metadata": Format(is_image_metadata, partial(_rows_as_source, read_image_metadata), read_image_metadata),
@@ -133,8 +135,9 @@ def formats_in(folder: Path, form: str = "auto") -> dict[str, tuple[Path, str]]:
             "for, in it and in its train/, val/ (or valid/, validation/) and test/: annotations.json with images/ "
             "(Sa2VA polygons); image/ with mask/, or images/ with masks/, or either image folder with a "
             "metadata.jsonl in it; imagesTr/ with labelsTr/ and dataset.json (nnU-Net); an export of COCO, YOLO "
-            "(data.yaml), CVAT, LabelMe or Label Studio; clips and DICOM files; Parquet files or metadata.jsonl "
-            "(what datasets.load_dataset opens); dataset_dict.json or state.json (what save_to_disk writes). "
+            "(data.yaml), CVAT, LabelMe or Label Studio; DICOM segmentations beside their pictures; clips and DICOM "
+            "files; Parquet files or metadata.jsonl (what datasets.load_dataset opens); dataset_dict.json or "
+            "state.json (what save_to_disk writes). "
             f"Found: {', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'nothing'}."
         )
     if fitting.get("") != ["prepared"]:  # whose folders are its own

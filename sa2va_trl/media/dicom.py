@@ -27,7 +27,8 @@ _PREAMBLE = 132
 _UNDEFINED = 0xFFFFFFFF
 _MAX_INFLATED = 1 << 31
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+#: SOP classes of segmentations: BINARY or FRACTIONAL, and LABELMAP.
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _DOSES = "1.2.840.10008.5.1.4.1.1.481.2"
 _DIRECTORY = "1.2.840.10008.1.3.10"
 # Pillow comes with this package, so that lossy pictures are the same everywhere.
@@ -51,8 +52,16 @@ def _need_pydicom() -> None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Without pydicom's warnings; what it raises becomes the one error of data. (Not around a `yield` of frames.)"""
+def reading(path: Path) -> Iterator[None]:
+    """
+    Without pydicom's warnings; what it raises becomes the one error of data. (Not around a `yield` of frames.)
+
+    Args:
+        path (`Path`): of the file that is read.
+
+    Raises:
+        `DatasetError`: with the file.
+    """
     told, passed_on = logging.getLogger("pydicom"), logging.getLogger("pydicom").propagate
     try:
         with warnings.catch_warnings():
@@ -140,7 +149,7 @@ def read_header(path: str | os.PathLike) -> "Dataset":
     """
     _need_pydicom()
     path = Path(path)
-    with _reading(path), path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         return _read(path, file)[0]
 
 
@@ -160,7 +169,7 @@ def no_picture(path: str | os.PathLike) -> str | None:
     """
     _need_pydicom()
     path = Path(path)
-    with _reading(path), path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         dataset, pixels = _read(path, file)
         return _no_picture(dataset, pixels) or _captured(dataset)
 
@@ -173,7 +182,7 @@ def _no_picture(dataset: "Dataset", pixels: _Pixels | None) -> str | None:
     kind = class_of(dataset)
     if kind == _DIRECTORY:
         return "is a directory of other files (DICOMDIR)"
-    if kind.startswith(_SEGMENTATION):
+    if kind in SEGMENTATIONS:
         return "is a segmentation, not a picture"
     if kind == _DOSES:
         return "is a grid of doses, not a picture"
@@ -184,12 +193,26 @@ def _no_picture(dataset: "Dataset", pixels: _Pixels | None) -> str | None:
     return None
 
 
-def _checked(path: Path, file: BinaryIO, max_pixels: int) -> tuple["Dataset", _Pixels, int]:
-    """Elements, place of the pixels and number of frames, after all that a header may get wrong."""
+def checked(path: Path, file: BinaryIO, max_pixels: int, is_picture: bool = True) -> tuple["Dataset", _Pixels, int]:
+    """
+    A header, after all that it may get wrong.
+
+    Args:
+        path (`Path`): of the file.
+        file (`BinaryIO`): it, opened.
+        max_pixels (`int`): the largest width x height accepted.
+        is_picture (`bool`, *optional*, defaults to `True`): refuse what no viewer shows (segmentations, doses).
+
+    Returns:
+        The elements before the pixels, where those are, and the number of frames.
+
+    Raises:
+        `DatasetError`: with the file.
+    """
     from pydicom.pixels.utils import get_expected_length, get_nr_frames
 
     dataset, pixels = _read(path, file)
-    if fault := _no_picture(dataset, pixels):
+    if fault := _no_picture(dataset, pixels) if is_picture or pixels is None or not pixels.length else None:
         raise DatasetError(f"{path} cannot be read: {fault}")
     missing = [
         name
@@ -245,8 +268,8 @@ def count_dicom(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> int:
     """
     _need_pydicom()
     path = Path(path)
-    with _reading(path), path.open("rb") as file:
-        return _checked(path, file, max_pixels)[2]
+    with reading(path), path.open("rb") as file:
+        return checked(path, file, max_pixels)[2]
 
 
 def dicom_frames(path: str | os.PathLike, start: int = 0, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
@@ -274,19 +297,31 @@ def dicom_frames(path: str | os.PathLike, start: int = 0, max_pixels: int = MAX_
     _need_pydicom()
     path = Path(path)
     with path.open("rb") as file:
-        with _reading(path):
-            dataset, pixels, frames = _checked(path, file, max_pixels)
-            decode = _decoder(path, file, dataset, pixels, frames, start)
+        with reading(path):
+            dataset, pixels, frames = checked(path, file, max_pixels)
+            decode = frame_decoder(path, file, dataset, pixels, frames, start)
         for index in range(start, frames):
-            with _reading(path):
+            with reading(path):
                 picture = shown_picture(path, dataset, index, decode(index))
             yield picture
 
 
-def _decoder(
+def frame_decoder(
     path: Path, file: BinaryIO, dataset: "Dataset", pixels: _Pixels, frames: int, start: int
 ) -> Callable[[int], np.ndarray]:
-    """What gives the values of each frame from `start` on, called in their order."""
+    """
+    What gives the values of each frame from `start` on, called in their order.
+
+    Args:
+        path, file: as in [`checked`], which `dataset`, `pixels` and `frames` are of.
+        start (`int`): the first frame.
+
+    Returns:
+        `Callable`: of the frame's number, from 0; an array of shape `(height, width)` or `(height, width, 3)`.
+
+    Raises:
+        `DatasetError`: nothing decodes the file.
+    """
     from pydicom.encaps import encapsulate, generate_frames
     from pydicom.pixels import get_decoder
     from pydicom.pixels.utils import as_pixel_options
@@ -394,7 +429,7 @@ def dicom_facts(path: str | os.PathLike) -> dict[str, Any]:
         `DatasetError`, `ImportError`: as [`read_header`].
     """
     dataset = read_header(path)
-    with _reading(Path(path)):
+    with reading(Path(path)):
         facts = {
             "patient_id": _patient(dataset),
             "video_id": _video_id(dataset),

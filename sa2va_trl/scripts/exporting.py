@@ -12,11 +12,16 @@ from PIL import Image
 from torch import nn
 
 from ..data.export.annotated import Annotated, Found
+from ..data.export.dicom_seg import check_dicom
 from ..data.export.folder import WRITERS, keep_image
 from ..data.layout import normalize_row
+from ..data.loading import find_sources
+from ..data.readers.entries import Reading
+from ..data.readers.folders import sample_ids
+from ..errors import DatasetError
 from ..evaluation import predict_probabilities
 from ..files import file_name
-from ..media.clips import Picture, frame_name
+from ..media.clips import Picture, folder_images, frame_name
 from ..media.suffixes import is_byproduct
 from ..models import Sa2VAProcessor
 from ..questions import QUESTIONS, asked
@@ -88,6 +93,53 @@ def _checksum(path: Path) -> str | None:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def check_input(format: str | None, path: str) -> None:
+    """
+    Args:
+        format (`str` or `None`): of the export; `None` of none.
+        path (`str`): what is predicted of: a file, a folder of images, or what is generated.
+
+    Raises:
+        `DatasetError`: DICOM segmentations are to be made of what is no DICOM.
+    """
+    if format == "dicom_seg":
+        check_dicom(folder_images(Path(path))[0] if Path(path).is_dir() else [Path(path)])
+
+
+def dicom_sources(name: str, split: str, rows: Dataset) -> dict[str, tuple[Path, int | None]]:
+    """
+    The DICOM files that rows are read from, for DICOM segmentations.
+
+    Args:
+        name (`str`): of the data set.
+        split (`str`): of its splits.
+        rows (`datasets.Dataset`): of that.
+
+    Returns:
+        `dict`: by `sample_id`, the file, and the number of the frame in one of several.
+
+    Raises:
+        `DatasetError`: they are read from anything else; rows that are prepared do not know their files.
+    """
+    try:
+        source = find_sources(Path(name).expanduser(), Reading())[split]
+    except (FileNotFoundError, DatasetError, KeyError) as error:
+        raise DatasetError(
+            f"export=dicom_seg is for rows of a folder with DICOM files and their masks; {name!r} is none, and "
+            f"prepared data do not hold such files ({error})"
+        ) from error
+    ids = sample_ids([entry.name for entry in source.entries])
+    known = set(rows["sample_id"])  # with the split in front where another has the same
+    found = {
+        own if own in known else f"{split}_{own}": (entry.image, entry.frame)
+        for own, entry in zip(ids, source.entries, strict=True)
+    }
+    if missing := known - found.keys():
+        raise DatasetError(f"{name}: of the row {min(missing)!r} nobody knows the file, so that it cannot be exported")
+    check_dicom(sorted({file for file, _ in found.values()}))
+    return found
+
+
 def check_classes(classes: Sequence[str] | None, prompts: int) -> None:
     """
     Args:
@@ -121,7 +173,7 @@ def class_of_prompt(prompt: str, question: str) -> str:
 
 
 def predicted_images(
-    folder: Path, predictions: Sequence[dict], images: Mapping[str, tuple[str, tuple[int, int]]], classes: dict
+    folder: Path, predictions: Sequence[dict], images: Mapping[str, Annotated], classes: dict
 ) -> Iterator[Annotated]:
     """
     What `predict` has written, for an export.
@@ -129,7 +181,7 @@ def predicted_images(
     Args:
         folder (`Path`): with `masks/`.
         predictions (`list[dict]`): of its JSON; those of one picture follow each other.
-        images (`dict`): by the name of a picture, its file in the export and (width, height).
+        images (`dict[str, Annotated]`): by the name of a picture, what is exported of it, still without objects.
         classes (`dict[str | None, tuple[str, bool]]`):
             By the prompt (`None` where there is but one), what its objects are called, and whether even where the
             answer calls them something else.
@@ -146,7 +198,7 @@ def predicted_images(
                     drawn = np.asarray(mask) > 0
                 label = own if is_given else " ".join((found["phrase"] or "").split()) or own
                 objects.append(Found(label, drawn, min(max(found["predicted_iou"], 0.0), 1.0)))
-        yield Annotated(*images[name], tuple(objects))
+        yield images[name]._replace(objects=tuple(objects))
 
 
 def drawn_images(
@@ -157,6 +209,7 @@ def drawn_images(
     format: str,
     threshold: float = 0.5,
     batch_size: int = 4,
+    sources: Mapping[str, tuple[Path, int | None]] | None = None,
 ) -> Iterator[Annotated]:
     """
     What a model draws of rows, for an export; their images are put into it under their `sample_id`.
@@ -169,6 +222,7 @@ def drawn_images(
         format (`str`): of [`~data.export.folder.WRITERS`].
         threshold (`float`, *optional*, defaults to 0.5): probability above which a pixel belongs to a mask.
         batch_size (`int`, *optional*, defaults to 4): rows a pass.
+        sources (`dict`, *optional*): from [`dicom_sources`], for DICOM segmentations.
 
     Yields:
         [`~data.export.annotated.Annotated`], one an image or frame.
@@ -181,5 +235,6 @@ def drawn_images(
         for number, image in enumerate(clip):
             shown = frame_name(name, number) if len(clip) > 1 else name
             plain = image if image.mode == "L" else image.convert("RGB")
-            kept = keep_image(folder, format, Picture(shown, Path(), None, plain))
-            yield Annotated(kept, image.size, tuple(map(Found, phrases, masks[:, number])))
+            file, frame = (sources or {}).get(row["sample_id"], (Path(), None))
+            kept = keep_image(folder, format, Picture(shown, file, frame, plain))
+            yield Annotated(kept, image.size, tuple(map(Found, phrases, masks[:, number])), frame)

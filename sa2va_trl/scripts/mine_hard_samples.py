@@ -37,7 +37,7 @@ from ..sampling import MaskSampler
 from ..trainers.base_config import refuse
 from .arguments import DataArguments, ModelArguments, RecipeParser
 from .commands import command, of_data, of_model
-from .exporting import EXPORT, check_format, drawn_images, foreign_files, record
+from .exporting import EXPORT, check_format, dicom_sources, drawn_images, foreign_files, record
 from .exporting import HELP as EXPORTING
 from .loading import Model, get_split, load_data, load_model
 from .screen import finish, say
@@ -137,6 +137,9 @@ def main() -> None:
     check_export(Path(args.output_dir))
     state = PartialState(cpu=not torch.cuda.is_available())
     dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
+    sources = None
+    if args.export == "dicom_seg":
+        sources = dicom_sources(data_args.dataset_name, args.dataset_split, dataset)
     # As training loads it, so that the scores are known to be of the model that is trained on.
     model, processor = load_model(model_args, merge=model_args.quantization is None)
     model = model.to(state.device).eval()
@@ -170,7 +173,7 @@ def main() -> None:
     if args.export and result["review"]:
         rows = dataset.select([positions[entry["sample_id"]] for entry in result["review"]])
         with replaced_together(output, [EXPORT]) as folder:
-            drawn = {"threshold": args.mask_threshold, "batch_size": args.batch_size}
+            drawn = {"threshold": args.mask_threshold, "batch_size": args.batch_size, "sources": sources}
             images = drawn_images(model, processor, rows, folder / EXPORT, args.export, **drawn)
             WRITERS[args.export](folder / EXPORT, images)
         result["export"] = record(output, args.export)

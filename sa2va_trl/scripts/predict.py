@@ -32,6 +32,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.angiography import generate_video
+from ..data.export.annotated import Annotated
 from ..data.export.folder import WRITERS, keep_image
 from ..evaluation import overlay
 from ..evaluation.averaging import Member, check_questions, common_postprocessing, common_threshold, segment_averaged
@@ -44,7 +45,16 @@ from ..media.suffixes import is_byproduct
 from ..models import Sa2VAProcessor, Segmentation
 from ..questions import ask, question_of
 from .arguments import AveragingArguments, ModelArguments, RecipeParser, RouterArguments
-from .exporting import EXPORT, check_classes, check_format, class_of_prompt, foreign_files, predicted_images, record
+from .exporting import (
+    EXPORT,
+    check_classes,
+    check_format,
+    check_input,
+    class_of_prompt,
+    foreign_files,
+    predicted_images,
+    record,
+)
 from .exporting import HELP as EXPORTING
 from .loading import Model, load_members, load_model, load_router
 from .mask_drawing import HELP as POSTPROCESSING
@@ -338,6 +348,7 @@ def main() -> None:
     output = Path(args.output_dir)
     check_output(output)
     with ExitStack() as stack:
+        check_input(args.export, args.input)
         clip, pictures = open_input(args, stack)  # a bad input is reported before a model is loaded
         results = [*SUFFIXES, RESULT, *([EXPORT] if args.export else [])]
         folder = stack.enter_context(replaced_together(output, results))
@@ -367,7 +378,8 @@ def main() -> None:
             if len(args.prompt) > 1:
                 name, asked = f"{name}.prompt{args.prompt.index(prompt)}", {"prompt": prompt}
             if args.export and picture.name not in images:
-                images[picture.name] = (keep_image(folder / EXPORT, args.export, picture), picture.image.size)
+                kept = keep_image(folder / EXPORT, args.export, picture)
+                images[picture.name] = Annotated(kept, picture.image.size, frame=picture.frame)
             predictions.append({**save(folder, picture, name, result, route, taken), **asked})
         content = {"prompt": args.prompt if len(args.prompt) > 1 else args.prompt[0], "predictions": predictions}
         if not args.is_synthetic and Path(args.input).is_dir():

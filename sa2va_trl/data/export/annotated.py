@@ -29,11 +29,13 @@ class Annotated(NamedTuple):
         image (`str`): its file, from the folder of the export, with `/`.
         size (`tuple[int, int]`): (width, height), as displayed.
         objects (`tuple[Found, ...]`): in their order.
+        frame (`int`, *optional*): its number in a file of several, where the export has that file itself (DICOM).
     """
 
     image: str
     size: tuple[int, int]
     objects: tuple[Found, ...] = ()
+    frame: int | None = None
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:

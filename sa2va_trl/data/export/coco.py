@@ -17,7 +17,7 @@ def write_coco(folder: Path, images: Iterable[Annotated]) -> None:
         images (iterable of [`Annotated`]): taken one at a time.
     """
     listed, annotations, labels = [], [], {}
-    for number, (name, (width, height), objects) in enumerate(images, start=1):
+    for number, (name, (width, height), objects, _) in enumerate(images, start=1):
         listed.append({"id": number, "file_name": name.removeprefix("images/"), "width": width, "height": height})
         for label, mask, score in objects:
             category = labels.setdefault(label, len(labels) + 1)

@@ -20,7 +20,7 @@ def write_cvat(folder: Path, images: Iterable[Annotated]) -> None:
     ET.SubElement(root, "version").text = "1.1"
     labels = ET.SubElement(ET.SubElement(ET.SubElement(root, "meta"), "task"), "labels")
     known = set()
-    for number, (name, (width, height), objects) in enumerate(images):
+    for number, (name, (width, height), objects, _) in enumerate(images):
         facts = {"id": number, "name": name.removeprefix("images/"), "width": width, "height": height}
         image = ET.SubElement(root, "image", {key: str(value) for key, value in facts.items()})
         for label, mask, _ in objects:

@@ -1,5 +1,6 @@
 """The folder of an export: its images, and the annotations of the format."""
 
+import filecmp
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from ...media.suffixes import IMAGE_SUFFIXES
 from .annotated import Annotated
 from .coco import write_coco
 from .cvat import write_cvat
+from .dicom_seg import write_dicom_seg
 from .label_studio import write_label_studio
 from .labelme import write_labelme
 from .yolo import write_yolo
@@ -20,6 +22,7 @@ from .yolo import write_yolo
 WRITERS: dict[str, Callable[[Path, Iterable[Annotated]], None]] = {
     "coco": write_coco,
     "cvat": write_cvat,
+    "dicom_seg": write_dicom_seg,
     "label_studio": write_label_studio,
     "labelme": write_labelme,
     "yolo": write_yolo,
@@ -31,8 +34,8 @@ _IMAGES = {"labelme": "", "yolo": "images/train/"}
 def keep_image(folder: Path, format: str, picture: Picture) -> str:
     """
     Put the image of a picture into an export. An image file is copied as it is, under its own name; frames of clips
-    are PNG. (Where two images differ in their suffixes alone, a format that pairs by the rest has the whole name of
-    one and a second suffix.)
+    are PNG; beside DICOM segmentations lies their whole DICOM file. (Where two images differ in their suffixes alone,
+    a format that pairs by the rest has the whole name of one and a second suffix.)
 
     Args:
         folder (`Path`): of the export.
@@ -51,7 +54,14 @@ def keep_image(folder: Path, format: str, picture: Picture) -> str:
         raise DatasetError(f"{str(picture.file)!a}: rename it: its name holds what annotation files cannot.")
     place = _IMAGES.get(format, "images/")
     (folder / place).mkdir(parents=True, exist_ok=True)
-    if picture.frame is None and picture.file.suffix.lower() in IMAGE_SUFFIXES:
+    if format == "dicom_seg":
+        name = picture.file.name
+        while (folder / place / name).exists():  # of a frame before, or of a file in another folder
+            if filecmp.cmp(picture.file, folder / place / name):
+                return place + name
+            name = f"_{name}"
+        shutil.copy2(picture.file, folder / place / name)  # with its times, by which `cmp` knows it
+    elif picture.frame is None and picture.file.suffix.lower() in IMAGE_SUFFIXES:
         name = picture.name + picture.file.suffix if format in _BY_STEM else picture.file.name
         shutil.copyfile(picture.file, folder / place / name)
     else:

@@ -24,7 +24,7 @@ def write_label_studio(folder: Path, images: Iterable[Annotated]) -> None:
     """
     labels: dict[str, None] = {}
     tasks = []
-    for name, (width, height), objects in images:
+    for name, (width, height), objects, _ in images:
         labels.update(dict.fromkeys(label for label, _, _ in objects))
         regions = [
             {

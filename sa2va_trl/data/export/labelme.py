@@ -24,7 +24,7 @@ def write_labelme(folder: Path, images: Iterable[Annotated]) -> None:
         folder (`Path`): of the export; the images lie there.
         images (iterable of [`Annotated`]): taken one at a time.
     """
-    for name, (width, height), objects in images:
+    for name, (width, height), objects, _ in images:
         shapes: list[dict[str, Any]] = []
         for number, (label, mask, _) in enumerate(objects, start=1):
             drawn = _shapes(mask)

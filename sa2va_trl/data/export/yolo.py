@@ -21,7 +21,7 @@ def write_yolo(folder: Path, images: Iterable[Annotated]) -> None:
     labels: dict[str, int] = {}
     place = folder / "labels" / "train"
     place.mkdir(parents=True)
-    for name, size, objects in images:
+    for name, size, objects, _ in images:
         lines = []
         for label, mask, _ in objects:
             number = labels.setdefault(label, len(labels))

@@ -19,6 +19,7 @@ from ...media.masks import binary_mask
 from ...media.pages import raw_page
 from ...media.suffixes import kind_by_name, kind_of, stem_of
 from ...media.video import video_frame_time
+from .dicom_seg import is_dicom_seg
 from .entries import AnnotatedObject, Entry, Reading, Source
 from .folders import SPLITS, metadata_files, split_folders, walk
 
@@ -112,8 +113,10 @@ def is_clips(folder: Path) -> bool:
     """
     Whether a folder holds clips: `images/` (or `image/`, `videos/`), or the folder itself, has videos or DICOM files
     in it, or there are `masks/` beside it and it has files of several frames, or nothing but folders of numbered
-    frames. The same within folders named after splits.
+    frames. The same within folders named after splits. With DICOM segmentations in it, it is theirs.
     """
+    if is_dicom_seg(folder):
+        return False
     return any(_has_layout(place) for place in (folder, *(folder / name for name in SPLITS)) if place.is_dir())
 
 

@@ -121,7 +121,7 @@ def _from_yaml(folder: Path, file: Path) -> tuple[dict[int, str], dict[str, list
 def _names(value: Any) -> dict[int, str]:
     if isinstance(value, list):
         value = dict(enumerate(value))
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, dict):
         raise DatasetError(f"`names` must be a list or numbers with names, not {value!r:.40}")
     names: dict[int, str] = {}
     for key, name in value.items():
@@ -225,7 +225,8 @@ def _object(words: list[str], names: dict[int, str]) -> AnnotatedObject:
         raise DatasetError("holds a number that is not finite")
     key, values = numbers[0], numbers[1:]
     if key not in names:
-        raise DatasetError(f"data has no class {key:g}; it has {min(names)} to {max(names)}")
+        there = f"{min(names)} to {max(names)}" if names else "none"
+        raise DatasetError(f"data has no class {key:g}; it has {there}")
     if len(values) == 4:
         raise DatasetError("is a box (class, x, y, width, height), not a polygon: export segmentation labels")
     if len(values) % 2 or len(values) < 6:

@@ -166,6 +166,11 @@ def test_data_that_cannot_be_used(tmp_path, data, reason):
         assert f"data.yaml: {reason}" in faults(tmp_path)
 
 
+def test_without_classes_there_are_no_objects(tmp_path):
+    write_yolo(tmp_path, {"a": "", "b": line(0, SQUARE)}, "train: images/train\nnames: {}\n")
+    assert "b.txt: line 1: data has no class 0; it has none" in faults(tmp_path)
+
+
 def test_other_folders_are_not_read(tmp_path, monkeypatch):
     write_yolo(tmp_path / "set", {"a": ""}, "train: ../other\nnames: [a]\n")
     write_image(tmp_path / "other" / "b.png")
