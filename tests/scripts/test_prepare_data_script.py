@@ -21,6 +21,7 @@ from tasks import run_task
 from sa2va_trl import cli
 from sa2va_trl.data.loading import load_dataset_dict
 from sa2va_trl.data.privacy import NameSearch, leaked, name_parts
+from sa2va_trl.data.readers.entries import FACTS
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.scripts import prepare_data
 
@@ -149,6 +150,75 @@ def test_key_and_table_lie_outside_and_replace_nothing(tmp_path):
     assert (tmp_path / "names.csv").read_text() == "mine"
 
 
+class LostHub:
+    """Fails, at first."""
+
+    reached, pushes = False, 0
+
+    def create_repo(self, *_, **__):
+        if not self.reached:
+            raise ConnectionError("the Hub is not there")
+
+    def upload_folder(self, **given):
+        LostHub.pushes += 1
+
+
+def test_a_push_that_failed_goes_on_with_what_was_made(tmp_path, monkeypatch, capsys):
+    source = write_runs(tmp_path / "source", patients=1)
+    monkeypatch.setattr(prepare_data, "HfApi", LostHub)
+    line = ["--push_to_hub", "me/data", "--names_table", tmp_path / "names.csv"]
+    with pytest.raises(ConnectionError):
+        prepare(tmp_path, *line)
+    before, table = contents(tmp_path / "out"), (tmp_path / "names.csv").read_bytes()
+    (tmp_path / "out" / "LICENSE").write_text("Yours.")  # what is put beside the rows is nobody else's business
+    monkeypatch.setattr(LostHub, "reached", True)
+    monkeypatch.setattr(prepare_data, "make", None)  # nothing is made again
+    capsys.readouterr()
+    prepare(tmp_path, *line)
+    assert LostHub.pushes == 1 and "has been made before" in (said := capsys.readouterr().out)
+    assert "train: 4 rows" in said and "pushed to me/data" in said
+    assert contents(tmp_path / "out") == {**before, "LICENSE": b"Yours."}
+    (tmp_path / "names.csv").unlink()
+    prepare(tmp_path, *line, "--num_proc", 2)
+    assert (tmp_path / "names.csv").read_bytes() == table
+    (tmp_path / "names.csv").write_text("another")
+    with pytest.raises(ValueError, match="names_table=.* is there already"):
+        prepare(tmp_path, *line)
+    with pytest.raises(DatasetError, match="made with other options"):
+        prepare(tmp_path, "--phrase", "catheter")
+    with pytest.raises(DatasetError, match="made with other options"):
+        prepare(tmp_path, "--names", "keep")
+    (source / "image" / "P00_f0.jpg").touch()
+    with pytest.raises(DatasetError, match="of other data"):
+        prepare(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [
+        ("notes.txt", b"Mr. Kowalski came twice"),
+        ("README.md", "von Żółkiewska, 1950".encode()),
+        ("P00_f0.txt", b""),
+        ("pictures/page.html", "<b>KOWALSKI</b>".encode("utf-16")),
+    ],
+)
+def test_nothing_is_pushed_with_a_name_beside_the_rows(tmp_path, monkeypatch, place, content):
+    write_runs(
+        tmp_path / "source", patients=1, names=("image/Kowalski^Ada/Żółkiewska", "mask/Kowalski^Ada/Żółkiewska")
+    )
+    monkeypatch.setattr(prepare_data, "HfApi", LostHub)
+    monkeypatch.setattr(LostHub, "reached", True)
+    monkeypatch.setattr(LostHub, "pushes", 0)
+    out = prepare(tmp_path, "--push_to_hub", "me/data")
+    assert LostHub.pushes == 1
+    file = out / place
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes((file.read_bytes() if file.exists() else b"") + content)
+    with pytest.raises(DatasetError, match="not pushed, names of the source") as error:
+        prepare(tmp_path, "--push_to_hub", "me/data")
+    assert [problem.file for problem in error.value.problems] == [str(file)] and LostHub.pushes == 1
+
+
 def test_clips_are_thinned_and_what_was_chosen_is_drawn(tmp_path, capsys):
     source, rows = write_runs(tmp_path / "source", patients=2, frames=6, names=("images", "masks")), []
     for file in sorted((source / "images").iterdir()):
@@ -248,9 +318,10 @@ class Hub:
     def create_repo(self, name, repo_type, private, exist_ok):
         assert repo_type == "dataset" and private
 
-    def upload_folder(self, repo_id, repo_type, folder_path, delete_patterns):
-        # (Or rows of an earlier push would be read along.)
+    def upload_folder(self, repo_id, repo_type, folder_path, delete_patterns, ignore_patterns):
         names = [str(file.relative_to(folder_path)) for file in Path(folder_path).rglob("*") if file.is_file()]
+        names = [name for name in names if name not in ignore_patterns]
+        # (Or rows of an earlier push would be read along.)
         assert {name for name in names if not any(fnmatch(name, own) for own in delete_patterns)} == {
             "README.md",
             "dataset_report.json",
@@ -280,7 +351,7 @@ def test_no_name_comes_out_of_a_source(tmp_path, monkeypatch, capfd, plant, outp
     assert Hub.pushed == [("me/data", "dataset", "outputs/data")]
     data = load_dataset_dict(out)["train"]  # by way of a cache
     assert len(data) == len(SECRETS) and len(list(data)) == len(SECRETS)
-    assert set(data.column_names) <= {"image", "masks", "phrases", "sample_id", "patient_id", "video_id"}
+    assert set(data.column_names) <= {"image", "masks", "phrases", "sample_id", *FACTS}
     assert traces(work) == []
     assert (work / "home" / ".config" / "sa2va_trl" / "pseudonyms.key").is_file()
     assert not list(work.rglob("log.txt")) and not list((work / "temp").iterdir())
