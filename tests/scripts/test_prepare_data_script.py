@@ -2,6 +2,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import sys
 import tempfile
@@ -12,9 +13,9 @@ import numpy as np
 import PIL.Image
 import pyarrow.parquet
 import pytest
-from annotated_folders import SQUARE
 from PIL import ImageCms
 from PIL.PngImagePlugin import PngInfo
+from planted import PLANTED, SECRETS, dicom, mask_folder, nifti, pages, video
 from prepared import contents, shown, write_runs
 from tasks import run_task
 
@@ -233,80 +234,60 @@ def test_clips_are_thinned_and_what_was_chosen_is_drawn(tmp_path, capsys):
     assert not any("run of" in name for name in contents(out))
 
 
-# What no byte may hold, of people in files, folders, texts and metadata.
-SECRETS = ["DOE^JOHN_1950", "Zhang^Weiming", "张伟明", "Kowalski^Ada", "Secret^Comment"]
+# What a picture is made of: chunks of PNG, and markers of JPEG before its pixels. The heads of JFIF and Adobe say how
+# colours are to be read.
+CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+MARKERS = {0xC0, 0xC1, 0xC2, 0xC4, 0xDA, 0xDB, 0xDD, 0xE0, 0xEE}
 
 
-def _planted(path, number, name):
-    """A picture whose metadata name somebody."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    exif = PIL.Image.Exif()
-    exif[0x010E] = exif[0x013B] = name
-    if path.suffix == ".jpg":
-        shown(number).save(path, exif=exif, comment=name.encode("gb18030"), icc_profile=bytes(128) + name.encode())
-        path.write_bytes(path.read_bytes() + name.encode("utf-16"))
-    else:
-        info = PngInfo()
-        info.add_text("Patient", name, zip=True)
-        info.add_itxt("Other", name)
-        shown(number).save(path, pnginfo=info, exif=exif)
+def parts_of(picture):
+    """Kinds of chunks or segments of a picture, to its end and not beyond."""
+    place, found = 8, []
+    while picture[:4] == b"\x89PNG" and place < len(picture):
+        found.append(picture[place + 4 : place + 8])
+        place += 12 + int.from_bytes(picture[place : place + 4])
+    place = 2
+    while picture[:2] == b"\xff\xd8" and (not found or found[-1] != 0xDA):
+        found.append(picture[place + 1])
+        place += 2 + int.from_bytes(picture[place + 2 : place + 4])
+    return found
 
 
-def _mask(path, name):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mask, info = np.zeros((32, 40), dtype=np.uint8), PngInfo()
-    mask[3:9, 4:20] = 255
-    info.add_itxt("Patient", name)
-    PIL.Image.fromarray(mask).save(path, pnginfo=info)
-
-
-def planted_mask_folder(folder):
-    for number, name in enumerate(SECRETS):
-        suffix = "png" if number % 2 else "jpg"
-        _planted(folder / "image" / name / f"IM_{SECRETS[-number]}.{suffix}", number, name)
-        _mask(folder / "mask" / name / f"IM_{SECRETS[-number]}.png", name)
-
-
-def planted_sa2va_json(folder):
-    entries = []
-    for number, name in enumerate(SECRETS):
-        _planted(folder / "images" / name / f"{name}.jpg", number, name)
-        entries.append({"image": f"{name}/{name}.jpg", "mask": [[SQUARE]], "text": ["vessel"], "patient": name})
-    (folder / "annotations.json").write_text(json.dumps(entries))
-
-
-def planted_image_metadata(folder):
-    rows = []
-    for number, name in enumerate(SECRETS):
-        _planted(folder / "images" / f"{name}.png", number, name)
-        _mask(folder / "masks" / f"{name}.png", name)
-        facts = {"patient_id": name, "video_id": f"run of {name}", "remark": name, "sample_id": name}
-        rows.append(
-            {"file_name": f"{name}.png", "mask_file_name": f"../masks/{name}.png", "phrase": "vessel", **facts}
-        )
-    (folder / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-
-# A format that keeps names elsewhere (DICOM's tags, a header of NIfTI) has a line here.
-PLANTED = [planted_mask_folder, planted_sa2va_json, planted_image_metadata]
+def assert_bare(picture, search):
+    """A picture is pixels and nothing else, which name nobody either."""
+    kinds = parts_of(picture)
+    assert set(kinds) <= CHUNKS and kinds[-1] == b"IEND" or set(kinds) <= MARKERS and picture[-2:] == b"\xff\xd9"
+    image = PIL.Image.open(io.BytesIO(picture))
+    assert not search(picture) and not search(image.tobytes())
+    assert image.info.keys() <= {
+        "jfif",
+        "jfif_version",
+        "jfif_unit",
+        "jfif_density",
+        "dpi",
+        "adobe",
+        "adobe_transform",
+    }
 
 
 def traces(*roots):
     """Where names of the source stand below folders: in names of files, in bytes, in cells of tables."""
-    names = name_parts(SECRETS)
+    names = name_parts([*SECRETS, *(os.fsdecode(b"IM_" + own.encode("gb18030")) for own in SECRETS)])
     search, found = NameSearch(names, shortest=7), []
     for root in roots:
         for file in root.rglob("*"):
-            found += [(str(file), name) for name in leaked(file.relative_to(root).as_posix(), names)]
+            place = file.relative_to(root).as_posix()
+            found += [(place, name) for name in leaked(place, names) | search(os.fsencode(place))]
             if file.is_file():
-                found += [(str(file), name) for name in search(file.read_bytes())]
+                found += [(place, name) for name in search(file.read_bytes())]
             if file.suffix == ".parquet":
                 table = pyarrow.parquet.read_table(file)
                 words = [name for name in table.column_names if name not in ("image", "masks")]
-                found += [(str(file), name) for name in leaked(str(table.select(words).to_pylist()), names)]
+                found += [(place, name) for name in leaked(str(table.select(words).to_pylist()), names)]
                 cells = table["image"].to_pylist() + [mask for own in table["masks"].to_pylist() for mask in own]
                 for cell in cells:
-                    found += [(str(file), name) for name in search(cell["bytes"]) | leaked(str(cell["path"]), names)]
+                    found += [(place, name) for name in leaked(str(cell["path"]), names)]
+                    assert_bare(cell["bytes"], search)
     return found
 
 
@@ -326,18 +307,19 @@ class Hub:
             "README.md",
             "dataset_report.json",
         }
+        assert traces(Path(folder_path)) == []
         self.pushed.append((repo_id, repo_type, folder_path))
 
 
-@pytest.mark.parametrize("output_format", ["parquet", "imagefolder"])
-@pytest.mark.parametrize("plant", PLANTED)
+@pytest.mark.parametrize(
+    ("plant", "output_format"), [*((own, "parquet") for own in PLANTED), (mask_folder, "imagefolder")]
+)
 def test_no_name_comes_out_of_a_source(tmp_path, monkeypatch, capfd, plant, output_format):
     source, work = tmp_path / "Sources of Kowalski^Ada", tmp_path / "work"
     work.mkdir()
     for place in ("home", "temp", "cache"):
         (work / place).mkdir()
     plant(source)
-    assert {name for _, name in traces(source)} >= {secret.casefold() for secret in SECRETS if "1950" not in secret}
     monkeypatch.chdir(work)
     monkeypatch.setenv("HOME", str(work / "home"))
     monkeypatch.setattr(tempfile, "tempdir", str(work / "temp"))
@@ -350,15 +332,27 @@ def test_no_name_comes_out_of_a_source(tmp_path, monkeypatch, capfd, plant, outp
     out = work / "outputs" / "data"
     assert Hub.pushed == [("me/data", "dataset", "outputs/data")]
     data = load_dataset_dict(out)["train"]  # by way of a cache
-    assert len(data) == len(SECRETS) and len(list(data)) == len(SECRETS)
+    frames = {dicom: 2, nifti: 2, pages: 2, video: 3}.get(plant, 1)
+    assert len(data) == len(list(data)) == frames * len(SECRETS)
+    assert all(np.asarray(mask).any() for masks in data["masks"] for mask in masks)
     assert set(data.column_names) <= {"image", "masks", "phrases", "sample_id", *FACTS}
     assert traces(work) == []
+    for file in (*out.rglob("*.png"), *out.rglob("*.jpg")):
+        assert_bare(file.read_bytes(), NameSearch(name_parts(SECRETS), shortest=7))
     assert (work / "home" / ".config" / "sa2va_trl" / "pseudonyms.key").is_file()
     assert not list(work.rglob("log.txt")) and not list((work / "temp").iterdir())
-    if plant is planted_mask_folder:  # what another task says of it
+    if plant is mask_folder:  # what another task says of it
         monkeypatch.setattr(sys, "argv", ["sa2va-trl", "inspect", "--dataset_name", str(out), "--num_pictures", "2"])
         cli.main()
         assert (work / "outputs" / "inspection" / "log.txt").is_file() and traces(work) == []
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_names_are_in_the_bytes_of_what_is_planted(tmp_path, plant):
+    plant(tmp_path)
+    search = NameSearch(name_parts(SECRETS))
+    found = set().union(*(search(file.read_bytes()) for file in tmp_path.rglob("*") if file.is_file()))
+    assert found >= {name.casefold() for name in SECRETS}
 
 
 def test_what_is_written_does_not_depend_on_where(tmp_path):
