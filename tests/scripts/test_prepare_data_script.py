@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import pyarrow.parquet
 import pytest
 from PIL import ImageCms
@@ -149,6 +151,26 @@ def test_key_and_table_lie_outside_and_replace_nothing(tmp_path):
         with pytest.raises(DatasetError, match="is there already|lies inside of the source"):
             prepare(tmp_path, output=output)
     assert (tmp_path / "names.csv").read_text() == "mine"
+
+
+def test_text_in_clips_is_counted_and_warned_of(tmp_path, capsys):
+    source = tmp_path / "source"
+    for number, text in enumerate((None, "ROE^JANE 1950")):
+        for frame in range(4):
+            picture = shown(10 * number + frame, (160, 120)).point(lambda value: value * 2 // 3)
+            if text:
+                PIL.ImageDraw.Draw(picture).text((10, 90), text, fill=255, font=PIL.ImageFont.load_default(12))
+            for kind, own in (("images", picture), ("masks", PIL.Image.new("L", (160, 120)))):
+                file = source / kind / f"run{number}" / f"{frame}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                own.save(file)
+    out = prepare(tmp_path)
+    said = capsys.readouterr().out
+    assert "WARNING: 0 pictures have text burned into them" in said and "4 are of clips in which bright text" in said
+    assert "look at them with inspect" in said and "sa2va-trl inspect --dataset_name" in said
+    data = load_dataset_dict(out)["train"]
+    assert sorted(data["burned_in_text"]) == ["suspected"] * 4 + ["unknown"] * 4
+    assert report(out)["splits"]["train"]["burned_in_text"] == {"suspected": 4, "unknown": 4}
 
 
 class LostHub:
