@@ -86,6 +86,40 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(text)
 
 
+def name_bytes(name: str) -> bytes:
+    """
+    A name as the file system has it. Bytes that are no UTF-8 (`b"M\\xfcller"`) are lone surrogates in Python's names
+    of files, and are those bytes again here; other lone surrogates, as JSON may have them, are encoded as they are.
+    """
+    try:
+        return name.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return name.encode(errors="surrogatepass")
+
+
+def printable(text: str) -> str:
+    """
+    Text that can be written as UTF-8: what [`name_bytes`] has that is none is written as `\\xfc`.
+
+    Args:
+        text (`str`): with names of files, maybe.
+
+    Returns:
+        `str`: itself, mostly.
+
+    Example:
+
+    ```python
+    >>> from sa2va_trl.files import printable
+
+    >>> print(printable("M\\udcfcller"), printable("Müller"))
+    M\\xfcller Müller
+
+    ```
+    """
+    return name_bytes(text).decode(errors="backslashreplace")
+
+
 def file_name(sample_id: str) -> str:
     """
     A file name (without suffix) for a sample: its identifier, where that is a plain one; otherwise what is left of it

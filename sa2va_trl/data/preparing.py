@@ -1,6 +1,7 @@
 """What is made into a data set, before anything is written: every picture and mask of a source is looked at once."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,14 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import BadRow, DatasetError
+from ..media.burned_in import Extent, extent_of, joined, text_within
 from ..media.pictures import decode_image, quiet_pillow, too_deep
 from .near_duplicates import pixel_digest, thumbnail
 from .readers.entries import Entry, Reading, Source, entry_image, objects_of
 from .workers import Workers
 
 
+#: What the column `burned_in_text` says: a file of itself, or the look at a clip. That none was found is no "no".
+BURNED_IN = ("yes", "no", "suspected", "unknown")
 # Looked at together by one process.
 _BATCH = 50
+# Of each clip, in which text is looked for that stands still.
+_FRAMES = 8
 
 
 class Item(NamedTuple):
@@ -49,6 +55,7 @@ class Look(NamedTuple):
         phrases (`tuple[str, ...]`): what is annotated.
         objects (`int`): masks that are not empty.
         thumbnail (`np.ndarray` of shape `(1024,)`, *optional*): of the picture.
+        has_text (`bool`): whether bright text stands still over the frames of its clip.
     """
 
     problem: str | None
@@ -59,6 +66,7 @@ class Look(NamedTuple):
     phrases: tuple[str, ...] = ()
     objects: int = 0
     thumbnail: np.ndarray | None = None
+    has_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,10 +137,12 @@ def drawn(entry: Entry, source: Source, reading: Reading, size: tuple[int, int])
     return found, digest.hexdigest()
 
 
-def _look(items: Sequence[Item], sources: Sequence[Source], reading: Reading) -> list[Look]:
-    found = []
+def _look(
+    items: Sequence[Item], watched: Sequence[bool], sources: Sequence[Source], reading: Reading
+) -> tuple[list[Look], "_Seen"]:
+    found, seen_of = [], _Seen()
     with quiet_pillow():
-        for item in items:
+        for item, is_watched in zip(items, watched, strict=True):
             try:
                 stored, size = entry_image(item.entry, reading)
                 try:
@@ -149,6 +159,57 @@ def _look(items: Sequence[Item], sources: Sequence[Source], reading: Reading) ->
             objects = sum(bool(mask.any()) for mask in own["masks"])
             seen = area, pixel_digest(image), digest, tuple(own["phrases"]), objects, thumbnail(image)
             found.append(Look(None, size, *seen))
+            if is_watched:
+                seen_of.add({(_clip(item), image.size): extent_of(image)})
+    return found, seen_of
+
+
+class _Seen(dict[tuple[tuple[int, str], tuple[int, int]], Extent]):
+    """Of clips, and of the frames of one size in each, what there has been."""
+
+    def add(self, other: Mapping) -> None:
+        for frames, extent in other.items():
+            self[frames] = joined(self[frames], extent) if frames in self else extent
+
+
+def _clip(item: Item) -> tuple[int, str] | None:
+    """The clip that an item is of, where its file does not say whether text is burned in."""
+    facts = item.entry.facts
+    is_asked = facts.get("video_id") and facts.get("burned_in_text") not in ("yes", "no")
+    return (item.source, str(facts["video_id"])) if is_asked else None
+
+
+def _watched(items: Sequence[Item]) -> list[bool]:
+    """Whether an item is one of the few of its clip, spread over it, that are searched for text."""
+    clips: dict[tuple[int, str], list[int]] = {}
+    for row, item in enumerate(items):
+        if clip := _clip(item):
+            clips.setdefault(clip, []).append(row)
+    watched = [False] * len(items)
+    for rows in clips.values():
+        for part in range(_FRAMES) if len(rows) > 1 else ():  # (of one, text cannot be told from what will move)
+            watched[rows[(2 * part + 1) * len(rows) // (2 * _FRAMES)]] = True
+    return watched
+
+
+def with_burned_in(items: Sequence[Item], looks: Sequence[Look]) -> list[Item]:
+    """
+    Items with `burned_in_text`, one of [`BURNED_IN`]: what their files say, else what was seen of their clips.
+
+    Args:
+        items, looks (`list`): as in [`look_at`].
+
+    Returns:
+        `list[Item]`: as they are where no file says anything and there are no clips.
+    """
+    if not any({"burned_in_text", "video_id"} & item.entry.facts.keys() for item in items):
+        return list(items)
+    found = []
+    for item, look in zip(items, looks, strict=True):
+        own = item.entry.facts.get("burned_in_text")
+        if own not in ("yes", "no"):
+            own = "suspected" if look.has_text else "unknown"
+        found.append(item._replace(entry=item.entry._replace(facts={**item.entry.facts, "burned_in_text": own})))
     return found
 
 
@@ -176,11 +237,23 @@ def look_at(
     Raises:
         `DatasetError`: with every entry that cannot be used.
     """
-    batches = (items[start : start + _BATCH] for start in range(0, len(items), _BATCH))
+    watched, seen, with_text = _watched(items), _Seen(), set()
+    left = Counter(_clip(item) for item, is_watched in zip(items, watched, strict=True) if is_watched)
+    batches = (
+        (items[start : start + _BATCH], watched[start : start + _BATCH]) for start in range(0, len(items), _BATCH)
+    )
     looks: list[Look] = []
     thumbnails = np.zeros((len(items), 1024), dtype=np.float32)
     look = partial(_look, sources=without_entries(sources), reading=reading)
-    for found in workers.map(look, ((batch,) for batch in batches)):
+    for found, own_seen in workers.map(look, batches):
+        seen.add(own_seen)
+        for (clip, _), extent in own_seen.items():
+            left[clip] -= extent.frames
+            if not left[clip]:  # all of it has been seen, and need not be kept
+                for frames in [frames for frames in seen if frames[0] == clip]:
+                    whole = seen.pop(frames)
+                    if whole.frames > 1 and text_within(whole):
+                        with_text.add(clip)
         for own in found:
             if own.thumbnail is not None:
                 thumbnails[len(looks)] = own.thumbnail
@@ -193,4 +266,5 @@ def look_at(
     ]
     if bad:
         raise DatasetError(f"{sources[0].place}: {len(bad)} of {len(items)} images cannot be used:", bad)
+    looks = [look._replace(has_text=_clip(item) in with_text) for item, look in zip(items, looks, strict=True)]
     return looks, thumbnails

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +18,10 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
+import pyarrow.parquet
 
 from ..errors import DatasetError
+from ..files import name_bytes
 from ..media.pictures import open_image, too_deep
 
 
@@ -33,6 +36,8 @@ _MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 _ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be", "gb18030", "latin-1", "shift_jis", "euc_kr")
 # Shorter names are found by chance in a million bytes of pixels.
 _SHORTEST = 4
+# Of a file that is searched at once.
+_CHUNK = 2**24
 # What folders are called everywhere, which is nobody's name.
 _GENERIC = {
     *("image", "images", "imagestr", "imagests", "frame", "frames", "video", "videos", "clip", "clips", "dicom"),
@@ -196,7 +201,8 @@ def _bare_jpeg(data: bytes) -> bytes | None:
 def name_parts(names: Iterable[str], harmless: Iterable[str] = ()) -> set[str]:
     """
     What of names at a source must not come out of it: each name, without its suffix, and for names of people
-    (`DOE^JOHN_1950`) the parts.
+    (`DOE^JOHN_1950`) the parts. Names that are not UTF-8 are what they would be in each encoding, too, and accents one
+    character with their letter or one of their own.
 
     Args:
         names (`Iterable[str]`): of files, folders and patients.
@@ -207,14 +213,27 @@ def name_parts(names: Iterable[str], harmless: Iterable[str] = ()) -> set[str]:
         six digits (a frame's).
     """
     found, left = set(), {*_GENERIC, *(name.casefold() for name in harmless)}
-    for name in names:
+    for name in {reading for own in names for reading in _readings(own)}:
         people = re.split(r"[\^=/\\_\s,.\-]+", name) if "^" in name else re.split(r"[=/\\]", name)
         for part in {name, Path(name).stem, *people}:
-            part = part.strip().casefold()
+            part = part.strip()
             plain = len(part.encode(errors="surrogatepass")) >= _SHORTEST
-            if plain and part not in left and not (part.isdecimal() and len(part) < 6):
-                found.add(part)
+            if plain and part.casefold() not in left and not (part.isdecimal() and len(part) < 6):
+                found |= {part.casefold(), part.lower()}  # ("weiss" and "weiß")
     return found
+
+
+def _readings(name: str) -> Iterator[str]:
+    yield from (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    if not _is_unicode(name):
+        for encoding in _ENCODINGS:
+            with suppress(UnicodeDecodeError):
+                if not encoding.startswith("utf"):
+                    yield name_bytes(name).decode(encoding)
+
+
+def _is_unicode(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def leaked(text: str, names: Iterable[str]) -> set[str]:
@@ -234,7 +253,8 @@ def leaked(text: str, names: Iterable[str]) -> set[str]:
 
 class NameSearch:
     """
-    Looks for many names in bytes at once, in any of the usual encodings and in capitals or not.
+    Looks for many names in bytes at once, in any of the usual encodings and in capitals or not; for names that are no
+    UTF-8 as the bytes that they are.
 
     Args:
         names (`Iterable[str]`): from [`name_parts`].
@@ -284,6 +304,9 @@ class NameSearch:
 
 
 def _encoded(name: str) -> Iterator[bytes]:
+    if not _is_unicode(name):
+        yield name_bytes(name).lower()
+        return
     for encoding in _ENCODINGS:
         try:
             form = name.encode(encoding).lower()
@@ -291,3 +314,56 @@ def _encoded(name: str) -> Iterator[bytes]:
             continue
         # (Of both byte orders of UTF-16 the middle is one, of ASCII.)
         yield form[:-1] if encoding == "utf-16-le" and name.isascii() else form
+
+
+def names_below(folder: Path, names: Iterable[str]) -> dict[str, set[str]]:
+    """
+    Where names stand in a folder: in the names of its files, as whole words in files of text, and in the bytes of any
+    file, as [`NameSearch`] finds them; cells of Parquet files are searched as they are when unpacked, too.
+
+    Args:
+        folder (`Path`): searched with all that is in it, hidden files included.
+        names (`Iterable[str]`): from [`name_parts`].
+
+    Returns:
+        `dict[str, set[str]]`: of each file with any, by its path in the folder, the names.
+    """
+    names = set(names)
+    search, words, found = NameSearch(names), NameSearch(names, shortest=_SHORTEST), {}
+    for file in sorted(folder.rglob("*")):
+        place = file.relative_to(folder).as_posix()
+        own = _whole_words(place, words)
+        if file.is_file():
+            for part in _contents(file):
+                own |= search(part)
+            with suppress(UnicodeDecodeError):
+                if file.stat().st_size <= _CHUNK:
+                    own |= _whole_words(file.read_bytes().decode(), words)
+        if own:
+            found[place] = own
+    return found
+
+
+def _whole_words(text: str, search: NameSearch) -> set[str]:
+    folded = text.casefold()
+    return {
+        name
+        for name in search(name_bytes(text)) | search(name_bytes(folded))
+        if re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", folded)
+        or (not name.isascii() and name in folded)  # (Chinese has no spaces)
+    }
+
+
+def _contents(file: Path) -> Iterator[bytes]:
+    """All bytes of a file in chunks that overlap, and the columns of a Parquet file."""
+    with file.open("rb") as stream:
+        last = b""
+        while chunk := stream.read(_CHUNK):
+            yield last + chunk
+            last = chunk[-1024:]  # (longer than a name in any encoding)
+    if file.suffix == ".parquet":
+        parquet = pyarrow.parquet.ParquetFile(file)
+        for number in range(parquet.num_row_groups):
+            for column in parquet.read_row_group(number).columns:
+                for chunk in column.chunks:
+                    yield from (buffer.to_pybytes() for buffer in chunk.buffers() if buffer)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -15,15 +16,15 @@ from typing import Any, NamedTuple
 from datasets import Dataset, Features
 
 from ..errors import BadRow, DatasetError
-from ..files import file_name, whole_file, write_json
+from ..files import file_name, name_bytes, printable, whole_file
 from ..media.pictures import decode_image, quiet_pillow
 from .masks import encode_mask
 from .near_duplicates import pixel_digest
-from .preparing import Item, Look, Plan, drawn, without_entries
+from .preparing import BURNED_IN, Item, Look, Plan, drawn, without_entries
 from .privacy import NameSearch, Pseudonyms, clean_picture, leaked, name_parts
 from .prompts import normalize_phrase
-from .readers.entries import Entry, Reading, Source, entry_image, features_of, worded
-from .readers.folders import sample_ids
+from .readers.entries import Entry, Source, entry_image, features_of, worded
+from .readers.folders import SPLITS, sample_ids
 from .workers import Workers
 
 
@@ -31,7 +32,7 @@ from .workers import Workers
 OUTPUT_FORMATS = ("parquet", "imagefolder")
 # Of a file, which a process has in memory: rows, and pixels of their images.
 _ROWS, _PIXELS = 200, 64_000_000
-_PIECES = "pieces"
+PIECES = "pieces"  # of the metadata of an imagefolder
 _PEOPLE = ("patient_id", "video_id")
 
 
@@ -64,7 +65,12 @@ def named(items: Sequence[Item], key: bytes | None) -> list[dict[str, Any]]:
         `list[dict]`: of each item `sample_id` and facts.
     """
     if key is None:
-        return [{"sample_id": name, **item.entry.facts} for name, item in zip(_plain_ids(items), items, strict=True)]
+        return [
+            {name: printable(value) if isinstance(value, str) else value for name, value in own.items()}
+            for own in (
+                {"sample_id": name, **item.entry.facts} for name, item in zip(_plain_ids(items), items, strict=True)
+            )
+        ]
     keyed, found, taken = Pseudonyms(key), [], set()
     for item in items:
         facts, give = dict(item.entry.facts), _kept if item.entry.is_pseudonymous else keyed
@@ -101,32 +107,69 @@ def _plain_ids(items: Sequence[Item]) -> list[str]:
     return ids
 
 
-def _folders(entry: Entry) -> list[str]:
-    """Names that many rows share: of folders and people."""
-    people = [str(entry.facts[name]) for name in _PEOPLE if entry.facts.get(name)]
-    return [*PurePosixPath(entry.name).parts[:-1], *people]
+def _shared_names(items: Iterable[Item], source: Path) -> set[str]:
+    """Names that many rows share: of the source's folder, the folders in it, and people."""
+    found = {source.resolve().name}
+    for item in items:
+        facts, file = item.entry.facts, item.entry.image
+        found.update(PurePosixPath(item.entry.name).parts[:-1])
+        found.update(file.relative_to(source).parts[:-1] if file.is_relative_to(source) else ())
+        found.update(str(facts[name]) for name in _PEOPLE if facts.get(name))
+    return found
 
 
-def refuse_names(items: Sequence[Item], looks: Sequence[Look], plan: Plan) -> None:
+def _own_names(entry: Entry) -> tuple[str, str]:
+    return PurePosixPath(entry.name).name, entry.image.name
+
+
+def source_names(items: Sequence[Item], source: Path, plan: Plan) -> set[str]:
+    """
+    What must not come out of a source, see [`~data.privacy.name_parts`].
+
+    Args:
+        items (`list[Item]`): all that it holds.
+        source (`Path`): its folder.
+        plan ([`~data.preparing.Plan`]): which names are nobody's.
+
+    Returns:
+        `set[str]`.
+    """
+    own = {name for item in items for name in _own_names(item.entry)}
+    return name_parts(own | _shared_names(items, source), plan.harmless_names)
+
+
+def given_words(plan: Plan) -> list[str]:
+    """What a user has said that rows are to say, whoever's name that may be: phrases, classes, templates."""
+    reading = plan.reading
+    given = [reading.phrase_of(None), *(reading.classes or ()), *reading.templates]
+    return [*given, *reading.classes.values()] if isinstance(reading.classes, Mapping) else given
+
+
+def refuse_names(
+    items: Sequence[Item], looks: Sequence[Look], splits: Iterable[str], source: Path, plan: Plan
+) -> None:
     """
     Check that no name at the source stands in what rows say in words, before any is written. What the user has put
     there may: phrases that were given, classes that were asked for.
 
+    Args:
+        items, looks (`list`): from [`~data.preparing.look_at`].
+        splits (`Iterable[str]`): names of the splits.
+        source (`Path`): the folder.
+        plan ([`~data.preparing.Plan`]): how.
+
     Raises:
         `DatasetError`: one does; with each such phrase and the name in it.
     """
-    given = Reading(phrase=plan.reading.phrase).phrase_of(None), *(plan.reading.classes or ())
-    if isinstance(plan.reading.classes, Mapping):
-        given = *given, *plan.reading.classes.values()
-    texts = {phrase for look in looks for phrase in look.phrases} - set(map(normalize_phrase, given))
+    texts = {phrase for look in looks for phrase in look.phrases} - set(map(normalize_phrase, given_words(plan)))
+    texts |= set(splits) - set(plan.shares) - set(SPLITS.values())
     texts |= {
         value
         for item in items
         for name, value in item.entry.facts.items()
-        if isinstance(value, str) and name not in _PEOPLE
+        if isinstance(value, str) and name not in _PEOPLE and value not in BURNED_IN
     }
-    sources = {name for item in items for name in (*_folders(item.entry), PurePosixPath(item.entry.name).name)}
-    names = name_parts(sources, plan.harmless_names)
+    names = source_names(items, source, plan)
     bad = [
         BadRow(None, None, repr(text), f"holds {', '.join(map(repr, sorted(found)))}, a name of the source")
         for text in sorted(texts)
@@ -140,7 +183,7 @@ def refuse_names(items: Sequence[Item], looks: Sequence[Look], plan: Plan) -> No
         )
 
 
-def _rows(jobs: Sequence[Job], folders: frozenset[str], sources: Sequence[Source], plan: Plan) -> Iterator[dict]:
+def _rows(jobs: Sequence[Job], shared: frozenset[str], sources: Sequence[Source], plan: Plan) -> Iterator[dict]:
     """
     Rows with their pictures and masks as bytes.
 
@@ -149,8 +192,8 @@ def _rows(jobs: Sequence[Job], folders: frozenset[str], sources: Sequence[Source
     """
     search = None
     if plan.key is not None:
-        stems = [PurePosixPath(job.item.entry.name).name for job in jobs]
-        search = NameSearch(name_parts([*folders, *stems], plan.harmless_names))
+        own = {name for job in jobs for name in _own_names(job.item.entry)}
+        search = NameSearch(name_parts(own | shared, plan.harmless_names))
     with quiet_pillow():
         for job in jobs:
             entry = job.item.entry
@@ -211,14 +254,14 @@ def _write_folder(rows: Iterable[dict], place: Path, features: Features) -> None
 def _write(
     jobs: Sequence[Job],
     place: Path,
-    folders: frozenset[str],
+    shared: frozenset[str],
     sources: Sequence[Source],
     plan: Plan,
     features: Features,
 ) -> int:
     """One file of rows."""
     write = _write_parquet if plan.output_format == "parquet" else _write_folder
-    write(_rows(jobs, folders, sources, plan), place, features)
+    write(_rows(jobs, shared, sources, plan), place, features)
     return len(jobs)
 
 
@@ -251,6 +294,7 @@ def write_rows(
     looks: Sequence[Look],
     splits: Sequence[str],
     sources: Sequence[Source],
+    source: Path,
     plan: Plan,
     output: Path,
     workers: Workers,
@@ -264,6 +308,7 @@ def write_rows(
         items, looks (`list`): from [`~data.preparing.look_at`].
         splits (`list[str]`): of each item.
         sources (`list[Source]`): that the items are of.
+        source (`Path`): the folder that these are of.
         plan ([`~data.preparing.Plan`]): how.
         output (`Path`): the place.
         workers ([`~data.workers.Workers`]): who does it.
@@ -285,7 +330,7 @@ def write_rows(
     for half in part.rglob(".*.tmp"):
         half.unlink(missing_ok=True)
     features, names = features_of(item.entry for item in items), named(items, plan.key)
-    folders = frozenset(name for item in items for name in _folders(item.entry))
+    shared = frozenset(_shared_names(items, source))
     of: dict[str, list[int]] = {}
     for row, split in enumerate(splits):
         of.setdefault(split, []).append(row)
@@ -296,12 +341,12 @@ def write_rows(
             name = f"{split}-{number:05d}-of-{len(parts):05d}"
             place = part / "data" / f"{name}.parquet"
             if plan.output_format == "imagefolder":
-                place = part / _PIECES / f"{name}.jsonl"
+                place = part / PIECES / f"{name}.jsonl"
             if place.is_file():
                 progress(len(own))
             else:
                 jobs.append((own, place))
-    write = partial(_write, folders=folders, sources=without_entries(sources), plan=plan, features=features)
+    write = partial(_write, shared=shared, sources=without_entries(sources), plan=plan, features=features)
     work = (
         ([Job(items[row], names[row], row, (looks[row].digest, looks[row].masks_digest)) for row in own], place)
         for own, place in jobs
@@ -311,76 +356,33 @@ def write_rows(
     return part
 
 
-def write_names(file: Path, items: Sequence[Item], key: bytes | None) -> None:
+def names_table(items: Sequence[Item], key: bytes | None) -> bytes:
     """
     A table by which its owner finds a row's source again: pseudonyms, and the names that they stand for.
 
     Args:
-        file (`Path`): CSV, readable by its owner alone. It does not belong into the data set.
         items (`list[Item]`), key (`bytes` or `None`): as in [`named`].
+
+    Returns:
+        `bytes`: of a CSV file in UTF-8, but for names of files that are none, which are there byte for byte: read it
+        with `open(file, errors="surrogateescape")`.
+    """
+    stream = io.StringIO()
+    table = csv.writer(stream)
+    table.writerow(["sample_id", *_PEOPLE, "image", "frame", *(f"{name}_at_source" for name in _PEOPLE)])
+    for item, own in zip(items, named(items, key), strict=True):
+        facts = item.entry.facts
+        source = item.entry.image, item.entry.frame, *(facts.get(name) for name in _PEOPLE)
+        table.writerow([own["sample_id"], *(own.get(name) for name in _PEOPLE), *source])
+    return name_bytes(stream.getvalue())
+
+
+def write_names(file: Path, table: bytes) -> None:
+    """
+    Args:
+        file (`Path`): readable by its owner alone. It does not belong into the data set.
+        table (`bytes`): from [`names_table`].
     """
     with whole_file(file) as temporary:
-        with os.fdopen(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o600), "w", newline="", encoding="utf-8"
-        ) as stream:
-            table = csv.writer(stream)
-            table.writerow(["sample_id", *_PEOPLE, "image", "frame", *(f"{name}_at_source" for name in _PEOPLE)])
-            for item, own in zip(items, named(items, key), strict=True):
-                facts = item.entry.facts
-                source = item.entry.image, item.entry.frame, *(facts.get(name) for name in _PEOPLE)
-                table.writerow([own["sample_id"], *(own.get(name) for name in _PEOPLE), *source])
-
-
-def put_in_place(part: Path, output: Path, report: Mapping[str, Any], card: str) -> None:
-    """
-    Report and card beside the rows, and all of it to its place.
-
-    Args:
-        part (`Path`): from [`write_rows`].
-        output (`Path`): the place.
-        report (`Mapping`): for `dataset_report.json`.
-        card (`str`): for `README.md`.
-    """
-    pieces = part / _PIECES
-    if pieces.is_dir():
-        of: dict[str, list[Path]] = {}
-        for piece in sorted(pieces.iterdir()):
-            of.setdefault(piece.name.partition("-")[0], []).append(piece)
-        for split, own in of.items():
-            with whole_file(part / split / "metadata.jsonl") as temporary, temporary.open("wb") as stream:
-                for piece in own:
-                    stream.write(piece.read_bytes())
-        shutil.rmtree(pieces)
-    write_json(part / "dataset_report.json", report)
-    with whole_file(part / "README.md") as file:
-        file.write_text(card)
-    if output.is_dir():  # empty, see `check_output`
-        output.rmdir()
-    part.rename(output)
-
-
-def check_output(output: Path, source: Path) -> None:
-    """
-    Raises:
-        `DatasetError`: something is there, or it lies inside of the source.
-    """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DatasetError(f"{output} is there already: name another folder, or remove it")
-    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
-        raise DatasetError(f"{output} lies inside of the source {source}: name a folder beside it")
-
-
-def dataset_card(splits: Sequence[str], is_pseudonymous: bool, output_format: str = "parquet") -> str:
-    """What `datasets.load_dataset` and a reader want to know of the folder."""
-    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
-    for split in splits:
-        place = f"data/{split}-*" if output_format == "parquet" else f"{split}/**"
-        lines += [f"  - split: {split}", f"    path: {place}"]
-    names = (
-        "Patients, videos and images have keyed pseudonyms; the key is not part of this data set."
-        if is_pseudonymous
-        else "Patients, videos and images have the names that they have at their source."
-    )
-    columns = "Columns: `image`, `masks` (0 and 255, one for each of `phrases`), `phrases`, `sample_id`, and what else"
-    text = f"{columns} `dataset_report.json` names.\n{names}\n"
-    return "\n".join([*lines, "---", "", "# Images with masks and what they show", "", text])
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as stream:
+            stream.write(table)

@@ -1,6 +1,7 @@
 """Text that is written into the pixels of a clip: names and dates, often."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -9,6 +10,20 @@ from scipy import ndimage
 
 _BRIGHT, _STEADY, _STROKE, _CONTRAST = 180, 32, 9, 64
 _HEIGHTS, _LETTERS = (5, 48), 4
+
+
+class Extent(NamedTuple):
+    """
+    What is kept of frames that have been looked at one by one.
+
+    Args:
+        low, high (`np.ndarray` of shape `(height, width)`, uint8): the darkest and brightest that each pixel was.
+        frames (`int`): how many there were.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    frames: int
 
 
 def static_text(frames: Iterable[Image.Image | np.ndarray]) -> list[tuple[int, int, int, int]]:
@@ -41,21 +56,56 @@ def static_text(frames: Iterable[Image.Image | np.ndarray]) -> list[tuple[int, i
 
     ```
     """
-    low = high = None
+    seen = None
     for frame in frames:
-        picture = frame if isinstance(frame, Image.Image) else Image.fromarray(frame)
-        grey = np.asarray(picture.convert("L"))
-        if low is None:
-            low, high = grey.copy(), grey.copy()
-        elif grey.shape != low.shape:
-            raise ValueError(f"The frames of a clip must have one size; found {low.shape} and {grey.shape}.")
-        else:
-            np.minimum(low, grey, out=low)
-            np.maximum(high, grey, out=high)
-    if low is None:
+        own = extent_of(frame)
+        seen = own if seen is None else joined(seen, own)
+    if seen is None:
         raise ValueError("There are no frames to look for text in.")
-    strokes = (low >= _BRIGHT) & (high - low <= _STEADY)
-    strokes &= ndimage.white_tophat(low, size=_STROKE) >= _CONTRAST
+    return text_within(seen)
+
+
+def extent_of(frame: Image.Image | np.ndarray) -> Extent:
+    """
+    Args:
+        frame (`PIL.Image.Image` or `np.ndarray`): as in [`static_text`].
+
+    Returns:
+        [`Extent`]: of this one frame.
+    """
+    picture = frame if isinstance(frame, Image.Image) else Image.fromarray(frame)
+    grey = np.asarray(picture.convert("L"))
+    return Extent(grey, grey, 1)
+
+
+def joined(one: Extent, other: Extent) -> Extent:
+    """
+    Args:
+        one, other ([`Extent`]): of frames of a clip.
+
+    Returns:
+        [`Extent`]: of all of them.
+
+    Raises:
+        `ValueError`: frames of two sizes.
+    """
+    if one.low.shape != other.low.shape:
+        raise ValueError(f"The frames of a clip must have one size; found {one.low.shape} and {other.low.shape}.")
+    low, high = np.minimum(one.low, other.low), np.maximum(one.high, other.high)
+    return Extent(low, high, one.frames + other.frames)
+
+
+def text_within(seen: Extent) -> list[tuple[int, int, int, int]]:
+    """
+    Args:
+        seen ([`Extent`]): of frames that are spread over a clip.
+
+    Returns:
+        `list[tuple[int, int, int, int]]`: as [`static_text`].
+    """
+    strokes = (seen.low >= _BRIGHT) & (seen.high - seen.low <= _STEADY)
+    if strokes.any():
+        strokes &= ndimage.white_tophat(seen.low, size=_STROKE) >= _CONTRAST
     pieces = ndimage.find_objects(ndimage.label(strokes, np.ones((3, 3)))[0])
     boxes = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in pieces]
     letters = [

@@ -12,7 +12,8 @@ import math
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -21,31 +22,33 @@ from huggingface_hub import HfApi
 from tqdm import tqdm
 
 from ..data.dividing import DIVISIONS, splits_of
-from ..data.grouping import ids_by_pattern, looks_grouped
-from ..data.loading import find_sources
-from ..data.preparing import Item, Look, Plan, items_of, look_at
-from ..data.privacy import KEY_FILE, Pseudonyms, read_key
-from ..data.readers.entries import Reading
-from ..data.thinning import thinned
-from ..data.workers import Workers
-from ..data.writing import (
-    OUTPUT_FORMATS,
+from ..data.finished import (
+    MADE,
+    WRITTEN,
     check_output,
     dataset_card,
+    made_before,
     put_in_place,
-    refuse_names,
-    write_names,
-    write_rows,
+    refuse_to_push,
+    state_of,
 )
+from ..data.grouping import ids_by_pattern, looks_grouped
+from ..data.loading import find_sources
+from ..data.preparing import BURNED_IN, Item, Look, Plan, items_of, look_at, with_burned_in
+from ..data.privacy import KEY_FILE, Pseudonyms, read_key
+from ..data.readers.entries import Reading, Source
+from ..data.thinning import thinned
+from ..data.workers import Workers
+from ..data.writing import OUTPUT_FORMATS, names_table, refuse_names, write_names, write_rows
 from ..files import file_name
 from .commands import command
 from .parser import RecipeParser
 from .screen import finish, say
 
 
-# What the task writes, of which nothing older may stay on the Hub.
-WRITTEN = ["data/*", "*/images/*", "*/masks/*", "*/metadata.jsonl", "timelines/*"]
 NAMES = ("pseudonyms", "keep")
+# Options that a data set does not depend on: the same command but for these knows it again.
+NO_ROWS = ("source", "output_dir", "key_file", "names_table", "num_proc", "push_to_hub", "private")
 # Clips whose choice of frames is drawn.
 TIMELINES = 20
 
@@ -209,6 +212,11 @@ def save_timelines(part: Path, clips: list[tuple[str, dict]], key: bytes | None)
         save_timeline(part / "timelines" / f"{name}.png", report)
 
 
+def _burned_in(items: Iterable[Item]) -> dict[str, int]:
+    found = Counter(item.entry.facts.get("burned_in_text") for item in items)
+    return {name: found[name] for name in BURNED_IN if found[name]}
+
+
 def report_of(items: list[Item], looks: list[Look], splits: list[str], by: str, args: PrepareArguments) -> dict:
     """Numbers of rows, groups and phrases of each split; no name."""
     found = {}
@@ -222,6 +230,7 @@ def report_of(items: list[Item], looks: list[Look], splits: list[str], by: str, 
         found[split] = {
             "rows": len(rows),
             **groups,
+            **({"burned_in_text": texts} if (texts := _burned_in(items[row] for row in rows)) else {}),
             "without_object": sum(not looks[row].objects for row in rows),
             "mean_area": sum(looks[row].area for row in rows) / len(rows),
             "phrases": dict(Counter(phrase for row in rows for phrase in looks[row].phrases).most_common()),
@@ -232,6 +241,53 @@ def report_of(items: list[Item], looks: list[Look], splits: list[str], by: str, 
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
     return RecipeParser((PrepareArguments,), prog="sa2va-trl prepare_data", description=__doc__)
+
+
+def make(
+    items: list[Item],
+    clips: list[tuple[str, dict]],
+    found: list[Source],
+    plan: Plan,
+    args: PrepareArguments,
+    state: str,
+) -> dict:
+    """Look at everything, divide it, write it, and bring it to its place; the report of it."""
+    source, output = Path(args.source).expanduser(), Path(args.output_dir)
+    with Workers(args.num_proc) as workers:
+        with tqdm(total=len(items), desc="look", unit="row") as bar:
+            looks, thumbnails = look_at(items, found, plan.reading, workers, bar.update)
+        items = with_burned_in(items, looks)
+        by, splits = splits_of(items, looks, thumbnails, plan)
+        if plan.key is not None:
+            refuse_names(items, looks, splits, source, plan)
+        with tqdm(total=len(items), desc="write", unit="row") as bar:
+            part = write_rows(items, looks, splits, found, source, plan, output, workers, bar.update)
+    report = report_of(items, looks, splits, by, args)
+    if clips:
+        report["frames"] = {"sampler": args.frame_sampler, "of_each_clip": args.frames_per_clip, "clips": len(clips)}
+        save_timelines(part, clips, plan.key)
+    card = dataset_card(sorted(set(splits)), plan.key is not None, args.output_format)
+    put_in_place(part, output, report, card, state)
+    return report
+
+
+def tell(report: dict, args: PrepareArguments, annotated: bool) -> None:
+    """Say what a data set holds, and what is to be seen to."""
+    for split, own in report["splits"].items():
+        groups = "".join(f", {own[name]} {name}" for name in ("patients", "videos") if name in own)
+        empty = f", {own['without_object']} without any object" if own["without_object"] else ""
+        say(f"{split}: {own['rows']} rows{groups}{empty}")
+    if args.splits:
+        say(f"split by {report['split_by']}")
+    if not annotated:
+        say("pictures without annotations have no masks: they are there to be annotated, not to train on")
+    texts = sum((Counter(own.get("burned_in_text", {})) for own in report["splits"].values()), Counter())
+    if texts["yes"] or texts["suspected"]:
+        say(
+            f"WARNING: {texts['yes']} pictures have text burned into them, as their files say, and "
+            f"{texts['suspected']} are of clips in which bright text seems to stand still (burned_in_text: yes, "
+            "suspected): look at them with inspect, see below, before you share them"
+        )
 
 
 def main() -> None:
@@ -245,20 +301,22 @@ def main() -> None:
         place = file and Path(file).expanduser().resolve()
         if place and (place.is_relative_to(output.resolve()) or place.is_relative_to(source.resolve())):
             raise ValueError(f"{name}={file} must lie outside of the data set and of its source.")
-    table = args.names_table and Path(args.names_table).expanduser()
-    if table and table.exists():
-        raise ValueError(f"names_table={table} is there already: name another file, or remove it.")
     sources = find_sources(source, reading, args.format)
     for own in sources.values():
         reading.check_labels(own.labels, own.place)
-    items = with_patients(items_of(sources), args.patient_pattern)
-    found, clips = list(sources.values()), []
+    items = everything = with_patients(items_of(sources), args.patient_pattern)
     key = read_key(outside["key_file"]) if "key_file" in outside else None
-    if args.frame_sampler:
-        before = len(items)
-        with tqdm(total=before, desc="choose", unit="frame") as bar:
+    options = {name: value for name, value in asdict(args).items() if name not in NO_ROWS}
+    state = state_of(source, options, key)
+    report, clips = made_before(output, state), []
+    table = args.names_table and Path(args.names_table).expanduser()
+    if args.frame_sampler and (report is None or table):
+        with tqdm(total=len(items), desc="choose", unit="frame") as bar:
             items, clips = thinned(items, reading, args.frame_sampler, args.frames_per_clip, bar.update)
-        say(f"{args.frame_sampler}: {len(items)} of {before} images, of {len(clips)} clips")
+        say(f"{args.frame_sampler}: {len(items)} of {len(everything)} images, of {len(clips)} clips")
+    names = names_table(items, key) if table else b""
+    if table and table.exists() and table.read_bytes() != names:
+        raise ValueError(f"names_table={table} is there already: name another file, or remove it.")
     plan = Plan(
         reading,
         key,
@@ -269,40 +327,28 @@ def main() -> None:
         args.output_format,
         tuple(args.harmless_names or ()),
     )
-    with Workers(args.num_proc) as workers:
-        with tqdm(total=len(items), desc="look", unit="row") as bar:
-            looks, thumbnails = look_at(items, found, reading, workers, bar.update)
-        by, splits = splits_of(items, looks, thumbnails, plan)
-        if key is not None:
-            refuse_names(items, looks, plan)
-        with tqdm(total=len(items), desc="write", unit="row") as bar:
-            part = write_rows(items, looks, splits, found, plan, output, workers, bar.update)
-    report = report_of(items, looks, splits, by, args)
-    if clips:
-        report["frames"] = {"sampler": args.frame_sampler, "of_each_clip": args.frames_per_clip, "clips": len(clips)}
-        save_timelines(part, clips, key)
+    if report is None:
+        report = make(items, clips, list(sources.values()), plan, args, state)
+    else:
+        say(f"{output} has been made before, by the same options of the same data")
     if table:
-        write_names(table, items, key)
-    put_in_place(part, output, report, dataset_card(sorted(set(splits)), key is not None, args.output_format))
-    for split, own in report["splits"].items():
-        groups = "".join(f", {own[name]} {name}" for name in ("patients", "videos") if name in own)
-        empty = f", {own['without_object']} without any object" if own["without_object"] else ""
-        say(f"{split}: {own['rows']} rows{groups}{empty}")
-    if args.splits:
-        say(f"split by {by}")
-    if not all(own.annotated for own in found):
-        say("pictures without annotations have no masks: they are there to be annotated, not to train on")
-    if burned := sum(item.entry.facts.get("burned_in_text") == "yes" for item in items):
-        say(f"WARNING: {burned} pictures have text burned into them, as their files say: look before you share them")
+        write_names(table, names)
+    tell(report, args, all(own.annotated for own in sources.values()))
     if key is not None:
         say(f"pseudonyms by the key in {outside['key_file']}: keep it, and to yourself")
     if args.push_to_hub:
+        refuse_to_push(output, report, everything, source, plan)
         api = HfApi()
         api.create_repo(args.push_to_hub, repo_type="dataset", private=args.private, exist_ok=True)
         # (Rows of an earlier push would be read along.)
         api.upload_folder(
-            repo_id=args.push_to_hub, repo_type="dataset", folder_path=os.fspath(output), delete_patterns=WRITTEN
+            repo_id=args.push_to_hub,
+            repo_type="dataset",
+            folder_path=os.fspath(output),
+            delete_patterns=WRITTEN,
+            ignore_patterns=[MADE],
         )
     wrote = f"data set in {output}" + (f", pushed to {args.push_to_hub}" if args.push_to_hub else "")
     then = command("inspect", dataset_name=str(output), output_dir=f"{output}_inspection")
-    finish(f"{len(items)} rows", wrote, f"look at it: {then}", is_shown=True)
+    rows = sum(own["rows"] for own in report["splits"].values())
+    finish(f"{rows} rows", wrote, f"look at it: {then}", is_shown=True)

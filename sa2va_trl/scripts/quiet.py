@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from ..files import printable
 from .noise import foreign_warnings
 from .screen import Screen, StepScreen, is_main_process, put_up
 
@@ -74,7 +75,7 @@ def run(task: str, main: Callable[[], None], verbose: bool = False) -> None:
 def _say_failure(screen: Screen, text: str) -> None:
     text = f"sa2va-trl: {text}"
     if not is_main_process():
-        print(text, flush=True)
+        print(printable(text), flush=True)
         time.sleep(SECONDS_OF_OTHERS)
         text = f"[process {os.environ['RANK']}] {text}"
     screen.line(text, "error")
@@ -115,7 +116,7 @@ class _Log:
         self.screen = screen
         self.file = tempfile.TemporaryFile(buffering=0)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        self.file.write(f"== {stamp}  {title}\n".encode())
+        self.file.write(printable(f"== {stamp}  {title}\n").encode())
         _redirect(self.file.fileno())
 
     def move_to(self, folder: Path) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from ..files import printable
+
 
 # What begins a line that a step says to the task that has started it (ASCII's record separator).
 MARK = "\x1e"
@@ -65,7 +67,7 @@ class Screen:
     @staticmethod
     def _write(stream: TextIO, text: str) -> None:
         try:
-            stream.write(text)
+            stream.write(printable(text))
             stream.flush()
         except OSError:  # nobody reads it any more, as after `| head`
             pass
@@ -163,6 +165,7 @@ def say(message: str, file: TextIO | None = None) -> None:
 
 
 def _say(text: str, kind: str | None, file: TextIO | None = None) -> None:
+    text = printable(text)
     print(text, file=file, flush=True)
     if _screen is not None and kind is not None:
         _screen.line(text, kind)

@@ -1,11 +1,14 @@
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import pytest
 from annotated_folders import SQUARE, entry, write_image, write_json, write_metadata, write_pairs
 from prepared import pixels, shown, write_runs
 
+from sa2va_trl.data import preparing
 from sa2va_trl.data.loading import find_sources, load_dataset_dict
-from sa2va_trl.data.preparing import items_of, look_at
+from sa2va_trl.data.preparing import items_of, look_at, with_burned_in
 from sa2va_trl.data.readers.entries import AnnotatedObject, Entry, Reading, Source
 from sa2va_trl.data.workers import Workers
 from sa2va_trl.data.writing import named
@@ -136,3 +139,57 @@ def test_what_a_row_lacks_is_said_of_each(tmp_path):
         "has 1 masks and 2 phrases",
         "has 1 masks and 0 phrases",
     ]
+
+
+def clip(folder, video, frames, text=None, **facts):
+    """Entries of the frames of a clip, with a text that stands still."""
+    entries = []
+    for number in range(frames):
+        picture = shown(100 * len(video) + number, (160, 120)).point(lambda value: value * 2 // 3)
+        if text:
+            font = PIL.ImageFont.load_default(12)
+            PIL.ImageDraw.Draw(picture).text((10, 90), text, fill=255, font=font)
+        file = folder / f"{video}_{number}.png"
+        picture.save(file)
+        entries.append(Entry(file.name, file, facts={"video_id": video, **facts}))
+    return entries
+
+
+@pytest.mark.parametrize("batch", [3, 50])
+def test_text_that_stands_still_over_a_clip_is_suspected(tmp_path, monkeypatch, batch):
+    monkeypatch.setattr(preparing, "_BATCH", batch)
+    clips = {
+        "plain": clip(tmp_path, "plain", 11),
+        "written": clip(tmp_path, "written", 11, "ROE^JANE 1950"),
+        "short": clip(tmp_path, "short", 1, "ROE^JANE 1950"),
+        "said": clip(tmp_path, "said", 2, "ROE^JANE 1950", burned_in_text="no"),
+        "unsaid": clip(tmp_path, "unsaid", 3, "ROE^JANE 1950", burned_in_text="unknown"),
+        "yes": clip(tmp_path, "yes", 2, burned_in_text="yes"),
+    }
+    entries = [entry for own in clips.values() for entry in own]
+    entries = [*entries[::2], *entries[1::2], Entry("still.png", entries[0].image)]  # clips by turns
+    source = Source(tmp_path, entries, ("vessel",))
+    items = items_of({"train": source})
+    looks, _ = look_at(items, [source], Reading(), Workers(1))
+    found = {}
+    for item in with_burned_in(items, looks):
+        found.setdefault(item.entry.facts.get("video_id"), set()).add(item.entry.facts["burned_in_text"])
+    assert found == {
+        "plain": {"unknown"},
+        "written": {"suspected"},
+        "short": {"unknown"},
+        "said": {"no"},
+        "unsaid": {"suspected"},
+        "yes": {"yes"},
+        None: {"unknown"},
+    }
+    alone = [item for item in items if not item.entry.facts]
+    assert with_burned_in(alone, looks[-1:]) == alone
+
+
+def test_few_frames_of_a_clip_are_searched_for_text(tmp_path, monkeypatch):
+    source = Source(tmp_path, clip(tmp_path, "long", 40), ("vessel",))
+    searched, extent = [], preparing.extent_of
+    monkeypatch.setattr(preparing, "extent_of", lambda image: searched.append(image) or extent(image))
+    look_at(items_of({"train": source}), [source], Reading(), Workers(1))
+    assert len(searched) == 8

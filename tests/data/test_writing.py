@@ -1,5 +1,4 @@
 import csv
-import json
 import multiprocessing
 import os
 import signal
@@ -12,12 +11,13 @@ from datasets import load_dataset
 from prepared import contents, pixels, shown, write_runs
 
 from sa2va_trl.data import writing
+from sa2va_trl.data.finished import dataset_card, put_in_place
 from sa2va_trl.data.loading import find_sources, load_dataset_dict
 from sa2va_trl.data.preparing import Plan, items_of, look_at
 from sa2va_trl.data.privacy import Pseudonyms
 from sa2va_trl.data.readers.entries import AnnotatedObject, Entry, Reading, Source
 from sa2va_trl.data.workers import Workers
-from sa2va_trl.data.writing import check_output, dataset_card, put_in_place, refuse_names, write_names, write_rows
+from sa2va_trl.data.writing import names_table, refuse_names, write_names, write_rows
 from sa2va_trl.errors import DatasetError
 
 
@@ -34,7 +34,7 @@ def prepare(folder, output, plan=None, workers=1, splits=None, rows=3):
         with Workers(workers) as pool:
             looks, _ = look_at(items, kept, plan.reading, pool)
             own = [item.split or "train" for item in items] if splits is None else splits(items)
-            part = write_rows(items, looks, own, kept, plan, output, pool)
+            part = write_rows(items, looks, own, kept, folder, plan, output, pool)
         card = dataset_card(sorted(set(own)), plan.key is not None, plan.output_format)
         put_in_place(part, output, {}, card)
     finally:
@@ -168,7 +168,7 @@ def test_frames_of_a_clip_are_called_after_it(tmp_path):
 
 def test_rows_find_their_source_by_a_table(tmp_path):
     items = items_of({"train": framed(tmp_path, {"video_id": "v", "patient_id": "DOE^JOHN"}, {"video_id": "v"})})
-    write_names(tmp_path / "names.csv", items, KEY)
+    write_names(tmp_path / "names.csv", names_table(items, KEY))
     rows = list(csv.DictReader((tmp_path / "names.csv").open(encoding="utf-8")))
     assert [row["sample_id"] for row in rows] == [own["sample_id"] for own in writing.named(items, KEY)]
     assert rows[0]["patient_id_at_source"] == "DOE^JOHN" and rows[0]["image"] == str(tmp_path / "run.png")
@@ -177,7 +177,7 @@ def test_rows_find_their_source_by_a_table(tmp_path):
 
 def look_of(source, plan):
     items = items_of({"train": source})
-    return items, look_at(items, [source], plan.reading, Workers(1))[0], plan
+    return items, look_at(items, [source], plan.reading, Workers(1))[0], ["train"], source.place, plan
 
 
 def square(size):
@@ -233,19 +233,3 @@ def test_files_hold_a_bounded_number_of_rows_and_pixels(monkeypatch):
     assert writing._parts(range(5), looks) == [[0, 1], [2], [3], [4]]
     monkeypatch.setattr(writing, "_ROWS", 1)
     assert writing._parts(range(5), looks) == [[0], [1], [2], [3], [4]]
-
-
-def test_a_place_that_is_taken_or_inside_of_the_source_is_refused(tmp_path):
-    source = write_runs(tmp_path / "source", patients=1)
-    for place in (source, source / "out", source / "image" / ".." / "new"):
-        with pytest.raises(DatasetError, match="is there already|lies inside of the source"):
-            check_output(place, source)
-    (tmp_path / "link").symlink_to(source)
-    with pytest.raises(DatasetError, match="lies inside of the source"):
-        check_output(tmp_path / "link" / "out", source)
-    (tmp_path / "empty").mkdir()
-    check_output(tmp_path / "empty", source)
-    prepare(source, tmp_path / "empty")
-    assert json.loads((tmp_path / "empty" / "dataset_report.json").read_text()) == {}
-    with pytest.raises(DatasetError, match="is there already"):
-        check_output(tmp_path / "empty", source)

@@ -2,6 +2,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import sys
 import tempfile
@@ -10,17 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import pyarrow.parquet
 import pytest
-from annotated_folders import SQUARE
 from PIL import ImageCms
 from PIL.PngImagePlugin import PngInfo
+from planted import PLANTED, SECRETS, dicom, mask_folder, nifti, pages, video
 from prepared import contents, pixels, shown, write_runs
 from tasks import run_task
 
 from sa2va_trl import cli
 from sa2va_trl.data.loading import load_dataset_dict
 from sa2va_trl.data.privacy import NameSearch, leaked, name_parts
+from sa2va_trl.data.readers.entries import FACTS
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.scripts import prepare_data
 
@@ -149,6 +153,95 @@ def test_key_and_table_lie_outside_and_replace_nothing(tmp_path):
     assert (tmp_path / "names.csv").read_text() == "mine"
 
 
+def test_text_in_clips_is_counted_and_warned_of(tmp_path, capsys):
+    source = tmp_path / "source"
+    for number, text in enumerate((None, "ROE^JANE 1950")):
+        for frame in range(4):
+            picture = shown(10 * number + frame, (160, 120)).point(lambda value: value * 2 // 3)
+            if text:
+                PIL.ImageDraw.Draw(picture).text((10, 90), text, fill=255, font=PIL.ImageFont.load_default(12))
+            for kind, own in (("images", picture), ("masks", PIL.Image.new("L", (160, 120)))):
+                file = source / kind / f"run{number}" / f"{frame}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                own.save(file)
+    out = prepare(tmp_path)
+    said = capsys.readouterr().out
+    assert "WARNING: 0 pictures have text burned into them" in said and "4 are of clips in which bright text" in said
+    assert "look at them with inspect" in said and "sa2va-trl inspect --dataset_name" in said
+    data = load_dataset_dict(out)["train"]
+    assert sorted(data["burned_in_text"]) == ["suspected"] * 4 + ["unknown"] * 4
+    assert report(out)["splits"]["train"]["burned_in_text"] == {"suspected": 4, "unknown": 4}
+
+
+class LostHub:
+    """Fails, at first."""
+
+    reached, pushes = False, 0
+
+    def create_repo(self, *_, **__):
+        if not self.reached:
+            raise ConnectionError("the Hub is not there")
+
+    def upload_folder(self, **given):
+        LostHub.pushes += 1
+
+
+def test_a_push_that_failed_goes_on_with_what_was_made(tmp_path, monkeypatch, capsys):
+    source = write_runs(tmp_path / "source", patients=1)
+    monkeypatch.setattr(prepare_data, "HfApi", LostHub)
+    line = ["--push_to_hub", "me/data", "--names_table", tmp_path / "names.csv"]
+    with pytest.raises(ConnectionError):
+        prepare(tmp_path, *line)
+    before, table = contents(tmp_path / "out"), (tmp_path / "names.csv").read_bytes()
+    (tmp_path / "out" / "LICENSE").write_text("Yours.")  # what is put beside the rows is nobody else's business
+    monkeypatch.setattr(LostHub, "reached", True)
+    monkeypatch.setattr(prepare_data, "make", None)  # nothing is made again
+    capsys.readouterr()
+    prepare(tmp_path, *line)
+    assert LostHub.pushes == 1 and "has been made before" in (said := capsys.readouterr().out)
+    assert "train: 4 rows" in said and "pushed to me/data" in said
+    assert contents(tmp_path / "out") == {**before, "LICENSE": b"Yours."}
+    (tmp_path / "names.csv").unlink()
+    prepare(tmp_path, *line, "--num_proc", 2)
+    assert (tmp_path / "names.csv").read_bytes() == table
+    (tmp_path / "names.csv").write_text("another")
+    with pytest.raises(ValueError, match="names_table=.* is there already"):
+        prepare(tmp_path, *line)
+    with pytest.raises(DatasetError, match="made with other options"):
+        prepare(tmp_path, "--phrase", "catheter")
+    with pytest.raises(DatasetError, match="made with other options"):
+        prepare(tmp_path, "--names", "keep")
+    (source / "image" / "P00_f0.jpg").touch()
+    with pytest.raises(DatasetError, match="of other data"):
+        prepare(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [
+        ("notes.txt", b"Mr. Kowalski came twice"),
+        ("README.md", "von Żółkiewska, 1950".encode()),
+        ("P00_f0.txt", b""),
+        ("pictures/page.html", "<b>KOWALSKI</b>".encode("utf-16")),
+    ],
+)
+def test_nothing_is_pushed_with_a_name_beside_the_rows(tmp_path, monkeypatch, place, content):
+    write_runs(
+        tmp_path / "source", patients=1, names=("image/Kowalski^Ada/Żółkiewska", "mask/Kowalski^Ada/Żółkiewska")
+    )
+    monkeypatch.setattr(prepare_data, "HfApi", LostHub)
+    monkeypatch.setattr(LostHub, "reached", True)
+    monkeypatch.setattr(LostHub, "pushes", 0)
+    out = prepare(tmp_path, "--push_to_hub", "me/data")
+    assert LostHub.pushes == 1
+    file = out / place
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes((file.read_bytes() if file.exists() else b"") + content)
+    with pytest.raises(DatasetError, match="not pushed, names of the source") as error:
+        prepare(tmp_path, "--push_to_hub", "me/data")
+    assert [problem.file for problem in error.value.problems] == [str(file)] and LostHub.pushes == 1
+
+
 def test_clips_are_thinned_and_what_was_chosen_is_drawn(tmp_path, capsys):
     source, rows = write_runs(tmp_path / "source", patients=2, frames=6, names=("images", "masks")), []
     for file in sorted((source / "images").iterdir()):
@@ -163,80 +256,60 @@ def test_clips_are_thinned_and_what_was_chosen_is_drawn(tmp_path, capsys):
     assert not any("run of" in name for name in contents(out))
 
 
-# What no byte may hold, of people in files, folders, texts and metadata.
-SECRETS = ["DOE^JOHN_1950", "Zhang^Weiming", "张伟明", "Kowalski^Ada", "Secret^Comment"]
+# What a picture is made of: chunks of PNG, and markers of JPEG before its pixels. The heads of JFIF and Adobe say how
+# colours are to be read.
+CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+MARKERS = {0xC0, 0xC1, 0xC2, 0xC4, 0xDA, 0xDB, 0xDD, 0xE0, 0xEE}
 
 
-def _planted(path, number, name):
-    """A picture whose metadata name somebody."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    exif = PIL.Image.Exif()
-    exif[0x010E] = exif[0x013B] = name
-    if path.suffix == ".jpg":
-        shown(number).save(path, exif=exif, comment=name.encode("gb18030"), icc_profile=bytes(128) + name.encode())
-        path.write_bytes(path.read_bytes() + name.encode("utf-16"))
-    else:
-        info = PngInfo()
-        info.add_text("Patient", name, zip=True)
-        info.add_itxt("Other", name)
-        shown(number).save(path, pnginfo=info, exif=exif)
+def parts_of(picture):
+    """Kinds of chunks or segments of a picture, to its end and not beyond."""
+    place, found = 8, []
+    while picture[:4] == b"\x89PNG" and place < len(picture):
+        found.append(picture[place + 4 : place + 8])
+        place += 12 + int.from_bytes(picture[place : place + 4])
+    place = 2
+    while picture[:2] == b"\xff\xd8" and (not found or found[-1] != 0xDA):
+        found.append(picture[place + 1])
+        place += 2 + int.from_bytes(picture[place + 2 : place + 4])
+    return found
 
 
-def _mask(path, name):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mask, info = np.zeros((32, 40), dtype=np.uint8), PngInfo()
-    mask[3:9, 4:20] = 255
-    info.add_itxt("Patient", name)
-    PIL.Image.fromarray(mask).save(path, pnginfo=info)
-
-
-def planted_mask_folder(folder):
-    for number, name in enumerate(SECRETS):
-        suffix = "png" if number % 2 else "jpg"
-        _planted(folder / "image" / name / f"IM_{SECRETS[-number]}.{suffix}", number, name)
-        _mask(folder / "mask" / name / f"IM_{SECRETS[-number]}.png", name)
-
-
-def planted_sa2va_json(folder):
-    entries = []
-    for number, name in enumerate(SECRETS):
-        _planted(folder / "images" / name / f"{name}.jpg", number, name)
-        entries.append({"image": f"{name}/{name}.jpg", "mask": [[SQUARE]], "text": ["vessel"], "patient": name})
-    (folder / "annotations.json").write_text(json.dumps(entries))
-
-
-def planted_image_metadata(folder):
-    rows = []
-    for number, name in enumerate(SECRETS):
-        _planted(folder / "images" / f"{name}.png", number, name)
-        _mask(folder / "masks" / f"{name}.png", name)
-        facts = {"patient_id": name, "video_id": f"run of {name}", "remark": name, "sample_id": name}
-        rows.append(
-            {"file_name": f"{name}.png", "mask_file_name": f"../masks/{name}.png", "phrase": "vessel", **facts}
-        )
-    (folder / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-
-# A format that keeps names elsewhere (DICOM's tags, a header of NIfTI) has a line here.
-PLANTED = [planted_mask_folder, planted_sa2va_json, planted_image_metadata]
+def assert_bare(picture, search):
+    """A picture is pixels and nothing else, which name nobody either."""
+    kinds = parts_of(picture)
+    assert set(kinds) <= CHUNKS and kinds[-1] == b"IEND" or set(kinds) <= MARKERS and picture[-2:] == b"\xff\xd9"
+    image = PIL.Image.open(io.BytesIO(picture))
+    assert not search(picture) and not search(image.tobytes())
+    assert image.info.keys() <= {
+        "jfif",
+        "jfif_version",
+        "jfif_unit",
+        "jfif_density",
+        "dpi",
+        "adobe",
+        "adobe_transform",
+    }
 
 
 def traces(*roots):
     """Where names of the source stand below folders: in names of files, in bytes, in cells of tables."""
-    names = name_parts(SECRETS)
+    names = name_parts([*SECRETS, *(os.fsdecode(b"IM_" + own.encode("gb18030")) for own in SECRETS)])
     search, found = NameSearch(names, shortest=7), []
     for root in roots:
         for file in root.rglob("*"):
-            found += [(str(file), name) for name in leaked(file.relative_to(root).as_posix(), names)]
+            place = file.relative_to(root).as_posix()
+            found += [(place, name) for name in leaked(place, names) | search(os.fsencode(place))]
             if file.is_file():
-                found += [(str(file), name) for name in search(file.read_bytes())]
+                found += [(place, name) for name in search(file.read_bytes())]
             if file.suffix == ".parquet":
                 table = pyarrow.parquet.read_table(file)
                 words = [name for name in table.column_names if name not in ("image", "masks")]
-                found += [(str(file), name) for name in leaked(str(table.select(words).to_pylist()), names)]
+                found += [(place, name) for name in leaked(str(table.select(words).to_pylist()), names)]
                 cells = table["image"].to_pylist() + [mask for own in table["masks"].to_pylist() for mask in own]
                 for cell in cells:
-                    found += [(str(file), name) for name in search(cell["bytes"]) | leaked(str(cell["path"]), names)]
+                    found += [(place, name) for name in leaked(str(cell["path"]), names)]
+                    assert_bare(cell["bytes"], search)
     return found
 
 
@@ -248,25 +321,27 @@ class Hub:
     def create_repo(self, name, repo_type, private, exist_ok):
         assert repo_type == "dataset" and private
 
-    def upload_folder(self, repo_id, repo_type, folder_path, delete_patterns):
-        # (Or rows of an earlier push would be read along.)
+    def upload_folder(self, repo_id, repo_type, folder_path, delete_patterns, ignore_patterns):
         names = [str(file.relative_to(folder_path)) for file in Path(folder_path).rglob("*") if file.is_file()]
+        names = [name for name in names if name not in ignore_patterns]
+        # (Or rows of an earlier push would be read along.)
         assert {name for name in names if not any(fnmatch(name, own) for own in delete_patterns)} == {
             "README.md",
             "dataset_report.json",
         }
+        assert traces(Path(folder_path)) == []
         self.pushed.append((repo_id, repo_type, folder_path))
 
 
-@pytest.mark.parametrize("output_format", ["parquet", "imagefolder"])
-@pytest.mark.parametrize("plant", PLANTED)
+@pytest.mark.parametrize(
+    ("plant", "output_format"), [*((own, "parquet") for own in PLANTED), (mask_folder, "imagefolder")]
+)
 def test_no_name_comes_out_of_a_source(tmp_path, monkeypatch, capfd, plant, output_format):
     source, work = tmp_path / "Sources of Kowalski^Ada", tmp_path / "work"
     work.mkdir()
     for place in ("home", "temp", "cache"):
         (work / place).mkdir()
     plant(source)
-    assert {name for _, name in traces(source)} >= {secret.casefold() for secret in SECRETS if "1950" not in secret}
     monkeypatch.chdir(work)
     monkeypatch.setenv("HOME", str(work / "home"))
     monkeypatch.setattr(tempfile, "tempdir", str(work / "temp"))
@@ -279,15 +354,27 @@ def test_no_name_comes_out_of_a_source(tmp_path, monkeypatch, capfd, plant, outp
     out = work / "outputs" / "data"
     assert Hub.pushed == [("me/data", "dataset", "outputs/data")]
     data = load_dataset_dict(out)["train"]  # by way of a cache
-    assert len(data) == len(SECRETS) and len(list(data)) == len(SECRETS)
-    assert set(data.column_names) <= {"image", "masks", "phrases", "sample_id", "patient_id", "video_id"}
+    frames = {dicom: 2, nifti: 2, pages: 2, video: 3}.get(plant, 1)
+    assert len(data) == len(list(data)) == frames * len(SECRETS)
+    assert all(np.asarray(mask).any() for masks in data["masks"] for mask in masks)
+    assert set(data.column_names) <= {"image", "masks", "phrases", "sample_id", *FACTS}
     assert traces(work) == []
+    for file in (*out.rglob("*.png"), *out.rglob("*.jpg")):
+        assert_bare(file.read_bytes(), NameSearch(name_parts(SECRETS), shortest=7))
     assert (work / "home" / ".config" / "sa2va_trl" / "pseudonyms.key").is_file()
     assert not list(work.rglob("log.txt")) and not list((work / "temp").iterdir())
-    if plant is planted_mask_folder:  # what another task says of it
+    if plant is mask_folder:  # what another task says of it
         monkeypatch.setattr(sys, "argv", ["sa2va-trl", "inspect", "--dataset_name", str(out), "--num_pictures", "2"])
         cli.main()
         assert (work / "outputs" / "inspection" / "log.txt").is_file() and traces(work) == []
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_names_are_in_the_bytes_of_what_is_planted(tmp_path, plant):
+    plant(tmp_path)
+    search = NameSearch(name_parts(SECRETS))
+    found = set().union(*(search(file.read_bytes()) for file in tmp_path.rglob("*") if file.is_file()))
+    assert found >= {name.casefold() for name in SECRETS}
 
 
 def test_what_is_written_does_not_depend_on_where(tmp_path):
