@@ -197,24 +197,39 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         """
         return self.training or (torch.distributed.is_available() and torch.distributed.is_initialized())
 
-    def _seg_features(
+    def with_pyramid(
         self,
-        states: torch.Tensor,
-        input_ids: torch.LongTensor,
-        grounding_pixel_values: torch.Tensor | None,
-        image_counts: torch.LongTensor | None,
+        seg_states: torch.Tensor,
+        rows: torch.LongTensor,
+        batch: int,
+        grounding_pixel_values: torch.Tensor | None = None,
+        image_counts: torch.LongTensor | None = None,
     ) -> SegFeatures:
+        """
+        What `encode` makes of states that are there already: SAM 2's image pyramid, and which masks there are.
+
+        Args:
+            seg_states (`torch.Tensor` of shape `(segs, D)`): row by row.
+            rows (`torch.LongTensor` of shape `(segs,)`): the row of each.
+            batch (`int`): number of rows.
+            grounding_pixel_values, image_counts: see `encode`.
+
+        Returns:
+            `SegFeatures`.
+
+        Raises:
+            `ValueError`: as `encode`.
+        """
         if grounding_pixel_values is None:
             size = self.config.grounding_config.image_size
-            grounding_pixel_values = states.new_zeros((0, 3, size, size))
+            grounding_pixel_values = seg_states.new_zeros((0, 3, size, size))
         if image_counts is None:
-            if len(grounding_pixel_values) not in (0, len(input_ids)):
+            if len(grounding_pixel_values) not in (0, batch):
                 raise ValueError(
-                    f"{len(grounding_pixel_values)} grounding images for {len(input_ids)} rows: pass `image_counts`, "
+                    f"{len(grounding_pixel_values)} grounding images for {batch} rows: pass `image_counts`, "
                     "the number of images of each row."
                 )
-            image_counts = input_ids.new_full((len(input_ids),), int(len(grounding_pixel_values) > 0))
-        rows, positions = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
+            image_counts = rows.new_full((batch,), int(len(grounding_pixel_values) > 0))
         seg_index, image_index, row_index = pair_masks(rows, image_counts)
         pixels = grounding_pixel_values
         if len(pixels) == 0 and self.must_run_everything:
@@ -224,10 +239,10 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         else:
             grid = self.config.grounding_config
             pyramid = tuple(
-                states.new_zeros((0, grid.hidden_dim, grid.image_size // stride, grid.image_size // stride))
+                seg_states.new_zeros((0, grid.hidden_dim, grid.image_size // stride, grid.image_size // stride))
                 for stride in (4, 8, 16)
             )
-        return SegFeatures(states[rows, positions], seg_index, image_index, row_index, pyramid)
+        return SegFeatures(seg_states, seg_index, image_index, row_index, pyramid)
 
     def encode(
         self,
@@ -257,7 +272,8 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
             `ValueError`: images and rows do not pair up and `image_counts` was not given.
         """
         _, states = self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)
-        return self._seg_features(states, input_ids, grounding_pixel_values, image_counts)
+        at_seg = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
+        return self.with_pyramid(states[at_seg], at_seg[0], len(input_ids), grounding_pixel_values, image_counts)
 
     def mask_prompts(self, seg_states: torch.Tensor) -> torch.Tensor:
         """
@@ -409,7 +425,9 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         if input_ids is None:
             raise ValueError("The model needs `input_ids`, or the `features` of an earlier `encode`.")
         states, seg_states = self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)
-        features = self._seg_features(seg_states, input_ids, grounding_pixel_values, image_counts)
+        at_seg = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
+        batch = len(input_ids)
+        features = self.with_pyramid(seg_states[at_seg], at_seg[0], batch, grounding_pixel_values, image_counts)
         if encode_only:
             return Sa2VAOutput(seg_states=features.seg_states, row_index=features.row_index, features=features)
         output = self._draw(features, output_candidates=output_candidates)

@@ -2,6 +2,7 @@
 
 import operator
 import os
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from .frame_policy import select_frames
 from .outputs import SegFeatures, Segmentation
 from .processing import Sa2VAProcessor
 from .tracking import track
+from .written_states import WrittenStates
 
 
 if TYPE_CHECKING:
@@ -286,7 +288,7 @@ def _requests(
 def _write(
     model: "Sa2VAForConditionalGeneration", requests: _Requests, processor: Sa2VAProcessor, **generate_kwargs: Any
 ) -> tuple[list[str], list[list[int]]]:
-    """The answers that `generate` writes, and their token ids with whatever ended them."""
+    """The answers that `generate` writes, and their token ids with what ended them."""
     never = [processor.image_token_id, *(generate_kwargs.pop("suppress_tokens", None) or [])]
     input_ids = processor.pad(requests.prompts, side="left").to(model.device)
     lengths = torch.tensor([len(prompt) for prompt in requests.prompts], device=model.device)
@@ -306,12 +308,21 @@ def _write(
             **generate_kwargs,
         },
     )
-    answers = []
-    for ids in generated[:, width:]:
-        text = processor.tokenizer.decode(ids, skip_special_tokens=False)
-        ends = [text.find(stop) for stop in processor.stop_strings if stop in text]
-        answers.append(text[: min(ends)] if ends else text)
-    return answers, generated[:, width:].tolist()
+    written = [_up_to_the_stop(ids, processor) for ids in generated[:, width:].tolist()]
+    return [text for text, _ in written], [ids for _, ids in written]
+
+
+def _up_to_the_stop(ids: list[int], processor: Sa2VAProcessor) -> tuple[str, list[int]]:
+    """An answer without what ended it, and its tokens with that but without what follows."""
+
+    def stopped(count: int) -> tuple[str, list[int]]:
+        text = processor.tokenizer.decode(ids[:count], skip_special_tokens=False)
+        return text, [text.find(stop) for stop in processor.stop_strings if stop in text]
+
+    text, ends = stopped(len(ids))
+    if not ends:
+        return text, ids
+    return text[: min(ends)], ids[: bisect_left(range(len(ids)), True, key=lambda count: bool(stopped(count)[1]))]
 
 
 def _read(
@@ -333,14 +344,25 @@ def _read(
     _check_generate_options(generate_kwargs)
     conversations = [[{"role": "user", "content": entry}] for entry in texts]
     requests = _requests(conversations, groups, processor, clip)
+    if grounding_pixel_values is not None:
+        grounding_pixel_values = grounding_pixel_values.to(model.device, model.dtype)
     if answers is None:
-        answers, generated = _write(model, requests, processor, **generate_kwargs)
+        with WrittenStates(model, max(map(len, requests.prompts))) as states:
+            answers, written = _write(model, requests, processor, **generate_kwargs)
+            spelled = [
+                ids.count(processor.seg_token_id) != reply.count(SEG_TOKEN)
+                for ids, reply in zip(written, answers, strict=True)
+            ]
+            found = states.of(written, "an answer spells out a [SEG] that is no token" if any(spelled) else "")
+        if found is not None:
+            seg_states, rows = found
+            features = model.with_pyramid(seg_states, rows, len(texts), grounding_pixel_values)
+            return answers, features, [torch.nonzero(rows == row)[:, 0] for row in range(len(answers))]
         sequences = [
             # A generated answer goes in as the tokens that were generated: tokenising its text could give others.
             # (Unless it spells out a [SEG] that is none.)
-            prompt
-            + (ids if ids.count(processor.seg_token_id) == reply.count(SEG_TOKEN) else processor.answer_ids(reply))
-            for prompt, ids, reply in zip(requests.prompts, generated, answers, strict=True)
+            prompt + (processor.answer_ids(reply) if otherwise else ids)
+            for prompt, ids, reply, otherwise in zip(requests.prompts, written, answers, spelled, strict=True)
         ]
     else:
         answers = [processor.without_end(reply) for reply in answers]
@@ -352,8 +374,6 @@ def _read(
     input_ids = processor.pad(sequences).to(model.device)
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=model.device)
     attention_mask = (torch.arange(input_ids.shape[1], device=model.device) < lengths[:, None]).long()
-    if grounding_pixel_values is not None:
-        grounding_pixel_values = grounding_pixel_values.to(model.device, model.dtype)
     features = model.encode(
         input_ids, attention_mask, **_to(model, requests.pixels), grounding_pixel_values=grounding_pixel_values
     )

@@ -107,13 +107,15 @@ def test_a_seg_in_the_users_text_is_no_object(tiny, image):
     close(result.iou_scores, output.iou_scores[1:])
 
 
-def test_an_image_is_encoded_once(tiny, image):
+@pytest.mark.parametrize("generate", [False, True])
+def test_an_image_is_encoded_once(generate, tiny, image):
     model, processor = tiny
-    sizes = []
+    sizes, answers = [], [TWO_OBJECTS * 2, "[SEG]"]
+    how = {"logits_processor": forced(processor, *answers)} if generate else {"answer": answers}
     model.grounding_encoder.sam2_model.image_encoder.register_forward_pre_hook(
         lambda _, inputs: sizes.append(len(inputs[0]))
     )
-    model.segment(images=[image, image], text=QUESTION, processor=processor, answer=[TWO_OBJECTS * 2, "[SEG]"])
+    model.segment(images=[image, image], text=QUESTION, processor=processor, **how)
     assert sizes == [2]
 
 
