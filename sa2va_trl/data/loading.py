@@ -29,6 +29,7 @@ from .readers.nnunet import find_nnunet, is_nnunet
 from .readers.sa2va_json import is_sa2va_json, read_sa2va_json
 from .readers.yolo import find_yolo, is_yolo
 from .selections import SELECTION, read_selection, select_rows
+from .sources import Format, check_annotated, check_options, refuse_lost, told_apart
 from .stored import iter_undecoded
 
 
@@ -49,6 +50,11 @@ READERS = (
     (is_image_metadata, read_image_metadata),
     (is_mask_folder, read_mask_folder),
 )
+# Options of `Reading` that a format uses beside those that all do (see `find_sources`).
+OPTIONS = {
+    find_clips: ("mask_suffix", "mask_threshold", "secondary_captures"),
+    find_mask_folder: ("mask_suffix", "mask_threshold"),
+}
 # Readers of rows that can also say what there is before rows are made.
 FINDERS: dict[Callable[..., Dataset], Callable[[Path, Reading], dict[str, Source]]] = {
     read_mask_folder: find_mask_folder
@@ -58,6 +64,18 @@ FINDERS: dict[Callable[..., Dataset], Callable[[Path, Reading], dict[str, Source
 def _reader_of(folder: Path) -> Callable[..., Dataset] | None:
     """The reader whose layout a folder has."""
     return next((reader for has_layout, reader in READERS if has_layout(folder)), None)
+
+
+def _finder_of(folder: Path) -> Callable[[Path, Reading], dict[str, Source]] | None:
+    """What finds the sources of the layout that a folder has."""
+    return next((find for has_layout, find in SOURCES if has_layout(folder)), None)
+
+
+def _only(sources: dict[str, Source], place: Path) -> Source:
+    """The source of a folder that is one split."""
+    if len(sources) > 1:
+        raise DatasetError(f"{place} has splits of its own ({', '.join(sources)}), and is one: keep one of both")
+    return next(iter(sources.values()))
 
 
 def _is_prepared(folder: Path) -> bool:
@@ -107,25 +125,32 @@ def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
             return datasets.load_dataset(str(folder), cache_dir=str(_cache_of(folder)))
         except Exception as error:  # datasets wraps anything in DatasetGenerationError, whose text says nothing
             raise DatasetError(f"{folder}: datasets.load_dataset failed: {error.__cause__ or error}") from error
-    if find := next((find for has_layout, find in SOURCES if has_layout(folder)), None):
+    if find := _finder_of(folder):
         _warn_unused(folder, set())
         reading = Reading(phrase=phrase)
-        splits = {split: rows_of(source, reading) for split, source in find(folder, reading).items()}
+        sources = find(folder, reading)
+        refuse_lost(folder, sources, formats())
+        splits = {split: rows_of(source, reading) for split, source in sources.items()}
         return _with_unique_ids(DatasetDict(splits))
     if reader := _reader_of(folder):
         _warn_unused(folder, set())
         return DatasetDict({"train": reader(folder, phrase=phrase)})
 
-    readers = {split: (path, _reader_of(path)) for split, path in split_folders(folder).items()}
-    if any(reader for _, reader in readers.values()):
-        unknown = [path.name for path, reader in readers.values() if reader is None]
+    places, reading = split_folders(folder), Reading(phrase=phrase)
+    finders = {split: _finder_of(path) for split, path in places.items()}
+    readers = {split: _reader_of(path) for split, path in places.items() if finders[split] is None}
+    if any(finders.values()) or any(readers.values()):
+        unknown = [places[split].name for split, reader in readers.items() if reader is None]
         if unknown:
             raise DatasetError(f"{folder}: {', '.join(unknown)} holds no known format, the other splits do")
-        _warn_unused(folder, {path.name for path, _ in readers.values()})
-        splits, bad = {}, []
-        for split, (path, reader) in readers.items():
+        _warn_unused(folder, {path.name for path in places.values()})
+        found = {split: _only(find(places[split], reading), places[split]) for split, find in finders.items() if find}
+        found, splits, bad = told_apart(found, folder), {}, []
+        for split, path in places.items():
             try:
-                splits[split] = reader(path, phrase=phrase)
+                splits[split] = (
+                    rows_of(found[split], reading) if split in found else readers[split](path, phrase=phrase)
+                )
             except DatasetError as error:  # the bad rows of all splits together
                 bad.append(error)
         if len(bad) == 1:
@@ -151,6 +176,9 @@ def find_sources(folder: Path, reading: Reading, form: str = "auto") -> dict[str
     """
     What a folder holds that is to be made into a data set, before any row is made.
 
+    Every format uses `phrase`, `classes`, `templates` and `instances` of a [`~data.readers.entries.Reading`] where it
+    has annotations at all; `OPTIONS` has what else.
+
     Args:
         folder (`Path`): in any format that a reader knows, with or without a sub-folder for each split.
         reading ([`~data.readers.entries.Reading`]): how.
@@ -162,7 +190,7 @@ def find_sources(folder: Path, reading: Reading, form: str = "auto") -> dict[str
     Raises:
         `FileNotFoundError`: there is no such folder.
         `DatasetError`: no known format, several, bad rows, or it is prepared already.
-        `ValueError`: there is no format of this name.
+        `ValueError`: there is no format of this name, or options can take no effect on it.
     """
     if not folder.exists():
         raise FileNotFoundError(f"There is no folder {folder}.")
@@ -173,27 +201,34 @@ def find_sources(folder: Path, reading: Reading, form: str = "auto") -> dict[str
         raise ValueError(f"format must be auto or one of {', '.join(known)}, got {form!r}.")
     wanted = known if form == "auto" else {form: known[form]}
     places = {"": folder} | split_folders(folder)
-    found: dict[str, Source] = {}
+    chosen: dict[str, str] = {}
     for split, place in places.items():
-        fitting = [name for name, (has_layout, _) in wanted.items() if has_layout(place)]
+        fitting = [name for name, own in wanted.items() if own.fits(place)]
         # (Of readers the first is meant: metadata beside images say more than a folder of masks does.)
         readers = [name for name in fitting if name in {read.__name__.removeprefix("read_") for _, read in READERS}]
         fitting = [name for name in fitting if name not in readers[1:]]
         if len(fitting) > 1 and form == "auto":
             raise DatasetError(f"{place} may be {' or '.join(fitting)}: say which with --format")
         if fitting:
-            sources = wanted[fitting[0]][1](place, reading)
+            chosen[split] = fitting[0]
             if not split:
-                _warn_unused(folder, set())
-                return sources
-            if len(sources) > 1:
-                raise DatasetError(
-                    f"{place} has splits of its own ({', '.join(sources)}), and is one: keep one of both"
-                )
-            found[split] = next(iter(sources.values()))
-    if found:
-        if unknown := [path.name for split, path in places.items() if split and split not in found]:
+                break
+    if chosen:
+        if unknown := [path.name for split, path in places.items() if split and not {split, ""} & chosen.keys()]:
             raise DatasetError(f"{folder}: {', '.join(unknown)} holds no known format, the other splits do")
+        check_options(reading, set(chosen.values()), known)
+        if "" in chosen:
+            _warn_unused(folder, set())
+            found = wanted[chosen[""]].find(folder, reading)
+            if form == "auto":
+                refuse_lost(folder, found, known)
+        else:
+            each = {
+                split: _only(wanted[name].find(places[split], reading), places[split])
+                for split, name in chosen.items()
+            }
+            found = told_apart(each, folder)
+        check_annotated(reading, found, folder)
         return found
     if _is_prepared(folder) or (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         raise DatasetError(f"{folder} is a prepared data set already: give it to the other tasks as it is")
@@ -203,12 +238,12 @@ def find_sources(folder: Path, reading: Reading, form: str = "auto") -> dict[str
     )
 
 
-def formats() -> dict[str, tuple[Callable[[Path], bool], Callable[[Path, Reading], dict[str, Source]]]]:
-    """Names of formats, with what tells whether a folder has them and what reads it."""
-    named = {find.__name__.removeprefix("find_"): (has_layout, find) for has_layout, find in SOURCES}
-    for has_layout, read in READERS:
+def formats() -> dict[str, Format]:
+    """All formats, by their names."""
+    named = {find.__name__.removeprefix("find_"): Format(fits, find, OPTIONS.get(find, ())) for fits, find in SOURCES}
+    for fits, read in READERS:
         find = FINDERS.get(read) or partial(_rows_as_source, read)
-        named[read.__name__.removeprefix("read_")] = has_layout, find
+        named[read.__name__.removeprefix("read_")] = Format(fits, find, OPTIONS.get(find, ()))
     return named
 
 

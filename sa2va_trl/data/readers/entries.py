@@ -3,7 +3,7 @@
 import io
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +91,8 @@ class Source(NamedTuple):
         joins (`bool`): whether objects of one phrase in an image are one by default, see [`Reading`].
         annotated (`bool`, *optional*, defaults to `True`):
             `False` where there are pictures only, to be annotated: that an entry has no objects says nothing then.
+        videos (`frozenset[str]`, *optional*):
+            Names of videos that are paths in this source alone: in another source they name others.
     """
 
     place: Path
@@ -99,6 +101,7 @@ class Source(NamedTuple):
     problems: Sequence[BadRow] = ()
     joins: bool = True
     annotated: bool = True
+    videos: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,16 @@ class Reading:
             yield from self.classes.values()
         elif self.phrase is not None:
             yield self.phrase
+
+    def given(self) -> list[str]:
+        """Which options are given, by the names that users give them."""
+        names = {"templates": "phrase_templates"}
+        limits = {"max_pixels"}
+        return [
+            names.get(own.name, own.name)
+            for own in fields(self)
+            if own.name not in limits and getattr(self, own.name) != own.default
+        ]
 
     def phrase_of(self, label: str | None) -> str | None:
         """What a class is called here, normalised; `None` where it is not read."""
