@@ -258,7 +258,8 @@ def source_of(rows: Dataset, place: Path) -> Source:
             labels.setdefault(phrase)
         facts = {name: row[name] for name in FACTS if row.get(name) is not None}
         file = Path(file)
-        name = file.relative_to(place.absolute()).as_posix() if file.is_relative_to(place.absolute()) else file.name
+        roots = [root for root in (place.absolute(), place.resolve()) if file.is_relative_to(root)]
+        name = file.relative_to(roots[0]).as_posix() if roots else file.name
         entries.append(Entry(name, file, tuple(objects), facts=facts))
     return Source(place, entries, tuple(labels), problems, joins=False)
 
