@@ -4,10 +4,10 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, Image
@@ -30,25 +30,11 @@ from .readers.prepared import find_prepared, is_prepared, read_prepared
 from .readers.sa2va_json import is_sa2va_json, read_sa2va_json
 from .readers.yolo import find_yolo, is_yolo
 from .selections import SELECTION, read_selection, select_rows
+from .sources import Format, check_annotated, check_options, refuse_lost, told_apart
 from .stored import iter_undecoded
 
 
 logger = logging.getLogger(__name__)
-
-
-class Format(NamedTuple):
-    """
-    Args:
-        fits (`Callable`): whether a folder has the layout, told by names and the beginnings of files.
-        find (`Callable`): its sources by split; `train` alone where there are none.
-        read (`Callable`, *optional*):
-            Its rows, where these may hold more than entries can: clips, conversations, columns of their own. It is
-            given the folder and `phrase`.
-    """
-
-    fits: Callable[[Path], bool]
-    find: Callable[[Path, Reading], Mapping[str, Source]]
-    read: Callable[[Path, str | None], Dataset | DatasetDict] | None = None
 
 
 def _rows_as_source(read: Callable[..., Dataset], folder: Path, reading: Reading) -> dict[str, Source]:
@@ -57,18 +43,20 @@ def _rows_as_source(read: Callable[..., Dataset], folder: Path, reading: Reading
 
 # A format is a file of `readers` and a line here.
 FORMATS: dict[str, Format] = {
-    "prepared": Format(is_prepared, find_prepared, lambda folder, phrase: read_prepared(folder)),
-    "sa2va_json": Format(is_sa2va_json, partial(_rows_as_source, read_sa2va_json), read_sa2va_json),
+    "prepared": Format(is_prepared, find_prepared, read=lambda folder, phrase: read_prepared(folder)),
+    "sa2va_json": Format(is_sa2va_json, partial(_rows_as_source, read_sa2va_json), read=read_sa2va_json),
     "coco": Format(is_coco, find_coco),
     "yolo": Format(is_yolo, find_yolo),
     "cvat": Format(is_cvat, find_cvat),
     "labelme": Format(is_labelme, find_labelme),
     "label_studio": Format(is_label_studio, find_label_studio),
-    "dicom_seg": Format(is_dicom_seg, find_dicom_seg),
-    "clips": Format(is_clips, find_clips),
+    "dicom_seg": Format(is_dicom_seg, find_dicom_seg, ("mask_threshold",)),
+    "clips": Format(is_clips, find_clips, ("mask_suffix", "mask_threshold", "secondary_captures")),
     "nnunet": Format(is_nnunet, find_nnunet),
-    "image_metadata": Format(is_image_metadata, partial(_rows_as_source, read_image_metadata), read_image_metadata),
-    "mask_folder": Format(is_mask_folder, find_mask_folder),
+    "image_metadata": Format(
+        is_image_metadata, partial(_rows_as_source, read_image_metadata), read=read_image_metadata
+    ),
+    "mask_folder": Format(is_mask_folder, find_mask_folder, ("mask_suffix", "mask_threshold")),
 }
 # Of these the first is meant where several fit: what names its images says more than the folders that they lie in.
 _TELLING = ("sa2va_json", "prepared", "image_metadata", "mask_folder")
@@ -145,20 +133,14 @@ def formats_in(folder: Path, form: str = "auto") -> dict[str, tuple[Path, str]]:
     return {split: (places[split], names[0]) for split, names in fitting.items()}
 
 
-def _by_split(
-    places: Mapping[str, tuple[Path, str]], read: Callable[[Format, Path], Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What `read` makes of all that [`formats_in`] has found; bad rows of all splits together."""
+def _together(splits: Iterable[str], make: Callable[[str], Any]) -> dict[str, Any]:
+    """What `make` gives of each split; bad rows of all of them in one error."""
     found, bad = {}, []
-    for split, (place, name) in places.items():
+    for split in splits:
         try:
-            own = read(FORMATS[name], place)
+            found[split] = make(split)
         except DatasetError as error:
             bad.append(error)
-            continue
-        if split and len(own) > 1:
-            raise DatasetError(f"{place} has splits of its own ({', '.join(own)}), and is one: keep one of both")
-        found |= {split: next(iter(own.values()))} if split else own
     if len(bad) == 1:
         raise bad[0]
     if bad:
@@ -168,27 +150,59 @@ def _by_split(
     return found
 
 
+def _by_split(
+    places: Mapping[str, tuple[Path, str]], read: Callable[[Format, Path], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What `read` makes of all that [`formats_in`] has found."""
+
+    def of(split: str) -> Mapping[str, Any]:
+        place, name = places[split]
+        own = read(FORMATS[name], place)
+        if split and len(own) > 1:
+            raise DatasetError(f"{place} has splits of its own ({', '.join(own)}), and is one: keep one of both")
+        return own
+
+    found = _together(places, of)
+    return found[""] if "" in found else {split: next(iter(own.values())) for split, own in found.items()}
+
+
 def _read_folder(folder: Path, phrase: str | None) -> DatasetDict:
     if (folder / SELECTION).is_file():
         name, of, splits = read_selection(folder)
         return select_rows(load_dataset_dict(name, phrase=phrase), of, splits, name)
+    places, reading = formats_in(folder), Reading(phrase=phrase)
 
-    def read(form: Format, place: Path) -> Mapping[str, Dataset]:
+    def read(form: Format, place: Path) -> Mapping[str, Source | Dataset]:
         if form.read is None:
-            reading = Reading(phrase=phrase)
-            return {split: rows_of(source, reading) for split, source in form.find(place, reading).items()}
+            return form.find(place, reading)
         rows = form.read(place, phrase)
         return rows if isinstance(rows, DatasetDict) else {"train": rows}
 
-    places = formats_in(folder)
-    splits = DatasetDict(_by_split(places, read))
+    found = _by_split(places, read)
+    sources = _side_by_side({split: own for split, own in found.items() if isinstance(own, Source)}, places, folder)
+    rows = _together(found, lambda split: rows_of(sources[split], reading) if split in sources else found[split])
     # (What two splits of a prepared data set share is a leak.)
-    return splits if "prepared" in (name for _, name in places.values()) else _with_unique_ids(splits)
+    is_prepared_one = "prepared" in (name for _, name in places.values())
+    return DatasetDict(rows) if is_prepared_one else _with_unique_ids(DatasetDict(rows))
+
+
+def _side_by_side(
+    sources: dict[str, Source], places: Mapping[str, tuple[Path, str]], folder: Path
+) -> dict[str, Source]:
+    """Sources whose videos are told apart, of a folder of which nothing is left out."""
+    if "" not in places:
+        return told_apart(sources, folder)
+    if sources:
+        refuse_lost(folder, sources, FORMATS)
+    return sources
 
 
 def find_sources(folder: Path, reading: Reading, form: str = "auto") -> dict[str, Source]:
     """
     What a folder holds that is to be made into a data set, before any row is made.
+
+    Every format uses `phrase`, `classes`, `templates` and `instances` of a [`~data.readers.entries.Reading`] where it
+    has annotations at all; [`FORMATS`] has what else.
 
     Args:
         folder (`Path`): in any of [`FORMATS`], with or without a sub-folder for each split.
@@ -201,7 +215,7 @@ def find_sources(folder: Path, reading: Reading, form: str = "auto") -> dict[str
     Raises:
         `FileNotFoundError`: there is no such folder.
         `DatasetError`: no known format, several, or bad rows.
-        `ValueError`: there is no format of this name.
+        `ValueError`: there is no format of this name, or options can take no effect on it.
     """
     if not folder.exists():
         raise FileNotFoundError(f"There is no folder {folder}.")
@@ -209,7 +223,11 @@ def find_sources(folder: Path, reading: Reading, form: str = "auto") -> dict[str
         raise DatasetError(f"{folder} is a file; give the folder that holds the data")
     if form == "auto" and (folder / SELECTION).is_file():
         raise DatasetError(f"{folder} chooses rows of {read_selection(folder)[0]}: prepare that")
-    return _by_split(formats_in(folder, form), lambda own, place: own.find(place, reading))
+    places = formats_in(folder, form)
+    check_options(reading, {name for _, name in places.values()}, FORMATS)
+    found = _side_by_side(_by_split(places, lambda own, place: own.find(place, reading)), places, folder)
+    check_annotated(reading, found, folder)
+    return found
 
 
 def _with_unique_ids(splits: DatasetDict) -> DatasetDict:

@@ -58,13 +58,46 @@ class MaskObjects(NamedTuple):
         return np.array(wanted)[self.numbers]
 
 
+class Census(NamedTuple):
+    """
+    Which whole numbers a mask holds.
+
+    Args:
+        values (`np.ndarray`): in rising order.
+        areas (`np.ndarray`): how many pixels have each.
+        touching (`int`):
+            Pixels above 0 beside which (above, below, left or right) is another value above 0. Only what is known of
+            masks with values above 255 depends on it, so that it is counted in those alone.
+    """
+
+    values: np.ndarray
+    areas: np.ndarray
+    touching: int
+
+    def joined(self, other: "Census") -> "Census":
+        """Of two masks together."""
+        values, places = np.unique(np.concatenate([self.values, other.values]), return_inverse=True)
+        areas = np.bincount(places, np.concatenate([self.areas, other.areas])).astype(np.int64)
+        return Census(values, areas, self.touching + other.touching)
+
+
+def census_of(values: np.ndarray) -> Census:
+    """The census of a mask of whole numbers, of shape `(height, width)`."""
+    present, areas = _present(values)
+    return Census(present, areas, _touching(values) if len(present) and present[-1] > 255 else 0)
+
+
 def colour_name(colour: int) -> str:
     """The name of a colour, of its three bytes as one number."""
     return f"#{colour:06X}"
 
 
 def mask_objects(
-    mask: PIL.Image.Image, threshold: float | None = None, known: Collection[str] = (), lossy: bool = False
+    mask: PIL.Image.Image,
+    threshold: float | None = None,
+    known: Collection[str] = (),
+    lossy: bool = False,
+    census: Census | None = None,
 ) -> MaskObjects:
     """
     Tell the objects of a mask by its raw pixels.
@@ -77,6 +110,7 @@ def mask_objects(
             the caller, so that `255` beside ids and the lack of a background are no faults.
         lossy (`bool`, *optional*, defaults to `False`):
             It was compressed by what changes values (JPEG), which neither ids nor colours survive.
+        census ([`Census`], *optional*): of the mask that this one stands for, where it has one pixel of each kind.
 
     Returns:
         [`MaskObjects`]
@@ -116,7 +150,7 @@ def mask_objects(
         colour.info.pop("transparency", None)
         if not _same_background(colour, alpha):
             raise fault
-        return mask_objects(colour, threshold, known, lossy)
+        return mask_objects(colour, threshold, known, lossy, census)
     if colour.mode == "P":
         if not known and "ambiguous" in str(fault):  # by index or by colour
             raise fault
@@ -126,18 +160,20 @@ def mask_objects(
     if colour.mode == "F":
         return _by_threshold(np.asarray(colour), threshold)
     if colour.mode == "L" or colour.mode.startswith("I"):
-        return number_objects(np.asarray(colour), threshold, known, lossy)
+        return number_objects(np.asarray(colour), threshold, known, lossy, census=census)
     raise fault
 
 
-def array_objects(values: np.ndarray, threshold: float | None = None, known: Collection[str] = ()) -> MaskObjects:
+def array_objects(
+    values: np.ndarray, threshold: float | None = None, known: Collection[str] = (), census: Census | None = None
+) -> MaskObjects:
     """
     As [`mask_objects`], of an array that was never a picture.
 
     Args:
         values (`np.ndarray` of shape `(height, width)` or `(height, width, 3 or 4)`):
             bool, whole numbers or floating point; with channels, uint8.
-        threshold, known (*optional*): as there.
+        threshold, known, census (*optional*): as there.
 
     Returns:
         [`MaskObjects`]
@@ -156,7 +192,7 @@ def array_objects(values: np.ndarray, threshold: float | None = None, known: Col
     largest = int(values.max(initial=0))
     if largest in (0, 1, *_WHITES) and ((values == 0) | (values == largest)).all():
         return _binary(values > 0, values, threshold)
-    return number_objects(values, threshold, known)
+    return number_objects(values, threshold, known, census=census)
 
 
 def _binary(mask: np.ndarray, raw: np.ndarray, threshold: float | None) -> MaskObjects:
@@ -204,6 +240,7 @@ def number_objects(
     lossy: bool = False,
     what: str = "values",
     name: Callable[[int], str] = str,
+    census: Census | None = None,
 ) -> MaskObjects:
     """
     The objects of a mask of whole numbers that is not binary.
@@ -213,6 +250,7 @@ def number_objects(
         threshold, known, lossy (*optional*): as in [`mask_objects`].
         what (`str`, *optional*): for messages, what the values are.
         name (`Callable`, *optional*): of a value.
+        census ([`Census`], *optional*): as in [`mask_objects`]; of `values` by default.
 
     Returns:
         [`MaskObjects`]
@@ -222,9 +260,9 @@ def number_objects(
     """
     if threshold is not None:
         return _by_threshold(values, threshold)
-    present, areas = _present(values)
-    ids = present[present != 0]
-    found = f"is not binary: {what} {shortened(present.tolist())}"
+    census = census or census_of(values)
+    ids = census.values[census.values != 0]
+    found = f"is not binary: {what} {shortened(census.values.tolist())}"
     if ids[0] < 0:
         raise ValueError(f"{found}; ids are above 0")
     if lossy:
@@ -233,7 +271,7 @@ def number_objects(
             "mask_threshold (128), or save it as PNG"
         )
     unknown = [int(value) for value in ids if name(value) not in known]
-    if unknown and (fault := _number_fault(unknown, values, ids, areas[present != 0], bool(known))):
+    if unknown and (fault := _number_fault(unknown, census, bool(known))):
         raise ValueError(f"{found}; expected 0 and 255 (or 0 and 1). {fault}")
     return _numbered(values, ids, name, found)
 
@@ -244,11 +282,10 @@ _SAY = (
 )
 
 
-def _number_fault(
-    unknown: list[int], values: np.ndarray, ids: np.ndarray, areas: np.ndarray, some_known: bool
-) -> str | None:
+def _number_fault(unknown: list[int], census: Census, some_known: bool) -> str | None:
     """Why numbers may be something else than ids; else `None`."""
-    if areas.sum() == values.size and not some_known:
+    ids, areas = census.values[census.values != 0], census.areas[census.values != 0]
+    if len(ids) == len(census.values) and not some_known:
         return "No pixel is 0: is one of the values the background? Name in classes those that are objects"
     left = [value for value in unknown if value > _SMALL_ID and not (some_known and value == 255)]
     if not left:
@@ -262,19 +299,19 @@ def _number_fault(
     if largest <= 255 or largest in _WHITES or len(ids) > MAX_OBJECTS:
         return f"Grey edges of one object, or an id for each object? {_SAY}"
     rest = np.delete(areas, areas.argmax())
-    if len(rest) and (rest.mean() < _EDGE_PIXELS or _touching(values) > _TOUCHING):
+    if len(rest) and (rest.mean() < _EDGE_PIXELS or census.touching / areas.sum() > _TOUCHING):
         return f"Grey edges of one object, or ids of objects that are tiny or touch each other? {_SAY}"
     return None
 
 
-def _touching(values: np.ndarray) -> float:
-    """Share of the pixels above 0 that have another value above 0 above, below, left or right of them."""
+def _touching(values: np.ndarray) -> int:
+    """How many pixels above 0 have another value above 0 above, below, left or right of them."""
     touching = np.zeros(values.shape, dtype=bool)
     for own, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differ = (values[own] != values[other]) & (values[own] > 0) & (values[other] > 0)
         touching[own] |= differ
         touching[other] |= differ
-    return touching.sum() / (values > 0).sum()
+    return int(touching.sum())
 
 
 def _present(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -81,32 +81,36 @@ def page_frames(path: str | os.PathLike, start: int = 0, max_pixels: int = MAX_P
             yield page
 
 
-def raw_page(path: str | os.PathLike, index: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+class RawPages:
     """
-    One picture of an image file with the values that it holds, for a mask.
+    The pictures of an image file with the values that it holds, for masks: one at a time, upright, in their own mode.
 
     Args:
-        path (`str` or `os.PathLike`): of the file.
-        index (`int`): of the picture, from 0.
+        path (`str` or `os.PathLike`): of the file, which stays open.
         max_pixels (`int`, *optional*, defaults to `100_000_000`): the largest width x height accepted.
-
-    Returns:
-        `PIL.Image.Image`: upright, in its own mode.
 
     Raises:
         `DatasetError`: with the file; unreadable, too large, or of a depth that Pillow would lose.
     """
-    path = Path(path)
-    with _open(path) as file:
-        numbers = _page_numbers(path, file)
-        if index >= len(numbers):
-            raise DatasetError(f"{path} has no page {index}: it has {len(numbers)}")
-        with _readable(path, f"page {index} "), quiet_pillow():
-            _turn_to(file, numbers[index], max_pixels)
-            if lost := loses_depth(file):
+
+    def __init__(self, path: str | os.PathLike, max_pixels: int = MAX_PIXELS):
+        self.path, self.max_pixels = Path(path), max_pixels
+        self.file = _open(self.path)
+        self.format = self.file.format
+        self.numbers = _page_numbers(self.path, self.file)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        if index >= len(self.numbers):
+            raise IndexError(f"{self.path} has no page {index}: it has {len(self.numbers)}")
+        with _readable(self.path, f"page {index} "), quiet_pillow():
+            _turn_to(self.file, self.numbers[index], self.max_pixels)
+            if lost := loses_depth(self.file):
                 raise DatasetError(lost)
-            file.load()
-            return ImageOps.exif_transpose(file)
+            self.file.load()
+            return ImageOps.exif_transpose(self.file)
 
 
 @contextmanager

@@ -165,7 +165,7 @@ def image_file(root: Path, folders: Iterable[Path], name: str) -> Path:
         tried = listed([place.relative_to(root).as_posix() + "/" for place in places])
         raise DatasetError(f"file is missing: looked for {name!r} in {tried} of {root}")
     if len(found) > 1:
-        names = listed([os.path.relpath(path, root.resolve()) for path in found.values()])
+        names = listed([os.path.relpath(real, root.resolve()) for real in found])
         raise DatasetError(f"there are two files of this name, {names}: keep one")
     return next(iter(found.values()))
 

@@ -4,33 +4,30 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ...errors import BadRow, DatasetError, listed
-from ...media.arrays import NiftiFrames, open_npy
 from ...media.clips import frame_name, is_clip
 from ...media.dicom import dicom_facts, no_picture
 from ...media.frames import count_frames
-from ...media.masks import binary_mask
-from ...media.pages import raw_page
+from ...media.pictures import quiet_pillow
 from ...media.suffixes import kind_by_name, kind_of, stem_of
 from ...media.video import video_frame_time
+from .clip_masks import draw_clip_mask, read_clip_mask
 from .dicom_seg import is_dicom_seg
 from .entries import AnnotatedObject, Entry, Reading, Source
-from .folders import SPLITS, metadata_files, split_folders, walk
+from .folders import SPLITS, metadata_files, walk
+from .mask_classes import Classes, check_classes, classes_of
+from .mask_files import PAIR_KINDS, draw_mask_file, nifti_fault, read_mask_file
 
 
 logger = logging.getLogger(__name__)
 _IMAGES, _MASKS = ("images", "image", "videos"), ("masks", "mask")
-_MASK_KINDS = ("image", "nifti", "npy")
 # Files beside the images that say what is in them, where no masks do: another format's.
 _ANNOTATIONS = {".json", ".jsonl", ".csv", ".xml", ".yaml", ".yml", ".parquet", ".arrow"}
 _NUMBER = re.compile(r"(\d+)$")
-_MANY = 256
 
 
 class Clip(NamedTuple):
@@ -49,10 +46,18 @@ class Clip(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where the clips of a folder lie, and their masks."""
+    """
+    Where the clips of a folder lie, and their masks.
+
+    Args:
+        images (`Path`): may be the folder itself.
+        masks (`Path` or `None`): a folder in it.
+        splits (`list[Path]`): folders named after splits beside the clips.
+    """
 
     images: Path
     masks: Path | None
+    splits: list[Path]
 
 
 def _layout(folder: Path) -> Layout | None:
@@ -65,7 +70,9 @@ def _layout(folder: Path) -> Layout | None:
         return None
     if not masks and any(path.suffix.lower() in _ANNOTATIONS for path in folder.iterdir()):
         return None
-    return Layout(images[0] if images else folder, masks[0] if masks else None)
+    place = images[0] if images else folder
+    splits = [place / name for name in SPLITS if (place / name).is_dir()]
+    return Layout(place, masks[0] if masks else None, splits)
 
 
 def _kind(path: Path) -> str | None:
@@ -74,8 +81,9 @@ def _kind(path: Path) -> str | None:
 
 
 def _files(layout: Layout) -> list[Path]:
-    masks = layout.masks
-    return [path for path in walk(layout.images)[0] if masks is None or not path.is_relative_to(masks)]
+    """What may be a clip: neither a mask, nor of a split, which is read by itself."""
+    others = [*layout.splits, *filter(None, [layout.masks])]
+    return [path for path in walk(layout.images)[0] if not any(path.is_relative_to(other) for other in others)]
 
 
 def _is_frame_folder(files: list[Path]) -> bool:
@@ -88,9 +96,14 @@ def _is_frame_folder(files: list[Path]) -> bool:
     return len(starts) == 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
-def _has_layout(folder: Path) -> bool:
+def is_clips(folder: Path) -> bool:
+    """
+    Whether a folder holds clips: `images/` (or `image/`, `videos/`), or the folder itself, has videos or DICOM files
+    in it, or there are `masks/` beside it and it has files of several frames, or nothing but folders of numbered
+    frames. What lies in folders named after splits is of those. With DICOM segmentations in it, it is theirs.
+    """
     layout = _layout(folder)
-    if layout is None:
+    if layout is None or is_dicom_seg(folder):
         return False
     kinds: dict[str, list[Path]] = {}
     for path in _files(layout):
@@ -109,17 +122,6 @@ def _has_layout(folder: Path) -> bool:
     return layout.images not in folders and bool(folders) and all(map(_is_frame_folder, folders.values()))
 
 
-def is_clips(folder: Path) -> bool:
-    """
-    Whether a folder holds clips: `images/` (or `image/`, `videos/`), or the folder itself, has videos or DICOM files
-    in it, or there are `masks/` beside it and it has files of several frames, or nothing but folders of numbered
-    frames. The same within folders named after splits. With DICOM segmentations in it, it is theirs.
-    """
-    if is_dicom_seg(folder):
-        return False
-    return any(_has_layout(place) for place in (folder, *(folder / name for name in SPLITS)) if place.is_dir())
-
-
 def find_clips(folder: Path, reading: Reading) -> dict[str, Source]:
     """
     Read clips and their masks: an entry a frame.
@@ -129,33 +131,43 @@ def find_clips(folder: Path, reading: Reading) -> dict[str, Source]:
     `masks/NAME_f00012.png`, hold one for some of the frames, whose numbers count from 0 (of a folder of frames, those
     of the same names); frames without one are left out. Without masks/, the source is one to be annotated.
 
+    What is one object of a mask, and what is refused, says [`~media.mask_objects`]; the frames of one file are judged
+    together. Names of classes are those of [`~data.readers.mask_folder.find_mask_folder`].
+
+    A video is its path below the folder of clips, unless DICOM says which it is.
+
     Args:
         folder (`Path`): as of [`is_clips`].
-        reading ([`Reading`]): how; of a mask that is not binary, different whole numbers are different objects.
+        reading ([`Reading`]): how.
 
     Returns:
-        `dict[str, Source]`: by split; `"train"` where there are none.
+        `dict[str, Source]`: `train`.
 
     Raises:
         `ImportError`: what reads a kind of file is not installed.
-        `DatasetError`: a DICOM file cannot be looked into.
+        `DatasetError`: splits that are not outside of all else, or classes that are no ids or colours.
     """
-    if _has_layout(folder):
-        return {"train": _source(folder, reading)}
-    return {split: _source(path, reading) for split, path in split_folders(folder).items() if _has_layout(path)}
-
-
-def _source(folder: Path, reading: Reading) -> Source:
     layout = _layout(folder)
+    _check_splits(folder, layout)
+    classes = classes_of(reading)
     problems: list[BadRow] = []
     clips = list(_clips(layout, reading, problems))
     masks = None if layout.masks is None else MaskFiles(layout.masks, reading.mask_suffix or "")
     entries, unmasked, left_out = [], [], 0
+    names: set[str] = set()
+    videos: set[str] = set()
     for clip in clips:
         try:
-            own = list(_entries(clip, masks, reading))
+            total = len(clip.frames) if clip.frames else count_frames(clip.place)
+            objects = None if masks is None else _objects(clip, total, masks, classes, reading, names)
+            facts = _facts(clip)
+            if "video_id" not in facts and (total > 1 or clip.frames or _kind(clip.place) == "video"):
+                facts["video_id"] = clip.name
+                videos.add(clip.name)
+            own = list(_entries(clip, total, objects, facts))
         except DatasetError as error:
-            problems.append(BadRow(None, None, str(clip.place), str(error)))
+            found = getattr(error, "problems", None)
+            problems += found or [BadRow(None, None, str(clip.place), str(error))]
             continue
         kept = [entry for entry in own if entry is not None]
         entries += kept
@@ -174,7 +186,23 @@ def _source(folder: Path, reading: Reading) -> Source:
         problems += [
             BadRow(None, None, str(path), "is a mask of no clip: none has its name") for path in masks.unused()
         ]
-    return Source(folder, entries, problems=problems, annotated=masks is not None)
+    labels: tuple[str, ...] = ()
+    if classes.spelled and masks is not None:
+        if not problems:
+            check_classes(folder, classes, names, reading)
+        labels = classes.labels(names)
+    found = Source(folder, entries, labels, problems, annotated=masks is not None, videos=frozenset(videos))
+    return {"train": found}
+
+
+def _check_splits(folder: Path, layout: Layout) -> None:
+    """Refuse clips beside those of splits, which nobody would read."""
+    if any(_kind(path) for place in layout.splits for path in walk(place)[0]):
+        names, example = listed([place.name for place in layout.splits]), layout.splits[0].name
+        raise DatasetError(
+            f"{layout.images} holds clips, and beside them folders of splits ({names}): put the split first, "
+            f"{folder.name}/{example}/, and each clip with its masks into one of them"
+        )
 
 
 def _clips(layout: Layout, reading: Reading, problems: list[BadRow]) -> Iterator[Clip]:
@@ -250,7 +278,7 @@ class MaskFiles:
         self.folder, self.whole, self.single, self.used = folder, {}, {}, set()
         unread = []
         for path in walk(folder)[0]:
-            if _kind(path) not in _MASK_KINDS:
+            if _kind(path) not in PAIR_KINDS:
                 unread.append(path.relative_to(folder).as_posix())
                 continue
             name = _normal(path.relative_to(folder).with_name(stem_of(path)).as_posix())
@@ -271,9 +299,9 @@ class MaskFiles:
         """Masks that have not been asked for."""
         return sorted({path for paths in self.whole.values() for path in paths} - self.used)
 
-    def of(self, clip: Clip, total: int) -> dict[int, tuple[Path, int]]:
+    def of(self, clip: Clip, total: int) -> tuple[Path | None, dict[int, Path]]:
         """
-        The masks of a clip, by the number of the frame: the file, and the number in it.
+        The masks of a clip: the file that holds one for every frame, or files of one by the number of the frame.
 
         Raises:
             `DatasetError`: several masks of one name, lengths that differ, or a number that the clip has not.
@@ -287,9 +315,9 @@ class MaskFiles:
             count = count_frames(whole[0])
             if count != total:
                 raise DatasetError(f"has {total} frames, its mask {whole[0].name} has {count}")
-            return {number: (whole[0], number) for number in range(total)}
+            return (whole[0], {}) if total > 1 else (None, {0: whole[0]})
         stems = [path.stem for path in clip.frames or []]
-        found: dict[int, tuple[Path, int]] = {}
+        found: dict[int, Path] = {}
         for path in single:
             stem = path.stem.removesuffix(self.suffix)
             if stems:
@@ -301,21 +329,63 @@ class MaskFiles:
                 names = "they are those of its frames" if stems else f"numbers count from 0 to {total - 1}"
                 raise DatasetError(f"has no frame for the mask {path.relative_to(self.folder).as_posix()}: {names}")
             if number in found:
-                raise DatasetError(f"has two masks of frame {number}: {found[number][0].name} and {path.name}")
-            found[number] = (path, 0)
-        return found
+                raise DatasetError(f"has two masks of frame {number}: {found[number].name} and {path.name}")
+            found[number] = path
+        return None, found
 
 
-def _entries(clip: Clip, masks: MaskFiles | None, reading: Reading) -> Iterator[Entry | None]:
+def _objects(
+    clip: Clip, total: int, masks: MaskFiles, classes: Classes, reading: Reading, names: set[str]
+) -> dict[int, tuple[AnnotatedObject, ...]]:
+    """The objects of each frame of a clip that has a mask. Ids and colours that occur are added to `names`."""
+    whole, single = masks.of(clip, total)
+    picture = clip.frames[0] if clip.frames else clip.place
+    how = reading.mask_threshold, classes.known, reading.max_pixels
+    found: dict[int, tuple[AnnotatedObject, ...]] = {}
+    bad = []
+    for path in [whole] if whole else single.values():
+        try:
+            if fault := nifti_fault(picture, path):
+                raise DatasetError(fault)
+            if whole:
+                file = read_clip_mask(path, *how)
+                names.update(filter(None, file.pixels))
+                for number, own in enumerate(file.frames):
+                    draw = {"path": path, "index": number, "max_pixels": reading.max_pixels}
+                    found[number] = tuple(
+                        AnnotatedObject(classes.label(name), partial(draw_clip_mask, pixels=file.pixels[name], **draw))
+                        for name in own
+                    )
+        except DatasetError as error:
+            bad.append(BadRow(None, None, str(path), str(error)))
+    with quiet_pillow():
+        for number, path in single.items():
+            try:
+                own = read_mask_file(path, *how).names
+            except DatasetError as error:
+                bad.append(BadRow(None, None, str(path), str(error)))
+                continue
+            names.update(filter(None, own))
+            draw = dict(zip(("threshold", "known", "max_pixels"), how, strict=True))
+            found[number] = tuple(
+                AnnotatedObject(
+                    classes.label(name), partial(draw_mask_file, path=path, names=frozenset({name}), **draw)
+                )
+                for name in own
+            )
+    if bad:
+        raise DatasetError("has masks that cannot be used:", bad)
+    return found
+
+
+def _entries(
+    clip: Clip, total: int, objects: Mapping[int, tuple[AnnotatedObject, ...]] | None, facts: Mapping[str, Any]
+) -> Iterator[Entry | None]:
     """An entry for each frame of a clip; `None` for one without a mask, where there are masks."""
-    total = len(clip.frames) if clip.frames else count_frames(clip.place)
-    own = None if masks is None else masks.of(clip, total)
-    facts = _facts(clip, total)
     for number in range(total):
-        if own is not None and number not in own:
+        if objects is not None and number not in objects:
             yield None
             continue
-        objects = () if own is None else _objects(*own[number], reading)
         if clip.frames:
             file, frame = clip.frames[number], None
             name = f"{clip.name}_{file.name}"
@@ -323,121 +393,13 @@ def _entries(clip: Clip, masks: MaskFiles | None, reading: Reading) -> Iterator[
             file, frame = clip.place, number if total > 1 or _kind(clip.place) == "video" else None
             name = f"{clip.name if frame is None else frame_name(clip.name, number)}.png"
         moving = {} if frame is None and not clip.frames else {"frame_index": number}
-        yield Entry(name, file, objects, frame, facts={**facts, **moving})
+        yield Entry(name, file, objects[number] if objects else (), frame, facts={**facts, **moving})
 
 
-def _facts(clip: Clip, total: int) -> Mapping[str, Any]:
-    if clip.frames:
-        return {"video_id": clip.name}
-    kind = _kind(clip.place)
+def _facts(clip: Clip) -> dict[str, Any]:
+    """What the file of a clip says of it."""
+    kind = None if clip.frames else _kind(clip.place)
     if kind == "dicom":
-        return {**({"video_id": clip.name} if total > 1 else {}), **dicom_facts(clip.place)}
-    if kind == "video":
-        time = video_frame_time(clip.place)
-        return {"video_id": clip.name, **({} if time is None else {"frame_time_ms": time})}
-    return {"video_id": clip.name} if total > 1 else {}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The objects of a mask
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=4)
-def _opened_nifti(path: Path, changed: int) -> NiftiFrames:
-    return NiftiFrames(path)
-
-
-@lru_cache(maxsize=4)
-def _values(path: Path, index: int, changed: int) -> np.ndarray:
-    """What a mask says of each pixel: whole numbers or floating point, of shape `(height, width)`."""
-    kind = _kind(path)
-    if kind == "nifti":
-        values = _opened_nifti(path, changed).array(index)
-    elif kind == "npy":
-        values = np.asarray(open_npy(path)[index])
-    else:
-        page = raw_page(path, index)
-        if page.mode in ("1", "L", "P", "F") or page.mode.startswith("I"):
-            values = np.asarray(page)
-        else:
-            try:
-                values = np.asarray(binary_mask(page)) > 0
-            except ValueError as error:
-                raise DatasetError(f"mask {path.name} {error}") from error
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    if values.ndim != 2 or values.dtype.kind not in "biuf" or not np.isfinite(values).all():
-        raise DatasetError(
-            f"mask {path.name} is an array of {values.dtype} of shape {values.shape}; expected one number a pixel"
-        )
-    if values.dtype.kind == "f" and (values == np.rint(values)).all() and np.abs(values).max(initial=0) < 2**31:
-        values = values.astype(np.int64)  # NIfTI, mostly: labels that were scaled by 1
-    return values
-
-
-def mask_values(path: Path, index: int) -> np.ndarray:
-    """
-    What a mask says of each pixel.
-
-    Args:
-        path (`Path`): of an image, NIfTI or NPY file.
-        index (`int`): of the frame in it.
-
-    Returns:
-        `np.ndarray` of shape `(height, width)`: bool, whole numbers (of a palette, indices) or floating point.
-
-    Raises:
-        `DatasetError`: unreadable, or more than one number a pixel.
-    """
-    try:
-        return _values(path, index, path.stat().st_mtime_ns)
-    except OSError as error:
-        raise DatasetError(f"mask {path.name} cannot be read ({error})") from error
-
-
-def _objects(path: Path, index: int, reading: Reading) -> tuple[AnnotatedObject, ...]:
-    """The objects of a mask: one, or one a whole number."""
-    values = mask_values(path, index)
-    if reading.mask_threshold is not None:
-        draw = partial(draw_mask, path, index, None, reading.mask_threshold)
-        return (AnnotatedObject(None, draw),) if (values >= reading.mask_threshold).any() else ()
-    where = f"mask {path.name}" + (f", frame {index}," if index else "")
-    if values.dtype.kind == "f":
-        raise DatasetError(f"{where} holds values from {values.min():g} to {values.max():g}: give mask_threshold")
-    ids = [int(value) for value in np.unique(values) if value]
-    # The largest value beside others: the grey edges of an object that is white.
-    grey = len(ids) > 1 and values.dtype.itemsize <= 2 and ids[-1] == np.iinfo(values.dtype).max
-    if grey or len(ids) > _MANY or ids and ids[0] < 0:
-        shown = ", ".join(map(str, ids[:8]))
-        raise DatasetError(
-            f"{where} holds {len(ids)} values beside 0 ({shown}{', ...' if len(ids) > 8 else ''}): grey edges, or "
-            "numbers of objects? Give mask_threshold, or save the numbers as 1, 2, 3 ..."
-        )
-    return tuple(AnnotatedObject(None, partial(draw_mask, path, index, value, None)) for value in ids)
-
-
-def draw_mask(path: Path, index: int, value: int | None, threshold: float | None, size: tuple[int, int]) -> np.ndarray:
-    """
-    One object of a mask file.
-
-    Args:
-        path (`Path`): of the mask.
-        index (`int`): of the frame in it.
-        value (`int` or `None`): the number of the object.
-        threshold (`float` or `None`): in its place, the least value inside.
-        size (`tuple[int, int]`): (width, height) of the picture.
-
-    Returns:
-        `np.ndarray` of shape `(height, width)`, bool.
-
-    Raises:
-        `DatasetError`: with the reason alone; unreadable, or of another size.
-    """
-    values = mask_values(path, index)
-    if values.shape != size[::-1]:
-        raise DatasetError(
-            f"mask {path.name} is {values.shape[1]} x {values.shape[0]} (width x height), its picture {size[0]} x "
-            f"{size[1]}"
-        )
-    return values == value if threshold is None else values >= threshold
+        return dicom_facts(clip.place)
+    time = video_frame_time(clip.place) if kind == "video" else None
+    return {} if time is None else {"frame_time_ms": time}

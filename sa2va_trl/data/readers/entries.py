@@ -3,7 +3,7 @@
 import io
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +94,8 @@ class Source(NamedTuple):
         joins (`bool`): whether objects of one phrase in an image are one by default, see [`Reading`].
         annotated (`bool`, *optional*, defaults to `True`):
             `False` where there are pictures only, to be annotated: that an entry has no objects says nothing then.
+        videos (`frozenset[str]`, *optional*):
+            Names of videos that are paths in this source alone: in another source they name others.
     """
 
     place: Path
@@ -102,6 +104,7 @@ class Source(NamedTuple):
     problems: Sequence[BadRow] = ()
     joins: bool = True
     annotated: bool = True
+    videos: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,16 @@ class Reading:
         elif self.phrase is not None:
             yield self.phrase
 
+    def given(self) -> list[str]:
+        """Which options are given, by the names that users give them."""
+        names = {"templates": "phrase_templates"}
+        limits = {"max_pixels"}
+        return [
+            names.get(own.name, own.name)
+            for own in fields(self)
+            if own.name not in limits and getattr(self, own.name) != own.default
+        ]
+
     def phrase_of(self, label: str | None) -> str | None:
         """What a class is called here, normalised; `None` where it is not read."""
         if label is None:
@@ -244,7 +257,8 @@ def source_of(rows: Dataset, place: Path) -> Source:
             labels.setdefault(phrase)
         facts = {name: row[name] for name in FACTS if row.get(name) is not None}
         file = Path(file)
-        name = file.relative_to(place.absolute()).as_posix() if file.is_relative_to(place.absolute()) else file.name
+        roots = [root for root in (place.absolute(), place.resolve()) if file.is_relative_to(root)]
+        name = file.relative_to(roots[0]).as_posix() if roots else file.name
         entries.append(Entry(name, file, tuple(objects), facts=facts))
     return Source(place, entries, tuple(labels), problems, joins=False)
 

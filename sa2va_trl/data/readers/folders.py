@@ -138,11 +138,16 @@ def named_path(root: Path, name: str) -> Path:
     `resolve_inside` for a path that an annotation file names. Beyond that, a link may lead into the store that the
     folder itself is a view of: a Hub snapshot is links into blobs/, a DVC checkout may be links into .dvc/cache.
 
+    Returns:
+        `Path`: absolute, as it is named: links are not resolved, whose names say what the user calls things. (But for
+        a path with `..`, which means another place behind a link than by its words.)
+
     Raises:
         `DatasetError`: As `resolve_inside`.
     """
     try:
-        return resolve_inside(root, name)
+        inside = resolve_inside(root, name)
+        return inside if ".." in Path(name).parts else root.absolute() / name
     except DatasetError:
         place = root.resolve()
         if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
@@ -150,7 +155,7 @@ def named_path(root: Path, name: str) -> Path:
         for above in (place, *place.parents):
             store = above / "blobs" if (above / "snapshots") in place.parents else above / ".dvc" / "cache"
             if (place / name).resolve().is_relative_to(store):
-                return place / name
+                return root.absolute() / name
         raise
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,7 @@ from datasets import Dataset, Features, Image, List
 from ...errors import BadRow, DatasetError
 from ..columns import DEFAULT_PHRASE, PAIR_COLUMNS
 from ..prompts import normalize_phrase
+from .entries import FACTS
 from .folders import (
     find_pair,
     image_files,
@@ -75,7 +77,8 @@ def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_
 
     As in the `imagefolder` of `datasets`, a row's `file_name` is its image, `NAME_file_name` the picture of the column
     NAME (`mask_file_name`), `NAME_file_names` a list of them (`masks_file_names`), and every other key a column of its
-    own. Paths count from the metadata file, and here may lead out of its folder as long as they stay in `folder`
+    own. Known columns ([`~data.readers.entries.FACTS`]) have their types, also where CSV has text alone. Paths count
+    from the metadata file, and here may lead out of its folder as long as they stay in `folder`
     (`../masks/a.png`). A row that names no mask has that of the same name in `mask/` (`masks/`).
 
     Args:
@@ -91,7 +94,8 @@ def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_
 
     Raises:
         `DatasetError`: If there are several metadata files, one cannot be read, or with every row that names no image,
-            no mask, a file outside of `folder`, or a picture by another key (`mask` for `mask_file_name`).
+            no mask, a file outside of `folder`, a picture by another key (`mask` for `mask_file_name`), or no number
+            in a column of numbers.
     """
     folder = Path(folder)
     found = metadata_files(folder)
@@ -147,12 +151,35 @@ def read_image_metadata(folder: str | os.PathLike, phrase: str | None = DEFAULT_
         plain = Dataset.from_dict({name: values for name, values in columns.items() if name not in pictures})
     except pyarrow.ArrowException as error:
         raise DatasetError(f"{file}: the values of a column are of several types ({error})") from error
-    return Dataset.from_dict(columns, features=Features({**plain.features, **pictures}))
+    facts = {name: feature for name, feature in FACTS.items() if name in columns}
+    return Dataset.from_dict(columns, features=Features({**plain.features, **facts, **pictures}))
 
 
 def _image_name(entry: dict[str, Any]) -> str | None:
     names = (entry.get("file_name"), entry.get("image_file_name"))
     return next((name for name in names if isinstance(name, str) and name), None)
+
+
+def _fact(name: str, value: Any) -> Any:
+    """
+    The value of a known column, of its type.
+
+    Raises:
+        `DatasetError`: with the reason alone: it is no number, or no text.
+    """
+    kind = FACTS[name].dtype
+    if kind == "string":
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return str(value)
+        raise DatasetError(f"`{name}` must be a text, not {value!r:.40}")
+    whole = kind.startswith("int")
+    try:
+        number = float(value.strip() if isinstance(value, str) else value)
+        if isinstance(value, bool) or not math.isfinite(number) or whole and number != int(number):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DatasetError(f"`{name}` must be a {'whole ' * whole}number, not {value!r:.40}") from error
+    return int(number) if whole else number
 
 
 def _flat(value: str | list[str] | None) -> list[str]:
@@ -177,6 +204,12 @@ def _metadata_row(
         if key in _PICTURES:
             if value is not None:
                 problems.append(f"`{key}` is not read as a path: write `{_PICTURES[key]}`")
+            continue
+        if key in FACTS and value is not None:
+            try:
+                row[key] = _fact(key, value)
+            except DatasetError as error:
+                problems.append(str(error))
             continue
         several = key.endswith("file_names")
         if key not in ("file_name", "file_names") and not key.endswith(("_file_name", "_file_names")):

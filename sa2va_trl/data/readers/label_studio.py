@@ -132,7 +132,7 @@ def _source(folder: Path, file: Path) -> Source:
         if others and not objects and not faults:
             unknown.append(name)
         else:
-            shown = path.relative_to(folder.resolve()).as_posix() if path.is_relative_to(folder.resolve()) else name
+            shown = path.relative_to(folder.absolute()).as_posix() if path.is_relative_to(folder.absolute()) else name
             entries.append(Entry(shown, path, tuple(objects), size=size))
     warn_left_out(file, "regions of which no mask is known", left)
     for names, what in ((without, "tasks without an annotation"), (unknown, "images of which no region has a mask")):

@@ -42,7 +42,7 @@ def read_mask_file(
         if kind == "npy":
             return array_objects(_npy_values(path, max_pixels), threshold, known)
         with open_image(path, max_pixels) as opened:
-            lossy = _is_lossy(opened.format, path)
+            lossy = is_lossy(opened.format, path)
         return mask_objects(decode_image(path, max_pixels), threshold, known, lossy)
     except DatasetError as error:
         raise DatasetError(reason_alone(error, path)) from error
@@ -63,10 +63,14 @@ def _nifti_values(path: Path, max_pixels: int) -> np.ndarray:
         raise DatasetError(f"holds {len(found)} slices or frames; a mask of one picture is X x Y")
     values = found.array(0)
     # Labels are often stored as floating point, or scaled by 1.
-    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.rint(values)).all():
-        if np.abs(values).max() < 2**31:
-            values = values.astype(np.int64)
-    return values
+    return values.astype(np.int64) if is_whole(values) else values
+
+
+def is_whole(values: np.ndarray) -> bool:
+    """Whether floating-point values are labels: whole numbers, all of them, of a usual size."""
+    if values.dtype.kind != "f" or not np.isfinite(values).all() or not (values == np.rint(values)).all():
+        return False
+    return bool(np.abs(values).max(initial=0) < 2**31)
 
 
 def _npy_values(path: Path, max_pixels: int) -> np.ndarray:
@@ -83,8 +87,14 @@ def _npy_values(path: Path, max_pixels: int) -> np.ndarray:
     return np.asarray(frames[0])
 
 
-def _is_lossy(form: str | None, path: Path) -> bool:
-    """Whether the pixels of a picture are not those that were saved."""
+def is_lossy(form: str | None, path: Path) -> bool:
+    """
+    Whether the pixels of a picture are not those that were saved.
+
+    Args:
+        form (`str` or `None`): its format, as Pillow calls it.
+        path (`Path`): of the file.
+    """
     if form != "WEBP":
         return form in ("JPEG", "MPO", "JPEG2000")
     with open(path, "rb") as file:
@@ -92,6 +102,9 @@ def _is_lossy(form: str | None, path: Path) -> bool:
         while len(head := file.read(8)) == 8:
             if head[:4] in (b"VP8 ", b"VP8L"):
                 return head[:4] == b"VP8 "
+            if head[:4] == b"ANMF":  # a frame of an animation: where it lies, then chunks of its own
+                file.seek(16, 1)
+                continue
             length = int.from_bytes(head[4:], "little")
             file.seek(length + length % 2, 1)
     return True
@@ -134,14 +147,14 @@ def draw_mask_file(
         found = _held(path, threshold, known, max_pixels, (state.st_size, state.st_mtime_ns))
     except DatasetError as error:
         raise DatasetError(f"mask {path.name} {error}") from error
-    if fault := size_fault(found, size):
+    if fault := size_fault(found.numbers.shape, size):
         raise DatasetError(f"mask {path.name} {fault}")
     return found.mask(names)
 
 
-def size_fault(found: MaskObjects, size: tuple[int, int]) -> str | None:
-    """What is wrong where a mask has not the (width, height) of its image."""
-    height, width = found.numbers.shape
+def size_fault(shape: tuple[int, int], size: tuple[int, int]) -> str | None:
+    """What is wrong where a mask of a shape (height, width) has not the (width, height) of its image."""
+    height, width = shape
     if (width, height) == tuple(size):
         return None
     return f"is {width} x {height}, its image {size[0]} x {size[1]} (width x height)"

@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from datasets import Dataset
 
@@ -29,6 +28,7 @@ from .folders import (
     warn_unread,
 )
 from .image_metadata import read_image_metadata
+from .mask_classes import Classes, check_classes, classes_of
 from .mask_files import PAIR_KINDS, draw_mask_file, nifti_fault, read_mask_file, reason_alone, size_fault
 
 
@@ -112,47 +112,6 @@ def _by_stem(roots: Mapping[str, Path], mask_suffix: str | None) -> dict[str, Im
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Classes
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Classes(NamedTuple):
-    """
-    Ids and colours that have names.
-
-    Args:
-        spelled (`dict[str, str]`): as they are given, by how [`~media.mask_objects.MaskObjects`] has them.
-    """
-
-    spelled: dict[str, str]
-
-    @property
-    def known(self) -> frozenset[str]:
-        """As [`~media.mask_objects.mask_objects`] takes them."""
-        return frozenset(self.spelled)
-
-    def labels(self, found: Iterable[str]) -> tuple[str, ...]:
-        """All that there are: those that have names, and others that occur."""
-        return (*self.spelled.values(), *(name for name in found if name not in self.spelled))
-
-
-def _classes_of(reading: Reading) -> Classes:
-    spelled: dict[str, str] = {}
-    for label in reading.classes or ():
-        name = label.strip().upper() if isinstance(label, str) else ""
-        if not re.fullmatch(r"#[0-9A-F]{6}|[0-9]{1,10}", name):
-            raise DatasetError(
-                f'classes of masks are ids or colours, {{"1": "vessel"}} or {{"#55AAFF": "vessel"}}; got {label!r}'
-            )
-        name = name if name.startswith("#") else str(int(name))
-        if name in spelled or name == "0" or name == "#000000":
-            fault = "twice" if name in spelled else "which is the background"
-            raise DatasetError(f"classes has {label!r}, {fault}")
-        spelled[name] = label
-    return Classes(spelled)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Pairs
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -203,7 +162,7 @@ def look_at_pair(
         except DatasetError as error:
             problems.append(f"mask {mask.name} {error}")
     if found is not None and size is not None:
-        fault = size_fault(found, size) or nifti_fault(image, mask)
+        fault = size_fault(found.numbers.shape, size) or nifti_fault(image, mask)
         if fault:
             problems.append(f"mask {mask.name} {fault}")
     return found, problems
@@ -233,7 +192,7 @@ def find_mask_folder(folder: Path, reading: Reading) -> dict[str, Source]:
     pair = find_pair(folder)
     if pair is None:
         raise FileNotFoundError(f"{folder} has neither image/ and mask/ nor images/ and masks/")
-    classes = _classes_of(reading)
+    classes = classes_of(reading)
     roots = {"image": pair[0], "mask": pair[1]}
     files = _by_stem(roots, reading.mask_suffix)
     stems = {stem for found in files.values() for stem in found.images}
@@ -275,27 +234,8 @@ def find_mask_folder(folder: Path, reading: Reading) -> dict[str, Source]:
         logger.warning("%s: left out, links to an image and a mask that are read already: %s.", pair[0], again)
     if not classes.spelled:
         return {"train": Source(folder, entries, problems=bad)}
-    _check_classes(folder, classes, names, reading)
-    return {"train": Source(folder, entries, classes.labels(sorted(names, key=_order)), bad)}
-
-
-def _check_classes(folder: Path, classes: Classes, names: Collection[str], reading: Reading) -> None:
-    """Refuse classes of which no mask has any, and name those that none has."""
-    if reading.mask_threshold is not None:
-        raise DatasetError(
-            f"{folder}: classes name ids or colours, mask_threshold makes one object of grey: give either"
-        )
-    missing = [own for name, own in classes.spelled.items() if name not in names]
-    there = listed(sorted(names, key=_order)) or "none"
-    if missing and len(missing) == len(classes.spelled) and names:
-        raise DatasetError(f"{folder}: no mask has any of {listed(missing)}; there are {there}")
-    if missing:
-        logger.warning("%s: in no mask: %s. There are %s.", folder, listed(missing), there)
-
-
-def _order(name: str) -> tuple[bool, int]:
-    """Ids before colours, each in rising order."""
-    return name.startswith("#"), int(name[1:], 16) if name.startswith("#") else int(name)
+    check_classes(folder, classes, names, reading)
+    return {"train": Source(folder, entries, classes.labels(names), bad)}
 
 
 def _files_of(
@@ -321,7 +261,6 @@ def _files_of(
 
 
 def _object(mask: Path, name: str | None, classes: Classes, reading: Reading) -> AnnotatedObject:
-    label = classes.spelled.get(name, name) if classes.spelled else None
     drawing = partial(
         draw_mask_file,
         path=mask,
@@ -330,7 +269,7 @@ def _object(mask: Path, name: str | None, classes: Classes, reading: Reading) ->
         known=classes.known,
         max_pixels=reading.max_pixels,
     )
-    return AnnotatedObject(label, drawing)
+    return AnnotatedObject(classes.label(name), drawing)
 
 
 def read_mask_folder(

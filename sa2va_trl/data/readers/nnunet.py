@@ -60,9 +60,6 @@ def find_nnunet(folder: Path, reading: Reading) -> dict[str, Source]:
             f"{folder} holds {len(places)} data sets of nnU-Net, give one: {listed_below(places, folder)}"
         )
     (place,) = places
-    for name, value in (("mask_suffix", reading.mask_suffix), ("mask_threshold", reading.mask_threshold)):
-        if value is not None:
-            raise DatasetError(f"{place}: {name} has no effect on nnU-Net's format")
     file = place / _FILE
     try:
         stated = _load(file)

@@ -13,7 +13,8 @@ from annotated_folders import (
 )
 
 from sa2va_trl.data.checks import check_dataset
-from sa2va_trl.data.loading import load_dataset_dict
+from sa2va_trl.data.loading import find_sources, load_dataset_dict
+from sa2va_trl.data.readers.entries import FACTS, Reading, rows_of
 from sa2va_trl.data.readers.mask_folder import read_mask_folder
 from sa2va_trl.errors import DatasetError
 
@@ -136,3 +137,61 @@ def test_phrases_under_another_name_are_refused(tmp_path, column):
     with pytest.raises(DatasetError, match=f"no `phrase`.*`{column}`"):
         load_dataset_dict(tmp_path)
     assert load_dataset_dict(tmp_path, phrase="vessel")["train"]["phrases"] == [["vessel"], ["vessel"]]
+
+
+class TestKnownColumns:
+    SAID = {
+        "patient_id": 17,
+        "video_id": "run",
+        "frame_index": 3,
+        "frame_time_ms": 66.5,
+        "pixel_spacing_mm": 0.2,
+        "imager_pixel_spacing_mm": 1,
+        "representative_frame": 0,
+        "burned_in_text": "no",
+    }
+
+    @pytest.mark.parametrize("file", ["metadata.jsonl", "metadata.csv"])
+    def test_they_have_their_types(self, tmp_path, file):
+        assert self.SAID.keys() == FACTS.keys()
+        write_pairs(tmp_path, "a", "b", names=("images", "masks"))
+        empty = dict.fromkeys(self.SAID, "" if file.endswith("csv") else None)
+        rows = {"file_name": "a.png", **self.SAID}, {"file_name": "b.png", **empty}
+        write_metadata(tmp_path / "images", *rows, name=file)
+        (source,) = find_sources(tmp_path, Reading()).values()
+        expected = {**self.SAID, "patient_id": "17"}
+        for found in (rows_of(source, Reading()), load_dataset_dict(tmp_path)["train"]):
+            assert {name: found.features[name] for name in FACTS} == FACTS
+            assert {name: found[0][name] for name in FACTS} == expected
+            assert {found[1][name] for name in FACTS} == {None}
+        assert {name: type(value) for name, value in source.entries[0].facts.items()} == {
+            name: {"string": str, "int64": int, "float64": float}[feature.dtype] for name, feature in FACTS.items()
+        }
+
+    def test_what_other_programs_make_of_whole_numbers(self, tmp_path):
+        write_pairs(tmp_path, "a", "b", names=("images", "masks"))
+        rows = {"file_name": "a.png", "frame_index": "3.0"}, {"file_name": "b.png", "frame_index": " 4"}
+        write_metadata(tmp_path / "images", *rows, name="metadata.csv")
+        assert load_dataset_dict(tmp_path)["train"]["frame_index"][:] == [3, 4]
+
+    @pytest.mark.parametrize(
+        ("column", "value", "reason"),
+        [
+            ("frame_index", "third", "`frame_index` must be a whole number, not 'third'"),
+            ("frame_index", "3.5", "`frame_index` must be a whole number, not '3.5'"),
+            ("frame_time_ms", "66 ms", "`frame_time_ms` must be a number, not '66 ms'"),
+            ("pixel_spacing_mm", "nan", "`pixel_spacing_mm` must be a number, not 'nan'"),
+            ("representative_frame", True, "`representative_frame` must be a whole number, not True"),
+            ("pixel_spacing_mm", [0.2, 0.2], r"`pixel_spacing_mm` must be a number, not \[0.2, 0.2\]"),
+            ("patient_id", ["P1"], r"`patient_id` must be a text, not \['P1'\]"),
+        ],
+    )
+    def test_what_is_none_is_named_with_its_row(self, tmp_path, column, value, reason):
+        write_pairs(tmp_path, "a", "b", names=("images", "masks"))
+        rows = {"file_name": "a.png", column: None}, {"file_name": "b.png", column: value}
+        if isinstance(value, str):
+            write_metadata(tmp_path / "images", {**rows[0], column: ""}, rows[1], name="metadata.csv")
+        else:
+            write_metadata(tmp_path / "images", *rows)
+        with pytest.raises(DatasetError, match=f"row 1.*b.png: {reason}"):
+            load_dataset_dict(tmp_path)

@@ -162,8 +162,8 @@ def test_layout(tmp_path):
     write(tmp_path / "Dataset002_B", {"a": ONE})
     with pytest.raises(DatasetError, match="holds 2 data sets of nnU-Net, give one: Dataset001_A, Dataset002_B"):
         find_nnunet(tmp_path, Reading())
-    with pytest.raises(DatasetError, match="mask_threshold has no effect"):
-        find_nnunet(tmp_path / "Dataset001_A", Reading(mask_threshold=1))
+    with pytest.raises(ValueError, match="mask_threshold has no effect on the format nnunet"):
+        find_sources(tmp_path / "Dataset001_A", Reading(mask_threshold=1))
 
 
 def test_an_example_of_other_programs(shared):
