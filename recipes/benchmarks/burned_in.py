@@ -4,8 +4,8 @@ How often text that is written over generated cine runs is found, and how often 
     OMP_NUM_THREADS=1 python recipes/benchmarks/burned_in.py
 
 Runs are as those of `frame_samplers.py`; each is looked at as it is, and with a name and a date drawn into a corner,
-in white or grey, of several sizes, with or without a dark edge. What is looked at is what `prepare_data` looks at: eight
-frames of a run, compressed as JPEG or not.
+in white or grey, of several sizes, with or without a dark edge. What is looked at is what `prepare_data` looks at:
+eight frames of a run, compressed as JPEG or not.
 """
 
 import argparse
