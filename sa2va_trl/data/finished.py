@@ -52,11 +52,11 @@ def state_of(source: Path, options: Mapping[str, Any], key: bytes | None) -> str
 
 
 def _files(folder: Path) -> str:
-    """A digest of what there is of rows and pictures, by names and sizes; a user may put more beside it."""
+    """A digest of rows, pictures and report, by names and sizes; a user may put more beside them."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         place = file.relative_to(folder).as_posix()
-        if file.is_file() and any(fnmatch(place, own) for own in WRITTEN):
+        if file.is_file() and any(fnmatch(place, own) for own in (*WRITTEN, REPORT)):
             digest.update(f"{place} {file.stat().st_size}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
