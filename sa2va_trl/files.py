@@ -92,9 +92,10 @@ def name_bytes(name: str) -> bytes:
     of files, and are those bytes again here; other lone surrogates, as JSON may have them, are encoded as they are.
     """
     try:
-        return name.encode(errors="surrogateescape")
+        return name.encode()
     except UnicodeEncodeError:
-        return name.encode(errors="surrogatepass")
+        kinds = ("surrogateescape" if "\udc80" <= letter <= "\udcff" else "surrogatepass" for letter in name)
+        return b"".join(letter.encode(errors=kind) for letter, kind in zip(name, kinds, strict=True))
 
 
 def printable(text: str) -> str:

@@ -85,7 +85,7 @@ def resume_operations(
 
     Returns:
         `list[CommitOperationAdd]`: optimizer, scheduler and random states, and a `trainer_state.json` without local
-        paths, names of trials and values that are logged under `evaluation_names`.
+        paths, names of trials and what is logged or kept under `evaluation_names`.
     """
     folder = Path(folder)
     names = sorted(file.name for file in folder.iterdir() if _RESUME.fullmatch(file.name))
@@ -98,5 +98,10 @@ def resume_operations(
     state["log_history"] = [
         {key: value for key, value in entry.items() if not key.startswith(private)} for entry in state["log_history"]
     ]
+    for kept in state.get("stateful_callbacks", {}).values():
+        for own in kept if isinstance(kept, list) else [kept]:
+            start = own.get("attributes", {}).get("start")  # Dice by evaluation set, of training on hard samples
+            for name in [f"eval_{name}" for name in evaluation_names] if isinstance(start, dict) else ():
+                start.pop(name, None)
     content = (json.dumps(state, indent=2) + "\n").encode()
     return [*operations, CommitOperationAdd(f"{path_in_repo}/trainer_state.json", content)]

@@ -18,7 +18,11 @@ from sa2va_trl.data import synthetic_dataset
 
 
 FOLDER = Path(sys.argv[1])
+# Rows of a raw folder are called after its files and patients.
 DATA = synthetic_dataset(num_videos=1, frames_per_video=4, size=64)
+for name in ("video_id", "patient_id"):
+    DATA = DATA.remove_columns(name).add_column(name, [f"SMITH^JOHN_{number // 2}" for number in range(len(DATA))])
+DATA = DATA.remove_columns("sample_id").add_column("sample_id", [f"smith_{number}" for number in range(len(DATA))])
 EVALUATION = synthetic_dataset(num_videos=1, frames_per_video=2, size=64, first_video=2)
 
 

@@ -1,8 +1,9 @@
 import json
+import os
 
 import pytest
 
-from sa2va_trl.files import replaced_together, whole_file, write_json
+from sa2va_trl.files import name_bytes, printable, replaced_together, whole_file, write_json
 
 
 NAMES = ["a", "b", "list.json"]
@@ -122,3 +123,10 @@ def test_what_was_there_stays_where_writing_fails(tmp_path):
         temporary.write_text("new")
         assert (tmp_path / "scores").read_text() == "old"
     assert (tmp_path / "scores").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_names_are_the_bytes_that_they_are_on_disk_and_can_be_shown():
+    for raw in (b"plain", "Müller".encode(), b"M\xfcller \xe5\xbc", "张".encode("gb18030")):
+        assert name_bytes(os.fsdecode(raw)) == raw
+        printable(os.fsdecode(raw)).encode()
+    assert printable("Müller 张") == "Müller 张" and printable("M\udcfcller \ud800") == r"M\xfcller \xed\xa0\x80"

@@ -15,6 +15,7 @@ from ..files import whole_file, write_json
 from .preparing import Item, Plan
 from .privacy import leaked, name_parts, names_below
 from .readers.folders import walk
+from .selections import SELECTION, read_selection
 from .writing import PIECES, given_words, source_names
 
 
@@ -51,11 +52,11 @@ def state_of(source: Path, options: Mapping[str, Any], key: bytes | None) -> str
 
 
 def _files(folder: Path) -> str:
-    """A digest of what there is of rows and pictures, by names and sizes; a user may put more beside it."""
+    """A digest of rows, pictures and report, by names and sizes; a user may put more beside them."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         place = file.relative_to(folder).as_posix()
-        if file.is_file() and any(fnmatch(place, own) for own in WRITTEN):
+        if file.is_file() and any(fnmatch(place, own) for own in (*WRITTEN, REPORT)):
             digest.update(f"{place} {file.stat().st_size}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
@@ -134,6 +135,24 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def is_pseudonymous(name_or_path: str) -> bool:
+    """
+    Whether rows of a data set name nobody, as far as one knows: of a folder, because `prepare_data` has made it.
+
+    Args:
+        name_or_path (`str`): as [`~data.load_dataset_dict`] takes it.
+
+    Returns:
+        `bool`: of what is no folder `True`: it is generated, or on the Hub already.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return True
+    if (folder / SELECTION).is_file():  # rows of another data set
+        return is_pseudonymous(read_selection(folder)[0])
+    return _read(folder / REPORT).get("names") == "pseudonyms"
 
 
 def refuse_to_push(output: Path, report: Mapping[str, Any], items: Sequence[Item], source: Path, plan: Plan) -> None:

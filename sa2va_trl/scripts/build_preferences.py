@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from ..data.checks import check_dataset
+from ..data.finished import is_pseudonymous
 from ..evaluation import stored_features
 from ..preferences.dataset import build_preferences, one_object_a_row, save_preferences
 from ..preferences.pairs import CHOSEN, REJECTED
@@ -82,6 +83,11 @@ def make_parser() -> RecipeParser:
 
 def main() -> None:
     args, data_args, model_args = make_parser().parse_args_and_config()
+    if args.push_to_hub and not is_pseudonymous(data_args.dataset_name):
+        raise ValueError(
+            f"push_to_hub: rows of {data_args.dataset_name} have the names of its files, patients perhaps, and their "
+            "pictures what else those files hold: make a data set of it with prepare_data first, and give that."
+        )
     dataset = get_split(load_data(data_args), args.dataset_split, "dataset_split")
     check_dataset(dataset, name=f"{args.dataset_split} split")
     dataset = one_object_a_row(dataset)

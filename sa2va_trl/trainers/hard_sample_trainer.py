@@ -252,6 +252,8 @@ class HardSampleTrainer(SegSFTTrainer):
         row_weights(scores[hard], args.difficulty, args.weight_cap)  # raises before anything is taken over
         progress.digest = self._rows_digest()["digest"]
         progress.options = self._fixed()
+        if "cluster" in scores:  # numbers: their names are those of videos, and checkpoints are pushed
+            scores = scores.assign(cluster=pd.Series(pd.factorize(scores["cluster"])[0]).replace(-1, None).to_numpy())
         progress.columns = {
             name: scores[name].astype(object).where(scores[name].notna(), None).tolist() for name in scores
         }

@@ -497,6 +497,7 @@ def test_a_pushed_state_has_no_paths_and_no_names_of_evaluation_sets(tmp_path):
         "trial_params": {"smith": 1},
         "global_step": 5,
         "log_history": [{"step": 5, "loss": 1.0, "eval_smith_dice": 0.5, "eval_dice": 0.5}],
+        "stateful_callbacks": {"_Progress": {"attributes": {"start": {"eval_smith": [0.5], "eval": [0.4]}}}},
     }
     (tmp_path / "trainer_state.json").write_text(json.dumps(state))
     (tmp_path / "training_args.bin").write_bytes(b"smith")
@@ -508,6 +509,7 @@ def test_a_pushed_state_has_no_paths_and_no_names_of_evaluation_sets(tmp_path):
     content = operations["last-checkpoint/trainer_state.json"].path_or_fileobj
     assert b"smith" not in content
     assert json.loads(content)["log_history"] == [{"step": 5, "loss": 1.0, "eval_dice": 0.5}]
+    assert json.loads(content)["stateful_callbacks"]["_Progress"]["attributes"]["start"] == {"eval": [0.4]}
     assert json.loads(content)["best_model_checkpoint"] == "checkpoint-5"
 
 

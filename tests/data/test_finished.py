@@ -3,7 +3,8 @@ import json
 import pytest
 from prepared import write_runs
 
-from sa2va_trl.data.finished import check_output, made_before, put_in_place, state_of
+from sa2va_trl.data.finished import check_output, is_pseudonymous, made_before, put_in_place, state_of
+from sa2va_trl.data.selections import write_selection
 from sa2va_trl.errors import DatasetError
 
 
@@ -48,6 +49,17 @@ def test_a_data_set_is_known_again_while_it_is_what_was_made(tmp_path):
         with pytest.raises(DatasetError, match="has been changed"):
             made_before(out, "one")
         rows.write_bytes(b"rows")
+
+
+def test_rows_name_nobody_where_they_are_generated_on_the_hub_or_made_so(tmp_path):
+    for name in ("raw", "kept", "made"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "kept" / "dataset_report.json").write_text('{"names": "keep"}')
+    (tmp_path / "made" / "dataset_report.json").write_text('{"names": "pseudonyms"}')
+    write_selection(tmp_path / "chosen", str(tmp_path / "made"), ["train"], {})
+    found = {name: is_pseudonymous(str(tmp_path / name)) for name in ("raw", "kept", "made", "chosen")}
+    assert found == {"raw": False, "kept": False, "made": True, "chosen": True}
+    assert is_pseudonymous("synthetic") and is_pseudonymous("owner/name")
 
 
 def test_a_state_is_of_options_files_and_key_and_of_no_place(tmp_path):

@@ -1,13 +1,17 @@
 import io
+import os
 import zlib
 
 import numpy as np
 import PIL.Image
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL.PngImagePlugin import PngInfo
 
+from sa2va_trl.data import privacy
 from sa2va_trl.data.near_duplicates import pixel_digest
-from sa2va_trl.data.privacy import NameSearch, Pseudonyms, clean_picture, leaked, name_parts, read_key
+from sa2va_trl.data.privacy import NameSearch, Pseudonyms, clean_picture, leaked, name_parts, names_below, read_key
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.media.pictures import decode_image, quiet_pillow
 
@@ -142,6 +146,43 @@ def test_a_name_is_found_among_bytes_in_every_encoding(secret, encoding):
 def test_many_names_are_looked_for_at_once():
     names = name_parts(f"patient_{number:06d}" for number in range(3000))
     assert NameSearch(names)(b"..patient_001234.patient_002999;") == {"patient_001234", "patient_002999"}
+
+
+def test_names_that_are_no_utf_8_are_found_as_bytes_and_as_what_they_may_be():
+    for encoding, name in (("latin-1", "Müllerova"), ("gb18030", "张伟明"), ("shift_jis", "田中太郎")):
+        raw = name.encode(encoding)
+        search = NameSearch(name_parts([os.fsdecode(raw + b".png")]))
+        assert search(b"..." + raw + b"...") and search(name.encode()) and search(name.encode("utf-16-le"))
+        assert not search(b"Someone else") and not search(b"\xff" * 99)
+
+
+def test_letters_are_the_same_in_other_forms():
+    search = NameSearch(name_parts(["Zo\u00eb Kru\u0308ger", "Weißmüller"]))
+    for form in ("Zoe\u0308 Kru\u0308ger", "Zo\u00eb Kr\u00fcger", "WEISSMÜLLER", "Weißmüller"):
+        assert search(form.encode())
+
+
+@pytest.mark.parametrize("chunk", [16, 2**24])
+def test_names_are_looked_for_in_all_of_a_folder(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(privacy, "_CHUNK", chunk)
+    for place, content in {
+        "clean.txt": b"Report of the john-dory, a fish; sojourns",
+        "bytes.bin": b"\xff" * 90 + "Kowalski".encode("utf-16-be") + b"\xff",
+        ".hidden/words.md": b"told by Anna.",
+        "Kowalski/empty": b"",
+        "a_anna_b.txt": b"",
+        "joanna.txt": b"susanna",
+    }.items():
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(content)
+    column = pyarrow.array(["Kowalskich"] * 3 + [None])
+    table = pyarrow.table({"words": column, "cells": [[{"bytes": b"..kowalski", "path": None}]] * 4})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet", compression="gzip")
+    found = names_below(tmp_path, name_parts(["Kowalski", "anna"]))
+    assert found.pop("Kowalski") == found.pop("Kowalski/empty") == {"kowalski"}
+    assert found.pop("bytes.bin") == found.pop("rows.parquet") == {"kowalski"}
+    assert found.pop("a_anna_b.txt") == {"anna"}
+    assert found == {".hidden/words.md": {"anna"}}
 
 
 def test_a_key_is_made_once_for_its_owner_alone(tmp_path):

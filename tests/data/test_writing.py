@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -173,6 +174,18 @@ def test_rows_find_their_source_by_a_table(tmp_path):
     assert [row["sample_id"] for row in rows] == [own["sample_id"] for own in writing.named(items, KEY)]
     assert rows[0]["patient_id_at_source"] == "DOE^JOHN" and rows[0]["image"] == str(tmp_path / "run.png")
     assert (tmp_path / "names.csv").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_table_has_names_of_files_as_they_are(tmp_path):
+    picture = tmp_path / os.fsdecode(b"M\xfcller, J.png")
+    shown(1).save(picture)
+    items = items_of({"train": Source(tmp_path, [Entry(picture.name, picture, facts={"patient_id": "\ud800x"})])})
+    table = tmp_path / "names.csv"
+    write_names(table, names_table(items, KEY))
+    (row,) = csv.DictReader(table.open(encoding="utf-8", errors="surrogateescape", newline=""))
+    assert Path(row["image"]).read_bytes() == picture.read_bytes() and picture.name in row["image"]
+    (own,) = writing.named(items, None)
+    assert own == {"sample_id": "M\\xfcller, J", "patient_id": "\\xed\\xa0\\x80x"}
 
 
 def look_of(source, plan):

@@ -377,6 +377,24 @@ def test_names_are_in_the_bytes_of_what_is_planted(tmp_path, plant):
     assert found >= {name.casefold() for name in SECRETS}
 
 
+def test_a_folder_with_a_name_that_is_no_utf_8_is_named_on_the_screen(tmp_path, monkeypatch, capfd):
+    source = tmp_path / os.fsdecode(b"Gr\xfc\xdfe")
+    write_runs(source, patients=1)
+    (source / "image" / "P00_f0.jpg").rename(source / "image" / os.fsdecode(b"M\xfcller.jpg"))
+    line = ["prepare_data", "--source", source, "--output_dir", tmp_path / "out", "--key_file", tmp_path / "key"]
+    monkeypatch.setattr(sys, "argv", ["sa2va-trl", *map(str, line)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert r"M\xfcller.jpg" in capfd.readouterr().err and not (tmp_path / "out").exists()
+    (source / "mask" / "P00_f0.png").rename(source / "mask" / os.fsdecode(b"M\xfcller.png"))
+    monkeypatch.setattr(sys, "argv", ["sa2va-trl", *map(str, line)])
+    cli.main()
+    out = tmp_path / "out"
+    assert len(load_dataset_dict(out)["train"]) == 4
+    prepare(tmp_path, "--names", "keep", source=source.name, output="named")
+    assert r"M\xfcller" in load_dataset_dict(tmp_path / "named")["train"]["sample_id"]
+
+
 def test_what_is_written_does_not_depend_on_where(tmp_path):
     write_runs(tmp_path / "source", patients=1)
     assert contents(prepare(tmp_path)) == contents(prepare(tmp_path, output="elsewhere/else"))

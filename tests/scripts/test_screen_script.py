@@ -1,10 +1,11 @@
 """What the library logs, on the screen of a task."""
 
+import io
 import logging
 from dataclasses import dataclass
 
 from sa2va_trl.scripts.arguments import RecipeParser
-from sa2va_trl.scripts.screen import show_log
+from sa2va_trl.scripts.screen import Screen, put_up, say, show_log
 
 
 logger = logging.getLogger("sa2va_trl.somewhere")
@@ -45,3 +46,14 @@ def test_other_processes_are_silent(capsys, monkeypatch):
     logger.warning("something else")
     shown = capsys.readouterr()
     assert shown.out == shown.err == ""
+
+
+def test_names_that_are_no_utf_8_are_shown(capsys):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
+    before = put_up(Screen(out, out))
+    try:
+        say("WARNING: M\udcfcller.png is left out")
+    finally:
+        put_up(before)
+    assert capsys.readouterr().out == "WARNING: M\\xfcller.png is left out\n"
+    assert out.buffer.getvalue() == rb"WARNING: M\xfcller.png is left out" + b"\n"

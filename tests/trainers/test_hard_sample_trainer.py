@@ -536,8 +536,12 @@ def test_what_a_difficulty_needs_is_scored_again_too(tmp_path, data, options, co
     if column == "spread":
         assert trainer.progress.columns["spread"] == pytest.approx(scores["spread"].tolist(), abs=1e-6)
     else:
-        assert trainer.progress.columns["cluster"] == scores["cluster"].where(scores["cluster"].notna(), None).tolist()
-        assert scores["cluster"].notna().any()
+        # Numbers in the place of the names, which are those of videos.
+        numbers = trainer.progress.columns["cluster"]
+        named = scores["cluster"].where(scores["cluster"].notna(), None).tolist()
+        assert [number is None for number in numbers] == [name is None for name in named] and scores["cluster"].any()
+        assert len(set(zip(numbers, named, strict=True))) == len(set(numbers)) == len(set(named))
+        assert not any(isinstance(number, str) for number in numbers)
 
 
 def test_a_file_of_scores_is_of_this_model_and_data(tmp_path, data, held_out):
