@@ -6,12 +6,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ... import __version__
 from ...errors import BadRow, DatasetError
 from ...media.dicom import no_picture, read_header
 from ...media.suffixes import kind_of, stem_of
@@ -77,6 +77,13 @@ def property_of(label: str) -> tuple[str, str]:
     return next((codes for known, codes in _CODES if words & set(known)), _OTHER)
 
 
+def _version() -> str:
+    try:
+        return version(_NAME)
+    except PackageNotFoundError:  # run from its folder
+        return "unknown"
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what highdicom and pydicom say of values in the source's own header."""
@@ -113,7 +120,8 @@ def check_dicom(files: Sequence[Path]) -> None:
     for file in files:
         try:
             if not file.is_file() or kind_of(file) != "dicom":
-                raise DatasetError("is no DICOM file, so that no DICOM segmentation can be made of it")
+                what = "DICOM file" if file.is_file() else "file"
+                raise DatasetError(f"is no {what}, so that no DICOM segmentation can be made of it")
             header = _header(file)
             if header.SOPInstanceUID in headers:
                 raise DatasetError("has the SOPInstanceUID of another file: leave one out")
@@ -228,7 +236,7 @@ def _descriptions(labels: Sequence[str]) -> list["Dataset"]:
     from pydicom.sr.codedict import codes
 
     algorithm = AlgorithmIdentificationSequence(
-        name=_NAME, version=__version__, family=codes.DCM.ArtificialIntelligence
+        name=_NAME, version=_version(), family=codes.DCM.ArtificialIntelligence
     )
     found, taken = [], set()
     for number, label in enumerate(labels, start=1):
@@ -266,7 +274,7 @@ def _segmentation(
         "instance_number": 1,
         "manufacturer": _NAME,
         "manufacturer_model_name": _NAME,
-        "software_versions": __version__,
+        "software_versions": _version(),
         "device_serial_number": "0",
         "content_label": "SEGMENTATION",
         "content_description": "Masks that a model has drawn",

@@ -289,7 +289,7 @@ def test_what_cannot_be_exported_is_named_all_at_once(tmp_path):
     assert "6 of 7 files cannot be exported as dicom_seg" in str(caught.value) and len(reasons) == 6
     for name, reason in (
         ("a.png", "is no DICOM file"),
-        ("synthetic", "is no DICOM file"),
+        ("synthetic", "is no file"),
         ("study", "does not state StudyInstanceUID"),
         ("stub", "has no pixels"),
         ("again", "has the SOPInstanceUID of another file"),
