@@ -636,6 +636,8 @@ def test_dicom_goes_back_as_segmentations(predict, tmp_path, capsys):
             *("prepare_data", "--source", output / "export", "--output_dir", prepared),
             *("--key_file", tmp_path / "key", "--names_table", tmp_path / f"names{count}.csv"),
         )
+        written = b"".join(file.read_bytes() for file in prepared.rglob("*") if file.is_file())
+        assert not any(name in written for name in (b"ROE-17", b"IM0001", b"1.2.826"))
         rows = load_dataset_dict(str(prepared))["train"]
         assert len(rows) == len(entries) == count
         masks = [np.asarray(Image.open(output / entry["objects"][0]["mask"])) > 0 for entry in entries]
