@@ -1,6 +1,8 @@
 """DICOM segmentations (SEG objects): one for each file of several frames, and one for each series of single ones."""
 
+import io
 import logging
+import re
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +31,9 @@ _EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName"),
 )
+# Of some of them, the only values that highdicom takes; others are left empty.
+_TIME = r"\d\d(\d\d(\d\d(\.\d{1,6})?)?)?"
+_FORMS = {"PatientSex": "[MFO]", "PatientBirthDate": r"\d{8}", "StudyDate": r"\d{8}", "StudyTime": _TIME}
 _LONGEST_LABEL = 64  # of an LO
 # The words of a class, and the codes (SNOMED CT) of its category and type, by pydicom's names; the first that fits.
 _CODES = (
@@ -130,8 +135,9 @@ def check_dicom(files: Sequence[Path]) -> None:
             problems.append(BadRow(None, None, str(file), str(error)))
     for source in _sources(headers.values()):
         try:
+            places = {(str(header.SOPInstanceUID), 0) for header in source.headers}
             with _quiet():
-                _segmentation(source, {}, {(str(header.SOPInstanceUID), 0) for header in source.headers}, ["object"])
+                _segmentation(source, {}, places, ["object"]).save_as(io.BytesIO(), enforce_file_format=True)
         except Exception as error:  # highdicom raises nearly anything for a header that is not as it has to be
             reason = f"no DICOM segmentation can be made of it ({type(error).__name__}: {error})"
             problems.append(BadRow(None, None, source.headers[0].filename, reason))
@@ -147,12 +153,14 @@ def _header(file: Path) -> "Dataset":
     header = read_header(file)
     if missing := [name for name in _NEEDED if not header.get(name)]:
         raise DatasetError(f"does not state {', '.join(missing)}")
-    for name in _EMPTY:
-        if name not in header:
-            setattr(header, name, "")
-    if str(header.PatientSex or "") not in ("", "M", "F", "O"):
-        header.PatientSex = ""
-    header.decode()  # what is copied is written in another encoding
+    with _quiet():
+        for name in _EMPTY:
+            if name not in header:
+                setattr(header, name, "")
+        for name, form in _FORMS.items():
+            if not re.fullmatch(form, str(header.get(name) or "")):
+                setattr(header, name, "")
+        header.decode()  # what is copied is written in another encoding
     header.filename = str(file)
     return header
 
