@@ -11,7 +11,11 @@ import PIL.Image
 import pytest
 from datasets import load_dataset
 from prepared import shown, write_runs
+from segmentations import SIZE, write_run
 from tasks import run_task
+
+from sa2va_trl.data.export.annotated import Annotated, Found
+from sa2va_trl.data.export.dicom_seg import write_dicom_seg
 
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "your_data.md").read_text()
@@ -42,8 +46,21 @@ def masks_of(folder, painted):
     return folder
 
 
+def segmented(folder):
+    """A run whose two frames have a segmentation."""
+    (folder / "images").mkdir(parents=True)
+    write_run(folder / "images" / "IM0001", frames=2)
+    mask = np.zeros(SIZE[::-1], dtype=bool)
+    mask[2:9, 3:12] = True
+    images = [Annotated("images/IM0001", SIZE, (Found("vessel", mask),), frame) for frame in range(2)]
+    write_dicom_seg(folder, images)
+
+
 def source_for(command, folder, shared):
     name = command[command.index("--source") + 1]
+    if name == "my_dicom_seg":
+        segmented(folder)
+        return
     if name in SHARED:
         shutil.copytree(shared / "data" / "formats" / SHARED[name], folder)
     elif "#55AAFF" in " ".join(command):
@@ -77,4 +94,4 @@ def test_the_command_makes_a_data_set(tmp_path, monkeypatch, request, number):
 
 def test_every_format_has_its_command():
     named = {command[command.index("--source") + 1] for command in COMMANDS}
-    assert named >= SHARED.keys() | {"DIR", "my_masks"}
+    assert named >= SHARED.keys() | {"DIR", "my_masks", "my_dicom_seg"}

@@ -7,11 +7,15 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from prepared import write_runs
+from segmentations import SIZE, write_run, write_series
 from tasks import run_task
 
 from sa2va_trl.data import synthetic_dataset, synthetic_splits
+from sa2va_trl.data.export.annotated import Annotated, Found
+from sa2va_trl.data.export.dicom_seg import write_dicom_seg
 from sa2va_trl.data.loading import load_dataset_dict
-from sa2va_trl.errors import MiningError
+from sa2va_trl.errors import DatasetError, MiningError
 from sa2va_trl.mining.score_files import read_scores
 
 
@@ -94,6 +98,42 @@ def test_rows_to_review_go_to_the_annotation_tool(tmp_path, capsys):
     (output / "export" / "annotations.xml").unlink()
     mine(output, "--worst", 0.5, "--num_sheets", 0)
     assert not (output / "export").exists()
+
+
+def dicom_options(folder):
+    options = ["--dataset_name", folder, "--dataset_split", "train", "--num_sheets", 0, "--mask_threshold", 0.3]
+    return [*COMMON[:4], *options]
+
+
+def test_rows_of_dicom_files_go_back_as_segmentations_of_those(tmp_path):
+    folder, output = tmp_path / "data", tmp_path / "hard"
+    (folder / "images").mkdir(parents=True)
+    write_run(folder / "images" / "run", frames=4)
+    write_series(folder / "images", ["a.dcm", "b.dcm"])
+    own = [("run", 0), ("run", 1), ("run", 2), ("a.dcm", None), ("b.dcm", None)]
+    images = []
+    for number, (name, frame) in enumerate(own):
+        mask = np.zeros(SIZE[::-1], dtype=bool)
+        mask[2 : 6 + number, 3 : 5 + number] = True
+        images.append(Annotated(f"images/{name}", SIZE, (Found("vessel", mask),), frame))
+    write_dicom_seg(folder, images)
+    options = ["--worst", 0.5, "--tau_low", 1, "--export", "dicom_seg", "--output_dir", output]
+    run_task("mine_hard_samples", *dicom_options(folder), *options)
+    review = [entry["sample_id"] for entry in json.loads((output / "hard_samples.json").read_text())["review"]]
+    rows = load_dataset_dict(str(output / "export"))["train"]
+    assert review and sorted(rows["sample_id"]) == sorted(review)
+    pictures = {row["sample_id"]: row["image"].tobytes() for row in load_dataset_dict(str(folder))["train"]}
+    assert all(row["image"].tobytes() == pictures[row["sample_id"]] for row in rows)
+    assert any(np.asarray(drawn).any() for row in rows for drawn in row["masks"])
+
+
+def test_rows_without_dicom_files_are_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("sa2va_trl.scripts.mine_hard_samples.load_model", None)
+    with pytest.raises(DatasetError, match="is for rows of a folder with DICOM files and their masks; 'synthetic' is"):
+        mine(tmp_path / "hard", "--export", "dicom_seg")
+    folder = write_runs(tmp_path / "data", patients=1, frames=2)
+    with pytest.raises(DatasetError, match="2 of 2 files cannot be exported as dicom_seg"):
+        run_task("mine_hard_samples", *dicom_options(folder), "--export", "dicom_seg", "--output_dir", tmp_path)
 
 
 def test_clips_are_drawn_by_their_first_frames(tmp_path):

@@ -9,12 +9,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from segmentations import write_run, write_series
 from tasks import run_task
 
 from sa2va_trl import Sa2VAForConditionalGeneration, tiny_sa2va
 from sa2va_trl.data import DatasetError
 from sa2va_trl.data.angiography import generate_video
 from sa2va_trl.data.export.folder import WRITERS
+from sa2va_trl.data.loading import load_dataset_dict
 from sa2va_trl.data.readers.coco import find_coco
 from sa2va_trl.data.readers.entries import Reading
 from sa2va_trl.data.readers.labelme import find_labelme
@@ -615,6 +617,46 @@ def test_images_and_frames_go_back_to_the_annotation_tool(predict, tmp_path, cap
     (output / "export" / "run_f00001.json").unlink()
     predict(path)
     assert not (output / "export").exists()
+
+
+def test_dicom_goes_back_as_segmentations(predict, tmp_path, capsys):
+    """A run as a whole, and a folder of it with a series; prepared again, the masks are those that were written."""
+    folder, output = tmp_path / "input", tmp_path / "output"
+    folder.mkdir()
+    write_run(folder / "IM0001", frames=2)
+    write_series(folder, ["a.dcm", "b.dcm"])
+    options = ("--export", "dicom_seg", "--threshold", 0.45, "--prompt", PROMPTS[0])
+    for source, count in ((folder / "IM0001", 2), (folder, 4)):
+        entries = predict(source, *options)
+        seen = [file.name for file in sorted((output / "export" / "segmentations").iterdir())]
+        assert seen == ["IM0001.dcm", "a.dcm"][: 1 + (count == 4)]
+        capsys.readouterr()
+        prepared = tmp_path / f"prepared{count}"
+        run_task(
+            *("prepare_data", "--source", output / "export", "--output_dir", prepared),
+            *("--key_file", tmp_path / "key", "--names_table", tmp_path / f"names{count}.csv"),
+        )
+        written = b"".join(file.read_bytes() for file in prepared.rglob("*") if file.is_file())
+        assert not any(name in written for name in (b"ROE-17", b"IM0001", b"1.2.826"))
+        rows = load_dataset_dict(str(prepared))["train"]
+        assert len(rows) == len(entries) == count
+        masks = [np.asarray(Image.open(output / entry["objects"][0]["mask"])) > 0 for entry in entries]
+        assert {np.asarray(mask).astype(bool).tobytes() for row in rows for mask in row["masks"]} == {
+            mask.tobytes() for mask in masks
+        }
+        assert any(mask.any() for mask in masks) and set(sum(rows["phrases"], [])) == {"blood vessel"}
+
+
+def test_what_is_no_dicom_is_refused_before_a_model_is_loaded(predict, tmp_path, monkeypatch):
+    def never(*args):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("sa2va_trl.scripts.predict.load_model", never)
+    for source in (save_run(tmp_path, "tif", [picture()]), "synthetic", tmp_path):
+        with pytest.raises(
+            DatasetError, match=r"1 of 1 files cannot be exported as dicom_seg:\n.*is no (DICOM )?file"
+        ):
+            predict(source, "--export", "dicom_seg")
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,19 @@
 """DICOM segmentations (SEG objects): one for each file of several frames, and one for each series of single ones."""
 
+import io
 import logging
+import re
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ... import __version__
 from ...errors import BadRow, DatasetError
 from ...media.dicom import no_picture, read_header
 from ...media.suffixes import kind_of, stem_of
@@ -29,6 +31,9 @@ _EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName"),
 )
+# Of some of them, the only values that highdicom takes; others are left empty.
+_TIME = r"\d\d(\d\d(\d\d(\.\d{1,6})?)?)?"
+_FORMS = {"PatientSex": "[MFO]", "PatientBirthDate": r"\d{8}", "StudyDate": r"\d{8}", "StudyTime": _TIME}
 _LONGEST_LABEL = 64  # of an LO
 # The words of a class, and the codes (SNOMED CT) of its category and type, by pydicom's names; the first that fits.
 _CODES = (
@@ -77,6 +82,13 @@ def property_of(label: str) -> tuple[str, str]:
     return next((codes for known, codes in _CODES if words & set(known)), _OTHER)
 
 
+def _version() -> str:
+    try:
+        return version(_NAME)
+    except PackageNotFoundError:  # run from its folder
+        return "unknown"
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what highdicom and pydicom say of values in the source's own header."""
@@ -113,7 +125,8 @@ def check_dicom(files: Sequence[Path]) -> None:
     for file in files:
         try:
             if not file.is_file() or kind_of(file) != "dicom":
-                raise DatasetError("is no DICOM file, so that no DICOM segmentation can be made of it")
+                what = "DICOM file" if file.is_file() else "file"
+                raise DatasetError(f"is no {what}, so that no DICOM segmentation can be made of it")
             header = _header(file)
             if header.SOPInstanceUID in headers:
                 raise DatasetError("has the SOPInstanceUID of another file: leave one out")
@@ -122,8 +135,9 @@ def check_dicom(files: Sequence[Path]) -> None:
             problems.append(BadRow(None, None, str(file), str(error)))
     for source in _sources(headers.values()):
         try:
+            places = {(str(header.SOPInstanceUID), 0) for header in source.headers}
             with _quiet():
-                _segmentation(source, {}, {(str(header.SOPInstanceUID), 0) for header in source.headers}, ["object"])
+                _segmentation(source, {}, places, ["object"]).save_as(io.BytesIO(), enforce_file_format=True)
         except Exception as error:  # highdicom raises nearly anything for a header that is not as it has to be
             reason = f"no DICOM segmentation can be made of it ({type(error).__name__}: {error})"
             problems.append(BadRow(None, None, source.headers[0].filename, reason))
@@ -139,12 +153,14 @@ def _header(file: Path) -> "Dataset":
     header = read_header(file)
     if missing := [name for name in _NEEDED if not header.get(name)]:
         raise DatasetError(f"does not state {', '.join(missing)}")
-    for name in _EMPTY:
-        if name not in header:
-            setattr(header, name, "")
-    if str(header.PatientSex or "") not in ("", "M", "F", "O"):
-        header.PatientSex = ""
-    header.decode()  # what is copied is written in another encoding
+    with _quiet():
+        for name in _EMPTY:
+            if name not in header:
+                setattr(header, name, "")
+        for name, form in _FORMS.items():
+            if not re.fullmatch(form, str(header.get(name) or "")):
+                setattr(header, name, "")
+        header.decode()  # what is copied is written in another encoding
     header.filename = str(file)
     return header
 
@@ -228,7 +244,7 @@ def _descriptions(labels: Sequence[str]) -> list["Dataset"]:
     from pydicom.sr.codedict import codes
 
     algorithm = AlgorithmIdentificationSequence(
-        name=_NAME, version=__version__, family=codes.DCM.ArtificialIntelligence
+        name=_NAME, version=_version(), family=codes.DCM.ArtificialIntelligence
     )
     found, taken = [], set()
     for number, label in enumerate(labels, start=1):
@@ -266,7 +282,7 @@ def _segmentation(
         "instance_number": 1,
         "manufacturer": _NAME,
         "manufacturer_model_name": _NAME,
-        "software_versions": __version__,
+        "software_versions": _version(),
         "device_serial_number": "0",
         "content_label": "SEGMENTATION",
         "content_description": "Masks that a model has drawn",

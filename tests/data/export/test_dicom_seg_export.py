@@ -1,5 +1,8 @@
 """DICOM segmentations as other readers see them, and as the package's own does."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pydicom
 import pytest
@@ -19,6 +22,7 @@ from sa2va_trl.data.loading import find_sources
 from sa2va_trl.data.readers.entries import Reading
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.media.clips import read_pictures
+from sa2va_trl.media.frames import count_frames, frame_of
 
 
 LABELS = ("vessel", "Führungsdraht 导丝")
@@ -261,9 +265,28 @@ def test_odd_headers_can_be_exported(tmp_path):
             tmp_path / "capture", greys(3), bits=8, kind="1.2.840.10008.5.1.4.1.1.7.2", StudyInstanceUID="1.2"
         ),
         write_dicom(tmp_path / "unknown", greys(3), bits=8, kind="1.2.3.4.5", StudyInstanceUID="1.2"),
-        write_run(tmp_path / "sex", PatientSex="W", SeriesNumber=-3, PixelSpacing=[0.2, 0.2]),
+        write_run(tmp_path / "odd", PatientSex="W", StudyTime="14:04:38", SeriesNumber=-3, PixelSpacing=[0.2, 0.2]),
     ]
     check_dicom(files)
+
+
+OWN = Path(pydicom.__file__).parent / "data" / "test_files"
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "examples_ybr_color.dcm", "ExplVR_BigEnd.dcm"])
+def test_files_of_pydicom(place, name):
+    folder, random = place(), np.random.default_rng(0)
+    (folder / "images").mkdir()
+    file = shutil.copy(OWN / name, folder / "images")
+    check_dicom([Path(file)])
+    count, size = count_frames(file), frame_of(file, 0).size
+    masks = [random.random(size[::-1]) < 0.5 for _ in range(count)]
+    frames = range(count) if count > 1 else [None]
+    found = ((Found("vessel", mask),) for mask in masks)
+    images = [Annotated(f"images/{name}", size, own, frame) for own, frame in zip(found, frames, strict=True)]
+    write_dicom_seg(folder, images)
+    found = find_sources(folder, Reading(secondary_captures=True))["train"].entries
+    assert [entry.objects[0].draw(size).tobytes() for entry in found] == [mask.tobytes() for mask in masks]
 
 
 def test_what_cannot_be_exported_is_named_all_at_once(tmp_path):
@@ -289,7 +312,7 @@ def test_what_cannot_be_exported_is_named_all_at_once(tmp_path):
     assert "6 of 7 files cannot be exported as dicom_seg" in str(caught.value) and len(reasons) == 6
     for name, reason in (
         ("a.png", "is no DICOM file"),
-        ("synthetic", "is no DICOM file"),
+        ("synthetic", "is no file"),
         ("study", "does not state StudyInstanceUID"),
         ("stub", "has no pixels"),
         ("again", "has the SOPInstanceUID of another file"),
