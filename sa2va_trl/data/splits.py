@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..errors import BadRow, DatasetError
 from .columns import GROUP_COLUMNS
+from .grouping import look_grouped_across
 from .near_duplicates import ALIKE, crossings
 from .sightings import sights_of
 
@@ -52,6 +53,14 @@ def check_no_leakage(
     columns = [column for column in GROUP_COLUMNS if column in a.column_names and column in b.column_names]
     if not columns:
         logger.warning("%s and %s share none of %s: leakage between them cannot be checked.", *names, GROUP_COLUMNS)
+    if columns == ["sample_id"]:
+        ids = [[str(name) for name in split.with_format(None)["sample_id"]] for split in (a, b)]
+        if start := look_grouped_across(*ids):
+            logger.warning(
+                "%s and %s: names look like frames of the same patients or clips (%r in both): say who is in them "
+                "(sa2va-trl prepare_data --patient_pattern).",
+                *(*names, start),
+            )
     found = []
     for column in columns:
         # (`Dataset.unique` would write a copy of all rows of a selection.)

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..data import check_no_leakage, group_folds, group_split
 from ..data.columns import PAIR_COLUMNS
+from ..data.grouping import looks_grouped
 from ..data.layout import row_layout
 from ..data.prompts import ANSWERS
 from ..data.selections import write_selection
@@ -20,6 +21,7 @@ from ..errors import DatasetError
 from ..features.rows import picture_digest, row_facts
 from ..files import write_json
 from ..questions import QUESTIONS
+from .screen import say
 
 
 # What groups are called, a word for each of GROUP_COLUMNS.
@@ -130,6 +132,11 @@ def make_folds(
             out no row with a mask.
     """
     by = by or group_column(rows)
+    if by == "sample_id" and (start := looks_grouped(list(map(str, rows.with_format(None)[by])))):
+        say(
+            f"WARNING: names look like frames of patients or clips (many begin with {start!r}), which may come into "
+            "several folds: sa2va-trl prepare_data --patient_pattern says who is in them"
+        )
     try:
         held_out = group_folds(rows, folds, by, seed)
     except DatasetError as error:

@@ -52,6 +52,14 @@ class TestLeakage:
         with pytest.raises(DatasetError, match="patient_id"):
             check_no_leakage(dataset.select([0]), dataset.select([1, 2]))
 
+    def test_names_like_frames_of_the_same_patients_are_warned_of(self, caplog):
+        train, test = ({"sample_id": [f"P{p}_f{f}" for p in "12" for f in own]} for own in ((1, 2), (3, 4)))
+        check_no_leakage(Dataset.from_dict(train), Dataset.from_dict(test))
+        assert "train and validation: names look like frames of the same patients" in caplog.text
+        caplog.clear()
+        check_no_leakage(*(Dataset.from_dict({**own, "video_id": own["sample_id"]}) for own in (train, test)))
+        assert not caplog.text
+
     def test_nothing_to_compare_is_said(self, caplog):
         check_no_leakage(Dataset.from_dict({"a": [1]}), Dataset.from_dict({"a": [1]}))
         assert "cannot be checked" in caplog.text
