@@ -11,6 +11,7 @@ from ..media.pictures import MAX_PIXELS, file_of, quiet_pillow
 from .columns import check_columns, check_features
 from .known import is_good, remember, row_key
 from .layout import read_pictures, row_layout, row_mask_mode
+from .sightings import remember_sight
 from .stored import iter_undecoded
 
 
@@ -74,7 +75,7 @@ def check_dataset(
         key = row_key(layout, mode, max_pixels)
         if is_good(key):
             return layout.problems
-        problems = read_pictures(layout, mode, max_pixels, keep=False).problems
+        problems = read_pictures(layout, mode, max_pixels, keep=False, seen=remember_sight).problems
         if len(problems) == len(layout.problems):
             remember(key)
         return problems

@@ -10,22 +10,14 @@ from scipy.sparse.csgraph import connected_components
 
 from ..errors import BadRow, DatasetError
 from .grouping import alike, share_out
-from .near_duplicates import duplicates, near_duplicates
+from .near_duplicates import ALIKE, crossings, equal_pictures
 from .preparing import Item, Look, Plan
 
 
 logger = logging.getLogger(__name__)
-#: Correlation of thumbnails from which on two images are taken for the same scene.
-ALIKE = 0.98
 #: What rows may be divided by.
 DIVISIONS = ("auto", "patient_id", "video_id", "near_duplicates", "sample_id")
 _IDS = ("patient_id", "video_id")
-
-
-def _equal(looks: Sequence[Look], thumbnails: np.ndarray) -> list[list[int]]:
-    """Rows of equal pictures, but for those that show nothing, such as frames before the X-rays are on."""
-    shown = np.flatnonzero(thumbnails.any(axis=1)).tolist()
-    return [[shown[place] for place in places] for places in duplicates([looks[row].digest for row in shown])]
 
 
 def _joined(groups: Sequence[Hashable], others: Iterable[Sequence[int]]) -> list[int]:
@@ -74,7 +66,7 @@ def groups_of(
         if bad:
             raise DatasetError(f"split_by={split_by}: {len(bad)} of {len(items)} images have none:", bad)
         groups = [str(item.entry.facts[split_by]) for item in items]
-    together = _equal(looks, thumbnails)
+    together = equal_pictures([look.digest for look in looks], thumbnails)
     crossing = [rows for rows in together if len({groups[row] for row in rows}) > 1]
     if split_by in _IDS and crossing:
         one, other = crossing[0][0], next(row for row in crossing[0] if groups[row] != groups[crossing[0][0]])
@@ -147,12 +139,11 @@ def check_splits(
                 f"splits share {len(crossing)} {column} ({', '.join(crossing[:5])}{', ...' * (len(crossing) > 5)}): "
                 "split anew, by patients (--splits, --split_by)"
             )
-    shared = [rows for rows in _equal(looks, thumbnails) if len({splits[row] for row in rows}) > 1]
-    if shared:
-        bad = [_bad(items, row, splits, "its pixels are in another split") for rows in shared for row in rows]
-        raise DatasetError(f"splits share {len(shared)} pictures; split anew (--splits), or remove them:", bad)
-    pairs = [pair[:2] for pair in near_duplicates(thumbnails, splits, ALIKE)]
-    unknown = [pair for pair in pairs if not all(items[row].entry.facts.get("patient_id") for row in pair)]
+    known = [bool(item.entry.facts.get("patient_id")) for item in items]
+    equal, unknown, pairs = crossings([look.digest for look in looks], thumbnails, splits, known)
+    if equal:
+        bad = [_bad(items, row, splits, "its pixels are in another split") for rows in equal for row in rows]
+        raise DatasetError(f"splits share {len(equal)} pictures; split anew (--splits), or remove them:", bad)
     if unknown and not accept_alike:
         bad = [
             _bad(items, one, splits, f"looks like {items[other].entry.name}, {splits[other]}")

@@ -3,8 +3,8 @@
 import logging
 import math
 import re
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -20,20 +20,22 @@ _FRAME = re.compile(r"[ _.\-]*(?:f|fr|frame|img|im|slice)?[ _.\-]*\d+$", re.IGNO
 _STRATA = 3
 
 
-def ids_by_pattern(names: Sequence[str], pattern: str) -> list[str]:
+def ids_by_pattern(names: Sequence[str], pattern: str, known: Sequence[str | None] | None = None) -> list[str]:
     """
-    Who each name is of, by a regular expression.
+    Who each name is of, by a regular expression where nothing else says it.
 
     Args:
         names (`list[str]`): of images, with their folders.
         pattern (`str`): its first group, or else all of it, is the id; it is searched for anywhere (`(P\\d+)_`).
+        known (`list[str | None]`, *optional*): of each what else says it. That stays.
 
     Returns:
         `list[str]`.
 
     Raises:
-        `ValueError`: it is no regular expression.
-        `DatasetError`: with every name in which it is not found.
+        `ValueError`: it is no regular expression, or says nothing since all are known.
+        `DatasetError`: with every name in which it is not found, or finds another one than is known: one patient
+            would be two.
 
     Example:
 
@@ -49,15 +51,21 @@ def ids_by_pattern(names: Sequence[str], pattern: str) -> list[str]:
         compiled = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"patient_pattern={pattern!r} is no regular expression: {error}.") from error
+    known = [None] * len(names) if known is None else known
+    if names and all(known):
+        raise ValueError(f"patient_pattern={pattern!r} has no effect: the source says who is in each of its images.")
     found, bad = [], []
-    for number, name in enumerate(names):
+    for number, (name, said) in enumerate(zip(names, known, strict=True)):
         match = compiled.search(name)
         own = match and (match.group(1) if compiled.groups else match.group())
-        if not own:
+        if said and own and own != said:
+            reason = f"{pattern!r} finds {own!r} in its name, and the source says {said!r}: one patient would be two"
+            bad.append(BadRow(number, None, name, reason))
+        elif not (said or own):
             bad.append(BadRow(number, None, name, f"{pattern!r} finds nothing in its name"))
-        found.append(own or "")
+        found.append(said or own or "")
     if bad:
-        raise DatasetError(f"patient_pattern: {len(bad)} of {len(names)} names have no patient:", bad)
+        raise DatasetError(f"patient_pattern: {len(bad)} of {len(names)} names do not say the patient:", bad)
     return found
 
 
@@ -71,13 +79,30 @@ def looks_grouped(names: Sequence[str]) -> str | None:
     Returns:
         `str`: the beginning that the most of them share, where there are at most half as many beginnings as names.
     """
-    starts: dict[str, int] = defaultdict(int)
-    for name in names:
-        starts[_FRAME.sub("", str(PurePosixPath(name).with_suffix("")))] += 1
+    starts = Counter(_beginnings(names))
     starts.pop("", None)  # numbers alone
     if len(starts) < 2 or 2 * len(starts) > sum(starts.values()):
         return None
     return max(starts, key=lambda start: (starts[start], start))
+
+
+def _beginnings(names: Iterable[str]) -> list[str]:
+    return [_FRAME.sub("", str(PurePosixPath(name).with_suffix(""))) for name in names]
+
+
+def look_grouped_across(names: Sequence[str], others: Sequence[str]) -> str | None:
+    """
+    What names of two splits have in common that look like frames of the same clips or patients: an example, or `None`.
+
+    Args:
+        names, others (`list[str]`): of images.
+
+    Returns:
+        `str`: a beginning that is in both, where [`looks_grouped`] finds some in all of them.
+    """
+    if looks_grouped([*names, *others]) is None:
+        return None
+    return min((set(_beginnings(names)) & set(_beginnings(others))) - {""}, default=None)
 
 
 def alike(thumbnails: np.ndarray, limit: float) -> list[int]:

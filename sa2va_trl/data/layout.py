@@ -1,5 +1,6 @@
 """One row: whatever its style, brought into one form and judged; what every path reads rows through."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import PIL.Image
@@ -215,7 +216,13 @@ def worse_pair(row: dict[str, Any], pair: list[PIL.Image.Image], mask: Any) -> s
     return f"chosen {rewards[0]:.4f}, rejected {rewards[1]:.4f}" if rewards[0] < rewards[1] else None
 
 
-def read_pictures(layout: Layout, mode: str | None = None, max_pixels: int = MAX_PIXELS, keep: bool = True) -> Layout:
+def read_pictures(
+    layout: Layout,
+    mode: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    keep: bool = True,
+    seen: Callable[[Any, PIL.Image.Image], object] = lambda image, decoded: None,
+) -> Layout:
     """
     Read a row's images and masks.
 
@@ -225,6 +232,7 @@ def read_pictures(layout: Layout, mode: str | None = None, max_pixels: int = MAX
         max_pixels (`int`, *optional*, defaults to `100_000_000`): the largest width x height accepted.
         keep (`bool`, *optional*, defaults to `True`):
             Otherwise they are only looked at, one after the other: all frames of a clip at once need memory.
+        seen (`Callable`, *optional*): called with each image that is good, as it came and decoded.
 
     Returns:
         `Layout` with decoded images and masks, and every fault of theirs behind those that it had.
@@ -238,6 +246,8 @@ def read_pictures(layout: Layout, mode: str | None = None, max_pixels: int = MAX
             sizes.append(decoded.size)
             if fault := too_deep(decoded):
                 problems.append(f"image {number} {fault}")
+            else:
+                seen(image, decoded)
             if keep:
                 images.append(decoded)
         except DatasetError as error:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -10,6 +11,8 @@ from PIL import Image
 
 # Of the thumbnails that are compared.
 SIDE = 32
+#: Correlation of thumbnails from which on two images are taken for the same scene.
+ALIKE = 0.98
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -18,21 +21,31 @@ def pixel_digest(image: Image.Image) -> str:
     return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
 
 
-def thumbnail(image: Image.Image) -> np.ndarray:
+def small_grey(image: Image.Image) -> np.ndarray:
+    """Of a picture of any mode and size, what [`thumbnails_of`] compares: uint8, of shape `(1024,)`."""
+    return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)).ravel()
+
+
+def thumbnails_of(greys: np.ndarray) -> np.ndarray:
     """
-    A small grey picture of mean 0 and length 1, so that the product of two is their correlation: brightness, contrast,
+    Small grey pictures of mean 0 and length 1, so that the product of two is their correlation: brightness, contrast,
     compression and size hardly change it.
 
     Args:
-        image (`PIL.Image.Image`): any mode and size.
+        greys (`np.ndarray` of shape `(images, 1024)`): from [`small_grey`].
 
     Returns:
-        `np.ndarray` of shape `(1024,)`: float32; zeros of a picture without any contrast.
+        `np.ndarray` of the same shape: float32; zeros of pictures without any contrast.
     """
-    pixels = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32).ravel()
-    pixels -= pixels.mean()
-    length = np.linalg.norm(pixels)
-    return pixels / length if length > 1e-3 else np.zeros_like(pixels)
+    pixels = greys.astype(np.float32)
+    pixels -= pixels.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(pixels, axis=1, keepdims=True)
+    return np.where(lengths > 1e-3, pixels / np.maximum(lengths, 1e-3), 0)
+
+
+def thumbnail(image: Image.Image) -> np.ndarray:
+    """That of one picture, see [`thumbnails_of`]; of shape `(1024,)`."""
+    return thumbnails_of(small_grey(image)[None])[0]
 
 
 def duplicates(digests: Sequence[str]) -> list[list[int]]:
@@ -43,8 +56,18 @@ def duplicates(digests: Sequence[str]) -> list[list[int]]:
     return [own for own in places.values() if len(own) > 1]
 
 
+def equal_pictures(digests: Sequence[Hashable], thumbnails: np.ndarray) -> list[list[int]]:
+    """Positions of equal pictures, but for those that show nothing, such as frames before the X-rays are on."""
+    shown = np.flatnonzero(thumbnails.any(axis=1)).tolist()
+    return [[shown[place] for place in places] for places in duplicates([digests[row] for row in shown])]
+
+
 def near_duplicates(
-    thumbnails: np.ndarray, groups: Sequence[Hashable], limit: float, most: int = 200
+    thumbnails: np.ndarray,
+    groups: Sequence[Hashable],
+    limit: float,
+    most: int = 200,
+    familiar: Sequence[bool] | None = None,
 ) -> list[tuple[int, int, float]]:
     """
     Pairs of images that look alike though they are of different groups.
@@ -54,6 +77,7 @@ def near_duplicates(
         groups (`Sequence`): one label an image; pairs of one group, such as a split, do not count.
         limit (`float`): correlation from which on images look alike.
         most (`int`, *optional*, defaults to 200): pairs to give, those that are most alike.
+        familiar (`Sequence[bool]`, *optional*): one an image; pairs of two that are do not count either.
 
     Returns:
         `list[tuple[int, int, float]]`: two positions, the first one smaller, and the correlation; most alike first.
@@ -73,14 +97,56 @@ def near_duplicates(
 
         ```
     """
+    familiar = None if familiar is None else np.asarray(familiar, dtype=bool)
     _, codes = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
     pairs, values = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
     for start in range(0, len(thumbnails), 1024):  # bounds the memory: a block of rows against all
         alike = thumbnails[start : start + 1024] @ thumbnails.T
         alike[codes[start : start + 1024, None] == codes] = -1
+        if familiar is not None:
+            alike[np.ix_(familiar[start : start + 1024], familiar)] = -1
         own = np.argwhere(np.triu(alike >= limit, start + 1))
         values = np.concatenate([values, np.minimum(alike[tuple(own.T)], 1)])
         pairs = np.concatenate([pairs, own + (start, 0)])
         kept = np.argsort(-values, kind="stable")[:most]
         pairs, values = pairs[kept], values[kept]
     return [(int(one), int(other), float(value)) for (one, other), value in zip(pairs, values, strict=True)]
+
+
+class Crossings(NamedTuple):
+    """
+    What pictures of several splits have in common.
+
+    Args:
+        equal (`list[list[int]]`): positions of pictures that are equal, and in several splits.
+        unknown (`list[tuple[int, int]]`): pairs that look alike, of which nothing says that they are of two patients.
+        alike (`list[tuple[int, int]]`): pairs that look alike, of whomever.
+    """
+
+    equal: list[list[int]]
+    unknown: list[tuple[int, int]]
+    alike: list[tuple[int, int]]
+
+
+def crossings(
+    digests: Sequence[Hashable], thumbnails: np.ndarray, splits: Sequence[Hashable], known: Sequence[bool]
+) -> Crossings:
+    """
+    Find what pictures of several splits have in common.
+
+    Args:
+        digests (`Sequence`): one a picture, of its pixels.
+        thumbnails (`np.ndarray` of shape `(images, 1024)`): from [`thumbnails_of`].
+        splits (`Sequence`): of each.
+        known (`Sequence[bool]`): whether one knows which patient each is of.
+
+    Returns:
+        [`Crossings`]: of pairs those that are most alike, 200 at the most. Without a patient they are mostly frames of
+        one run; those of two patients may be one standard view.
+    """
+    equal = [rows for rows in equal_pictures(digests, thumbnails) if len({splits[row] for row in rows}) > 1]
+    unknown: list[tuple[int, int]] = []
+    if not all(known):
+        unknown = [pair[:2] for pair in near_duplicates(thumbnails, splits, ALIKE, familiar=known)]
+    alike = [pair[:2] for pair in near_duplicates(thumbnails, splits, ALIKE)] if any(known) else unknown
+    return Crossings(equal, unknown, alike)

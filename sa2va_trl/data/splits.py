@@ -1,33 +1,35 @@
 """Splits and folds by group, and the check that two splits share nothing."""
 
-import hashlib
 import logging
 import math
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, Image, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..errors import BadRow, DatasetError
-from ..media.pictures import decode_image, quiet_pillow
 from .columns import GROUP_COLUMNS
+from .grouping import look_grouped_across
+from .near_duplicates import ALIKE, crossings
+from .sightings import sights_of
 
 
 logger = logging.getLogger(__name__)
 
 
 def check_no_leakage(
-    a: Dataset, b: Dataset, names: tuple[str, str] = ("train", "validation"), images: bool = False
+    a: Dataset,
+    b: Dataset,
+    names: tuple[str, str] = ("train", "validation"),
+    images: bool = True,
+    accept_alike: bool = False,
 ) -> None:
     """
-    Check that no patient, video, sample or, on request, image is in both of two splits.
+    Check that no patient, video, sample or image is in both of two splits, and no image that looks like one in the
+    other.
 
-    Compares the columns `patient_id`, `video_id` and `sample_id`, those that both have; None is no group. With
-    `images`, these are compared by the bytes of their files, but for those that show nothing, such as frames before
-    the X-rays are on. An `IterableDataset` is not checked, since that would consume it.
+    Compares the columns `patient_id`, `video_id` and `sample_id`, those that both have; None is no group; and images
+    as [`check_pictures`]. An `IterableDataset` is not checked, since that would consume it.
 
     Args:
         a (`datasets.Dataset`):
@@ -36,11 +38,14 @@ def check_no_leakage(
             The other.
         names (`tuple[str, str]`, *optional*, defaults to `("train", "validation")`):
             What the message calls them.
-        images (`bool`, *optional*, defaults to `False`):
-            Compare images (`image`), too.
+        images (`bool`, *optional*, defaults to `True`):
+            Compare images, too.
+        accept_alike (`bool`, *optional*, defaults to `False`):
+            As in [`check_pictures`].
 
     Raises:
-        `DatasetError`: With every column whose values the two share, equal images, and examples.
+        `DatasetError`: With every column whose values the two share, equal images, and examples; or as
+            [`check_pictures`].
     """
     if isinstance(a, IterableDataset) or isinstance(b, IterableDataset):
         logger.warning("%s and %s are not checked for leakage: one is an IterableDataset.", *names)
@@ -48,6 +53,14 @@ def check_no_leakage(
     columns = [column for column in GROUP_COLUMNS if column in a.column_names and column in b.column_names]
     if not columns:
         logger.warning("%s and %s share none of %s: leakage between them cannot be checked.", *names, GROUP_COLUMNS)
+    if columns == ["sample_id"]:
+        ids = [[str(name) for name in split.with_format(None)["sample_id"]] for split in (a, b)]
+        if start := look_grouped_across(*ids):
+            logger.warning(
+                "%s and %s: names look like frames of the same patients or clips (%r in both): say who is in them "
+                "(sa2va-trl prepare_data --patient_pattern).",
+                *(*names, start),
+            )
     found = []
     for column in columns:
         # (`Dataset.unique` would write a copy of all rows of a selection.)
@@ -56,61 +69,69 @@ def check_no_leakage(
         if shared:
             examples = ", ".join(map(repr, shared[:5])) + (", ..." if len(shared) > 5 else "")
             found.append(f"{len(shared)} {column} ({examples})")
-    if images and (shared := _shared_images(a, b)):
-        ids = [f"row {one} is row {other}" for one, other in shared[:5]]
-        found.append(f"{len(shared)} images ({', '.join(ids)}{', ...' * (len(shared) > 5)})")
     if found:
         raise DatasetError(
             f"{names[0]} and {names[1]} overlap: both have {'; '.join(found)}. "
             "Split by patient or video (`group_split`)."
         )
+    if images:
+        check_pictures({names[0]: a, names[1]: b}, accept_alike)
 
 
-def _shared_images(a: Dataset, b: Dataset) -> list[tuple[int, int]]:
-    """Rows of two datasets whose images have the same bytes. Only those of one length are read."""
-    if not all(isinstance(dataset.features.get("image"), Image) for dataset in (a, b)):
-        return []
-    lengths = _image_lengths(a), _image_lengths(b)
-    common = np.intersect1d(*lengths)
-    rows = [np.flatnonzero(np.isin(own, common[common > 0])).tolist() for own in lengths]
-    first = {key: row for row, key in _image_keys(a, rows[0])}
-    found = [(first[key], row) for row, key in _image_keys(b, rows[1]) if key in first]
-    return [pair for pair in found if _shows_something(a, pair[0])]
+def check_pictures(splits: Mapping[str, Dataset], accept_alike: bool = False, num_proc: int | None = None) -> None:
+    """
+    Check that no image is in two splits, and none that looks like one in another: thumbnails of 32 x 32 pixels that
+    correlate by 0.98 or more. Images that show nothing, such as frames before the X-rays are on, do not count.
+
+    Images that look alike are an error where nothing says that they are of two patients (`patient_id`): without a
+    patient they are mostly frames of one run. Those of two known patients are named in the log, since standard views
+    do look alike. Each image is decoded once in a process, see [`~data.sightings`]; those that
+    [`~data.checks.check_dataset`] has seen are not decoded again.
+
+    Args:
+        splits (`Mapping[str, datasets.Dataset]`): by name; columns `image` or `images`, if there are any.
+        accept_alike (`bool`, *optional*, defaults to `False`): name what looks alike in the log in any case.
+        num_proc (`int`, *optional*): threads that decode; 1 by default.
+
+    Raises:
+        `DatasetError`: with examples of what is shared.
+    """
+    names, labels, digests, thumbnails, known = [], [], [], [], []
+    for split, rows in splits.items():
+        sights = sights_of(rows, num_proc)
+        plain, empty = rows.with_format(None), [None] * len(rows)
+        ids = plain["sample_id"] if "sample_id" in rows.column_names else empty
+        patients = plain["patient_id"] if "patient_id" in rows.column_names else empty
+        names += [f"row {row} of {split}" + (f" ({ids[row]})" if ids[row] else "") for row in sights.rows]
+        known += [bool(patients[row]) for row in sights.rows]
+        labels += [split] * len(sights.rows)
+        digests += sights.digests
+        thumbnails.append(sights.thumbnails)
+    equal, unknown, alike = crossings(digests, np.concatenate(thumbnails), labels, known)
+    title = " and ".join(splits)
+    if equal:
+        pairs = [(own[0], next(row for row in own if labels[row] != labels[own[0]])) for own in equal]
+        raise DatasetError(
+            f"{title} overlap: {len(equal)} images are in several of them ({_examples(pairs, names, 'is')}). Split by "
+            "patient or video, or remove them."
+        )
+    if unknown and not accept_alike:
+        raise DatasetError(
+            f"{title}: {len(unknown)} or more pairs of images look alike (correlation of {ALIKE} or more; "
+            f"{_examples(unknown, names, 'looks like')}), and nothing says that they are of two patients. Split anew, "
+            "say who is in them (sa2va-trl prepare_data --splits, --patient_pattern), or look at them (sa2va-trl "
+            "inspect) and accept them (accept_alike)."
+        )
+    if alike:
+        logger.warning(
+            "%s: %d or more pairs of images look alike (%s): sa2va-trl inspect shows them.",
+            *(title, len(alike), _examples(alike[:1], names, "looks like")),
+        )
 
 
-def _image_lengths(dataset: Dataset) -> np.ndarray:
-    """Bytes of each row's image; -1 where nothing tells without reading."""
-    found = [np.empty(0, dtype=np.int64)]
-    for table in dataset.select_columns("image").with_format("arrow").iter(100):
-        for chunk in table["image"].chunks:
-            own = pc.binary_length(pc.struct_field(chunk, "bytes")).fill_null(-1).to_numpy(zero_copy_only=False)
-            own = own.astype(np.int64)
-            for row in np.flatnonzero(own < 0):
-                path = chunk[int(row)]["path"].as_py()
-                own[row] = os.stat(path).st_size if path and os.path.isfile(path) else -1
-            found.append(own)
-    return np.concatenate(found)
-
-
-def _image_bytes(dataset: Dataset, row: int) -> bytes:
-    cell = dataset.with_format("arrow")[row]["image"][0].as_py()
-    return Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"]
-
-
-def _image_keys(dataset: Dataset, rows: list[int]) -> Iterator[tuple[int, bytes]]:
-    plain = dataset.select_columns("image")
-    for row in rows:
-        yield row, hashlib.blake2b(_image_bytes(plain, row), digest_size=16).digest()
-
-
-def _shows_something(dataset: Dataset, row: int) -> bool:
-    try:
-        with quiet_pillow():
-            image = decode_image({"bytes": _image_bytes(dataset.select_columns("image"), row), "path": None})
-    except DatasetError:  # which the check of rows reports
-        return False
-    low, high = image.convert("L").getextrema()
-    return low < high
+def _examples(pairs: Sequence[tuple[int, int]], names: Sequence[str], are: str) -> str:
+    shown = "; ".join(f"{names[one]} {are} {names[other]}" for one, other in pairs[:5])
+    return shown + "; ..." * (len(pairs) > 5)
 
 
 def group_split(dataset: Dataset, fractions: dict[str, float], by: str = "patient_id", seed: int = 0) -> DatasetDict:

@@ -215,6 +215,22 @@ class DataArguments:
 
 
 @dataclass
+class ComparedDataArguments(DataArguments):
+    """
+    Which data a task loads that takes two splits of them for different patients.
+
+    Args:
+        accept_alike (`bool`, *optional*, defaults to `False`):
+            Go on though images of the splits look alike, and nothing says that they are of two patients; equal ones
+            never are accepted. Trainers have it in their config.
+    """
+
+    accept_alike: bool = field(
+        default=False, metadata={"help": "Accept images of two splits that look alike; equal ones never are."}
+    )
+
+
+@dataclass
 class SplitArguments:
     """
     Which splits training uses.

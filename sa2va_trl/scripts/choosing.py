@@ -13,7 +13,7 @@ from ..data.checks import check_dataset
 from ..data.splits import check_no_leakage
 from ..evaluation import predict_probabilities, stored_features
 from ..evaluation.predictions import read_probabilities
-from .arguments import TINY, DataArguments, ModelArguments
+from .arguments import TINY, ComparedDataArguments, ModelArguments
 from .loading import Model, get_split, load_data, load_model
 
 
@@ -43,19 +43,21 @@ def place_to_store(model_args: ModelArguments) -> str:
     return folder
 
 
-def chosen_and_reported(data_args: DataArguments, choose_split: str, dataset_split: str) -> tuple[Dataset, Dataset]:
+def chosen_and_reported(
+    data_args: ComparedDataArguments, choose_split: str, dataset_split: str
+) -> tuple[Dataset, Dataset]:
     """
     The rows to choose on and those to report on, checked.
 
     Raises:
-        `DatasetError`: bad rows, or rows that share patients, videos or samples.
+        `DatasetError`: bad rows, or rows that share patients, videos, samples or images.
         `ValueError`: a split that is not there.
     """
     data = load_data(data_args)
     rows = get_split(data, choose_split, "choose_split"), get_split(data, dataset_split, "dataset_split")
-    check_no_leakage(*rows, names=(choose_split, dataset_split))
     for own, name in zip(rows, (choose_split, dataset_split), strict=True):
         check_dataset(own, name=name)
+    check_no_leakage(*rows, names=(choose_split, dataset_split), accept_alike=data_args.accept_alike)
     return rows
 
 

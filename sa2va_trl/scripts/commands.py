@@ -47,7 +47,8 @@ def of_model(args: "ModelArguments") -> dict:
 
 def of_data(args: "DataArguments") -> dict:
     """The options that load data again; their name even where it is the default."""
-    return {"dataset_name": args.dataset_name, **changed(args)}
+    own = {name: value for name, value in changed(args).items() if name != "accept_alike"}  # (of two splits)
+    return {"dataset_name": args.dataset_name, **own}
 
 
 def scoring(output: str, is_adapter: bool, model_args: "ModelArguments", data_args: "DataArguments") -> str:

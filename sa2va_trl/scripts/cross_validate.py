@@ -33,6 +33,7 @@ from ..evaluation.report import comparison_report, evaluation_report
 from ..evaluation.results import save_results
 from ..files import replaced_together, write_json
 from ..metrics import ALL_METRICS, LOWER_IS_BETTER, METRICS
+from ..trainers.base_config import SegArguments
 from . import evaluate
 from .arguments import DataArguments, RecipeParser, SplitArguments
 from .commands import command, flags
@@ -353,11 +354,12 @@ def main() -> None:
     check_clips(args.evaluation.get("postprocessing", "stored"), rows)
     if "question" in args.evaluation:
         phrases_in(rows, "evaluation: question")
-    folds = make_folds(rows, args.folds, args.by, share, args.seed)
+    accept_alike = all(training.part(SegArguments).accept_alike for training in trainings)
+    folds = make_folds(rows, args.folds, args.by, share, args.seed, accept_alike)
     if args.ensemble:
         if TEST in splits or TEST not in data:
             raise ValueError(f"ensemble: the folds' models need a {TEST} split that is in no fold to be scored on.")
-        check_no_leakage(rows, data[TEST], names=("the folds", TEST))
+        check_no_leakage(rows, data[TEST], names=("the folds", TEST), accept_alike=accept_alike)
         if not with_masks(data[TEST]):
             raise ValueError(f"ensemble: no row of the {TEST} split has a mask to be scored by.")
     pairs = digests_of_pairs(trainings)

@@ -57,7 +57,7 @@ from ..mining.score_files import fingerprint_of
 from ..postprocessing import Postprocessing
 from ..processes import everywhere, leave_process_group
 from ..questions import QUESTIONS, check_question, question_of
-from .arguments import AveragingArguments, DataArguments, ModelArguments, RecipeParser, RouterArguments
+from .arguments import AveragingArguments, ComparedDataArguments, ModelArguments, RecipeParser, RouterArguments
 from .loading import Model, get_split, load_data, load_members, load_model, load_router
 from .locks import the_only_one
 from .mask_drawing import HELP as POSTPROCESSING
@@ -380,7 +380,7 @@ def write_report(
 
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
-    kinds = (EvaluateArguments, DataArguments, ModelArguments, RouterArguments, AveragingArguments)
+    kinds = (EvaluateArguments, ComparedDataArguments, ModelArguments, RouterArguments, AveragingArguments)
     return RecipeParser(kinds, prog="sa2va-trl evaluate", description=__doc__)
 
 
@@ -388,6 +388,8 @@ def main() -> None:
     options = args, data_args, model_args, router_args, averaging = make_parser().parse_args_and_config()
     check_router(args, router_args)
     check_averaging(args, router_args, averaging)
+    if data_args.accept_alike and args.route_split is None:
+        raise ValueError("accept_alike has no effect without route_split: no second split is looked at.")
     # (One process may wait for another as long as it takes.)
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     data, chosen_on = load_data(data_args), None
@@ -398,7 +400,8 @@ def main() -> None:
         phrases_in(dataset, "question")
     if args.route_split is not None:
         chosen_on = get_split(data, args.route_split, "route_split")
-        check_no_leakage(chosen_on, dataset, names=(args.route_split, args.dataset_split))
+        names = args.route_split, args.dataset_split
+        check_no_leakage(chosen_on, dataset, names=names, accept_alike=data_args.accept_alike)
     if args.predictions_dir is not None:
         predictor = masks_predictor(args, dataset)
     else:

@@ -11,15 +11,17 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..data import check_no_leakage, group_folds, group_split
 from ..data.columns import PAIR_COLUMNS
+from ..data.grouping import looks_grouped
 from ..data.layout import row_layout
 from ..data.prompts import ANSWERS
 from ..data.selections import write_selection
-from ..data.splits import group_column
+from ..data.splits import check_pictures, group_column
 from ..data.stored import iter_undecoded
 from ..errors import DatasetError
 from ..features.rows import picture_digest, row_facts
 from ..files import write_json
 from ..questions import QUESTIONS
+from .screen import say
 
 
 # What groups are called, a word for each of GROUP_COLUMNS.
@@ -104,7 +106,14 @@ def digest_of(rows: Dataset) -> str:
     return found.hexdigest()
 
 
-def make_folds(rows: Dataset, folds: int, by: str | None, validation_share: float | None, seed: int) -> Folds:
+def make_folds(
+    rows: Dataset,
+    folds: int,
+    by: str | None,
+    validation_share: float | None,
+    seed: int,
+    accept_alike: bool = False,
+) -> Folds:
     """
     Args:
         rows (`datasets.Dataset`): to be divided, see [`pooled_rows`].
@@ -113,15 +122,21 @@ def make_folds(rows: Dataset, folds: int, by: str | None, validation_share: floa
         validation_share (`float`, *optional*):
             Of the rows that a fold may learn from, those to choose the checkpoint by, of groups of their own.
         seed (`int`): of both.
+        accept_alike (`bool`, *optional*, defaults to `False`): as in [`~data.splits.check_pictures`].
 
     Returns:
-        [`Folds`], of which no split shares patients, videos or samples with another one of its fold.
+        [`Folds`], of which no split shares patients, videos, samples or images with another one of its fold.
 
     Raises:
         `DatasetError`: groups are missing or too few, the splits would share patients or videos, or a fold would hold
             out no row with a mask.
     """
     by = by or group_column(rows)
+    if by == "sample_id" and (start := looks_grouped(list(map(str, rows.with_format(None)[by])))):
+        say(
+            f"WARNING: names look like frames of patients or clips (many begin with {start!r}), which may come into "
+            "several folds: sa2va-trl prepare_data --patient_pattern says who is in them"
+        )
     try:
         held_out = group_folds(rows, folds, by, seed)
     except DatasetError as error:
@@ -147,7 +162,8 @@ def make_folds(rows: Dataset, folds: int, by: str | None, validation_share: floa
             splits = {**group_split(others, shares, by, seed), "test": splits["test"]}
         for one, other in combinations(splits, 2):
             names = (f"{one} of fold{number}", f"{other} of fold{number}")
-            check_no_leakage(splits[one], splits[other], names=names)
+            check_no_leakage(splits[one], splits[other], names=names, images=False)
+        check_pictures({f"{split} of fold{number}": own for split, own in splits.items()}, accept_alike)
         found.append(DatasetDict(splits))
     return Folds(by, found, scored)
 
@@ -272,7 +288,8 @@ def write_pairs(folder: Path, pairs: DatasetDict, name: str, split: str, folds: 
         raise DatasetError(f"{name} has no pair of the rows that fold{number} trains on.")
     chosen = rows.select(places)
     for other in own.keys() - {"train"}:
-        check_no_leakage(chosen, own[other], names=(f"pairs of fold{number}", f"{other} of fold{number}"))
+        names = f"pairs of fold{number}", f"{other} of fold{number}"
+        check_no_leakage(chosen, own[other], names=names, images=False)  # (of the pictures that have been compared)
     write_selection(folder, name, [split], {"train": list(dict.fromkeys(chosen["sample_id"]))})
     return str(folder)
 

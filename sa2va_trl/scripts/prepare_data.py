@@ -90,7 +90,10 @@ class PrepareArguments:
     )
     patient_pattern: str | None = field(
         default=None,
-        metadata={"help": r"Regular expression whose first group is the patient in a file's name: (P\d+)_."},
+        metadata={
+            "help": r"Regular expression whose first group is the patient in a file's name, where the source does not "
+            r"say who it is: (P\d+)_."
+        },
     )
     frame_sampler: str | None = field(
         default=None,
@@ -185,7 +188,7 @@ class PrepareArguments:
 
 
 def with_patients(items: list[Item], pattern: str | None) -> list[Item]:
-    """Items with the patient that their name says, or a warning where names look as if they said one."""
+    """Items with the patient that their name says where nothing else does, or a warning where names look so."""
     if pattern is None:
         unknown = [item.entry.name for item in items if not {"patient_id", "video_id"} & item.entry.facts.keys()]
         if start := looks_grouped(unknown):
@@ -194,7 +197,8 @@ def with_patients(items: list[Item], pattern: str | None) -> list[Item]:
                 "--patient_pattern, or rows of one patient may come into several splits"
             )
         return items
-    ids = ids_by_pattern([item.entry.name for item in items], pattern)
+    known = [item.entry.facts.get("patient_id") for item in items]
+    ids = ids_by_pattern([item.entry.name for item in items], pattern, known)
     return [
         item._replace(entry=item.entry._replace(facts={**item.entry.facts, "patient_id": own}))
         for item, own in zip(items, ids, strict=True)

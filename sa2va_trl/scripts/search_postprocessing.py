@@ -30,7 +30,7 @@ from ..evaluation.postprocessing import (
     make_candidates,
 )
 from ..files import write_json
-from .arguments import DataArguments, ModelArguments, RecipeParser
+from .arguments import ComparedDataArguments, DataArguments, ModelArguments, RecipeParser
 from .choosing import check_maps, chosen_and_reported, gain_in_short, gain_in_words, maps_of, place_to_store
 from .commands import command, of_data, of_model
 from .mask_drawing import has_clips
@@ -156,7 +156,7 @@ def what_next(
 
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
-    kinds = (SearchArguments, DataArguments, ModelArguments)
+    kinds = (SearchArguments, ComparedDataArguments, ModelArguments)
     return RecipeParser(kinds, prog="sa2va-trl search_postprocessing", description=__doc__)
 
 

@@ -18,7 +18,7 @@ from ..evaluation.candidate_questions import TEMPLATES, check_languages, made_qu
 from ..evaluation.prompts import METRICS, AskedRows, as_json, difference, search_questions
 from ..files import write_json
 from ..questions import QUESTIONS, question_of
-from .arguments import DataArguments, ModelArguments, RecipeParser
+from .arguments import ComparedDataArguments, ModelArguments, RecipeParser
 from .choosing import chosen_and_reported, gain_in_short, gain_in_words, on_device, place_to_store
 from .commands import command, of_data, of_model
 from .loading import load_model
@@ -84,7 +84,7 @@ def is_better(finalist: dict) -> bool:
 
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
-    kinds = (SearchPromptsArguments, DataArguments, ModelArguments)
+    kinds = (SearchPromptsArguments, ComparedDataArguments, ModelArguments)
     return RecipeParser(kinds, prog="sa2va-trl search_prompts", description=__doc__)
 
 

@@ -20,7 +20,7 @@ from ..evaluation.calibration import Calibration, TemperatureScaling
 from ..evaluation.threshold_plots import draw_curves, draw_reliability
 from ..evaluation.thresholds import SWEPT, SortedMap, best_threshold, curves, rule_table, sweep, tempered
 from ..files import write_json
-from .arguments import DataArguments, ModelArguments, RecipeParser
+from .arguments import ComparedDataArguments, DataArguments, ModelArguments, RecipeParser
 from .choosing import check_maps, chosen_and_reported, gain_in_short, gain_in_words, maps_of, place_to_store
 from .commands import command, of_data, of_model
 from .screen import finish, say
@@ -84,7 +84,7 @@ def what_next(
 
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
-    kinds = (SweepArguments, DataArguments, ModelArguments)
+    kinds = (SweepArguments, ComparedDataArguments, ModelArguments)
     return RecipeParser(kinds, prog="sa2va-trl sweep_threshold", description=__doc__)
 
 

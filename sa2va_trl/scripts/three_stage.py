@@ -32,6 +32,7 @@ from PIL import Image
 
 from ..data import check_no_leakage, load_dataset_dict
 from ..data.columns import GROUP_COLUMNS
+from ..data.splits import check_pictures
 from ..evaluation import compare, comparison_table, predict_probabilities
 from ..evaluation.gallery import Picture, make_picture
 from ..evaluation.overlays import draw_beside, save_overlays
@@ -39,7 +40,7 @@ from ..evaluation.page import REPORT, Section, Sheet, Words
 from ..evaluation.report import comparison_report
 from ..evaluation.results import worst_and_improved
 from ..files import file_name, replaced_together, write_json
-from .arguments import DataArguments, ModelArguments, RecipeParser
+from .arguments import ComparedDataArguments, ModelArguments, RecipeParser
 from .commands import command
 from .loading import get_split, load_data, load_model
 from .reporting import about, can_report, hard_runs, logs_of, remove_report, save_report
@@ -119,13 +120,14 @@ class ThreeStageArguments:
         return plan_in_order(self.stages)
 
 
-def check_splits(data: DatasetDict, data_args: DataArguments, record: Path, stages: list[str] | None) -> None:
+def check_splits(data: DatasetDict, data_args: ComparedDataArguments, record: Path, stages: list[str] | None) -> None:
     """
     Held-out patients stay held out: the splits share nothing, and earlier steps have seen the same ones, in the same
     order of stages.
     """
     for one, other in combinations(SPLITS, 2):
-        check_no_leakage(data[one], data[other], names=(one, other))
+        check_no_leakage(data[one], data[other], names=(one, other), images=False)
+    check_pictures({split: data[split] for split in SPLITS}, data_args.accept_alike)
     own = {
         split: {
             name: sorted(set(map(str, data[split][name])))
@@ -201,7 +203,7 @@ def look_section(looks: list[tuple[str, list[Path], str]]) -> Section:
 
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
-    kinds = (ThreeStageArguments, DataArguments, ModelArguments)
+    kinds = (ThreeStageArguments, ComparedDataArguments, ModelArguments)
     return RecipeParser(kinds, prog="sa2va-trl three_stage", description=__doc__)
 
 
@@ -232,6 +234,8 @@ def main() -> None:
     if args.cache_features == "on":
         stored["cache_dir"] = str(output / "features")
     trained_on = {"dataset_train_split": "train", "dataset_eval_split": "validation"}
+    if data_args.accept_alike:
+        trained_on["accept_alike"] = True
     run = Steps(output, args.launcher)
 
     def whole(name: str, base: str) -> str:
@@ -248,7 +252,7 @@ def main() -> None:
         names = [name for name in GROUP_COLUMNS if name in data["train"].column_names]
         own = Dataset.from_pandas(pd.read_parquet(scores)[names])
         for split in ("validation", "test"):
-            check_no_leakage(own, data[split], names=("mined samples", split))
+            check_no_leakage(own, data[split], names=("mined samples", split), images=False)
         return scores
 
     model = model_args.model_name_or_path
@@ -271,7 +275,8 @@ def main() -> None:
             making = {"model_name_or_path": model, **further, "dataset_split": "train"}
             options["preferences"] = run(stage.preparation, "build_preferences", {**args.preferences, **making})
             for split, own in product(("validation", "test"), load_dataset_dict(options["preferences"]).values()):
-                check_no_leakage(own, data[split], names=("preferences", split))
+                # (Of the pictures that have been compared.)
+                check_no_leakage(own, data[split], names=("preferences", split), images=False)
         elif stage.task == "hard_sample" or draws_by_scores(given):
             options = {"model_name_or_path": model, "scores": mined(stage.preparation, model), **options}
         run(stage.folder, stage.task, {**given, **options}, train=True)

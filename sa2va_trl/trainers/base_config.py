@@ -159,6 +159,9 @@ class SegArguments:
             What is answered: each holds one `[SEG]`, and one is drawn for each object. Evaluation takes the first.
         dataset_repeats (`int`, *optional*, defaults to 1):
             How often the training rows are seen in one epoch, at least once.
+        accept_alike (`bool`, *optional*, defaults to `False`):
+            Train though images of the training set look like some to evaluate on, and nothing says that they are of
+            two patients; equal ones never are accepted. See [`~data.check_no_leakage`].
         data_seed (`int`, *optional*):
             Of the order of rows and of what is drawn for them; `seed` by default.
         curriculum (`str`, *optional*, defaults to `"none"`):
@@ -260,6 +263,9 @@ class SegArguments:
         metadata={"help": "Answers with one [SEG] in them; one is drawn for each object of a training row."},
     )
     dataset_repeats: int = field(default=1, metadata={"help": "How often an epoch sees each training row."})
+    accept_alike: bool = field(
+        default=False, metadata={"help": "Accept images of two splits that look alike; equal ones never are."}
+    )
     curriculum: str = field(
         default="none",
         metadata={"help": "What most rows have, by epoch: none or thickness (thick vessels, then medium, then thin)."},

@@ -168,9 +168,10 @@ class SegTrainerMixin(
         return dataset
 
     @staticmethod
-    def check_splits(train_dataset: RowSet | None, eval_dataset: RowSets | None) -> None:
+    def check_splits(train_dataset: RowSet | None, eval_dataset: RowSets | None, accept_alike: bool = False) -> None:
         """
-        Refuse an evaluation set that shares samples, videos or patients with the training set.
+        Refuse an evaluation set that shares samples, videos, patients or images with the training set, or has images
+        that look like those of it, see [`~data.check_no_leakage`].
 
         Raises:
             `DatasetError`: naming what they share.
@@ -178,7 +179,7 @@ class SegTrainerMixin(
         parts = eval_dataset.items() if isinstance(eval_dataset, dict) else [("eval_dataset", eval_dataset)]
         for key, part in parts:
             if isinstance(train_dataset, Dataset) and isinstance(part, Dataset):
-                check_no_leakage(train_dataset, part, names=("train_dataset", key))
+                check_no_leakage(train_dataset, part, names=("train_dataset", key), accept_alike=accept_alike)
 
     # Starting
 
@@ -211,11 +212,11 @@ class SegTrainerMixin(
 
         Raises:
             `ValueError`: options that contradict each other or cannot take effect.
-            `DatasetError`: rows that cannot be used, all of them at once, or splits that share patients.
+            `DatasetError`: rows that cannot be used, all of them at once, or splits that share patients or images.
         """
         train_dataset = self.prepare_dataset(train_dataset, "train_dataset", args)
         eval_dataset = self.prepare_dataset(eval_dataset, "eval_dataset", args)
-        self.check_splits(train_dataset, eval_dataset)
+        self.check_splits(train_dataset, eval_dataset, args.accept_alike)
         once = train_dataset
         if args.dataset_repeats > 1:
             if not isinstance(train_dataset, Dataset):

@@ -1,11 +1,12 @@
 import logging
 
 import numpy as np
+import PIL.Image
 import pytest
 from prepared import shown
 
 from sa2va_trl.data.dividing import check_splits, groups_of, splits_of
-from sa2va_trl.data.near_duplicates import pixel_digest, thumbnail
+from sa2va_trl.data.near_duplicates import ALIKE, near_duplicates, pixel_digest, thumbnail
 from sa2va_trl.data.preparing import Item, Look, Plan
 from sa2va_trl.data.readers.entries import Entry
 from sa2va_trl.errors import DatasetError
@@ -127,3 +128,15 @@ def test_splits_by_sample_are_checked_as_well():
     own = seen(*((f"{number}", brighter(1) if number % 2 else shown(1), {}) for number in range(4)))
     with pytest.raises(DatasetError, match="look alike"):
         check_splits(*own, ["train", "test"] * 2)
+
+
+def test_many_pairs_of_known_patients_do_not_hide_one_of_unknown_ones():
+    known = [(f"k{n}", brighter(1) if n % 2 else shown(1), patient(f"p{n % 2}")) for n in range(42)]
+    other = [("c", shown(2), {}), ("d", PIL.Image.blend(shown(2), shown(5), 0.1), {})]
+    own = seen(*known, *other)
+    listed = near_duplicates(own[2], ["train", "test"] * 22, ALIKE)
+    assert len(listed) == 200 and (42, 43) not in [pair[:2] for pair in listed]
+    with pytest.raises(DatasetError, match="1 pairs of images look alike") as error:
+        check_splits(*own, ["train", "test"] * 22)
+    (problem,) = error.value.problems
+    assert problem.file == "c" and "looks like d" in problem.reason

@@ -3,18 +3,42 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sa2va_trl.data.grouping import alike, ids_by_pattern, looks_grouped, share_out
+from sa2va_trl.data.grouping import alike, ids_by_pattern, look_grouped_across, looks_grouped, share_out
 from sa2va_trl.errors import DatasetError
 
 
 def test_patients_are_searched_for_in_names():
     names = ["run/P07_f001.png", "P12_f001.png"]
     assert ids_by_pattern(names, r"(P\d+)_") == ids_by_pattern(names, r"P\d+") == ["P07", "P12"]
-    with pytest.raises(DatasetError, match="2 of 3 names have no patient") as error:
+    with pytest.raises(DatasetError, match="2 of 3 names do not say the patient") as error:
         ids_by_pattern([*names, "12_x.png"], r"^(\d*)_")
     assert [problem.file for problem in error.value.problems] == names
     with pytest.raises(ValueError, match="is no regular expression"):
         ids_by_pattern(names, "(P")
+
+
+def test_a_pattern_fills_in_what_nothing_else_says():
+    names = ["P07_f1.png", "P07_f2.png", "run.dcm", "P12_f1.png"]
+    assert ids_by_pattern(names, r"(P\d+)_", ["P07", None, "DOE", None]) == ["P07", "P07", "DOE", "P12"]
+    with pytest.raises(ValueError, match="has no effect: the source says who is in each"):
+        ids_by_pattern(names, r"(P\d+)_", list("abcd"))
+    with pytest.raises(DatasetError, match="2 of 4 names do not say the patient") as error:
+        ids_by_pattern([*names[:3], "x.png"], r"(P\d+)_", ["DOE", None, "DOE", None])
+    first, second = error.value.problems
+    assert "finds 'P07' in its name, and the source says 'DOE'" in first.reason and second.file == "x.png"
+
+
+def test_names_of_two_splits_that_look_like_frames_of_the_same_clips():
+    one, other = ["P07_f001.png", "P12_f003.png", "P07_f004.png"], ["P12_f001.png", "P13_f2.png", "P12_f2.png"]
+    assert look_grouped_across(one, other) == "P12"
+    assert look_grouped_across(one, ["P13_f1.png", "P13_f2.png"]) is None
+    assert look_grouped_across(["row1", "row2"], ["row3"]) is None  # one beginning says nothing
+
+
+def test_the_published_numbers_are_met_as_near_as_groups_allow():
+    groups = [str(row * 36 // 1220) for row in range(1220)]  # 36 videos of 33 or 34 frames
+    found = share_out(groups, np.random.default_rng(0).random(1220), {"train": 1000, "test": 220})
+    assert abs(found.count("test") - 220) < 34 and len(set(zip(groups, found, strict=True))) == 36
 
 
 @pytest.mark.parametrize(

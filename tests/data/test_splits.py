@@ -1,11 +1,19 @@
+import io
+import logging
+
+import numpy as np
+import PIL.Image
 import pytest
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared import shown
 
 from sa2va_trl.data.masks import encode_mask
-from sa2va_trl.data.splits import check_no_leakage, group_column, group_folds, group_split
+from sa2va_trl.data.near_duplicates import ALIKE, near_duplicates
+from sa2va_trl.data.sightings import sights_of
+from sa2va_trl.data.splits import check_no_leakage, check_pictures, group_column, group_folds, group_split
+from sa2va_trl.data.stored import iter_undecoded
 from sa2va_trl.errors import DatasetError
 
 
@@ -44,16 +52,25 @@ class TestLeakage:
         with pytest.raises(DatasetError, match="patient_id"):
             check_no_leakage(dataset.select([0]), dataset.select([1, 2]))
 
+    def test_names_like_frames_of_the_same_patients_are_warned_of(self, caplog):
+        train, test = ({"sample_id": [f"P{p}_f{f}" for p in "12" for f in own]} for own in ((1, 2), (3, 4)))
+        check_no_leakage(Dataset.from_dict(train), Dataset.from_dict(test))
+        assert "train and validation: names look like frames of the same patients" in caplog.text
+        caplog.clear()
+        check_no_leakage(*(Dataset.from_dict({**own, "video_id": own["sample_id"]}) for own in (train, test)))
+        assert not caplog.text
+
     def test_nothing_to_compare_is_said(self, caplog):
         check_no_leakage(Dataset.from_dict({"a": [1]}), Dataset.from_dict({"a": [1]}))
         assert "cannot be checked" in caplog.text
 
 
-def pictures(*numbers, prefix="a", path=None):
-    """Rows of pictures; -1 is a blank one."""
-    cells = []
+def pictures(*numbers, prefix="a", path=None, change=1, others=()):
+    """Rows of pictures, in another contrast by `change`, and others; -1 is a blank one."""
+    cells = list(map(encode_mask, others))
     for number in numbers:
-        cell = encode_mask(shown(number) if number >= 0 else shown(0).point(lambda value: 0))
+        factor = change if number >= 0 else 0
+        cell = encode_mask(shown(max(number, 0)).point(lambda value, factor=factor: value * factor))
         if path is not None:
             (path / f"{prefix}{number}.png").write_bytes(cell["bytes"])
             cell = {"bytes": None, "path": str(path / f"{prefix}{number}.png")}
@@ -64,31 +81,72 @@ def pictures(*numbers, prefix="a", path=None):
 
 class TestSharedImages:
     def test_equal_images_under_other_names_are_an_error(self):
-        check_no_leakage(pictures(1, 2), pictures(3, prefix="b"), images=True)
-        with pytest.raises(DatasetError, match=r"both have 2 images \(row 1 is row 0, row 0 is row 2\)"):
-            check_no_leakage(pictures(1, 2), pictures(2, 3, 1, prefix="b"), images=True)
+        check_no_leakage(pictures(1, 2), pictures(3, prefix="b"))
+        with pytest.raises(DatasetError, match=r"overlap: 2 images are in several of them .*row 1 of .* \(b0\)"):
+            check_no_leakage(pictures(1, 2), pictures(2, 3, 1, prefix="b"), accept_alike=True)
+        check_no_leakage(pictures(1, 2), pictures(2, 3, 1, prefix="b"), images=False)
 
-    def test_of_files_and_bytes(self, tmp_path):
-        with pytest.raises(DatasetError, match=r"1 images \(row 1 is row 0\)"):
-            check_no_leakage(pictures(1, 2, path=tmp_path), pictures(2, prefix="b"), images=True)
+    def test_in_another_kind_of_file(self, tmp_path):
+        other = pictures(2, prefix="b")
+        buffer = io.BytesIO()
+        shown(2).convert("RGB").save(buffer, "BMP")
+        other = Dataset.from_dict({**other[:], "image": [{"bytes": buffer.getvalue(), "path": None}]}, other.features)
+        with pytest.raises(DatasetError, match=r"1 images .*row 1 of train \(a1\) is row 0 of validation \(b0\)"):
+            check_no_leakage(pictures(1, 2, path=tmp_path), other)
         rows = pictures(1, 2, 3, path=tmp_path)
         (tmp_path / "a1.png").unlink()  # which the check of rows reports
-        check_no_leakage(rows, pictures(1, prefix="b"), images=True)
+        check_no_leakage(rows, pictures(1, prefix="b"))
 
     def test_those_that_show_nothing_may_be_equal(self):
-        check_no_leakage(pictures(1, -1), pictures(-1, 2, prefix="b"), images=True)
+        check_no_leakage(pictures(1, -1), pictures(-1, 2, prefix="b"))
 
     def test_selections_and_formats_are_seen_through(self):
         rows = pictures(1, 2, 3)
-        check_no_leakage(rows.select([2, 0]), pictures(2, prefix="b").with_format("numpy"), images=True)
-        with pytest.raises(DatasetError, match=r"row 0 is row 0"):
-            check_no_leakage(
-                rows.select([2, 0]).with_transform(lambda batch: batch), pictures(3, prefix="b"), images=True
-            )
+        check_no_leakage(rows.select([2, 0]), pictures(2, prefix="b").with_format("numpy"))
+        with pytest.raises(DatasetError, match=r"row 0 of train \(a2\) is row 0 of"):
+            check_no_leakage(rows.select([2, 0]).with_transform(lambda batch: batch), pictures(3, prefix="b"))
 
-    def test_only_files_of_one_length_are_read(self, monkeypatch):
-        monkeypatch.setattr("sa2va_trl.data.splits._image_bytes", None)
-        check_no_leakage(pictures(1, 2), pictures(3, prefix="b"), images=True)
+    def test_frames_of_clips(self):
+        cells = [cell for batch in iter_undecoded(pictures(1, 2, 3)) for cell in (row["image"] for row in batch)]
+        features = Features({"images": List(Image()), "sample_id": Value("string")})
+        clips = Dataset.from_dict({"images": [cells[:1], cells[1:]], "sample_id": ["x", "y"]}, features=features)
+        with pytest.raises(DatasetError, match=r"row 1 of train \(y\) is row 0 of validation \(b0\)"):
+            check_no_leakage(clips, pictures(3, 4, prefix="b"))
+
+
+class TestImagesThatLookAlike:
+    def test_are_an_error_unless_accepted(self, caplog):
+        own = pictures(1, 2), pictures(3, 1, prefix="b", change=0.9)
+        with pytest.raises(DatasetError, match=r"1 or more pairs .*row 0 of train \(a0\) looks like row 1 of"):
+            check_no_leakage(*own)
+        with caplog.at_level(logging.WARNING):
+            check_no_leakage(*own, accept_alike=True)
+        assert "1 or more pairs of images look alike" in caplog.text
+
+    def test_of_two_known_patients_are_named_in_the_log(self, caplog):
+        own = pictures(1, 2), pictures(3, 1, prefix="b", change=0.9)
+        both = [rows.add_column("patient_id", names) for rows, names in zip(own, ("xy", "zz"), strict=True)]
+        with caplog.at_level(logging.WARNING):
+            check_no_leakage(*both)
+        assert "row 0 of train (a0) looks like row 1 of validation (b1)" in caplog.text
+        half = own[1].add_column("patient_id", ["z", None])
+        with pytest.raises(DatasetError, match="nothing says that they are of two patients"):
+            check_no_leakage(both[0], half)
+
+    def test_many_of_known_patients_do_not_hide_one_of_unknown_ones(self):
+        """Two hundred pairs are listed, the most alike ones; all of these are of known patients."""
+        known = [pictures(*[1] * 20, prefix=name, change=change) for name, change in (("a", 1), ("b", 0.9))]
+        known = [rows.add_column("patient_id", [f"p{n}"] * 20) for n, rows in enumerate(known)]
+        less_alike = [shown(2), PIL.Image.blend(shown(2), shown(5), 0.1)]
+        lone = [pictures(prefix=name, others=[own]) for name, own in zip("cd", less_alike, strict=True)]
+        both = {
+            split: concatenate_datasets([*own]) for split, *own in zip(("train", "test"), known, lone, strict=True)
+        }
+        seen = np.concatenate([sights_of(rows).thumbnails for rows in both.values()])
+        listed = near_duplicates(seen, ["train"] * 21 + ["test"] * 21, ALIKE)
+        assert len(listed) == 200 and (20, 41) not in [pair[:2] for pair in listed] and seen[20] @ seen[41] > ALIKE
+        with pytest.raises(DatasetError, match=r"1 or more pairs .*\(c0\) looks like .*\(d0\)"):
+            check_pictures(both)
 
 
 PATIENTS = st.lists(st.sampled_from([f"p{number}" for number in range(12)]), min_size=3, max_size=40).filter(

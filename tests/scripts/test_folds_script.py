@@ -188,3 +188,11 @@ def test_pairs_are_of_the_groups_that_their_column_says_whatever_these_are_calle
         held_out = next(number for number in range(3) if folds.splits[number]["test"]["patient_id"][0] == "p2")
         write_pairs(tmp_path / "own", DatasetDict(train=data), str(tmp_path / name), "train", folds, held_out)
         assert load_dataset_dict(tmp_path / "own")["train"]["patient_id"][:] == ["p0", "p1"]
+
+
+def test_names_that_look_like_frames_of_patients_are_warned_of(capsys):
+    names = [f"P{patient}_f{frame}" for patient in range(3) for frame in range(4)]
+    make_folds(rows([None] * 12, sample_id=names), 3, None, None, 0)
+    assert "WARNING: names look like frames of patients or clips (many begin with 'P2')" in capsys.readouterr().out
+    make_folds(rows(list("aaaabbbbcccc"), sample_id=names), 3, None, None, 0)
+    assert "WARNING" not in capsys.readouterr().out

@@ -59,7 +59,8 @@ def half(top=True):
 
 
 def row(number, prefix="row", **changed):
-    picture = np.random.default_rng(number).integers(0, 256, (*SIZE[::-1], 3), np.uint8)
+    seed = number + (0 if prefix == "row" else 1000)  # other rows have other pictures
+    picture = np.random.default_rng(seed).integers(0, 256, (*SIZE[::-1], 3), np.uint8)
     return {
         "image": Image.fromarray(picture),
         "masks": [half()],
