@@ -1,10 +1,12 @@
 """
-Seconds and peak memory of inference: 1 and 5 objects on an image and on a clip, and answers of two lengths.
+Seconds and peak memory of inference: 1 and 5 objects on an image and on a clip, answers of two lengths, and answers
+that the model writes and draws from, with and without a second pass over prompt and answer.
 
 Weights may be random, as the tiny models' are: speed does not depend on them. But SAM 2 has the published size even
 there unless told otherwise, because next to a tiny image encoder the mask decoder's share says nothing.
 
     python recipes/benchmarks/inference.py --model_name_or_path ByteDance/Sa2VA-InternVL3-8B --dtype bfloat16
+    python recipes/benchmarks/inference.py --cases written --vlm whole
 """
 
 import copy
@@ -12,25 +14,33 @@ import ctypes
 import json
 import time
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from peft import PeftModel
 from PIL import Image
+from transformers import InternVLVisionConfig, LogitsProcessor, LogitsProcessorList, Qwen2Config
 from trl import TrlParser
 
 from sa2va_trl import Sa2VAForConditionalGeneration
 from sa2va_trl.files import write_json
 from sa2va_trl.models.configuration import Sa2VAGroundingConfig
+from sa2va_trl.models.written_states import WrittenStates
 from sa2va_trl.scripts.arguments import TINY, ModelArguments
 from sa2va_trl.scripts.loading import load_model
 
 
 TEXT = "Please segment the blood vessels."
+CASES = ("image", "clip", "answer", "written")
+# Of Qwen2.5-0.5B, the language model of Sa2VA-1B.
+LANGUAGE = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
+LANGUAGE |= {"intermediate_size": 4864, "vocab_size": 151679, "max_position_embeddings": 32768}
 
 
 @dataclass
@@ -40,6 +50,16 @@ class InferenceArguments:
         default=None,
         metadata={"help": "real: SAM 2.0 Hiera-L, with random weights (tiny models' default); own: the model's."},
     )
+    vlm: str = field(
+        default="own",
+        metadata={
+            "help": "own: the model's. For the tiny model, with random weights, language: Qwen2.5-0.5B behind the "
+            "tiny vision tower; whole: that and InternViT-300M, as in Sa2VA-1B."
+        },
+    )
+    cases: list[str] = field(default_factory=lambda: list(CASES), metadata={"help": f"Which of {', '.join(CASES)}."})
+    objects: list[int] = field(default_factory=lambda: [1, 5, 20], metadata={"help": "In written answers."})
+    prompt_tokens: int = field(default=2000, metadata={"help": "Tokens of the prompt of written answers, at least."})
     image_size: int = field(default=512, metadata={"help": "Side of the image and of the clip, in pixels."})
     num_frames: int = field(default=50, metadata={"help": "Length of the clip."})
     new_tokens: list[int] = field(default_factory=lambda: [16, 256], metadata={"help": "Lengths of two answers."})
@@ -49,9 +69,15 @@ class InferenceArguments:
     def __post_init__(self):
         if self.grounding not in (None, "real", "own"):
             raise ValueError(f"grounding must be real or own, got {self.grounding!r}.")
+        if self.vlm not in ("own", "language", "whole"):
+            raise ValueError(f"vlm must be own, language or whole, got {self.vlm!r}.")
+        if not self.objects or min(self.objects) < 1:
+            raise ValueError(f"objects must be numbers of at least 1, got {self.objects}.")
+        if not self.cases or set(self.cases) - set(CASES):
+            raise ValueError(f"cases must be some of {', '.join(CASES)}, got {', '.join(self.cases) or 'none'}.")
         if len(self.new_tokens) != 2 or not 0 < self.new_tokens[0] < self.new_tokens[1]:
             raise ValueError(f"new_tokens must be two lengths, the shorter first, got {self.new_tokens}.")
-        for name in ("image_size", "num_frames", "repeats", "clip_repeats"):
+        for name in ("prompt_tokens", "image_size", "num_frames", "repeats", "clip_repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
@@ -61,11 +87,20 @@ def benchmark_model(args: InferenceArguments, model_args: ModelArguments):
     args.grounding = args.grounding or ("real" if tiny else "own")
     if args.grounding == "real" and (not tiny or model_args.adapter):
         raise ValueError("grounding=real gives a tiny model without an adapter a SAM 2 of the published size.")
+    if args.vlm != "own" and (model_args.model_name_or_path != "tiny" or model_args.adapter):
+        raise ValueError(f"vlm={args.vlm} gives the tiny model without an adapter a VLM of a published size.")
     model, processor = load_model(model_args)
-    if args.grounding == "real":
+    if args.grounding == "real" or args.vlm != "own":
         config = copy.deepcopy(model.config)
-        config.grounding_config = Sa2VAGroundingConfig(image_size=model_args.grounding_image_size or 1024)
-        processor.grounding_image_size = config.grounding_config.image_size
+        if args.grounding == "real":
+            config.grounding_config = Sa2VAGroundingConfig(image_size=model_args.grounding_image_size or 1024)
+            processor.grounding_image_size = config.grounding_config.image_size
+        if args.vlm != "own":
+            config.vlm_config.text_config = Qwen2Config(**LANGUAGE)
+        if args.vlm == "whole":
+            config.vlm_config.vision_config = InternVLVisionConfig(attention_bias=True)
+            config.vlm_config.image_seq_length = processor.image_seq_length = 256
+            processor.image_processor.size = {"height": 448, "width": 448}
         model = Sa2VAForConditionalGeneration(config).to(model.dtype)
         model.set_attn_implementation(model_args.attn_implementation)
     if isinstance(model, PeftModel):
@@ -113,6 +148,39 @@ def answer(model, processor, tokens: int, image: Image.Image):
     model.answer([[{"role": "user", "content": TEXT}]], [[image]], processor, **length)
 
 
+class Script(LogitsProcessor):
+    """Makes `generate` write these tokens, one a step."""
+
+    def __init__(self, ids: list[int]):
+        self.ids = iter(ids)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, next(self.ids)] = 0
+        return forced
+
+
+def question(processor, image: Image.Image, tokens: int) -> str:
+    """The request, with words behind it until a prompt has as many tokens."""
+    _, blocks = processor.tiles([image])
+    length = len(processor.encode_chat([{"role": "user", "content": TEXT}], blocks)[0])
+    return TEXT + " vessel" * max(tokens - length, 0)  # a word is a token
+
+
+def written(model, processor, objects: int, image: Image.Image, text: str, passes: int):
+    """As `segment`, but of an answer that the model writes: of twenty tokens, or of as many as objects need."""
+    ids = processor.tokenizer("Sure" + " vessel" * max(18 - objects, 0) + "[SEG]" * objects).input_ids
+    ids += processor.answer_ids("")
+    # The second pass is made wherever generation leaves no states.
+    left = patch.object(WrittenStates, "of", lambda *_: None) if passes == 2 else nullcontext()
+    with left:
+        result = model.segment(
+            image=image, text=text, processor=processor, logits_processor=LogitsProcessorList([Script(ids)])
+        )
+    if len(result.masks) != objects:
+        raise RuntimeError(f"There are not {objects} masks.")
+
+
 def timed(function, seconds: dict, name: str, *args, **kwargs):
     start = now()
     result = function(*args, **kwargs)
@@ -129,7 +197,9 @@ def measure(model, cases: dict, repeats: int, parts: tuple[str, ...] = ()) -> di
         # In turns and back again, so that a machine that warms up or slows down does it to all alike.
         for case in list(cases)[:: 1 if repeat % 2 == 0 else -1]:
             before, _ = memory(reset=True)
+            processors = time.process_time()
             timed(cases[case], seconds, "seconds")
+            seconds["processor_seconds"] = time.process_time() - processors
             _, peak = memory()
             for name, value in {**seconds, "peak_bytes": peak, "extra_bytes": peak - before}.items():
                 runs[case][name].append(value)
@@ -144,22 +214,32 @@ def measure(model, cases: dict, repeats: int, parts: tuple[str, ...] = ()) -> di
 
 def ratios(results: dict, args: InferenceArguments, model) -> dict:
     """The price of four more objects, and of one more token in bytes, beside what can explain it."""
-    image, clip, answer = results.values()
-    short, long = args.new_tokens
-    config = model.config.text_config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
-    hidden_states = (config.num_hidden_layers + 1) * config.hidden_size
-    return {
-        "image_5_to_1": image[5]["seconds"] / image[1]["seconds"],
-        "image_encode_share": {n: case["encode_seconds"] / case["seconds"] for n, case in image.items()},
-        "image_decode_share": {n: case["decode_masks_seconds"] / case["seconds"] for n, case in image.items()},
-        "clip_5_to_1": clip[5]["seconds"] / clip[1]["seconds"],
-        "clip_seconds_per_frame": {n: case["seconds"] / args.num_frames for n, case in clip.items()},
-        "bytes_per_token": (answer[long]["extra_bytes"] - answer[short]["extra_bytes"]) / (long - short),
-        "bytes_per_token_of_cache": cache * model.dtype.itemsize,
-        "bytes_per_token_of_hidden_states": hidden_states * model.dtype.itemsize,  # if every step's were kept
-    }
+    found, config = {}, model.config.text_config
+    if image := results.get("image"):
+        found["image_5_to_1"] = image[5]["seconds"] / image[1]["seconds"]
+        for part in ("encode", "decode"):
+            name = "encode_seconds" if part == "encode" else "decode_masks_seconds"
+            found[f"image_{part}_share"] = {n: case[name] / case["seconds"] for n, case in image.items()}
+    if clip := results.get("clip"):
+        found["clip_5_to_1"] = clip[5]["seconds"] / clip[1]["seconds"]
+        found["clip_seconds_per_frame"] = {n: case["seconds"] / args.num_frames for n, case in clip.items()}
+    if answer := results.get("answer"):
+        short, long = args.new_tokens
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+        hidden_states = (config.num_hidden_layers + 1) * config.hidden_size
+        found["bytes_per_token"] = (answer[long]["extra_bytes"] - answer[short]["extra_bytes"]) / (long - short)
+        found["bytes_per_token_of_cache"] = cache * model.dtype.itemsize
+        # If every step's were kept.
+        found["bytes_per_token_of_hidden_states"] = hidden_states * model.dtype.itemsize
+    if "one_pass" in results:
+        # Run by run, beside each other; on a CPU that others use too, the processors' time says more.
+        for key in ("seconds", "processor_seconds"):
+            for n in args.objects:
+                one, two = (results[name][n]["runs"][key] for name in ("one_pass", "two_passes"))
+                pairs = [first / second for first, second in zip(one, two, strict=True)]
+                found.setdefault(f"one_pass_to_two_{key}", {})[n] = median(pairs)
+    return found
 
 
 def main():
@@ -176,17 +256,30 @@ def main():
         ("clip", segment, (1, 5), {"video": frames}, {"video": frames[:8]}, args.clip_repeats),
         ("answer", answer, args.new_tokens, {"image": image}, {"image": image}, args.repeats),
     ):
+        if name not in args.cases:
+            continue
         for number in numbers:
             function(model, processor, number, **warm_up)
         cases = {number: partial(function, model, processor, number, **media) for number in numbers}
         # The encoder's part of a clip lies elsewhere, in `track`.
         results[name] = measure(model, cases, repeats, ("encode", "decode_masks") if name == "image" else ())
-        for number, case in results[name].items():
+    if "written" in args.cases:
+        written(model, processor, 1, image, TEXT, passes=1)
+        wide = Image.fromarray(np.concatenate([frames[0], frames[0, :, ::2]], axis=1))  # six tiles and the whole
+        request = {"image": wide, "text": question(processor, wide, args.prompt_tokens)}
+        cases = {
+            (name, number): partial(written, model, processor, number, **request, passes=passes)
+            for number in args.objects
+            for passes, name in enumerate(("one_pass", "two_passes"), start=1)
+        }
+        for (name, number), case in measure(model, cases, args.repeats).items():
+            results.setdefault(name, {})[number] = case
+    for name, cases in results.items():
+        for number, case in cases.items():
             unit = "tokens" if name == "answer" else "objects"
             peak, extra = (case[key] / 2**30 for key in ("peak_bytes", "extra_bytes"))
-            print(
-                f"{name:<7}{unit:>8}{number:>5}{case['seconds']:10.3f} s, peak {peak:.3f} GiB, {extra:.3f} for the run"
-            )
+            seconds = f"{case['seconds']:10.3f} s ({case['processor_seconds']:.3f} of processors)"
+            print(f"{name:<11}{unit:>8}{number:>5}{seconds}, peak {peak:.3f} GiB, {extra:.3f} for the run")
     found, name = ratios(results, args, model), model_args.model_name_or_path
     about = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",

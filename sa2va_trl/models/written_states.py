@@ -106,7 +106,9 @@ class WrittenStates:
         fed = torch.cat(self._fed, dim=1)[:, self.prompt_length :].tolist() if self._fed else [[]] * len(answers)
         for ids, seen in zip(answers, fed, strict=True):
             # (All but the last token of the longest answer; and on a GPU a step more than was needed.)
-            if self._none is None or seen[: len(ids)] != ids[: len(seen)] or len(seen) < len(ids) - 1:
+            if self._none is None or len(seen) < len(ids) - 1:
+                return "generate took steps that no hook saw, as compiled ones are"
+            if seen[: len(ids)] != ids[: len(seen)]:
                 return "what generate fed, one token after the other, is not what it returned"
         return ""
 

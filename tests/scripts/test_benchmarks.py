@@ -32,17 +32,19 @@ def counted(monkeypatch, kind, name, calls, describe):
 
 
 def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
-    generated, segmented, encoded = [], [], []
+    generated, segmented, encoded, passes = [], [], [], []
     model = Sa2VAForConditionalGeneration
     counted(monkeypatch, model, "generate", generated, lambda ids, given: ids.shape[1] - given["input_ids"].shape[1])
     counted(
         monkeypatch, model, "segment", segmented, lambda result, _: (len(result.phrases), result.low_res_logits.ndim)
     )
     counted(monkeypatch, GroundingEncoder, "encode", encoded, lambda _, __: None)
+    counted(monkeypatch, model, "encode", passes, lambda _, __: len(segmented))
     benchmark(
         monkeypatch,
         *("--grounding", "own", "--grounding_image_size", 128, "--image_size", 64, "--num_frames", 3),
         *("--new_tokens", 2, 7, "--repeats", 3, "--clip_repeats", 2, "--output_dir", tmp_path),
+        *("--objects", 1, 2, "--prompt_tokens", 700),
     )
     content = json.loads((tmp_path / "inference.json").read_text())
     about, results, ratios = content["about"], content["results"], content["ratios"]
@@ -52,9 +54,11 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
         "image": ["1", "5"],
         "clip": ["1", "5"],
         "answer": ["2", "7"],
+        "one_pass": ["1", "2"],
+        "two_passes": ["1", "2"],
     }
     for name, cases in results.items():
-        measures = {"seconds", "peak_bytes", "extra_bytes"}
+        measures = {"seconds", "processor_seconds", "peak_bytes", "extra_bytes"}
         measures |= {"encode_seconds", "decode_masks_seconds"} if name == "image" else set()
         for case in cases.values():
             assert set(case) == {*measures, "runs"} and set(case["runs"]) == measures
@@ -83,11 +87,21 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
     assert ratios["bytes_per_token_of_cache"] == 3 * 2 * 2 * 24 * 4
     assert ratios["bytes_per_token_of_hidden_states"] == 4 * 96 * 4
 
+    for key in ("seconds", "processor_seconds"):
+        for objects in "12":
+            one, two = (results[name][objects]["runs"][key] for name in ("one_pass", "two_passes"))
+            pairs = [first / second for first, second in zip(one, two, strict=True)]
+            assert ratios[f"one_pass_to_two_{key}"][objects] == pytest.approx(median(pairs))
+
     # What was timed is what the names say: a warm-up each, then turns that go back and forth.
-    assert generated == [2, 7, 2, 7, 7, 2, 2, 7]
-    assert [objects for objects, _ in segmented] == [1, 5, 1, 5, 5, 1, 1, 5] + [1, 5, 1, 5, 5, 1]
-    assert [dimensions for _, dimensions in segmented] == [3] * 8 + [4] * 6
-    assert len(encoded) == 8 + 3 * 6  # once an image and once a frame, however many objects
+    assert generated[:8] == [2, 7, 2, 7, 7, 2, 2, 7]
+    turns = [1, 1, 2, 2, 2, 2, 1, 1, 1, 1, 2, 2]
+    assert [objects for objects, _ in segmented] == [1, 5, 1, 5, 5, 1, 1, 5] + [1, 5, 1, 5, 5, 1] + [1] + turns
+    assert [dimensions for _, dimensions in segmented] == [3] * 8 + [4] * 6 + [3] * 13
+    assert len(encoded) == 8 + 3 * 6 + 13  # once an image and once a frame, however many objects
+    assert len(generated) == 8 + 13 and set(generated[8:]) == {20}
+    # Every given answer is a pass, and of every pair of written ones the one with two passes is.
+    assert passes == [*range(14), 16, 18, 19, 21, 24, 26]
     assert "image_5_to_1" in capsys.readouterr().out
 
 
@@ -99,6 +113,10 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
         (("--new_tokens", "16"), "new_tokens"),
         (("--new_tokens", "16", "16"), "new_tokens"),
         (("--clip_repeats", "0"), "clip_repeats"),
+        (("--vlm", "small"), "vlm must be"),
+        (("--vlm", "language", "--model_name_or_path", "somewhere", "--grounding", "own"), "vlm=language"),
+        (("--cases", "film"), "cases must be"),
+        (("--objects", "0"), "objects must be"),
     ],
 )
 def test_options_that_cannot_work_are_refused(monkeypatch, tmp_path, options, message):
