@@ -229,7 +229,7 @@ FORMATS = {
     "label_studio": (write_label_studio, OF_CLASSES),
     "nnunet": (write_nnunet, OF_CLASSES),
     "prepared": (write_prepared, OF_CLASSES),
-    "dicom_seg": (write_segmentation, {**OF_CLASSES, "mask_threshold": 128.0}),
+    "dicom_seg": (write_segmentation, OF_CLASSES),
     "sa2va_json": (lambda folder: write_json(folder, entry()), OF_CLASSES),
     "image_metadata": (write_metadata_folder, OF_CLASSES),
     "mask_folder": (lambda folder: write_pairs(folder, "a"), {**WORDS, **OF_MASKS}),
@@ -252,6 +252,8 @@ def test_options_that_cannot_take_effect_raise(tmp_path, form, option):
     elif option not in used:
         shown_as = "phrase_templates" if option == "templates" else option
         about = "masks without classes" if option == "instances" else f"the format {form}"
+        if (form, option) == ("dicom_seg", "mask_threshold"):
+            about = "segmentations that are not FRACTIONAL"
         with pytest.raises(ValueError, match=f"^{shown_as} has no effect on {about}") as caught:
             find_sources(tmp_path, reading)
         assert not isinstance(caught.value, DatasetError)

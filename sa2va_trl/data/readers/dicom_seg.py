@@ -114,8 +114,9 @@ def _check_threshold(folder: Path, read: Sequence[Segmentation], problems: Seque
     if threshold is None:
         return
     if not any(own.type == "FRACTIONAL" for own in read) and not problems:
-        raise DatasetError(
-            f"{folder} holds no FRACTIONAL segmentation, so that mask_threshold has no effect: leave it out"
+        raise ValueError(
+            f"mask_threshold has no effect on segmentations that are not FRACTIONAL, and {folder} holds no other: "
+            "leave it out."
         )
     if not 0 < threshold <= 1:
         raise DatasetError(
