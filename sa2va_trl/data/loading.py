@@ -50,7 +50,7 @@ FORMATS: dict[str, Format] = {
     "cvat": Format(is_cvat, find_cvat),
     "labelme": Format(is_labelme, find_labelme),
     "label_studio": Format(is_label_studio, find_label_studio),
-    "dicom_seg": Format(is_dicom_seg, find_dicom_seg, ("mask_threshold",)),
+    "dicom_seg": Format(is_dicom_seg, find_dicom_seg, ("mask_threshold", "secondary_captures")),
     "clips": Format(is_clips, find_clips, ("mask_suffix", "mask_threshold", "secondary_captures")),
     "nnunet": Format(is_nnunet, find_nnunet),
     "image_metadata": Format(

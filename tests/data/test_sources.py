@@ -14,11 +14,15 @@ from prepared import shown
 from segmentations import SIZE, write_run
 
 from sa2va_trl.data.columns import FEATURES
+from sa2va_trl.data.dividing import splits_of
 from sa2va_trl.data.export.annotated import Annotated, Found
 from sa2va_trl.data.export.dicom_seg import write_dicom_seg
 from sa2va_trl.data.loading import FORMATS as KNOWN
 from sa2va_trl.data.loading import find_sources, load_dataset_dict
+from sa2va_trl.data.preparing import Plan, items_of, look_at
 from sa2va_trl.data.readers.entries import Reading
+from sa2va_trl.data.splits import check_no_leakage
+from sa2va_trl.data.workers import Workers
 from sa2va_trl.errors import DatasetError
 
 
@@ -149,6 +153,37 @@ def test_what_dicom_says_is_one_video_in_two_splits_stays_one(tmp_path):
     assert videos(tmp_path) == {"train": [uid], "test": [uid]}
 
 
+def write_dicom_run(folder, frames, uid):
+    (folder / "images").mkdir(parents=True)
+    write_dicom(folder / "images" / "IM1", frames, bits=8, SOPInstanceUID=uid, PatientID="")
+    write_tiff(folder / "masks" / "IM1.tif", np.zeros_like(frames))
+
+
+def split(folder):
+    """What the check of splits says of a folder."""
+    sources = find_sources(folder, Reading())
+    items, found = items_of(sources), list(sources.values())
+    looks, thumbnails = look_at(items, found, Reading(), Workers(1))
+    return splits_of(items, looks, thumbnails, Plan())[1]
+
+
+def test_the_check_of_splits_neither_joins_strangers_nor_misses_one(tmp_path):
+    runs = [np.stack([np.asarray(shown(100 * run + frame)) for frame in range(3)]) for run in range(2)]
+    for part, run in zip(("train", "test"), runs, strict=True):
+        write_clip(tmp_path / "strangers" / part, "P1/run1", run, np.zeros_like(run))
+        write_clip(tmp_path / "copies" / part, "P1/run1", runs[0], np.zeros_like(run))
+        write_clip(tmp_path / "renamed" / part, f"{part} run", runs[0], np.zeros_like(run))
+        write_dicom_run(tmp_path / "one" / part, run, "1.2.840.99.1")
+    assert split(tmp_path / "strangers") == ["train"] * 3 + ["test"] * 3
+    rows = load_dataset_dict(tmp_path / "strangers")
+    check_no_leakage(rows["train"], rows["test"], images=True)
+    for name in ("copies", "renamed"):
+        with pytest.raises(DatasetError, match="splits share 3 pictures"):
+            split(tmp_path / name)
+    with pytest.raises(DatasetError, match=r"splits share 1 video_id \(1.2.840.99.1\)"):
+        split(tmp_path / "one")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Options that cannot take effect
 # ---------------------------------------------------------------------------------------------------------------------
@@ -229,7 +264,7 @@ FORMATS = {
     "label_studio": (write_label_studio, OF_CLASSES),
     "nnunet": (write_nnunet, OF_CLASSES),
     "prepared": (write_prepared, OF_CLASSES),
-    "dicom_seg": (write_segmentation, OF_CLASSES),
+    "dicom_seg": (write_segmentation, {**OF_CLASSES, "secondary_captures": True}),
     "sa2va_json": (lambda folder: write_json(folder, entry()), OF_CLASSES),
     "image_metadata": (write_metadata_folder, OF_CLASSES),
     "mask_folder": (lambda folder: write_pairs(folder, "a"), {**WORDS, **OF_MASKS}),

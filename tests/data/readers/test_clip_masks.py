@@ -6,6 +6,8 @@ import nibabel
 import numpy as np
 import PIL.Image
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sa2va_trl.data.loading import find_sources
 from sa2va_trl.data.readers.clip_masks import MaskFrames, read_clip_mask
@@ -218,3 +220,38 @@ def test_rows_have_the_objects(folder):
     rows = rows_of(find_sources(folder, reading)["train"], reading)
     assert rows["phrases"][:] == [["1"]] * 3
     np.testing.assert_array_equal(np.asarray(rows[2]["masks"][0]) > 0, IDS[2] == 1)
+
+
+SUFFIXES = [".tif", ".gif", ".png", ".webp", ".npy", ".nii", ".nii.gz"]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    place = tmp_path_factory.mktemp("samples")
+    np.save(place / "a.npy", IDS)
+    for suffix in (".nii", ".nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(IDS.transpose(2, 1, 0), None), place / f"a{suffix}")
+    save(place / "a.tif", IDS, compression="tiff_lzw")
+    save(place / "a.png", IDS)
+    save(place / "a.gif", coloured(IDS))
+    save(place / "a.webp", coloured(IDS), lossless=True)
+    return {suffix: (place / f"a{suffix}").read_bytes() for suffix in SUFFIXES}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_damage_is_an_error_or_leaves_a_mask(tmp_path_factory, samples, suffix, data):
+    content = bytearray(samples[suffix])
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content)))]
+    for _ in range(data.draw(st.integers(0, 4)) if content else 0):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path = tmp_path_factory.getbasetemp() / f"damaged{suffix}"
+    path.write_bytes(content)
+    try:
+        found = read_clip_mask(path, max_pixels=10**5)
+    except DatasetError as error:
+        assert str(path) not in str(error)
+        return
+    assert len(found.frames) >= 1 and {name for own in found.frames for name in own} == found.pixels.keys()

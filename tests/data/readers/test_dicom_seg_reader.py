@@ -158,7 +158,8 @@ def test_every_type_and_compression(tmp_path, kind, syntax):
         assert "say with mask_threshold where an object begins" in faults(tmp_path)
         assert "above 0 and up to 1, not 128" in faults(tmp_path, mask_threshold=128)
     else:
-        assert "holds no FRACTIONAL segmentation" in faults(tmp_path, mask_threshold=0.5)
+        with pytest.raises(ValueError, match="^mask_threshold has no effect on segmentations that are not FRACTIONAL"):
+            read(find_dicom_seg, tmp_path, mask_threshold=0.5)
 
 
 def test_classes_are_chosen_and_merged(tmp_path):
