@@ -294,6 +294,8 @@ def main() -> None:
         say(f"{split}: {own['rows']} rows{groups}{empty}")
     if args.splits:
         say(f"split by {by}")
+    elif by == "none" and all(own.annotated for own in found):
+        say(f"in folds, by patient where known: {command('cross_validate', dataset_name=str(output), folds=5)}")
     if not all(own.annotated for own in found):
         say("pictures without annotations have no masks: they are there to be annotated, not to train on")
     if burned := sum(item.entry.facts.get("burned_in_text") == "yes" for item in items):
