@@ -283,6 +283,8 @@ def tell(report: dict, args: PrepareArguments, annotated: bool) -> None:
         say(f"{split}: {own['rows']} rows{groups}{empty}")
     if args.splits:
         say(f"split by {report['split_by']}")
+    elif report["split_by"] == "none" and annotated:
+        say(f"in folds, by patient where known: {command('cross_validate', dataset_name=args.output_dir, folds=5)}")
     if not annotated:
         say("pictures without annotations have no masks: they are there to be annotated, not to train on")
     texts = sum((Counter(own.get("burned_in_text", {})) for own in report["splits"].values()), Counter())

@@ -74,6 +74,7 @@ def test_bad_options_name_themselves_and_leave_nothing(tmp_path, capsys, name, v
             "no model runs",
         ),
         ("evaluate", ("--router_model", "tiny", "--route_threshold", "0.5"), "could not take effect"),
+        ("evaluate", ("--accept_alike", "true"), "accept_alike has no effect without route_split"),
         ("predict", ("--input", "film.mp4", "--router_model", "SECOND", "--route_threshold", "0.5"), "add per_frame"),
         ("predict", ("--input", "picture.png", "--router_model", "SECOND"), "A router needs route_threshold"),
     ],

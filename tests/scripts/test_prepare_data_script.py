@@ -468,6 +468,8 @@ def test_what_was_prepared_is_split_anew_under_the_same_names(tmp_path, output_f
     assert report(again)["split_by"] == "patient_id"
     names = {row["sample_id"]: (row["patient_id"], pixels(row)) for row in before}
     assert {row["sample_id"]: (row["patient_id"], pixels(row)) for rows in after.values() for row in rows} == names
+    with pytest.raises(ValueError, match="patient_pattern='P' has no effect: the source says who is in each"):
+        prepare(tmp_path, "--patient_pattern", "P", source="out", output="never")
     # Names that were kept are made pseudonyms now: those that the source itself has.
     plain = prepare(tmp_path, *line, "--names", "keep", output="plain")
     own = load_dataset_dict(prepare(tmp_path, source=plain.name, output="hidden"))["train"]

@@ -583,3 +583,13 @@ def test_repeats_of_a_selection_are_its_rows_in_order(tmp_path, disk):
     rows = run.get_train_dataloader().dataset
     assert [row["sample_id"] for row in rows] == ["row-5", "row-2", "row-9"] * 2
     assert [row["row_index"] for row in rows] == list(range(6))
+
+
+def test_pictures_that_look_like_those_of_the_training_set_are_refused_unless_accepted():
+    picture = np.asarray(row(0)["image"])
+    train, alike = make({}), make({"image": Image.fromarray(picture // 2)}, prefix="other")
+    with pytest.raises(DatasetError, match=r"look alike .*row 0 of train_dataset \(row-0\) looks like row 0 of held"):
+        SegSFTTrainer.check_splits(train, {"held": alike})
+    SegSFTTrainer.check_splits(train, {"held": alike}, accept_alike=True)
+    with pytest.raises(DatasetError, match="1 images are in several of them"):
+        SegSFTTrainer.check_splits(train, make({"image": row(0)["image"]}, prefix="other"), accept_alike=True)
