@@ -101,6 +101,7 @@ def benchmark_model(args: InferenceArguments, model_args: ModelArguments):
             config.vlm_config.vision_config = InternVLVisionConfig(attention_bias=True)
             config.vlm_config.image_seq_length = processor.image_seq_length = 256
             processor.image_processor.size = {"height": 448, "width": 448}
+            processor.image_processor.max_patches = 12
         model = Sa2VAForConditionalGeneration(config).to(model.dtype)
         model.set_attn_implementation(model_args.attn_implementation)
     if isinstance(model, PeftModel):

@@ -95,7 +95,7 @@ class SegmentationMixin:
         """
         Segment what the text names.
 
-        Where the model writes its answer, the masks come from the states that writing leaves at its `[SEG]` tokens; see
+        Where the model writes its answer, the masks come from the states that writing leaves at `[SEG]` tokens; see
         [`~models.written_states.WrittenStates`] for when a second pass over prompt and answer is needed.
 
         Of a video the language model sees a few frames, which prompt SAM 2; its memory carries the masks to all others
