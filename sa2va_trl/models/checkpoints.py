@@ -296,11 +296,15 @@ def _open(file: Path):
 class _Stored:
     """A native tensor that is read when transformers' loader asks for it, already in the model's dtype."""
 
-    def __init__(self, handle, part: Part, dtype: torch.dtype):
-        self.handle, self.part, self.dtype = handle, part, dtype
+    def __init__(self, handle, part: Part, dtype: torch.dtype | None):
+        self.handle, self.part, self.dtype = handle, part, dtype  # (no dtype: the stored one)
 
     def __getitem__(self, index) -> torch.Tensor:
-        return self.part.take(self.handle.get_tensor(self.part.name)).to(self.dtype)
+        return self.part.take(self.handle.get_tensor(self.part.name)).to(dtype=self.dtype)
+
+    def is_floating_point(self) -> bool:
+        """Asked of what belongs to quantised layers: scales are numbers to the loader, packed weights are not."""
+        return self.handle.get_slice(self.part.name).get_dtype() in _DTYPES
 
 
 class Weights:
@@ -311,20 +315,23 @@ class Weights:
         folder (`Path`): a native or published checkpoint.
         config (`Sa2VAConfig`): of it.
         model (`nn.Module`): on the meta device; its `state_dict` is what the checkpoint must hold.
+        quantised (`dict`, *optional*): shapes and types of what it holds of quantised layers, see
+            [`~models.quantization.stored_tensors`].
 
     Raises:
         `CheckpointError`: naming every missing, unexpected, misshapen and doubled tensor and every one that holds
             no floating point numbers, or the file that cannot be read.
     """
 
-    def __init__(self, folder: Path, config: Sa2VAConfig, model: nn.Module):
-        self.expected = model.state_dict()
+    def __init__(self, folder: Path, config: Sa2VAConfig, model: nn.Module, quantised: dict | None = None):
+        self.expected, self.quantised = model.state_dict(), quantised or {}
         tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
         native = [name for name in self.expected if name not in tied]
         if is_published(read_json(folder / "config.json")):
             self.parts = published_parts(native, config)
         else:
             self.parts = {name: Part(name) for name in native}
+        self.parts |= {name: Part(name) for name in self.quantised}
         self._open_files = ExitStack()
         self.handles, self.headers, self.twice = {}, {}, []
         for file in weight_files(folder):
@@ -336,20 +343,23 @@ class Weights:
         self._check(folder)
 
     def _check(self, folder: Path) -> None:
-        wanted = {part.name: part.shape(self.expected[name].shape) for name, part in self.parts.items()}
+        wanted = {
+            part.name: self.quantised[name][0] if name in self.quantised else part.shape(self.expected[name].shape)
+            for name, part in self.parts.items()
+        }
         faults = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in self.headers]
         faults += [f"unexpected: {name} {shape}" for name, (shape, _) in self.headers.items() if name not in wanted]
         faults += [
             f"misshapen: {name} has {self.headers[name][0]}, the model {shape}"
             for name, shape in wanted.items()
-            if name in self.headers and self.headers[name][0] != shape
+            if name in self.headers and shape is not None and self.headers[name][0] != shape
         ]
         faults += [f"in two files: {name}" for name in self.twice]
         # (Numbers of 8 bits mean nothing without the scales that belong to them.)
         faults += [
-            f"of type {dtype}: {name}; weights are {', '.join(_DTYPES)}"
+            f"of type {dtype}: {name}; weights are {', '.join(kinds)}"
             for name, (_, dtype) in self.headers.items()
-            if dtype not in _DTYPES
+            if dtype not in (kinds := [self.quantised[name][1]] if name in self.quantised else _DTYPES)
         ]
         if faults:
             raise CheckpointError(
@@ -366,15 +376,21 @@ class Weights:
             keep (`tuple[str, ...]`, *optional*): parts of names whose tensors are read as float32.
 
         Returns:
-            `dict` by native name. Under ZeRO-3, whose loader needs tensors, they are read at once on the first process
-            and stay without values on the others.
+            `dict` by native name; quantised ones as they are stored. Under ZeRO-3, whose loader needs tensors, they
+            are read at once on the first process and stay without values on the others.
+
+        Raises:
+            `CheckpointError`: quantised weights under ZeRO-3.
         """
         tensors = {
             name: _Stored(self.handles[part.name], part, torch.float32 if any(k in name for k in keep) else dtype)
             for name, part in self.parts.items()
         }
+        tensors |= {name: _Stored(self.handles[name], self.parts[name], None) for name in self.quantised}
         if not is_deepspeed_zero3_enabled():
             return tensors
+        if self.quantised:
+            raise CheckpointError("ZeRO-3 shards weights, which quantised ones do not allow: take the plain model.")
         if torch.distributed.get_rank() == 0:
             return {name: tensor[...] for name, tensor in tensors.items()}
         return {name: self.expected[name].to(tensor.dtype) for name, tensor in tensors.items()}

@@ -297,8 +297,8 @@ class GroundingEncoder(PreTrainedModel):
         # them.
         dtype = decoder.conv_s0.weight.dtype
         fine, middle, embedding = (level.to(dtype) for level in features)
-        point = torch.zeros(len(embedding), 1, 2, device=embedding.device)
-        label = -torch.ones(len(embedding), 1, dtype=torch.int32, device=embedding.device)
+        point = torch.zeros(embedding.shape[0], 1, 2, device=embedding.device)
+        label = -torch.ones(embedding.shape[0], 1, dtype=torch.int32, device=embedding.device)
         sparse, dense = sam2.sam_prompt_encoder(points=(point, label), boxes=None, masks=masks)
         sparse = sparse.to(dtype)
         if prompts is not None:

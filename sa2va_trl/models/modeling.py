@@ -15,10 +15,8 @@ from .outputs import (
     Segmentation,  # noqa: F401  (defined here once)
     pair_masks,
 )
-from .pretrained import (
-    UNQUANTISED,  # noqa: F401  (defined here once)
-    PretrainedMixin,
-)
+from .pretrained import PretrainedMixin
+from .quantization import UNQUANTISED  # noqa: F401  (defined here once)
 from .segmentation import SegmentationMixin
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import BitsAndBytesConfig
 
 from ..errors import CheckpointError
 from .checkpoints import (
@@ -22,21 +21,13 @@ from .checkpoints import (
 )
 from .configuration import Sa2VAConfig, official_seg_state
 from .grounding import whole_weights
+from .quantization import finish_loading, of_language_model_only, stored_tensors
 
 
 if TYPE_CHECKING:
     from .modeling import Sa2VAForConditionalGeneration
 
 logger = logging.getLogger(__name__)
-# Modules that quantised loading leaves alone: all but the layers of the language model.
-UNQUANTISED = (
-    "vlm.lm_head",
-    "vlm.model.vision_tower",
-    "vlm.model.visual",
-    "vlm.model.multi_modal_projector",
-    "text_hidden_fcs",
-    "grounding_encoder",
-)
 
 
 class PretrainedMixin:
@@ -68,8 +59,9 @@ class PretrainedMixin:
             subfolder (`str`, *optional*): of the folder or repository.
             kwargs:
                 As in transformers: `device_map`, `attn_implementation`, `output_loading_info`, `quantization_config`
-                (bitsandbytes; the language model's layers only, everything else stays as it is), and `revision`,
-                `token`, `cache_dir`, `force_download` and `local_files_only` of the Hub.
+                (bitsandbytes; the language model's layers only, everything else stays as it is; not for a checkpoint
+                that was saved quantised, whose own config says how), and `revision`, `token`, `cache_dir`,
+                `force_download` and `local_files_only` of the Hub.
 
         Returns:
             `Sa2VAForConditionalGeneration` in evaluation mode.
@@ -90,7 +82,7 @@ class PretrainedMixin:
             )
         kwargs = {name: value for name, value in kwargs.items() if name not in meaningless}
         if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = _of_language_model_only(kwargs["quantization_config"])
+            kwargs["quantization_config"] = of_language_model_only(kwargs["quantization_config"])
         if adapter := (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):
             # (Auto classes come here with an adapter's base. They would load the adapter without a check of it.)
             raise CheckpointError(adapter_advice(adapter, pretrained_model_name_or_path))
@@ -102,7 +94,12 @@ class PretrainedMixin:
                 skeleton = cls(copy.deepcopy(config))
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{folder}/config.json describes no model that can be built: {error!r}") from error
-        weights = Weights(folder, config, skeleton)
+        quantised = {}
+        if (stored := getattr(config, "quantization_config", None)) is not None:
+            if kwargs.get("quantization_config") is not None:
+                raise ValueError(f"{folder} is quantised already: leave out quantization (quantization_config).")
+            quantised = stored_tensors(stored, skeleton)
+        weights = Weights(folder, config, skeleton, quantised)
         try:
             dtype = kwargs.pop("torch_dtype", None) or dtype
             if dtype in ("auto", None):
@@ -116,6 +113,7 @@ class PretrainedMixin:
         finally:
             weights.close()
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        finish_loading(model)
         model.config._name_or_path = str(pretrained_model_name_or_path)
         model.config._commit_hash = commit
         return loaded
@@ -161,18 +159,3 @@ class PretrainedMixin:
                 )
         else:
             raise ValueError(f"layout must be 'native' or 'published', got {layout!r}.")
-
-
-def _of_language_model_only(config: BitsAndBytesConfig | dict) -> BitsAndBytesConfig:
-    """
-    Keep quantisation off the vision tower, the heads and SAM 2: they are small, and masks feel every bit.
-
-    Raises:
-        `ValueError`: another method than bitsandbytes.
-    """
-    method = config.get("quant_method", "bitsandbytes") if isinstance(config, dict) else config.quant_method
-    if method != "bitsandbytes":
-        raise ValueError(f"quantization_config: only bitsandbytes (4 or 8 bit) is supported, got {method!r}.")
-    config = BitsAndBytesConfig.from_dict(config) if isinstance(config, dict) else copy.deepcopy(config)
-    config.llm_int8_skip_modules = [*(config.llm_int8_skip_modules or []), *UNQUANTISED]
-    return config

@@ -23,6 +23,7 @@ TASKS = {
     "predict": "segment an image, a folder of images or a video",
     "app": "a page to click on: ask about a picture or a clip, move the threshold, compare",
     "merge": "fold an adapter into its base model",
+    "export_onnx": "write SAM 2's image encoder and the mask decoder as ONNX files",
     "convert": "read published checkpoints and the official trainer's, and write them",
 }
 # TASK.txt: what `sa2va-trl TASK --help` prints.

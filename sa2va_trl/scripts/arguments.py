@@ -37,8 +37,8 @@ class ModelArguments:
             Side of SAM 2's square in pixels, in place of the model's own (tiny: 256). No weight depends on it; the
             mask grid is a quarter of it.
         quantization (`str`, *optional*):
-            `"4bit"` (NF4 with double quantisation) or `"8bit"`: of the language model's layers, with bitsandbytes;
-            for QLoRA and for inference on small cards.
+            `"4bit"` (or `"int4"`: NF4 with double quantisation) or `"8bit"` (or `"int8"`): of the language model's
+            layers, with bitsandbytes; for QLoRA and for inference on small cards and on CPUs.
         prompt_style (`str`, *optional*):
             `"training"` or `"official"`: how Qwen is asked, see [`Sa2VAProcessor`]; in place of the adapter's or else
             the model's own. It is saved with what is trained.
@@ -60,7 +60,8 @@ class ModelArguments:
         default=None, metadata={"help": "Side of SAM 2's square in pixels; the model's own by default."}
     )
     quantization: str | None = field(
-        default=None, metadata={"help": "Load the language model in 4bit or 8bit, with bitsandbytes."}
+        default=None,
+        metadata={"help": "Load the language model in 4bit (int4) or 8bit (int8), with bitsandbytes."},
     )
     prompt_style: str | None = field(
         default=None,
@@ -70,6 +71,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
+        self.quantization = {"int4": "4bit", "int8": "8bit"}.get(self.quantization, self.quantization)
         if self.quantization not in (None, "4bit", "8bit"):
             raise ValueError(f"quantization must be 4bit or 8bit, got {self.quantization!r}.")
         if self.prompt_style not in (None, *PROMPT_STYLES):

@@ -95,7 +95,7 @@ def load_model(args: ModelArguments, merge: bool = False) -> tuple[Model, Sa2VAP
             config=config,
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
-            quantization_config=_quantization_config(args),
+            quantization_config=quantization_config(args.quantization, args.dtype),
             revision=args.model_revision,
         )
     if args.prompt_style is not None:
@@ -218,14 +218,22 @@ def _check_alike(name: str, own: dict, first: dict) -> None:
         )
 
 
-def _quantization_config(args: ModelArguments) -> BitsAndBytesConfig | None:
-    if args.quantization is None:
+def quantization_config(quantization: str | None, dtype: str) -> BitsAndBytesConfig | None:
+    """
+    Args:
+        quantization (`str`, *optional*): `"4bit"` or `"8bit"`.
+        dtype (`str`): that 4-bit layers compute in.
+
+    Returns:
+        What `from_pretrained` takes.
+    """
+    if quantization is None:
         return None
-    if args.quantization == "8bit":
+    if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, args.dtype),
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
     )

@@ -1,18 +1,23 @@
-"""QLoRA: the language model's layers in 4 or 8 bits, everything else as it was."""
+"""The language model's layers in 4 or 8 bits, everything else as it was: QLoRA, and checkpoints that are stored so."""
+
+import json
+import shutil
 
 import pytest
 import torch
 from measured_steps import model_of
 from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BitsAndBytesConfig, GPTQConfig
 
-from sa2va_trl import Sa2VAForConditionalGeneration, SegSFTConfig, SegSFTTrainer
+from sa2va_trl import Sa2VAForConditionalGeneration, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.adapters.peft_model import load_adapter, merge_adapter
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.errors import CheckpointError
+from sa2va_trl.models.quantization import quantised_layers
 from sa2va_trl.scripts.arguments import ModelArguments
-from sa2va_trl.scripts.loading import load_model
+from sa2va_trl.scripts.loading import load_model, quantization_config
 
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -104,6 +109,7 @@ def test_options_that_cannot_take_effect_raise(saved):
     folder, _, _ = saved
     with pytest.raises(ValueError, match="quantization must be 4bit or 8bit, got '3bit'"):
         ModelArguments(quantization="3bit")
+    assert ModelArguments("folder", quantization="int8").quantization == "8bit"
     with pytest.raises(ValueError, match="no effect on a tiny model"):
         ModelArguments(quantization="4bit")
     with pytest.raises(ValueError, match="only bitsandbytes"):
@@ -117,3 +123,61 @@ def test_modules_to_skip_are_added_to_the_users(saved):
     kinds = {type(module).__name__ for name, module in model.named_modules() if name.endswith("gate_proj")}
     assert kinds == {"Linear"}
     assert config.llm_int8_skip_modules == ["gate_proj"]  # the caller's own is left alone
+
+
+@pytest.fixture(scope="module", params=["8bit", "4bit"])
+def stored(request, tmp_path_factory):
+    """A folder that was saved quantised, the model that was saved, and its processor."""
+    folder = tmp_path_factory.mktemp("stored")
+    model, processor = tiny_sa2va(image_size=128)
+    model.save_pretrained(folder / "plain")
+    config = quantization_config(request.param, "float32")
+    model = Sa2VAForConditionalGeneration.from_pretrained(folder / "plain", quantization_config=config)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder, model, processor
+
+
+def test_a_checkpoint_that_was_saved_quantised_loads_as_it_says(stored, image):
+    folder, model, processor = stored
+    loaded, info = Sa2VAForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    # Four projections of attention and three of the MLP in each of three layers, and nothing else.
+    names = {f"self_attn.{part}_proj" for part in "qkvo"} | {f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+    expected = {f"vlm.model.language_model.layers.{number}.{name}" for number in range(3) for name in names}
+    assert set(quantised_layers(loaded)) == expected
+    for name, value in model.state_dict().items():
+        found = loaded.state_dict()[name]
+        assert found.dtype == value.dtype and torch.equal(found, value), name
+    # (Rows of 96 numbers, which bitsandbytes' packed kernel of CPUs fails for.)
+    request = {"image": image, "text": "the line", "answer": "Sure, [SEG].", "processor": processor}
+    assert torch.equal(model.segment(**request).mask_logits, loaded.segment(**request).mask_logits)
+    with pytest.raises(ValueError, match="quantised already"):
+        load_model(ModelArguments(str(folder), quantization="4bit"))
+
+
+def test_what_a_quantised_checkpoint_says_of_itself_is_checked(stored, tmp_path):
+    folder, model, _ = stored
+    shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("plain"))
+    content = json.loads((tmp_path / "copy" / "config.json").read_text())
+    file = tmp_path / "copy" / "model.safetensors"
+    tensors = load_file(file)
+    layer = "vlm.model.language_model.layers.1.mlp.up_proj"
+
+    def refused(message, **changes):
+        save_file({name: changes.get(name, value) for name, value in tensors.items()}, file, {"format": "pt"})
+        with pytest.raises(CheckpointError, match=message):
+            Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "copy")
+
+    if f"{layer}.SCB" in tensors:
+        refused(rf"misshapen: {layer}.SCB has \(3,\)", **{f"{layer}.SCB": torch.ones(3)})
+        refused(rf"of type F32: {layer}.weight; weights are I8", **{f"{layer}.weight": torch.ones(192, 96)})
+    else:
+        state = f"{layer}.weight.quant_state.bitsandbytes__nf4"
+        wrong = json.dumps(json.loads(bytes(tensors[state].tolist())) | {"shape": [192, 97]}).encode()
+        refused(r"of shape \(192, 97\)", **{state: torch.tensor(list(wrong), dtype=torch.uint8)})
+        refused(rf"misshapen: {layer}.weight has \(5, 1\)", **{f"{layer}.weight": torch.ones(5, 1).byte()})
+    save_file(tensors, file, {"format": "pt"})
+    content["quantization_config"]["llm_int8_skip_modules"].remove("text_hidden_fcs")
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(content))
+    refused("text_hidden_fcs.0 .and 1 more. outside the language model")

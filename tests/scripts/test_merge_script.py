@@ -6,6 +6,9 @@ from tasks import run_task
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from sa2va_trl.adapters import peft_model
 from sa2va_trl.adapters.presets import get_peft_config
+from sa2va_trl.models.quantization import quantised_layers
+from sa2va_trl.scripts.arguments import ModelArguments
+from sa2va_trl.scripts.loading import load_model
 
 
 BASE = ("--model_name_or_path", "tiny-random")
@@ -78,6 +81,7 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_loaded(tmp_path, ad
     for options, message in (
         ((), "--adapter"),
         (("--adapter", adapter, "--dtype", "bfloat16"), "float32"),
+        (("--adapter", adapter, "--quantize", "int2"), "int8 or int4"),
         (("--adapter", adapter, "--grounding_image_size", 128), "grounding_image_size"),
         (("--adapter", adapter, "--result_dtype", "int8"), "result_dtype"),
     ):
@@ -96,3 +100,31 @@ def test_a_wrong_base_is_refused(tmp_path, adapter):
     with pytest.raises(ValueError, match="load the base that it was trained on"):
         run_task("merge", *options)
     assert not (tmp_path / "merged").exists()
+
+
+def test_what_is_merged_is_stored_quantised(tmp_path, adapter, image, capsys):
+    pytest.importorskip("bitsandbytes")
+    output = tmp_path / "merged"
+    run_task("merge", *BASE, "--adapter", adapter, "--quantize", "int8", "--output_dir", output)
+    assert "language logits differ by" in capsys.readouterr().out
+    model, processor = load_model(ModelArguments(str(output)))
+    assert len(quantised_layers(model)) == 21
+    expected = masks(peft_model.load_adapter(tiny_sa2va()[0], str(adapter)), processor, image)
+    error = (masks(model, processor, image) - expected).abs().max()
+    assert 0 < error < 0.1 * expected.abs().max()
+    assert "merged with an adapter, quantised (int8)" in (output / "README.md").read_text()
+    with pytest.raises(ValueError, match="quantised already"):
+        run_task("merge", "--model_name_or_path", output, "--quantize", "int8", "--output_dir", tmp_path / "again")
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_model_is_stored_as_it_is_when_it_is_quantised_at_loading(tmp_path, image):
+    pytest.importorskip("bitsandbytes")
+    model, processor = tiny_sa2va()
+    model.save_pretrained(tmp_path / "plain")
+    processor.save_pretrained(tmp_path / "plain")
+    run_task("merge", "--model_name_or_path", tmp_path / "plain", "--quantize", "int4", "--output_dir", tmp_path / "4")
+    stored, _ = load_model(ModelArguments(str(tmp_path / "4")))
+    loaded, _ = load_model(ModelArguments(str(tmp_path / "plain"), quantization="int4"))
+    assert torch.equal(masks(stored, processor, image), masks(loaded, processor, image))
+    assert "| quantised (int4)" in (tmp_path / "4" / "README.md").read_text()
