@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ...errors import BadRow, DatasetError
-from ...media.dicom import no_picture, read_header
+from ...media.dicom import count_dicom, no_picture, read_header, reading
 from ...media.suffixes import kind_of, stem_of
 from .annotated import Annotated
 
@@ -150,10 +150,11 @@ def _header(file: Path) -> "Dataset":
     reason = no_picture(file)
     if reason and reason != "is a secondary capture":
         raise DatasetError(reason)
+    count_dicom(file)  # after all that a header may get wrong
     header = read_header(file)
     if missing := [name for name in _NEEDED if not header.get(name)]:
         raise DatasetError(f"does not state {', '.join(missing)}")
-    with _quiet():
+    with reading(file):
         for name in _EMPTY:
             if name not in header:
                 setattr(header, name, "")
