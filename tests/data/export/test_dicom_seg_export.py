@@ -95,7 +95,12 @@ def pydicoms(file, kept, number):
         item = group.DerivationImageSequence[0].SourceImageSequence[0]
         is_here = item.ReferencedSOPInstanceUID == own and item.get("ReferencedFrameNumber", number + 1) == number + 1
         if is_here:
-            found[labels[group.SegmentIdentificationSequence[0].ReferencedSegmentNumber]] |= mask.astype(bool)
+            # (highdicom from 0.28 on says what all frames share once.)
+            own_or_shared = (
+                group if "SegmentIdentificationSequence" in group else seg.SharedFunctionalGroupsSequence[0]
+            )
+            segment = own_or_shared.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+            found[labels[segment]] |= mask.astype(bool)
     return found
 
 
