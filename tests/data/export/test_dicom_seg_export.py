@@ -99,7 +99,8 @@ def pydicoms(file, kept, number):
             own_or_shared = (
                 group if "SegmentIdentificationSequence" in group else seg.SharedFunctionalGroupsSequence[0]
             )
-            segment = own_or_shared.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+            said = group if "SegmentIdentificationSequence" in group else shared
+            segment = said.SegmentIdentificationSequence[0].ReferencedSegmentNumber
             found[labels[segment]] |= mask.astype(bool)
     return found
 
