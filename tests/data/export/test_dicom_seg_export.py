@@ -96,9 +96,7 @@ def pydicoms(file, kept, number):
         is_here = item.ReferencedSOPInstanceUID == own and item.get("ReferencedFrameNumber", number + 1) == number + 1
         if is_here:
             # (highdicom from 0.28 on says what all frames share once.)
-            own_or_shared = (
-                group if "SegmentIdentificationSequence" in group else seg.SharedFunctionalGroupsSequence[0]
-            )
+            shared = seg.SharedFunctionalGroupsSequence[0]
             said = group if "SegmentIdentificationSequence" in group else shared
             segment = said.SegmentIdentificationSequence[0].ReferencedSegmentNumber
             found[labels[segment]] |= mask.astype(bool)
