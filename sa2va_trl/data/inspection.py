@@ -20,6 +20,10 @@ from .stored import plain_rows
 # What makes a row worth a look. Pixels, shares, sides.
 TINY, COVERS, SMALL_SIDE, LONG = 10, 0.9, 64, 3.0
 EIGHT = np.ones((3, 3))
+BURNED_IN = {
+    "yes": "text is burned into it, as its file says",
+    "suspected": "bright text seems to stand still over its clip",
+}
 
 
 def inspect_rows(dataset: Dataset, split: str) -> Iterable[tuple[dict[str, Any], np.ndarray]]:
@@ -31,7 +35,8 @@ def inspect_rows(dataset: Dataset, split: str) -> Iterable[tuple[dict[str, Any],
         split (`str`): what it is called.
 
     Yields:
-        `split`, the identifiers, `width`, `height`, `frames`, `objects`, `phrases`, `digest` (of the pixels), and of
+        `split`, the identifiers, `width`, `height`, `frames`, `objects`, `phrases`, `burned_in_text` (`None` where
+        nothing is said of it), `digest` (of the pixels), and of
         all masks of the row together `area` (share of the picture), `thickness` (pixels), `components` and
         `smallest` (pixels of the smallest of them; 8 neighbours connect), `None` where there is nothing to measure;
         and its thumbnail.
@@ -44,6 +49,7 @@ def inspect_rows(dataset: Dataset, split: str) -> Iterable[tuple[dict[str, Any],
         facts = {"split": split, **{name: row[name] for name in IDENTIFIERS if row.get(name) is not None}}
         facts |= {"width": image.width, "height": image.height, "frames": frames}
         facts |= {"objects": len(read["masks"]) // frames, "phrases": read["phrases"] or []}
+        facts["burned_in_text"] = row.get("burned_in_text")
         facts["digest"] = "".join(pixel_digest(own) for own in read["images"])
         facts |= _measured(read)
         yield facts, thumbnail(image)
@@ -90,6 +96,8 @@ def suspicious(facts: Mapping[str, Any]) -> list[str]:
         reasons.append(f"the image is only {facts['width']} x {facts['height']} pixels")
     if sides[1] > LONG * sides[0]:
         reasons.append(f"the image is {sides[1] / sides[0]:.1f} times as long as it is wide")
+    if facts.get("burned_in_text") in BURNED_IN:
+        reasons.append(BURNED_IN[facts["burned_in_text"]])
     return reasons
 
 

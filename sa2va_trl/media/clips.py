@@ -90,11 +90,16 @@ def read_pictures(path: str | Path) -> Iterator[Picture]:
     files, others = folder_images(path) if path.is_dir() else ([path], [])
     if others and files:
         logger.warning(
-            "%s: left out, since only images that lie in the folder itself are read: %s", path, listed(others)
+            "%s: left out, since of a folder only single images and DICOM files in it are read, each clip by its own "
+            "path: %s",
+            *(path, listed(others)),
         )
     if not files:
         holds = f"; it holds {listed(others)}" if others else ""
-        raise DatasetError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){holds}.")
+        raise DatasetError(
+            f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}, or DICOM){holds}. What lies in its folders "
+            "is not read: name one of them, or a file."
+        )
 
     # All of them before the first is given out: a run over a folder or a clip should not fail in its middle.
     counts, faults = [], []

@@ -188,7 +188,7 @@ def main() -> None:
     causes_listed = ", ".join(f"{cause} {count}" for cause, count in causes.items())
     say(f"{causes.total()} runs of hard frames, by likely cause: {causes_listed or 'none'}")
     then = f"look at them: {output / 'clusters'}"
-    if args.labels:
+    if args.labels and args.dataset_split != "test":  # of which nobody should be told to train on it
         trained = {"scores": output / "scores.parquet", "output_dir": output.parent / "hard_sample"}
         if args.dataset_split != "train":
             trained["dataset_train_split"] = args.dataset_split

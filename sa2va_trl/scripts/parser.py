@@ -83,7 +83,7 @@ class RecipeParser(TrlParser):
         Raises:
             `SystemExit`: there is no such option, which has been said with the nearest one.
         """
-        other = TrlParser(self.dataclass_types, add_help=False)  # whose help would be without defaults
+        other = TrlParser(self.dataclass_types, add_help=False, allow_abbrev=False)  # (its help is without defaults)
         other.add_argument("--config")
         other.error = self.error
         for action in other._actions:

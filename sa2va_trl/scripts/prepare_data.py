@@ -150,6 +150,9 @@ class PrepareArguments:
             isinstance(share, int | float) and 0 < share < math.inf for share in self.splits.values()
         ):
             raise ValueError(f"splits must have shares above 0, got {self.splits}.")
+        if self.splits and max(self.splits.values()) < 1 and not math.isclose(sum(self.splits.values()), 1):
+            total = sum(self.splits.values())
+            raise ValueError(f"splits must add up to 1, or be numbers of rows: {self.splits} add up to {total:g}.")
         if self.split_by not in DIVISIONS:
             raise ValueError(f"split_by must be one of {', '.join(DIVISIONS)}, got {self.split_by!r}.")
         if self.output_format not in OUTPUT_FORMATS:
@@ -283,8 +286,6 @@ def tell(report: dict, args: PrepareArguments, annotated: bool) -> None:
         say(f"{split}: {own['rows']} rows{groups}{empty}")
     if args.splits:
         say(f"split by {report['split_by']}")
-    elif report["split_by"] == "none" and annotated:
-        say(f"in folds, by patient where known: {command('cross_validate', dataset_name=args.output_dir, folds=5)}")
     if not annotated:
         say("pictures without annotations have no masks: they are there to be annotated, not to train on")
     texts = sum((Counter(own.get("burned_in_text", {})) for own in report["splits"].values()), Counter())

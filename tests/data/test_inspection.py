@@ -75,6 +75,9 @@ ORDINARY = {"width": 512, "height": 512, "area": 0.1, "components": 3, "smallest
         ({"width": 63}, "only 63 x 512"),
         ({"width": 1600}, "3.1 times as long"),
         ({"area": None, "components": None, "smallest": None}, None),  # a row that only has words
+        ({"burned_in_text": "yes"}, "text is burned into it"),
+        ({"burned_in_text": "suspected"}, "bright text seems to stand still"),
+        ({"burned_in_text": "unknown"}, None),
     ],
 )
 def test_odd_rows_have_a_reason(facts, reason):

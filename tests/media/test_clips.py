@@ -184,7 +184,7 @@ def test_a_folder_names_what_it_leaves_out_and_passes_over_hidden_files(tmp_path
     (record,) = caplog.records
     message = record.getMessage()
     assert message.startswith(f"{folder}: left out") and "\n" not in message
-    left = message.partition("are read: ")[2].split(", ")
+    left = message.partition("by its own path: ")[2].split(", ")
     assert left == ["deeper/", "film.mp4", "folder.png/", "no suffix", "notes.txt", "phone.heic", "scan.dcm"]
 
 

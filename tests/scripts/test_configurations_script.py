@@ -86,10 +86,11 @@ def test_scores_of_one_model_do_not_fit_the_folds(read, tmp_path):
         read({"scores": str(tmp_path / "scores.parquet")}, task="hard_sample")
 
 
-def test_options_that_the_training_task_lacks_are_refused(read, capsys):
+@pytest.mark.parametrize("option", ["max_stepz", "max_step"])
+def test_options_that_the_training_task_lacks_are_refused(read, capsys, option):
     with pytest.raises(SystemExit):
-        read({}, max_stepz="3")
-    assert "sa2va-trl sft: error: there is no option --max_stepz, did you mean --max_steps?" in capsys.readouterr().err
+        read({}, **{option: "3"})
+    assert f"sa2va-trl sft: error: there is no option --{option}, did you mean --max_steps?" in capsys.readouterr().err
 
 
 def test_configurations_have_the_same_data(read):

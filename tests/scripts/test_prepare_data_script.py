@@ -109,6 +109,7 @@ def test_bad_pictures_leave_nothing(tmp_path):
     [
         (["--splits", "[1]"], "splits must be shares by split"),
         (["--splits", '{"train": 0}'], "splits must have shares above 0"),
+        (["--splits", '{"train": 0.8, "test": 0.3}'], "add up to 1.1."),
         (["--splits", '{"../x": 1}'], "names of splits are letters, digits and _"),
         (["--splits", "{"], "splits must be JSON"),
         (["--split_by", "patient_id"], "split_by and seed have no effect without splits"),
