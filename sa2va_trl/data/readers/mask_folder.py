@@ -53,7 +53,8 @@ def _common_end(stems: Iterable[str]) -> str:
 
 def _without_ends(folder: Path, images: Collection[str], masks: Collection[str]) -> tuple[str, str]:
     """
-    What all images, and all masks, end in, where they pair but for that; else nothing.
+    What all images, and all masks, end in, where most of them pair but for that; else nothing. (Those that do not are
+    named as lacking the other.)
 
     Raises:
         `DatasetError`: they do, but these ends may be what tells one image from another.
@@ -61,7 +62,8 @@ def _without_ends(folder: Path, images: Collection[str], masks: Collection[str])
     if not images or not masks or set(images) & set(masks):
         return "", ""
     ends = _common_end(images), _common_end(masks)
-    if {stem.removesuffix(ends[0]) for stem in images} != {stem.removesuffix(ends[1]) for stem in masks}:
+    bare = [{stem.removesuffix(end) for stem in stems} for stems, end in zip((images, masks), ends, strict=True)]
+    if 2 * len(bare[0] & bare[1]) <= len(bare[0] | bare[1]):
         return "", ""
     mask = sorted(masks)[0]
     # Of a lone pair all from a separator on would be its end; numbers tell images apart.

@@ -424,6 +424,16 @@ class TestNames:
             rows = read_mask_folder(tmp_path, reading=Reading(mask_suffix=suffix))
         assert len(rows) == 2 and "paired by name without what all images end in" in caplog.text
 
+    def test_a_mask_that_is_missing_is_the_only_fault_where_names_end_unlike(self, tmp_path):
+        for name in ("P1_a", "P1_b", "P2_a", "P2_b"):
+            write_image(tmp_path / "image" / f"{name}.png")
+            if name != "P2_a":
+                write_mask(tmp_path / "mask" / f"{name}_mask.png")
+        with pytest.raises(DatasetError, match="1 of 4 images or annotations") as caught:
+            read_mask_folder(tmp_path)
+        (problem,) = caught.value.problems
+        assert "P2_a" in str(problem) and "has no mask" in str(problem)
+
     def test_dots_in_names_are_kept(self, tmp_path):
         write_pairs(tmp_path, "pat3.1", "1.2.840.17", "plain")
         assert read_mask_folder(tmp_path)["sample_id"] == ["1.2.840.17", "pat3.1", "plain"]
