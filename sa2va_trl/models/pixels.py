@@ -71,8 +71,8 @@ def grounding_pixels(images: list[Image.Image], side: int) -> torch.Tensor:
 
 def standardized(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """
-    Grey values scaled to [0, 1], less their mean, over their standard deviation: the numbers of transformers' NumPy, in
-    a fifth of its time, since nothing is in double precision or a new array.
+    Grey values scaled to [0, 1], less their mean, over their standard deviation: the very numbers of transformers'
+    NumPy, in a fraction of its time, since nothing is in double precision or a new array.
 
     Args:
         pixels (`torch.Tensor` of shape `(images, channels, height, width)`): uint8.
