@@ -203,7 +203,11 @@ class SegCollator:
         parts = [self.processor.tiles(group, clip=len(group) > 1) for group in images]
         pixels = [part for part, _ in parts if part]
         names = pixels[0] if pixels else ()
-        return {name: torch.cat([part[name] for part in pixels]) for name in names}, [blocks for _, blocks in parts]
+        # (A batch of one is not copied.)
+        joined = (
+            pixels[0] if len(pixels) == 1 else {name: torch.cat([part[name] for part in pixels]) for name in names}
+        )
+        return joined, [blocks for _, blocks in parts]
 
 
 def preference_pair(row: dict) -> list[Image.Image]:

@@ -1,6 +1,7 @@
 """Pixels as the published models take them: budgets, sizes and statistics."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -64,9 +65,25 @@ def grounding_pixels(images: list[Image.Image], side: int) -> torch.Tensor:
     if not images:
         return torch.zeros(0, 3, *size)
     resized = [np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)) for image in images]
-    pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    return (pixels - mean) / std
+    pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+    return standardized(pixels, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+def standardized(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """
+    Grey values scaled to [0, 1], less their mean, over their standard deviation: the very numbers of transformers'
+    NumPy, in a fraction of its time, since nothing is in double precision or a new array.
+
+    Args:
+        pixels (`torch.Tensor` of shape `(images, channels, height, width)`): uint8.
+        mean, std (`Sequence[float]`): of each channel, in [0, 1].
+
+    Returns:
+        `torch.Tensor` of the same shape, float32 and contiguous.
+    """
+    values = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    mean, std = (torch.tensor(numbers, dtype=torch.float32).view(1, -1, 1, 1) for numbers in (mean, std))
+    return values.sub_(mean).div_(std)
 
 
 def published_image_processor(vlm_config: PreTrainedConfig) -> GotOcr2ImageProcessorPil | Qwen2VLImageProcessorPil:

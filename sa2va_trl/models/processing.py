@@ -29,6 +29,7 @@ from .pixels import (
     QWEN_IMAGE_SIZE,  # noqa: F401  (defined here once)
     grounding_pixels,
     size_of_first_step,
+    standardized,
 )
 from .published import is_published
 from .published_files import read_published_processor, save_published_processor
@@ -317,8 +318,16 @@ class Sa2VAProcessor(ProcessorMixin):
             images = [image.resize(size_of_first_step(*image.size), Image.Resampling.BICUBIC) for image in images]
             clip = False
         options = {"size": self.clip_size} if qwen else {"crop_to_patches": False}
-        outputs = self.image_processor(images=images, return_tensors="pt", **(options if clip else {}))
+        options = options if clip else {}
+        own = self.image_processor
+        # What takes most of InternVL's preprocessing. (Qwen has cut its images into patches by then.)
+        ours = not qwen and own.do_rescale and own.do_normalize and own.rescale_factor == 1 / 255
+        if ours:
+            options |= {"do_rescale": False, "do_normalize": False}
+        outputs = own(images=images, return_tensors="pt", **options)
         pixels = {"pixel_values": outputs["pixel_values"]}
+        if ours:
+            pixels["pixel_values"] = standardized(pixels["pixel_values"], own.image_mean, own.image_std)
         if qwen:
             pixels["image_grid_thw"] = outputs["image_grid_thw"]
             counts = (outputs["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist()

@@ -40,8 +40,8 @@ class NeedsMixin:
             return Batch(rows, seen + UNKNOWN_WORDS, seen)
         return Batch(rows, largest.tokens, largest.image_tokens, max(1, largest.images), max(1, largest.masks))
 
-    def tell_needs(self) -> None:
-        """Log what a step needs, and a warning where the device has less."""
+    def tell_needs(self) -> Need:
+        """Log what a step needs, and a warning where the device has less; returns what it needs."""
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         device, batch = self.args.device, self.batch_sizes()
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
@@ -68,6 +68,7 @@ class NeedsMixin:
         if need.total - (0 if device.type == "cuda" else need.weights) > free:
             helps = "; ".join(self.what_helps(model))
             self._tell(f"This may not fit into memory. What helps, in this order: {helps}.", logging.WARNING)
+        return need
 
     def what_helps(self, model: torch.nn.Module) -> list[str]:
         """What would need less memory, most of it for least first."""

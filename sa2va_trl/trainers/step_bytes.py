@@ -20,6 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from .. import losses
 from ..models import Sa2VAForConditionalGeneration
@@ -225,6 +226,60 @@ def step_bytes(
     if layers <= 3:
         return max(few)
     return max(three + (layers - 3) * (three - two) for three, two in zip(few, phases(2), strict=True))
+
+
+def step_flops(
+    model: Sa2VAForConditionalGeneration,
+    batch: Batch,
+    *,
+    autocast: torch.dtype | None = None,
+    cached: bool = False,
+    mask_options: dict[str, Any] | None = None,
+) -> int:
+    """
+    Floating-point operations of matrix products, convolutions and attention in a forward and backward pass, counted by
+    torch's `FlopCounterMode` as `step_bytes` counts bytes. What gradient checkpointing computes a second time is not
+    among them: these are the model's operations, not the device's.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration`): what trains, with its adapter in it; not changed.
+        batch (`Batch`): its sizes.
+        autocast (`torch.dtype`, *optional*): of mixed precision.
+        cached (`bool`, *optional*, defaults to `False`): whether features stand in for images and text.
+        mask_options (`dict`, *optional*): of [`~losses.mask_losses`].
+
+    Returns:
+        `int`: a multiplication and an addition are two.
+    """
+    layers = len(model.vlm.model.language_model.layers)
+
+    def flops(count: int) -> int:
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        twin = without_values(model, fake, None, False, count)
+        with fake, FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+            made = _inputs(twin, batch, cached)
+            with nullcontext() if autocast is None else torch.autocast("cpu", autocast):
+                outputs, logits = _forward(twin, batch, made, LiveBytes())
+            _loss(outputs, logits, batch, mask_options or {}).backward()
+        return counter.get_total_flops()
+
+    few = flops(min(layers, 3))
+    return few if layers <= 3 else few + (layers - 3) * (few - flops(2))
+
+
+def _attention(query, key, value, *args, out_shape=None, **kwargs):
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient, query, key, value, *args, out_shape=None, **kwargs):
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+# (Torch knows those of GPUs itself.)
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 def _phases(twin, fake, batch, autocast, cached, mask_options):

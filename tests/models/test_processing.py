@@ -119,6 +119,27 @@ def test_tiles(width, height):
     np.testing.assert_allclose(pixels["pixel_values"], np.stack([normalized(piece) for piece in pieces]), atol=1e-5)
 
 
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 0.5}, {"image_std": [0.1, 0.7, 3.0]}],
+    ids=lambda options: "-".join(options) or "published",
+)
+def test_tiles_are_bit_for_bit_those_of_the_image_processor(options, clip):
+    processor = make_processor(tile=28)
+    for name, value in options.items():
+        setattr(processor.image_processor, name, value)
+    # Every grey value is among them.
+    images = [noise(70, 40), noise(28, 28), noise(60, 90, "L")]
+    given = {"crop_to_patches": False} if clip else {}
+    expected = processor.image_processor(
+        images=[image.convert("RGB") for image in images], return_tensors="pt", **given
+    )
+    pixels = processor.tiles(images, clip=clip)[0]["pixel_values"]
+    assert pixels.dtype == expected["pixel_values"].dtype and torch.equal(pixels, expected["pixel_values"])
+    assert pixels.is_contiguous()
+
+
 def test_tiles_of_several_images_and_of_clips():
     processor = make_processor(tile=32)
     images = [noise(64, 32), noise(32, 32, "L"), noise(32, 64, "RGBA")]

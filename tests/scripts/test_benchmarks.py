@@ -1,3 +1,4 @@
+import csv
 import json
 import runpy
 import sys
@@ -6,17 +7,23 @@ from statistics import median
 
 import pytest
 import torch
+from torch import nn
 
 from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration
 from sa2va_trl.models.grounding import GroundingEncoder, whole_weights
+from sa2va_trl.models.quantization import quantised_layers
+from sa2va_trl.trainers import step_bytes
+from sa2va_trl.trainers.memory import Need
+from sa2va_trl.trainers.needs import NeedsMixin
 
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "benchmarks" / "inference.py"
 
 
-def benchmark(monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", ["inference", *map(str, options)])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+def benchmark(monkeypatch, *options, name="inference"):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # as running a script does
+    runpy.run_path(str(SCRIPT.with_stem(name)), run_name="__main__")
 
 
 def counted(monkeypatch, kind, name, calls, describe):
@@ -144,3 +151,89 @@ def test_the_sizes_of_the_memory_page_are_the_published_ones():
             assert sum(parameter.numel() for parameter in model.parameters()) == totals[name], name
     written = (SCRIPT.parents[2] / "docs" / "memory.md").read_text()
     assert all(f"| {name} |" in written for name in page["published"]())
+
+
+def test_a_training_says_what_its_steps_took(monkeypatch, tmp_path, capsys):
+    # (What is counted on models without values has tests of its own.)
+    need = Need(weights=2**30, trained=2**29, activations=2**28, context=0, host=0)
+    models = []
+    monkeypatch.setattr(NeedsMixin, "tell_needs", lambda self: need)
+
+    def step_flops(model, batch, autocast, cached):
+        models.append((model, autocast, cached))
+        return 3e9
+
+    monkeypatch.setattr(step_bytes, "step_flops", step_flops)
+    sizes = ("--steps", 2, "--warm_up", 1, "--image_size", 64, "--batch_size", 2, "--peak_tflops", 0.5)
+    benchmark(monkeypatch, *sizes, "--cases", "qlora", "cache", "--output_dir", tmp_path, name="train")
+    content = json.loads((tmp_path / "train.json").read_text())
+    about, results = content["about"], content["results"]
+    assert about["device_name"] == "CPU" and about["torch"] == torch.__version__ and about["batch_size"] == 2
+    assert str(tmp_path) not in json.dumps(content)
+    assert {name: case["computed_in"] for name, case in results.items()} == {"qlora": "bfloat16", "cache": "float32"}
+    for case in results.values():
+        assert len(case["runs"]["seconds_per_step"]) == 2  # the warm-up is not among them
+        assert case["seconds_per_step"] == median(case["runs"]["seconds_per_step"]) > case["waiting_seconds_per_step"]
+        assert case["samples_per_second"] == pytest.approx(2 / case["seconds_per_step"])
+        assert case["tflops"] == pytest.approx(case["tflop_per_step"] / case["seconds_per_step"])
+        assert case["utilisation"] == pytest.approx(case["tflops"] / 0.5)
+        assert case["peak_gib"] >= case["before_gib"] > 0
+    packed, cached = results["qlora"], results["cache"]
+    assert packed["tokens_per_second"] == pytest.approx(packed["samples_per_second"] * packed["tokens_per_sample"])
+    assert cached["tokens_per_second"] is None  # features stand in for them
+    assert packed["trained_parameters"] > cached["trained_parameters"]  # LoRA beside the head
+    assert {case["counted_gib"] for case in results.values()} == {1.75}
+    (packed, half, read), (whole, single, cached) = models
+    assert (half, read, single, cached) == (torch.bfloat16, False, None, True)
+    assert sorted(name.removesuffix(".base_layer") for name in quantised_layers(packed)) == sorted(
+        name for name, layer in whole.named_modules() if type(layer) is nn.Linear and "language_model.layers" in name
+    )
+    lines = list(csv.DictReader((tmp_path / "train.csv").open()))
+    assert [line["case"] for line in lines] == ["qlora", "cache"] and lines[0]["device_name"] == "CPU"
+    assert "of peak" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--size", "3b"), "size must be"),
+        (("--tiles", "7"), "tiles=7: tiny"),
+        (("--size", "1b", "--tiles", "2"), "tiles must be 1, or 3"),
+        (("--steps", "0"), "steps must be"),
+        (("--count_only",), "count_only"),
+        (("--peak_tflops", "-1"), "peak_tflops must be"),
+        pytest.param(
+            ("--attn_implementation", "flash_attention_2"),
+            "needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU"),
+        ),
+        pytest.param(
+            ("--memory_gib", "24"),
+            "there is none",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU"),
+        ),
+    ],
+)
+def test_options_of_a_training_that_cannot_take_effect_are_refused(monkeypatch, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark(monkeypatch, *options, "--output_dir", tmp_path / "output", name="train")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_deepspeed_takes_one_case(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="one of the cases"):
+        benchmark(monkeypatch, "--output_dir", tmp_path, name="train")
+
+
+def test_rows_are_timed_part_by_part(monkeypatch, tmp_path, capsys):
+    sizes = ("--sizes", 64, "--tiles", 3, "--grounding_image_size", 128, "--repeats", 1)
+    benchmark(
+        monkeypatch, *sizes, "--workers", 0, "--rows", 3, "--model", "none", "--output_dir", tmp_path, name="data"
+    )
+    content = json.loads((tmp_path / "data.json").read_text())
+    seconds = content["64"]["seconds"]
+    assert all(value > 0 for value in seconds.values())
+    assert content["64"]["rows_per_second_a_core"] == pytest.approx(1 / seconds["whole"])
+    assert content["64"]["profile"] and content["64"]["loaders"]["0"]["rows_per_second"] > 0
+    assert "step" not in content and "rows a second and core" in capsys.readouterr().out

@@ -1,8 +1,13 @@
 """What is counted of a step, held against torch's allocator in a real one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from measured_steps import counted, trainer_of
+from torch.utils.flop_counter import FlopCounterMode
+
+from sa2va_trl.trainers.step_bytes import CPU_ATTENTION, step_flops
 
 
 @pytest.mark.parametrize(
@@ -41,3 +46,17 @@ def test_more_layers_are_reckoned_from_three(tmp_path):
     """As if all of them were run: what three layers need, and what each further one adds."""
     few, more, most = (counted(trainer_of(tmp_path, layers=layers)) for layers in (3, 4, 7))
     assert most - more == 3 * (more - few) > 0
+
+
+@pytest.mark.parametrize("options", [{"layers": 4}, {"trainable": "head"}], ids=str)
+def test_operations_are_those_of_a_real_step(tmp_path, options):
+    options = {"layers": 2, "width": 64, **options}
+    trainer = trainer_of(tmp_path, **options)
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as real:
+        trainer.compute_loss(trainer.model, inputs).backward()
+    model = getattr(trainer.model, "get_base_model", lambda: trainer.model)()
+    answered = int((inputs["labels"] != -100).any(0).sum())
+    batch = replace(trainer.batch_sizes(), answers=answered)
+    flops = step_flops(model, batch, mask_options=trainer.mask_loss_options)
+    assert flops == pytest.approx(real.get_total_flops(), rel=0.03)
