@@ -18,7 +18,7 @@ from ..data.stored import plain_rows
 from ..models import Sa2VAProcessor
 from ..models.outputs import SegFeatures
 from ..questions import question_of
-from .masks import PackedMasks, draw_masks
+from .packed_masks import PackedMasks, draw_masks
 from .rows import KEY, MASKS_KEY, view_key
 from .store import FeatureStore
 

@@ -119,7 +119,8 @@ class NumberedRows(torch.utils.data.Dataset):
     Args:
         rows (`datasets.Dataset`): not changed.
         keys (`list[str]`, *optional*): from [`row_keys`], one a row, where features stand in for images.
-        mask_keys (`list[str]`, *optional*): from [`~features.masks.mask_keys`], where packed masks stand in for those.
+        mask_keys (`list[str]`, *optional*): from [`~features.packed_masks.mask_keys`], where packed
+            masks stand in for theirs.
 
     Returns:
         `dict`: the row, its `row_index` and, with `keys` and `mask_keys`, its `KEY` and `MASKS_KEY`.

@@ -10,7 +10,7 @@ from ..data.columns import IMAGE_COLUMNS
 from ..features.decision import Rows, decide_features
 from ..features.encoding import FeatureCollator, encoder
 from ..features.fingerprint import before_the_cut, fingerprint, random_before_the_cut
-from ..features.masks import MASK_COLUMNS, PackedMasks, mask_keys, mask_prints, pack_masks
+from ..features.packed_masks import MASK_COLUMNS, PackedMasks, mask_keys, mask_prints, pack_masks
 from ..features.rows import NumberedRows, View, feature_bytes, row_facts, view_key
 from ..features.store import FeatureStore, features_folder
 from .callbacks import BuildFeatures

@@ -13,8 +13,8 @@ from sa2va_trl import SegCollator
 from sa2va_trl.data import DatasetError
 from sa2va_trl.data.augment import Augmentation
 from sa2va_trl.errors import FeatureError
-from sa2va_trl.features import masks as module
-from sa2va_trl.features.masks import PackedMasks, draw_masks, mask_keys, mask_prints, pack_masks
+from sa2va_trl.features import packed_masks as module
+from sa2va_trl.features.packed_masks import PackedMasks, draw_masks, mask_keys, mask_prints, pack_masks
 from sa2va_trl.features.rows import NumberedRows, view_key
 
 
