@@ -1,7 +1,8 @@
 """
 What frozen features save: an epoch of `trainable: head` from the cache and without it, of training on all rows and on
-hard samples, and the mask head's forward and backward passes alone, in turn, on the tiny model; then what the features
-of a large model take, from its sizes.
+hard samples, and the mask head's forward and backward passes alone, in turn, on the tiny model; how fast one process
+reads; then what the features of a large model take, from its sizes. Seconds are of this process's processor time,
+which a busy machine changes less than the clock on the wall; with workers, whose time it does not see, of the latter.
 
     python recipes/benchmarks/features.py --output_dir outputs/features
 """
@@ -10,6 +11,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +30,7 @@ from sa2va_trl import (
 )
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.features.rows import feature_bytes
+from sa2va_trl.features.store import FeatureStore
 from sa2va_trl.files import write_json
 from sa2va_trl.models.checkpoints import checkpoint_folder, read_config
 from sa2va_trl.models.grounding import whole_weights
@@ -37,31 +40,32 @@ from sa2va_trl.models.outputs import SegFeatures
 class Epochs(TrainerCallback):
     """Seconds of each epoch, without what is before the first and after the last step."""
 
-    def __init__(self):
-        self.seconds = []
+    def __init__(self, clock: Callable[[], float]):
+        self.clock, self.seconds = clock, []
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.start = time.perf_counter()
+        self.start = self.clock()
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        self.seconds.append(time.perf_counter() - self.start)
+        self.seconds.append(self.clock() - self.start)
 
 
 def epoch(
     mode: str, data, size: int, tiles: int, batch_size: int, workers: int, folder: Path, hard: bool = False
-) -> float:
+) -> tuple[float, float]:
     """
-    Seconds of the second epoch of a run. (The first warms up; features are computed before it.) On hard samples, every
-    other row is hard, so that an epoch has as many rows as the data set.
+    Seconds of the second epoch of a run, and of reading its batches alone. (The first warms up; features are computed
+    before it.) On hard samples, every other row is hard, so that an epoch has as many rows as the data set.
     """
     model, processor = tiny_sa2va(image_size=size, max_patches=tiles)
-    clock = Epochs()
+    clock = time.perf_counter if workers else time.process_time
+    epochs = Epochs(clock)
     trainer, config, given = SegSFTTrainer, SegSFTConfig, {}
     if hard:
         trainer, config = HardSampleTrainer, HardSampleConfig
         dice = [0.9 if row % 2 else 0.5 for row in range(len(data))]
         given = {"scores": pd.DataFrame({"sample_id": data["sample_id"], "dice": dice})}
-    trainer(
+    run = trainer(
         model=model,
         args=config(
             str(folder / mode),
@@ -82,13 +86,17 @@ def epoch(
         ),
         train_dataset=data,
         processing_class=processor,
-        callbacks=[clock],
+        callbacks=[epochs],
         **given,
-    ).train()
-    return clock.seconds[-1]
+    )
+    run.train()
+    start = clock()
+    for _ in run.get_train_dataloader():
+        pass
+    return epochs.seconds[-1], clock() - start
 
 
-def head_alone(rows: int, size: int, batch_size: int) -> float:
+def head_alone(rows: int, size: int, batch_size: int, clock: Callable[[], float]) -> float:
     """Seconds of the mask head's forward and backward passes over as many rows, of features that are in memory."""
     model, _ = tiny_sa2va(image_size=size)
     model.requires_grad_(False).train()
@@ -101,10 +109,30 @@ def head_alone(rows: int, size: int, batch_size: int) -> float:
         model.zero_grad()
 
     step()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(rows // batch_size):
         step()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def large_rows(config: Sa2VAConfig, folder: Path, count: int = 8) -> float:
+    """Rows a second that one process reads of a large model's in bfloat16, from the page cache, in batches of one."""
+    side, width = config.grounding_config.image_size, config.grounding_config.hidden_dim
+    one, kinds = torch.zeros(1, dtype=torch.long), (torch.bfloat16, torch.bfloat16, torch.float32)
+    levels = [
+        torch.ones(1, width, side // s, side // s, dtype=kind) for s, kind in zip((4, 8, 16), kinds, strict=True)
+    ]
+    state = torch.ones(1, config.text_config.hidden_size, dtype=torch.bfloat16)
+    store = FeatureStore(folder, {"rows": "made up"})
+    keys = {str(row): ([{}], 0) for row in range(count)}
+    store.build(keys, lambda rows: (SegFeatures(state, one, one, one, tuple(levels)), [1], [1]), 1, progress=False)
+    rates = []
+    for _ in range(3):
+        start = time.process_time()
+        for key in keys:
+            store.read([key])
+        rates.append(count / (time.process_time() - start))
+    return statistics.median(rates)
 
 
 def internvl3_8b() -> Sa2VAConfig:
@@ -187,6 +215,7 @@ def main():
         "--workers", type=int, default=0, help="processes that read batches, with and without features"
     )
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cache_only", action="store_true", help="leave out all epochs but those from the cache")
     args = parser.parse_args()
 
     data = synthetic_dataset(num_videos=16, frames_per_video=4, size=args.data_size)
@@ -196,34 +225,49 @@ def main():
         "hard samples, without": ("off", True),
         "hard samples, cache": ("on", True),
     }
-    seconds = {name: [] for name in (*runs, "head alone")}
+    if args.cache_only:
+        runs = {"cache": runs["cache"]}
+    reads = [f"reading, {name}" for name in runs if "hard" not in name]
+    seconds = {name: [] for name in (*runs, "head alone", *reads)}
+    clock = time.perf_counter if args.workers else time.process_time
     with tempfile.TemporaryDirectory() as folder:
         # In turn, so that a busy machine is busy for all of them.
         for _ in range(args.repeats):
             for name, (mode, hard) in runs.items():
                 sizes = (args.image_size, args.max_patches, args.batch_size, args.workers)
-                seconds[name].append(epoch(mode, data, *sizes, Path(folder), hard))
-            seconds["head alone"].append(head_alone(len(data), args.image_size, args.batch_size))
+                whole, reading = epoch(mode, data, *sizes, Path(folder), hard)
+                seconds[name].append(whole)
+                if not hard:
+                    seconds[f"reading, {name}"].append(reading)
+                if name == "cache":
+                    seconds["head alone"].append(head_alone(len(data), args.image_size, args.batch_size, clock))
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    ratios = [without / cache for without, cache in zip(seconds["without"], seconds["cache"], strict=True)]
     overheads = [cache / alone for cache, alone in zip(seconds["cache"], seconds["head alone"], strict=True)]
     rates = {name: len(data) / value for name, value in median.items()}
     result = {
         "seconds": median,
         "rows_per_second": rates,
-        "speed_up": statistics.median(ratios),
         "overhead": statistics.median(overheads),
     }
     print(f"\nAn epoch of {len(data)} rows, tiny model at {args.image_size} pixels, median of {args.repeats}:")
     for name, value in median.items():
         print(f"  {name:<22}{value:8.3f} s{rates[name]:10.1f} rows a second")
-    print(f"  without / cache: {result['speed_up']:.2f}   (from {min(ratios):.2f} to {max(ratios):.2f})")
+    if not args.cache_only:
+        ratios = [without / cache for without, cache in zip(seconds["without"], seconds["cache"], strict=True)]
+        result["speed_up"] = statistics.median(ratios)
+        print(f"  without / cache: {result['speed_up']:.2f}   (from {min(ratios):.2f} to {max(ratios):.2f})")
     print(f"  cache / head alone: {result['overhead']:.2f}   (from {min(overheads):.2f} to {max(overheads):.2f})")
 
     config = internvl3_8b() if args.config is None else read_config(checkpoint_folder(args.config)[0])
     result["large"] = large = estimate(config, args.rows, args.tokens, args.tiles)
+    with tempfile.TemporaryDirectory() as folder:
+        large["read_rows_per_second"] = large_rows(config, Path(folder))
     print(f"\n{args.config or 'Sa2VA-InternVL3-8B'}, bfloat16, one image and one object a row:")
     print(f"  {large['bytes_per_row']:,} bytes a row, {large['disk_gb']:.1f} GB for {args.rows} rows")
+    rate = large["read_rows_per_second"]
+    print(
+        f"  {rate:.1f} rows a second ({rate * large['bytes_per_row'] / 1e9:.2f} GB/s) from the page cache by one core"
+    )
     for speed, value in large["rows_per_second"].items():
         print(f"  {value:.1f} rows a second at {speed}")
     for name, value in large["operations_per_row"].items():

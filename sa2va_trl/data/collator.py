@@ -230,12 +230,21 @@ def stack_pairs(pairs: list[list[Image.Image]], size: int) -> dict[str, torch.Te
     Raises:
         `DatasetError`: some rows have a pair and others have none.
     """
-    if not any(pairs):
+    return join_pairs([stack_masks(pair, size) for pair in pairs])
+
+
+def join_pairs(pairs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    As [`stack_pairs`], of pairs that are drawn.
+
+    Args:
+        pairs (`list[torch.Tensor]`): of each row, of shape `(2, size, size)`, or empty where it has none.
+    """
+    if not any(map(len, pairs)):
         return {}
-    if not all(pairs):
+    if not all(map(len, pairs)):
         raise DatasetError("Rows with and without chosen_mask and rejected_mask are mixed in one batch.")
-    names = ("chosen_masks", "rejected_masks")
-    return {name: stack_masks(list(group), size) for name, group in zip(names, zip(*pairs, strict=True), strict=True)}
+    return dict(zip(("chosen_masks", "rejected_masks"), torch.stack(pairs, dim=1), strict=True))
 
 
 def stack_masks(masks: list[Image.Image], size: int | None) -> torch.Tensor:

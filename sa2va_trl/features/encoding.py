@@ -12,15 +12,14 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..data.collator import TARGETS, SegCollator, stack_masks, stack_pairs
+from ..data.collator import TARGETS, SegCollator, join_pairs
 from ..data.fit import check_fit
-from ..data.layout import read_masks
 from ..data.stored import plain_rows
-from ..losses import tubed_skeleton
 from ..models import Sa2VAProcessor
 from ..models.outputs import SegFeatures
 from ..questions import question_of
-from .rows import KEY, view_key
+from .packed_masks import PackedMasks, draw_masks
+from .rows import KEY, MASKS_KEY, view_key
 from .store import FeatureStore
 
 
@@ -210,6 +209,7 @@ class FeatureCollator:
     Args:
         collator (`SegCollator`): says how masks are drawn.
         store (`FeatureStore`): with the rows' features.
+        packed (`PackedMasks`, *optional*): with the masks of rows that have a key in it; other rows hold pictures.
 
     Returns:
         `dict` with `image_counts`, `features` ([`~models.outputs.SegFeatures`]), `masks`, `original_masks` and, if
@@ -218,27 +218,27 @@ class FeatureCollator:
 
     collator: SegCollator
     store: FeatureStore
+    packed: PackedMasks | None = None
 
     def __call__(self, rows: list[dict]) -> dict:
         if any(row.get(KEY) is None for row in rows):
             return self.collator(rows)
-        keys = [view_key(row[KEY], self.collator, row.get("row_index", 0)) for row in rows]
-        features, image_counts = self.store.read(keys)
-        masks, pairs = [], []
-        for row in rows:
-            own = read_masks(row)
-            pair = self.collator.pair(row, own)
-            _, changed = self.collator.augment(row, [], [*own, *pair])
-            masks.append(changed[: len(own)])
-            pairs.append(changed[len(own) :])
+        features, image_counts = self.store.read(self._keys(rows, KEY))
+        if any(row.get(MASKS_KEY) is None for row in rows):
+            drawn = [draw_masks(self.collator, row) for row in rows]
+        else:
+            drawn = self.packed.read(self._keys(rows, MASKS_KEY))
         batch = {
             # First, because Trainer takes the batch's size from the first tensor.
             "image_counts": image_counts,
             "features": features,
-            "original_masks": [stack_masks(group, size=None) for group in masks],
-            "masks": stack_masks([mask for group in masks for mask in group], size=self.collator.mask_size),
-            **stack_pairs(pairs, self.collator.mask_size),
+            "original_masks": [own.original for own in drawn],
+            "masks": torch.cat([own.masks for own in drawn]),
+            **join_pairs([own.pair for own in drawn]),
         }
         if self.collator.with_skeletons:
-            batch["skeletons"] = tubed_skeleton(batch["masks"])
+            batch["skeletons"] = torch.cat([own.skeletons for own in drawn])
         return batch
+
+    def _keys(self, rows: list[dict], name: str) -> list[str]:
+        return [view_key(row[name], self.collator, row.get("row_index", 0)) for row in rows]

@@ -22,6 +22,8 @@ from .fingerprint import json_digest
 
 # Column of a data set whose rows may be read from a store.
 KEY = "features_key"
+# Column of those of them whose masks are packed.
+MASKS_KEY = "masks_key"
 
 
 class RowFacts(NamedTuple):
@@ -117,13 +119,16 @@ class NumberedRows(torch.utils.data.Dataset):
     Args:
         rows (`datasets.Dataset`): not changed.
         keys (`list[str]`, *optional*): from [`row_keys`], one a row, where features stand in for images.
+        mask_keys (`list[str]`, *optional*): from [`~features.packed_masks.mask_keys`], where packed
+            masks stand in for theirs.
 
     Returns:
-        `dict`: the row, its `row_index` and, with `keys`, its `KEY`.
+        `dict`: the row, its `row_index` and, with `keys` and `mask_keys`, its `KEY` and `MASKS_KEY`.
     """
 
-    def __init__(self, rows: Dataset, keys: list[str] | None = None):
-        self.rows, self.keys = rows, keys
+    def __init__(self, rows: Dataset, keys: list[str] | None = None, mask_keys: list[str] | None = None):
+        self.rows = rows
+        self.keys = {name: own for name, own in ((KEY, keys), (MASKS_KEY, mask_keys)) if own is not None}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -137,11 +142,10 @@ class NumberedRows(torch.utils.data.Dataset):
             raise DatasetError(
                 f"The transform of a dataset has to keep all rows; of {len(numbers)} it made {len(rows)}."
             )
-        rows = [{**row, "row_index": number} for number, row in zip(numbers, rows, strict=True)]
-        if self.keys is not None:
-            for row in rows:
-                row[KEY] = self.keys[row["row_index"]]
-        return rows
+        return [
+            {**row, "row_index": number, **{name: own[number] for name, own in self.keys.items()}}
+            for number, row in zip(numbers, rows, strict=True)
+        ]
 
 
 @dataclass

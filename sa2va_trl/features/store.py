@@ -1,7 +1,7 @@
 """
-Frozen features: what `encode` makes of every row, computed once, kept on disk and read in its place.
+Stores of what is made of every row once, kept on disk and read in its place: frozen features, and packed masks.
 
-A store is a folder for each fingerprint (of everything that `encode` depends on but the row). Each process that
+A store is a folder for each fingerprint (of everything that it depends on but the row). Each process that
 computes appends to a pair of files of its own: raw bytes, and one JSON line a row with its key, place, shapes and
 checksum. A row counts from the moment its line is complete, so a killed run leaves nothing half-written and is taken
 up where it ended.
@@ -9,6 +9,7 @@ up where it ended.
 
 import json
 import logging
+import math
 import os
 import shutil
 import uuid
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -50,14 +52,14 @@ def features_folder(dataset: Dataset) -> Path:
 @dataclass(frozen=True)
 class Record:
     """
-    Where a row's features are.
+    Where what is stored of a row is.
 
     Args:
         key (`str`): of the row.
         part (`str`): name of the files, without ending.
         offset, size (`int`): of the bytes.
         crc (`int`): CRC-32 of key, shapes and bytes.
-        tensors (`tuple`): type and shape of `seg_states` and of the three levels of the pyramid.
+        tensors (`tuple`): type and shape of each tensor, in the order of the bytes.
     """
 
     key: str
@@ -68,14 +70,18 @@ class Record:
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-class FeatureStore:
+class RowStore:
     """
-    Features on disk. Reading is by memory map, so that processes and data workers share the system's page cache.
+    Tensors of rows on disk. Reading is by memory map, so that processes and data workers share the system's page
+    cache.
 
     Args:
         root (`str` or `Path`): folder of all stores.
-        prints (`dict`): from [`fingerprint`].
+        prints (`dict`): of all that they depend on but the row, which JSON can hold.
     """
+
+    # In messages.
+    what = "features"
 
     def __init__(self, root: str | os.PathLike, prints: dict):
         self.root, self.prints = Path(root), prints
@@ -118,53 +124,42 @@ class FeatureStore:
         if part not in self._maps:
             file = self.folder / f"{part}.bin"
             empty = file.stat().st_size == 0
-            self._maps[part] = np.zeros(0, np.uint8) if empty else np.memmap(file, np.uint8, mode="r")
+            # (As a plain array: a slice of a `memmap` costs more than copying a small row.)
+            self._maps[part] = np.zeros(0, np.uint8) if empty else np.asarray(np.memmap(file, np.uint8, mode="r"))
         return self._maps[part]
 
     def _is_sound(self, record: Record) -> bool:
         try:
             if (self.folder / f"{record.part}.bin").stat().st_size > len(self._maps.get(record.part, ())):
                 self._maps.pop(record.part, None)  # it has grown
-            stored = self._map(record.part)[record.offset : record.offset + record.size]
+            stored = self.stored(record)
         except OSError:
             return False
         return len(stored) == record.size and zlib.crc32(stored, _crc_of(record.key, record.tensors)) == record.crc
 
-    def read(self, keys: list[str]) -> tuple[SegFeatures, torch.LongTensor]:
+    def find(self, keys: list[str]) -> list[Record]:
         """
-        Features of a batch, as `encode` would make them of these rows.
-
         Args:
-            keys (`list[str]`): of the rows, in their order.
+            keys (`list[str]`): of rows.
 
         Returns:
-            `SegFeatures` on the CPU, in the types that they were computed in (the coarse level of the pyramid in
-            float32, whatever the model computes in), and the images of each row, shape `(batch,)`, int64.
+            `list[Record]`: where they are, in their order.
 
         Raises:
             `FeatureError`: a row is not there.
         """
         try:
-            records = [self.records[key] for key in keys]
+            return [self.records[key] for key in keys]
         except KeyError as error:
-            raise FeatureError(f"{self.folder} has no features of the row with key {error}.") from None
-        starts, levels = [record.offset for record in records], []
-        for level in range(4):
-            kinds = [record.tensors[level] for record in records]
-            # Rows without an image have nothing in a level but its shape.
-            kind, shape = next((entry for entry in kinds if entry[1][0]), kinds[0])
-            joined = torch.empty((sum(entry[1][0] for entry in kinds), *shape[1:]), dtype=getattr(torch, kind))
-            target, end = flat_bytes(joined), 0
-            for row, (record, (_, own)) in enumerate(zip(records, kinds, strict=True)):
-                size = joined.element_size() * int(np.prod(own))
-                target[end : end + size] = self._map(record.part)[starts[row] : starts[row] + size]
-                starts[row] += size
-                end += size
-            levels.append(joined)
-        segs = torch.tensor([record.tensors[0][1][0] for record in records])
-        images = torch.tensor([record.tensors[1][1][0] for record in records])
-        seg_index, image_index, row_index = pair_masks(torch.arange(len(keys)).repeat_interleave(segs), images)
-        return SegFeatures(levels[0], seg_index, image_index, row_index, tuple(levels[1:])), images
+            raise FeatureError(f"{self.folder} has no {self.what} of the row with key {error}.") from None
+
+    def stored(self, record: Record) -> np.ndarray:
+        """The bytes of a row, uint8, which nothing may be written to."""
+        return self._map(record.part)[record.offset : record.offset + record.size]
+
+    def by_row(self, made: Any) -> Iterator[list[torch.Tensor]]:
+        """What `encode` has made of some rows, as tensors on the CPU for each."""
+        raise NotImplementedError
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """
@@ -189,7 +184,9 @@ class FeatureStore:
                 except Timeout:
                     taken = False
                     if not told:
-                        logger.warning("Another process is computing the features in %s: waiting for it.", self.folder)
+                        logger.warning(
+                            "Another process is computing the %s in %s: waiting for it.", self.what, self.folder
+                        )
                         told = True
             if everywhere(taken)[0]:
                 break
@@ -202,7 +199,7 @@ class FeatureStore:
     def build(
         self,
         rows: dict[str, tuple[Dataset, int]],
-        encode: Callable[[list[dict]], tuple[SegFeatures, list[int], list[int]]],
+        encode: Callable[[list[dict]], Any],
         batch_size: int,
         need: Callable[[list[str]], int] | None = None,
         progress: bool = True,
@@ -213,9 +210,11 @@ class FeatureStore:
 
         Args:
             rows (`dict[str, tuple[Dataset, int]]`): for each key a data set and the number of a row of it.
-            encode (`Callable`): takes rows; returns their features, and for each row its `[SEG]`s and its images.
+            encode (`Callable`):
+                Takes rows and returns what is to be stored of them; of features, these, and for each row its `[SEG]`s
+                and its images.
             batch_size (`int`): rows in one call of `encode`.
-            need (`Callable`, *optional*): bytes that the features of some keys will take.
+            need (`Callable`, *optional*): bytes that what is stored of some keys will take.
             progress (`bool`, *optional*, defaults to `True`): show a bar.
 
         Returns:
@@ -232,7 +231,9 @@ class FeatureStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             failure = None
         except OSError as error:
-            failure = FeatureError(f"Features cannot be written to {self.folder}: {error.strerror}. Set cache_dir.")
+            failure = FeatureError(
+                f"{self.what.capitalize()} cannot be written to {self.folder}: {error.strerror}. Set cache_dir."
+            )
         raise_first(failure)
         with self._locked():
             self.open()
@@ -260,12 +261,12 @@ class FeatureStore:
         with _Part(self.folder) as part:
             # As many calls on every process, the last ones for form's sake: ZeRO-3 gathers weights together.
             steps = range(0, len(missing[0::world]), batch_size)
-            for start in tqdm(steps, desc="features", disable=not progress or rank != 0):
+            for start in tqdm(steps, desc=self.what, disable=not progress or rank != 0):
                 keys = own[start : start + batch_size]
                 try:
                     used = keys or missing[:1]
-                    features, segs, images = encode([rows[key][0][rows[key][1]] for key in used])
-                    for key, tensors in zip(keys, _by_row(features, segs, images), strict=False):
+                    made = encode([rows[key][0][rows[key][1]] for key in used])
+                    for key, tensors in zip(keys, self.by_row(made), strict=False):
                         part.append(key, tensors)
                         written.add(key)
                 except OSError as error:
@@ -282,7 +283,7 @@ class FeatureStore:
         wanted = "" if need is None else f"{need:,} bytes are needed and "
         reason = "" if error is None else f" ({error.strerror or error})"
         return FeatureError(
-            f"No features can be written to {self.folder}{reason}: {wanted}{free:,} bytes are free. Free some, set "
+            f"No {self.what} can be written to {self.folder}{reason}: {wanted}{free:,} bytes are free. Free some, set "
             "cache_dir to another disk, or train with cache_features=off. What is written so far stays usable."
         )
 
@@ -299,6 +300,60 @@ class FeatureStore:
             else:
                 file.unlink()
                 file.with_suffix(".bin").unlink(missing_ok=True)
+
+
+class FeatureStore(RowStore):
+    """
+    Frozen features: what `encode` makes of every row.
+
+    Args:
+        root (`str` or `Path`): folder of all stores.
+        prints (`dict`): from [`fingerprint`].
+    """
+
+    def read(self, keys: list[str]) -> tuple[SegFeatures, torch.LongTensor]:
+        """
+        Features of a batch, as `encode` would make them of these rows.
+
+        Args:
+            keys (`list[str]`): of the rows, in their order.
+
+        Returns:
+            `SegFeatures` on the CPU, in the types that they were computed in (the coarse level of the pyramid in
+            float32, whatever the model computes in), and the images of each row, shape `(batch,)`, int64.
+
+        Raises:
+            `FeatureError`: a row is not there.
+        """
+        records = self.find(keys)
+        parts = [self.stored(record) for record in records]
+        starts, levels = [0] * len(records), []
+        for level in range(4):
+            kinds = [record.tensors[level] for record in records]
+            # Rows without an image have nothing in a level but its shape.
+            kind, shape = next((entry for entry in kinds if entry[1][0]), kinds[0])
+            joined = torch.empty((sum(entry[1][0] for entry in kinds), *shape[1:]), dtype=getattr(torch, kind))
+            target, end = flat_bytes(joined), 0
+            for row, (_, own) in enumerate(kinds):
+                size = joined.element_size() * math.prod(own)
+                target[end : end + size] = parts[row][starts[row] : starts[row] + size]
+                starts[row] += size
+                end += size
+            levels.append(joined)
+        segs = torch.tensor([record.tensors[0][1][0] for record in records])
+        images = torch.tensor([record.tensors[1][1][0] for record in records])
+        seg_index, image_index, row_index = pair_masks(torch.arange(len(keys)).repeat_interleave(segs), images)
+        return SegFeatures(levels[0], seg_index, image_index, row_index, tuple(levels[1:])), images
+
+    def by_row(self, made: tuple[SegFeatures, list[int], list[int]]) -> Iterator[list[torch.Tensor]]:
+        """`seg_states` and pyramid of each row."""
+        features, segs, images = made
+        first_seg = first_image = 0
+        for seg_count, image_count in zip(segs, images, strict=True):
+            states = features.seg_states[first_seg : first_seg + seg_count]
+            levels = [level[first_image : first_image + image_count] for level in features.pyramid]
+            yield [tensor.detach().cpu() for tensor in (states, *levels)]
+            first_seg, first_image = first_seg + seg_count, first_image + image_count
 
 
 def _records(file: Path) -> list[Record | None]:
@@ -360,13 +415,3 @@ def _write_all(file, content) -> int:
     while len(left):
         left = left[file.write(left) :]
     return len(content)
-
-
-def _by_row(features: SegFeatures, segs: list[int], images: list[int]) -> Iterator[list[torch.Tensor]]:
-    """`seg_states` and pyramid of each row, on the CPU."""
-    first_seg = first_image = 0
-    for seg_count, image_count in zip(segs, images, strict=True):
-        states = features.seg_states[first_seg : first_seg + seg_count]
-        levels = [level[first_image : first_image + image_count] for level in features.pyramid]
-        yield [tensor.detach().cpu() for tensor in (states, *levels)]
-        first_seg, first_image = first_seg + seg_count, first_image + image_count

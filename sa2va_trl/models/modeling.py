@@ -84,6 +84,18 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.vlm.set_output_embeddings(value)
 
+    def train(self, mode: bool = True) -> "Sa2VAForConditionalGeneration":
+        """As in `nn.Module`."""
+        # Trainer calls it at every step, and torch sets the mode of each of hundreds of modules, which costs ten times
+        # as much as to see that they are in it.
+        pending: list[nn.Module] = [self]
+        while pending:
+            module = pending.pop()
+            if module.training is not mode:
+                return super().train(mode)
+            pending.extend(child for child in module._modules.values() if child is not None)
+        return self
+
     @property
     def is_gradient_checkpointing(self) -> bool:
         """`is_activation_checkpointing` by the earlier name, by which PEFT asks and of which transformers warns."""

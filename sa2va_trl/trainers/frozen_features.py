@@ -10,6 +10,7 @@ from ..data.columns import IMAGE_COLUMNS
 from ..features.decision import Rows, decide_features
 from ..features.encoding import FeatureCollator, encoder
 from ..features.fingerprint import before_the_cut, fingerprint, random_before_the_cut
+from ..features.packed_masks import MASK_COLUMNS, PackedMasks, mask_keys, mask_prints, pack_masks
 from ..features.rows import NumberedRows, View, feature_bytes, row_facts, view_key
 from ..features.store import FeatureStore, features_folder
 from .callbacks import BuildFeatures
@@ -27,6 +28,8 @@ class FrozenFeaturesMixin:
     _features_ready = False
     # Of the rows of each set that has features, by its fingerprint.
     _keys: dict[str, list[str]] = {}
+    # Of their masks.
+    _mask_keys: dict[str, list[str]] = {}
     # Whether the training rows are evaluated, too: then they have features as they are, beside their augmented views.
     _evaluates_training = False
 
@@ -108,9 +111,18 @@ class FrozenFeaturesMixin:
         self._encoding_collator = self.eval_collator
         store = decision.rows.store
         self.features, self._features_ready = store, not decision.missing
-        self.data_collator = FeatureCollator(self.data_collator, store)
-        self.eval_collator = FeatureCollator(self.eval_collator, store)
+        self._mask_keys = {dataset._fingerprint: self._masks_of(name, dataset) for name, dataset in parts}
+        self.data_collator = self._from_stores(self.data_collator)
+        self.eval_collator = self._from_stores(self.eval_collator)
         self.add_callback(BuildFeatures(self))
+
+    def _masks_of(self, name: str, dataset: Dataset) -> list[str]:
+        repeats = getattr(self.args, "dataset_repeats", 1) if name == "train_dataset" else 1
+        return mask_keys(dataset.select(range(len(dataset) // repeats))) * repeats
+
+    def _from_stores(self, collator: SegCollator) -> FeatureCollator:
+        packed = PackedMasks(self.features.root, mask_prints(collator)).open()
+        return FeatureCollator(collator, self.features, packed)
 
     def _add_views(self, keys: dict[str, list[str]]) -> None:
         """Views of the training rows, in place of the rows, are what training reads."""
@@ -163,20 +175,39 @@ class FrozenFeaturesMixin:
             self._feature_need,
             progress=not self.args.disable_tqdm,
         )
+        self._pack_masks()
         self._features_ready = True
         # Workers that live on know the features of the time when they were started.
         getattr(self, "_eval_dataloaders", {}).clear()
 
+    def _pack_masks(self) -> None:
+        parts = [(name, dataset, self._mask_keys[dataset._fingerprint]) for name, dataset in self._feature_datasets()]
+        for collator, names in (
+            (self.data_collator, {"train_dataset"}),
+            (self.eval_collator, {name for name, *_ in parts if name != "train_dataset" or self._evaluates_training}),
+        ):
+            own = [(dataset, keys) for name, dataset, keys in parts if name in names]
+            rows = pack_masks(collator.packed, collator.collator, own, progress=not self.args.disable_tqdm)
+            size = sum(record.size for record in collator.packed.find(rows))
+            if rows:
+                self._tell(f"Masks packed: {size:,} bytes for {len(rows)} rows in {collator.packed.folder}.")
+
     def _remove_unused_columns(self, dataset, description=None):
-        keys = self._keys.get(dataset._fingerprint)
+        fingerprint_of_rows = dataset._fingerprint
+        keys = self._keys.get(fingerprint_of_rows)
         # A transform may read any column.
         if dataset.format["type"] is None:
             dataset = super()._remove_unused_columns(dataset, description)
         # Training computes what is missing before it reads a row; an evaluation on its own does not.
         if keys is None or not (self._features_ready or description == "Training"):
             return NumberedRows(dataset)
-        drop = [name for name in IMAGE_COLUMNS if name in dataset.column_names]
-        return NumberedRows(dataset.remove_columns(drop), keys)
+        drop, masks = IMAGE_COLUMNS, self._mask_keys[fingerprint_of_rows]
+        # Likewise of masks.
+        if description == "Training" or not self.eval_collator.packed.missing(masks):
+            drop = (*drop, *MASK_COLUMNS)
+        else:
+            masks = None
+        return NumberedRows(dataset.remove_columns([name for name in drop if name in dataset.features]), keys, masks)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         # (Nothing of the language model, whose operations Trainer counts, runs on features.)

@@ -1,5 +1,7 @@
 """Frozen features: computed, shared and used by one process, DDP and ZeRO-3 alike."""
 
+import json
+
 import launch
 import pytest
 from launch import DDP, FOUR_STEPS, ONE, ZERO3, assert_same
@@ -21,9 +23,14 @@ def test_features_are_computed_and_used_alike_on_one_process_ddp_and_zero3(tmp_p
             for entry in expected:
                 entry.pop("lm_loss", None)
             assert_same(expected, found)
-            (store,) = cache.iterdir()
+            prints = {folder: json.loads((folder / "fingerprint.json").read_text()) for folder in cache.iterdir()}
+            (packed,) = [folder for folder in prints if prints[folder].get("what") == "masks"]
+            (store,) = prints.keys() - {packed}
             # Each process has written its share, once.
             records = [file.read_text().splitlines() for file in store.glob("*.jsonl")]
             assert sorted(map(len, records)) == [8, 8]
+            records = [file.read_text().splitlines() for file in packed.glob("*.jsonl")]
+            keys = [json.loads(line)["key"] for lines in records for line in lines]
+            assert len(records) > 1 and len(set(keys)) == len(keys) > 8
         stores.append(store.name)
     assert stores[0] == stores[1]

@@ -613,3 +613,17 @@ def test_no_masks_have_no_candidates_and_a_gradient_all_the_same(training, tiny)
         # In training every process runs the decoder, and DDP waits for its gradients.
         assert output.mask_logits.requires_grad is training
     assert model.must_run_everything is training
+
+
+def test_the_mode_reaches_every_module(tiny):
+    model, _ = tiny
+    deep = model.vlm.model.language_model.layers[0].self_attn.q_proj
+    model.register_module("absent", None)
+    for mode in (True, False):
+        assert model.train(mode) is model and all(module.training is mode for module in model.modules())
+        deep.training = not mode  # whatever the model itself says
+        assert model.train(mode) is model and deep.training is mode
+    model.train()
+    assert not model.eval().training and not deep.training
+    with pytest.raises(ValueError, match="boolean"):
+        model.train("yes")

@@ -11,6 +11,7 @@ from sa2va_trl import SegCollator, SegSFTConfig, SegSFTTrainer, tiny_sa2va
 from sa2va_trl.data import synthetic_dataset
 from sa2va_trl.data.augment import Augmentation
 from sa2va_trl.errors import FeatureError
+from sa2va_trl.features import encoding, packed_masks
 from sa2va_trl.features.encoding import FeatureCollator
 from sa2va_trl.features.store import FeatureStore
 
@@ -290,3 +291,31 @@ def test_the_start_is_kept_where_nothing_is_better(tmp_path, data, learning_rate
     assert run.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
     same = [torch.equal(before[name], value) for name, value in run.model.named_parameters()]
     assert all(same) == (best == 0)
+
+
+def test_masks_are_drawn_once(tmp_path, data, monkeypatch, log):
+    drawn, draw = [], packed_masks.draw_masks
+
+    def counted(collator, row):
+        drawn.append(row["sample_id"])
+        return draw(collator, row)
+
+    for module in (encoding, packed_masks):
+        monkeypatch.setattr(module, "draw_masks", counted)
+    run = trainer(tmp_path, data, max_steps=4)
+    run.train()
+    run.evaluate()
+    ids = [*data[0]["sample_id"], *data[1]["sample_id"]]
+    assert sorted(drawn) == sorted(ids) and log.text.count("Masks packed: ") == 2
+    # A store of features alone, as earlier versions left it, is completed.
+    for file in run.data_collator.packed.folder.glob("part-*"):
+        file.unlink()
+    again = trainer(tmp_path, data, max_steps=2)
+    seen = count_encodings(again)
+    drawn.clear()
+    again.evaluate()  # on its own, it draws what is not there
+    assert sorted(drawn) == sorted(data[1]["sample_id"])
+    again.train()
+    again.evaluate()
+    assert sorted(drawn) == sorted([*ids, *data[1]["sample_id"]]) and seen == []
+    assert_same(log_of(run)[:1], log_of(again)[:1], 1e-6)
