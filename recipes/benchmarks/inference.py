@@ -7,6 +7,7 @@ there unless told otherwise, because next to a tiny image encoder the mask decod
 
     python recipes/benchmarks/inference.py --model_name_or_path ByteDance/Sa2VA-InternVL3-8B --dtype bfloat16
     python recipes/benchmarks/inference.py --cases written --vlm whole
+    python recipes/benchmarks/inference.py --cases image clip --grounding_image_size 256 --torch_compile true
 """
 
 import copy
@@ -30,6 +31,7 @@ from trl import TrlParser
 
 from sa2va_trl import Sa2VAForConditionalGeneration
 from sa2va_trl.files import write_json
+from sa2va_trl.models.compiling import compile_sam2
 from sa2va_trl.models.configuration import Sa2VAGroundingConfig
 from sa2va_trl.models.written_states import WrittenStates
 from sa2va_trl.scripts.arguments import TINY, ModelArguments
@@ -65,6 +67,9 @@ class InferenceArguments:
     new_tokens: list[int] = field(default_factory=lambda: [16, 256], metadata={"help": "Lengths of two answers."})
     repeats: int = field(default=5, metadata={"help": "Timed runs of an image and of an answer."})
     clip_repeats: int = field(default=3, metadata={"help": "Timed runs of a clip."})
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile SAM 2; what the first runs take is in start_up."}
+    )
 
     def __post_init__(self):
         if self.grounding not in (None, "real", "own"):
@@ -106,7 +111,10 @@ def benchmark_model(args: InferenceArguments, model_args: ModelArguments):
         model.set_attn_implementation(model_args.attn_implementation)
     if isinstance(model, PeftModel):
         model = model.get_base_model()  # with the adapter's layers in it
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    if args.torch_compile:
+        compile_sam2(model.grounding_encoder.sam2_model)
+    return model, processor
 
 
 def now() -> float:
@@ -251,7 +259,7 @@ def main():
     shape = (args.num_frames, args.image_size, args.image_size, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     image = Image.fromarray(frames[0])
-    results = {}
+    results, first = {}, {}
     for name, function, numbers, media, warm_up, repeats in (
         ("image", segment, (1, 5), {"image": image}, {"image": image}, args.repeats),
         ("clip", segment, (1, 5), {"video": frames}, {"video": frames[:8]}, args.clip_repeats),
@@ -260,7 +268,7 @@ def main():
         if name not in args.cases:
             continue
         for number in numbers:
-            function(model, processor, number, **warm_up)
+            timed(function, first, f"{name} {number}", model, processor, number, **warm_up)
         cases = {number: partial(function, model, processor, number, **media) for number in numbers}
         # The encoder's part of a clip lies elsewhere, in `track`.
         results[name] = measure(model, cases, repeats, ("encode", "decode_masks") if name == "image" else ())
@@ -293,7 +301,10 @@ def main():
         **{key: getattr(model_args, key) for key in ("dtype", "quantization", "attn_implementation")},
         **{key: value for key, value in asdict(args).items() if key != "output_dir"},
     }
-    write_json(Path(args.output_dir) / "inference.json", {"about": about, "results": results, "ratios": found})
+    write_json(
+        Path(args.output_dir) / "inference.json",
+        {"about": about, "start_up": first, "results": results, "ratios": found},
+    )
     print(json.dumps(found, indent=2))
 
 

@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
-from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
+from sam2.modeling.memory_attention import MemoryAttentionLayer
 from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
@@ -19,11 +19,14 @@ from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_z
 
 from ..mask_logits import upsample_mask_logits  # noqa: F401  (defined here once)
 from .configuration import Sa2VAGroundingConfig
+from .memory_attention import FrameMemoryAttention, MemoryCrossAttention
 
 
-def _rope_attention(config: Sa2VAGroundingConfig, **kwargs) -> RoPEAttention:
+def _rope_attention(
+    config: Sa2VAGroundingConfig, kind: type[RoPEAttention] = RoPEAttention, **kwargs
+) -> RoPEAttention:
     side = config.image_size // 16
-    return RoPEAttention(
+    return kind(
         embedding_dim=config.hidden_dim,
         num_heads=1,
         downsample_rate=1,
@@ -36,7 +39,8 @@ def _rope_attention(config: Sa2VAGroundingConfig, **kwargs) -> RoPEAttention:
 
 def build_sam2(config: Sa2VAGroundingConfig) -> SAM2Base:
     """
-    SAM 2 from the `sam2` package's own modules, hence with the checkpoints' own names.
+    SAM 2 from the `sam2` package's own modules, hence with the checkpoints' own names; its memory attention with less
+    arithmetic.
 
     Every value that is not a size is that of `sam2_hiera_l.yaml` (2.0) or `sam2.1_hiera_l.yaml` (2.1), and is the same
     in the small variants.
@@ -65,7 +69,7 @@ def build_sam2(config: Sa2VAGroundingConfig) -> SAM2Base:
     )
     memory_layer = MemoryAttentionLayer(
         activation="relu",
-        cross_attention=_rope_attention(config, rope_k_repeat=True, kv_in_dim=config.memory_dim),
+        cross_attention=_rope_attention(config, MemoryCrossAttention, rope_k_repeat=True, kv_in_dim=config.memory_dim),
         d_model=dim,
         dim_feedforward=config.memory_mlp_dim,
         dropout=0.1,
@@ -84,7 +88,7 @@ def build_sam2(config: Sa2VAGroundingConfig) -> SAM2Base:
     is_2_1 = config.sam2_version == "2.1"
     sam2 = SAM2Base(
         image_encoder=ImageEncoder(trunk=trunk, neck=neck, scalp=1),
-        memory_attention=MemoryAttention(
+        memory_attention=FrameMemoryAttention(
             dim, pos_enc_at_input=True, layer=memory_layer, num_layers=config.memory_layers
         ),
         memory_encoder=memory_encoder,

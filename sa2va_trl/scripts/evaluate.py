@@ -58,7 +58,7 @@ from ..postprocessing import Postprocessing
 from ..processes import everywhere, leave_process_group
 from ..questions import QUESTIONS, check_question, question_of
 from .arguments import AveragingArguments, ComparedDataArguments, ModelArguments, RecipeParser, RouterArguments
-from .loading import Model, get_split, load_data, load_members, load_model, load_router
+from .loading import COMPILING, Model, compile_models, get_split, load_data, load_members, load_model, load_router
 from .locks import the_only_one
 from .mask_drawing import HELP as POSTPROCESSING
 from .mask_drawing import check_clips, given_postprocessing, own_postprocessing
@@ -104,6 +104,7 @@ class EvaluateArguments:
     )
     workers: int = field(default=0, metadata={"help": "Processes that score beside this one, with the same scores."})
     batch_size: int = field(default=8, metadata={"help": "Images in a forward pass."})
+    torch_compile: bool = field(default=False, metadata={"help": COMPILING})
     cache_features: str = field(
         default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
     )
@@ -144,6 +145,8 @@ class EvaluateArguments:
             raise ValueError(f"num_pictures must not be negative, got {self.num_pictures}.")
         if not self.report and (self.report_pictures, self.num_pictures) != ("embedded", 12):
             raise ValueError("report_pictures and num_pictures have no effect with report=false.")
+        if self.predictions_dir is not None and self.torch_compile:
+            raise ValueError("torch_compile has no meaning with predictions_dir: no model runs.")
         if self.predictions_dir is not None and (self.cache_features != "auto" or self.cache_dir is not None):
             raise ValueError("cache_features and cache_dir have no meaning with predictions_dir: no model runs.")
         if self.predictions_dir is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -300,6 +303,8 @@ def model_predictor(
             member.options |= {} if args.question is None else {"default_question": args.question}
         check_questions(members)
         check_sides((question_of(model.config), *texts_of(dataset)), averaging.views)
+    if args.torch_compile:
+        compile_models([*(member.model for member in members), *models])
 
     def prints() -> list[dict]:
         found = [fingerprint_of(model, processor, dataset)]
@@ -422,6 +427,7 @@ def main() -> None:
     else:
         decided = [threshold, predictor.postprocessing.to_dict(), args.metrics, args.batch_size]
         decided += [averaging.tta, args.keep_pictures, args.num_pictures, args.num_overlays > 0, is_reported]
+        decided += [args.torch_compile]
         decided += [] if router is None else [router.by, router.threshold]
         # (The fingerprint is of rows in any order, and parts are of rows by number.)
         order = [dataset[name] for name in ("sample_id", "structure") if name in dataset.column_names]

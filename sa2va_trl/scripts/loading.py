@@ -1,5 +1,6 @@
 """Data and models that options name."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from ..evaluation.routing import NOTHING, Router, make_router
 from ..features.fingerprint import processor_settings
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from ..models.checkpoints import ADAPTER_CONFIG, checkpoint_folder, read_config
+from ..models.compiling import compile_sam2
 from .arguments import PRETRAINED, TINY, DataArguments, ModelArguments, RouterArguments, SplitArguments
 
 
 Model = Sa2VAForConditionalGeneration | PeftModel
+# Of the option `torch_compile`.
+COMPILING = "Compile SAM 2 when it is first called, which takes minutes and pays from many pictures on."
 
 
 def load_data(args: DataArguments) -> DatasetDict:
@@ -216,6 +220,18 @@ def _check_alike(name: str, own: dict, first: dict) -> None:
             f"ensemble: {name} differs from the first model in {', '.join(different)} of its processor, so the two "
             "would not be asked alike: evaluate them one by one."
         )
+
+
+def compile_models(models: Iterable[Model]) -> None:
+    """
+    See [`~models.compiling.compile_sam2`].
+
+    Args:
+        models (iterable of `Sa2VAForConditionalGeneration` or `PeftModel`):
+            On their devices, with all adapters that they will have; one may be there several times.
+    """
+    for sam2 in {id(sam2): sam2 for sam2 in (model.grounding_encoder.sam2_model for model in models)}.values():
+        compile_sam2(sam2)
 
 
 def quantization_config(quantization: str | None, dtype: str) -> BitsAndBytesConfig | None:

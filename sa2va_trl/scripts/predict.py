@@ -56,7 +56,7 @@ from .exporting import (
     record,
 )
 from .exporting import HELP as EXPORTING
-from .loading import Model, load_members, load_model, load_router
+from .loading import COMPILING, Model, compile_models, load_members, load_model, load_router
 from .mask_drawing import HELP as POSTPROCESSING
 from .mask_drawing import given_postprocessing
 from .screen import finish, say
@@ -127,6 +127,14 @@ class PredictArguments:
             "help": "How masks of prompted frames reach the others: soft or mask_prompt; the model's own by default."
         },
     )
+    torch_compile: bool = field(default=False, metadata={"help": COMPILING})
+    cache_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Cache of the language model while it answers: dynamic (default) or static, with which its steps "
+            "are compiled on a GPU."
+        },
+    )
 
     @property
     def is_video(self) -> bool:
@@ -156,6 +164,10 @@ class PredictArguments:
         check_classes(self.export_classes, len(self.prompt or (PHRASES if self.is_synthetic else PHRASES[:1])))
         if self.answer is not None and self.max_new_tokens is not None:
             raise ValueError("max_new_tokens has no effect with an answer, since nothing is generated.")
+        if self.answer is not None and self.cache_implementation is not None:
+            raise ValueError("cache_implementation has no effect with an answer, since nothing is generated.")
+        if self.cache_implementation not in (None, "dynamic", "static"):
+            raise ValueError(f"cache_implementation must be dynamic or static, got {self.cache_implementation!r}.")
         if self.per_frame and not self.is_video:
             raise ValueError(f"per_frame is for a video; input {self.input} is none.")
         given = [name for name, value in self.tracking_options.items() if value is not None]
@@ -260,6 +272,8 @@ def segmentations(
     request["postprocessing"] = given_postprocessing(args.postprocessing)
     if args.answer is None:
         request["max_new_tokens"] = args.max_new_tokens or 256
+        if args.cache_implementation is not None:
+            request["cache_implementation"] = args.cache_implementation
     if clip is not None:
         with named(args.input):
             results = {
@@ -361,6 +375,9 @@ def main() -> None:
             args.threshold = common_threshold(members) if args.threshold is None else args.threshold
             if given_postprocessing(args.postprocessing) is None:
                 common_postprocessing(members)
+        if args.torch_compile:
+            second = [] if router is None else [router.model]
+            compile_models([*(member.model for member in members), model, *second])
         if args.prompt is None:
             second = [] if router is None else [Member(router.model, router.processor)]
             check_questions(members or [Member(model, processor), *second], "prompt")

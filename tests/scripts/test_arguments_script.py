@@ -42,6 +42,7 @@ SMALL = {"train_videos": 1, "validation_videos": 1, "test_videos": 1, "frames_pe
         ("predict", {"input": "x.png", "per_frame": True}, "per_frame"),
         ("predict", {"input": "x.png", "num_frames": 3}, "num_frames"),
         ("predict", {"input": "x.mp4", "per_frame": True, "tracking": "soft"}, "tracking"),
+        ("predict", {"input": "x.png", "cache_implementation": "paged"}, "cache_implementation must be"),
     ],
 )
 def test_bad_options_name_themselves_and_leave_nothing(tmp_path, capsys, name, values, message):
@@ -75,6 +76,8 @@ def test_bad_options_name_themselves_and_leave_nothing(tmp_path, capsys, name, v
         ),
         ("evaluate", ("--router_model", "tiny", "--route_threshold", "0.5"), "could not take effect"),
         ("evaluate", ("--accept_alike", "true"), "accept_alike has no effect without route_split"),
+        ("evaluate", ("--torch_compile", "true", "--predictions_dir", "masks"), "torch_compile has no meaning"),
+        ("predict", ("--answer", "[SEG]", "--cache_implementation", "static"), "cache_implementation has no effect"),
         ("predict", ("--input", "film.mp4", "--router_model", "SECOND", "--route_threshold", "0.5"), "add per_frame"),
         ("predict", ("--input", "picture.png", "--router_model", "SECOND"), "A router needs route_threshold"),
     ],

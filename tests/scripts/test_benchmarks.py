@@ -57,6 +57,8 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
     about, results, ratios = content["about"], content["results"], content["ratios"]
     assert about["torch"] == torch.__version__ and about["grounding_image_size"] == 128 and about["num_frames"] == 3
     assert "output_dir" not in about and str(tmp_path) not in json.dumps(content)
+    assert list(content["start_up"]) == ["image 1", "image 5", "clip 1", "clip 5", "answer 2", "answer 7"]
+    assert min(content["start_up"].values()) > 0 and about["torch_compile"] is False
     assert {name: list(cases) for name, cases in results.items()} == {
         "image": ["1", "5"],
         "clip": ["1", "5"],

@@ -23,6 +23,7 @@ from sa2va_trl.data.readers.labelme import find_labelme
 from sa2va_trl.evaluation.overlays import object_names
 from sa2va_trl.files import file_name
 from sa2va_trl.models import processing
+from sa2va_trl.scripts import loading
 from sa2va_trl.scripts.arguments import ModelArguments, RouterArguments
 from sa2va_trl.scripts.predict import PHRASES, RUN, default_prompts, make_parser
 
@@ -92,6 +93,19 @@ def save_run(folder, suffix, pages):
     options = {"lossless": True} if suffix == "webp" else {}
     pages[0].save(path, save_all=True, append_images=pages[1:], **options)
     return path
+
+
+def test_what_is_compiled_is_sam2_and_the_cache_is_as_asked(predict, segment, monkeypatch, tmp_path):
+    compiled, caches = [], []
+    monkeypatch.setattr(loading, "compile_sam2", lambda sam2: compiled.append(type(sam2).__name__))
+    segment(lambda true, given: (caches.append(given.get("cache_implementation")), true())[1])
+    picture().save(tmp_path / "a.png")
+    predict(tmp_path / "a.png", "--torch_compile", "true")
+    assert compiled == ["SAM2Base"] and caches == [None]
+    common = ("--model_name_or_path", "tiny-random", "--grounding_image_size", 64, "--max_new_tokens", 2)
+    common += ("--input", tmp_path / "a.png", "--output_dir", tmp_path / "written")
+    run_task("predict", *common, "--cache_implementation", "static")
+    assert len(compiled) == 1 and caches == [None, "static"]
 
 
 @pytest.mark.parametrize("suffix", ["tif", "png", "webp", "gif"])
