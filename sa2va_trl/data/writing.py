@@ -115,6 +115,7 @@ def _shared_names(items: Iterable[Item], source: Path) -> set[str]:
         found.update(PurePosixPath(item.entry.name).parts[:-1])
         found.update(file.relative_to(source).parts[:-1] if file.is_relative_to(source) else ())
         found.update(str(facts[name]) for name in _PEOPLE if facts.get(name))
+        found.update(item.entry.people)
     return found
 
 
