@@ -8,9 +8,12 @@ import os
 import numpy as np
 import PIL.Image
 from annotated_folders import SQUARE
+from datasets import Dataset, Features, Value
 from PIL import ImageCms
 from PIL.PngImagePlugin import PngInfo
 from prepared import shown
+
+from sa2va_trl.data.columns import FEATURES
 
 
 # What no byte may hold, of people in files, folders, texts and metadata.
@@ -104,6 +107,31 @@ def image_metadata(folder):
             {"file_name": f"{name}.png", "mask_file_name": f"../masks/{name}.png", "phrase": "vessel", **facts}
         )
     write(folder / "images", "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+
+
+def rows_with_metadata(folder):
+    """What `datasets` opens as it is, pictures beside their metadata."""
+    rows = []
+    for number, name in enumerate(SECRETS):
+        picture(folder / "pictures" / name / f"{name}.png", number, name)
+        mask(folder / "masks" / f"{name}.png", name)
+        place = {"file_name": f"pictures/{name}/{name}.png", "masks_file_names": [f"masks/{name}.png"]}
+        facts = {"patient_id": name, "video_id": f"run of {name}", "remark": name, "sample_id": name}
+        rows.append({**place, "phrases": ["vessel"], **facts})
+    write(folder, "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+
+
+def rows_with_pictures(folder):
+    """Parquet files that are called as ours are, pictures within."""
+    columns = {"image": [], "masks": [], "phrases": [["vessel"]] * len(SECRETS)}
+    for number, name in enumerate(SECRETS):
+        columns["image"].append({"path": f"{name}.png", "bytes": picture_bytes(number, name)})
+        mask(folder / "own" / f"{name}.png", name)
+        columns["masks"].append([{"path": f"{name}.png", "bytes": (folder / "own" / f"{name}.png").read_bytes()}])
+    columns |= {"sample_id": SECRETS, "patient_id": SECRETS}
+    rows = Dataset.from_dict(columns, features=Features({**FEATURES, "patient_id": Value("string")}))
+    (folder / "data").mkdir()
+    rows.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
 
 
 def coco(folder):
@@ -259,5 +287,5 @@ def pages(folder):
 # A format has a line here.
 PLANTED = [
     *(mask_folder, names_that_are_no_utf_8, sa2va_json, image_metadata, coco, yolo, cvat, labelme, label_studio),
-    *(nnunet, dicom, nifti, video, pages),
+    *(nnunet, dicom, nifti, video, pages, rows_with_metadata, rows_with_pictures),
 ]

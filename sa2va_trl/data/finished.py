@@ -14,6 +14,7 @@ from ..errors import BadRow, DatasetError
 from ..files import whole_file, write_json
 from .preparing import Item, Plan
 from .privacy import leaked, name_parts, names_below
+from .readers.entries import FACTS
 from .readers.folders import walk
 from .selections import SELECTION, read_selection
 from .writing import PIECES, given_words, source_names
@@ -25,9 +26,9 @@ WRITTEN = ["data/*", "*/images/*", "*/masks/*", "*/metadata.jsonl", "timelines/*
 #: By what a run knows a data set that an earlier one has made. It is not pushed.
 MADE = ".made.json"
 # Words of our own in names of files and the report: a folder at the source may be called so, too.
-_OWN = """data parquet readme dataset report dataset_report json metadata jsonl timelines rows patients videos area
-without_object mean_area split_by seed names frames sampler of_each_clip clips burned_in_text suspected unknown uniform
-contrast cardiac diverse patient_id video_id near_duplicates"""
+_OWN = f"""data parquet readme dataset report dataset_report json metadata jsonl timelines rows patients videos area
+without_object mean_area split_by seed names frames sampler of_each_clip clips suspected unknown uniform contrast
+cardiac diverse near_duplicates file_name masks_file_names huggingface features {" ".join(FACTS)}"""
 
 
 def state_of(source: Path, options: Mapping[str, Any], key: bytes | None) -> str:
@@ -137,12 +138,12 @@ def _read(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def is_pseudonymous(name_or_path: str) -> bool:
+def names_nobody(name_or_path: str | Path) -> bool:
     """
     Whether rows of a data set name nobody, as far as one knows: of a folder, because `prepare_data` has made it.
 
     Args:
-        name_or_path (`str`): as [`~data.load_dataset_dict`] takes it.
+        name_or_path (`str` or `Path`): as [`~data.load_dataset_dict`] takes it.
 
     Returns:
         `bool`: of what is no folder `True`: it is generated, or on the Hub already.
@@ -151,8 +152,16 @@ def is_pseudonymous(name_or_path: str) -> bool:
     if not folder.is_dir():
         return True
     if (folder / SELECTION).is_file():  # rows of another data set
-        return is_pseudonymous(read_selection(folder)[0])
+        return names_nobody(read_selection(folder)[0])
     return _read(folder / REPORT).get("names") == "pseudonyms"
+
+
+def _named_files(source: Path) -> set[str]:
+    """Names of a folder's files and of folders in it, but for what this task has made with pseudonyms."""
+    files = walk(source)[0]
+    made = [file.parent for file in files if file.name == REPORT and names_nobody(file.parent)]
+    own = [file for file in files if not any(file.is_relative_to(place) for place in made)]
+    return {name for file in own for name in file.relative_to(source).parts}
 
 
 def refuse_to_push(output: Path, report: Mapping[str, Any], items: Sequence[Item], source: Path, plan: Plan) -> None:
@@ -169,11 +178,16 @@ def refuse_to_push(output: Path, report: Mapping[str, Any], items: Sequence[Item
     Raises:
         `DatasetError`: with each file that holds one.
     """
-    files = {name for file in walk(source)[0] for name in file.relative_to(source).parts}
-    names = source_names(items, source, plan) | name_parts(files, plan.harmless_names)
+    names = source_names(items, source, plan) | name_parts(_named_files(source), plan.harmless_names)
     phrases = [phrase for own in report["splits"].values() for phrase in own["phrases"]]
     names -= leaked(" | ".join([*given_words(plan), *plan.shares, *phrases]), names)
-    names -= name_parts([REPORT, "README.md", "metadata.jsonl", *re.findall(r"\w+", _OWN + dataset_card([], True))])
+    written = re.compile(
+        rf"({'|'.join(map(re.escape, report['splits']))})-\d{{5}}-of-\d{{5}}(\.parquet)?", re.IGNORECASE
+    )
+    own = re.findall(r"\w+", _OWN + dataset_card(["train"], True))
+    own += [part for word in own for part in word.split("_")]
+    names -= name_parts([REPORT, "README.md", "metadata.jsonl", *own])
+    names = {name for name in names if not written.fullmatch(name)}
     bad = [
         BadRow(None, None, str(output / place), f"holds {', '.join(map(repr, sorted(found)))}")
         for place, found in names_below(output, names).items()
@@ -186,7 +200,7 @@ def refuse_to_push(output: Path, report: Mapping[str, Any], items: Sequence[Item
         )
 
 
-def dataset_card(splits: Sequence[str], is_pseudonymous: bool, output_format: str = "parquet") -> str:
+def dataset_card(splits: Sequence[str], has_pseudonyms: bool, output_format: str = "parquet") -> str:
     """What `datasets.load_dataset` and a reader want to know of the folder."""
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split in splits:
@@ -194,7 +208,7 @@ def dataset_card(splits: Sequence[str], is_pseudonymous: bool, output_format: st
         lines += [f"  - split: {split}", f"    path: {place}"]
     names = (
         "Patients, videos and images have keyed pseudonyms; the key is not part of this data set."
-        if is_pseudonymous
+        if has_pseudonyms
         else "Patients, videos and images have the names that they have at their source."
     )
     columns = "Columns: `image`, `masks` (0 and 255, one for each of `phrases`), `phrases`, `sample_id`, and what else"

@@ -302,6 +302,17 @@ class NameSearch:
             if data.startswith(form, place)
         }
 
+    def in_text(self, text: str) -> set[str]:
+        """
+        Args:
+            text (`str`): to look in.
+
+        Returns:
+            `set[str]`: as [`leaked`], of names that are not too short.
+        """
+        folded = text.casefold()
+        return {name for name in self(name_bytes(folded)) if name in folded}
+
 
 def _encoded(name: str) -> Iterator[bytes]:
     if not _is_unicode(name):

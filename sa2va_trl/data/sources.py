@@ -103,6 +103,8 @@ def refuse_lost(folder: Path, sources: Mapping[str, Source], formats: Mapping[st
             continue
         if other := next((name for name, own in formats.items() if own.fits(place)), None):
             name = next(name for name, own in formats.items() if own.fits(folder))
+            if name == "prepared":  # whose folders are its own
+                return
             raise DatasetError(
                 f"{folder} is read as {name}, which leaves out {place.name}/, and that is {other}: give each of them "
                 "by itself, or keep one format"

@@ -21,7 +21,7 @@ from ..media.pictures import decode_image, quiet_pillow
 from .masks import encode_mask
 from .near_duplicates import pixel_digest
 from .preparing import BURNED_IN, Item, Look, Plan, drawn, without_entries
-from .privacy import NameSearch, Pseudonyms, clean_picture, leaked, name_parts
+from .privacy import NameSearch, Pseudonyms, clean_picture, name_parts
 from .prompts import normalize_phrase
 from .readers.entries import Entry, Source, entry_image, features_of, worded
 from .readers.folders import SPLITS, sample_ids
@@ -108,18 +108,21 @@ def _plain_ids(items: Sequence[Item]) -> list[str]:
 
 
 def _shared_names(items: Iterable[Item], source: Path) -> set[str]:
-    """Names that many rows share: of the source's folder, the folders in it, and people."""
+    """Names that many rows share: of the source's folder, the folders in it, and people; of nobody's no more."""
     found = {source.resolve().name}
     for item in items:
+        if item.entry.is_pseudonymous:
+            continue
         facts, file = item.entry.facts, item.entry.image
         found.update(PurePosixPath(item.entry.name).parts[:-1])
         found.update(file.relative_to(source).parts[:-1] if file.is_relative_to(source) else ())
         found.update(str(facts[name]) for name in _PEOPLE if facts.get(name))
+        found.update(item.entry.people)
     return found
 
 
-def _own_names(entry: Entry) -> tuple[str, str]:
-    return PurePosixPath(entry.name).name, entry.image.name
+def _own_names(entry: Entry) -> tuple[str, ...]:
+    return () if entry.is_pseudonymous else (PurePosixPath(entry.name).name, entry.image.name)
 
 
 def source_names(items: Sequence[Item], source: Path, plan: Plan) -> set[str]:
@@ -169,11 +172,11 @@ def refuse_names(
         for name, value in item.entry.facts.items()
         if isinstance(value, str) and name not in _PEOPLE and value not in BURNED_IN
     }
-    names = source_names(items, source, plan)
+    search = NameSearch(source_names(items, source, plan), shortest=4)
     bad = [
         BadRow(None, None, repr(text), f"holds {', '.join(map(repr, sorted(found)))}, a name of the source")
         for text in sorted(texts)
-        if (found := leaked(text, names))
+        if (found := search.in_text(text))
     ]
     if bad:
         raise DatasetError(

@@ -31,6 +31,7 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _DOSES = "1.2.840.10008.5.1.4.1.1.481.2"
 _DIRECTORY = "1.2.840.10008.1.3.10"
+_PEOPLE = ("PatientName", "OtherPatientNames", "PatientID", "OtherPatientIDs")
 # Pillow comes with this package, so that lossy pictures are the same everywhere.
 _FIRST_DECODERS = ("pillow", "pydicom", "pylibjpeg", "pyjpegls", "gdcm")
 
@@ -442,6 +443,33 @@ def dicom_facts(path: str | os.PathLike) -> dict[str, Any]:
         burned = str(dataset.get("BurnedInAnnotation") or "").strip().upper()
     facts = {name: value for name, value in facts.items() if value is not None}
     return {**facts, "burned_in_text": {"YES": "yes", "NO": "no"}.get(burned, "unknown")}
+
+
+def dicom_people(path: str | os.PathLike) -> tuple[str, ...]:
+    """
+    Names and identifiers of the patient that a DICOM file states, each of them: what must not come out of it.
+
+    Args:
+        path (`str` or `os.PathLike`): of the file.
+
+    Returns:
+        `tuple[str, ...]`: PatientName, OtherPatientNames, PatientID, OtherPatientIDs, and those of
+            OtherPatientIDsSequence.
+
+    Raises:
+        `DatasetError`, `ImportError`: as [`read_header`].
+    """
+    dataset = read_header(path)
+    with reading(Path(path)):
+        found = [
+            str(value).strip(" ^")
+            for own in (dataset, *(dataset.get("OtherPatientIDsSequence") or ()))
+            for keyword in _PEOPLE
+            if keyword in own
+            for value in ([own[keyword].value] if own[keyword].VM < 2 else own[keyword].value)
+            if value is not None
+        ]
+    return tuple(dict.fromkeys(filter(None, found)))
 
 
 def _patient(dataset: "Dataset") -> str | None:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from ..data.checks import check_dataset
-from ..data.finished import is_pseudonymous
+from ..data.finished import names_nobody
 from ..evaluation import stored_features
 from ..preferences.dataset import build_preferences, one_object_a_row, save_preferences
 from ..preferences.pairs import CHOSEN, REJECTED
@@ -83,7 +83,7 @@ def make_parser() -> RecipeParser:
 
 def main() -> None:
     args, data_args, model_args = make_parser().parse_args_and_config()
-    if args.push_to_hub and not is_pseudonymous(data_args.dataset_name):
+    if args.push_to_hub and not names_nobody(data_args.dataset_name):
         raise ValueError(
             f"push_to_hub: rows of {data_args.dataset_name} have the names of its files, patients perhaps, and their "
             "pictures what else those files hold: make a data set of it with prepare_data first, and give that."

@@ -67,7 +67,7 @@ from .reporting import (
     SAMPLES,
     about,
     can_report,
-    check_pictures,
+    check_report_pictures,
     hard_runs,
     logs_of,
     move_pictures,
@@ -140,7 +140,7 @@ class EvaluateArguments:
         check_metric_set(self.metrics)
         if self.workers < 0:
             raise ValueError(f"workers must be 0 or more, got {self.workers}.")
-        check_pictures(self.report_pictures)
+        check_report_pictures(self.report_pictures)
         if self.num_pictures < 0:
             raise ValueError(f"num_pictures must not be negative, got {self.num_pictures}.")
         if not self.report and (self.report_pictures, self.num_pictures) != ("embedded", 12):

@@ -27,7 +27,7 @@ from ..evaluation.page import REPORT
 from ..files import write_json
 from .arguments import DataArguments, RecipeParser
 from .loading import load_data
-from .reporting import about, can_report, check_pictures, remove_report, save_report
+from .reporting import about, can_report, check_report_pictures, remove_report, save_report
 from .screen import finish, say
 
 
@@ -51,7 +51,7 @@ class InspectArguments:
     )
 
     def __post_init__(self):
-        check_pictures(self.report_pictures)
+        check_report_pictures(self.report_pictures)
         if isinstance(self.augmentation, str):
             self.augmentation = json.loads(self.augmentation)
         try:

@@ -42,7 +42,7 @@ def can_report() -> bool:
     return True
 
 
-def check_pictures(how: str) -> None:
+def check_report_pictures(how: str) -> None:
     """
     Raises:
         `ValueError`: there is no such way to keep the pictures of a report.

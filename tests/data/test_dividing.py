@@ -66,6 +66,20 @@ def test_equal_pictures_are_together_and_say_so_but_for_those_that_show_nothing(
     assert parted(groups_of(*own, "sample_id")[1]) == [[0, 1], [2], [3]]
 
 
+@pytest.mark.parametrize("level", [120, 255])
+def test_dark_frames_with_one_bright_pixel_join_nobody(caplog, level):
+    first = PIL.Image.new("L", (512, 512))
+    first.putpixel((30, 40), level)
+    own = [
+        (f"{number}/{frame}", picture, patient(str(number)))
+        for number in range(6)
+        for frame, picture in enumerate((first, shown(number)))
+    ]
+    plan = Plan(shares={"train": 4, "test": 2})
+    by, splits = splits_of(*seen(*own), plan)
+    assert by == "patient_id" and splits.count("test") == 4 and not caplog.text
+
+
 def test_rows_without_the_group_that_is_asked_for_are_named():
     own = seen(("a", shown(1), patient("x")), ("b", shown(2), {}))
     with pytest.raises(DatasetError, match="1 of 2 images have none") as error:

@@ -3,7 +3,7 @@ import json
 import pytest
 from prepared import write_runs
 
-from sa2va_trl.data.finished import check_output, is_pseudonymous, made_before, put_in_place, state_of
+from sa2va_trl.data.finished import check_output, made_before, names_nobody, put_in_place, state_of
 from sa2va_trl.data.selections import write_selection
 from sa2va_trl.errors import DatasetError
 
@@ -57,9 +57,9 @@ def test_rows_name_nobody_where_they_are_generated_on_the_hub_or_made_so(tmp_pat
     (tmp_path / "kept" / "dataset_report.json").write_text('{"names": "keep"}')
     (tmp_path / "made" / "dataset_report.json").write_text('{"names": "pseudonyms"}')
     write_selection(tmp_path / "chosen", str(tmp_path / "made"), ["train"], {})
-    found = {name: is_pseudonymous(str(tmp_path / name)) for name in ("raw", "kept", "made", "chosen")}
+    found = {name: names_nobody(str(tmp_path / name)) for name in ("raw", "kept", "made", "chosen")}
     assert found == {"raw": False, "kept": False, "made": True, "chosen": True}
-    assert is_pseudonymous("synthetic") and is_pseudonymous("owner/name")
+    assert names_nobody("synthetic") and names_nobody("owner/name")
 
 
 def test_a_state_is_of_options_files_and_key_and_of_no_place(tmp_path):

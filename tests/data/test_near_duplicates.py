@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from sa2va_trl.data.near_duplicates import duplicates, near_duplicates, pixel_digest, thumbnail
+from sa2va_trl.data.near_duplicates import (
+    duplicates,
+    equal_pictures,
+    near_duplicates,
+    pixel_digest,
+    show_nothing,
+    small_grey,
+    thumbnail,
+)
+from sa2va_trl.data.synthetic import synthetic_dataset
 
 
 @pytest.fixture
@@ -52,6 +61,30 @@ def test_other_pictures_and_pictures_of_one_group_do_not_count(picture):
 def test_pictures_without_contrast_look_like_nothing():
     flat = thumbnail(Image.new("L", (50, 50), 90))
     assert near_duplicates(np.stack([flat, flat]), ["a", "b"], 0.5) == []
+
+
+def dark(seed, light=0, noise=0.0, marker=0):
+    """A frame before the X-rays are on: between collimators a little light and noise; a square marker."""
+    pixels = np.zeros((512, 512))
+    inside = light + np.random.default_rng(seed).normal(0, noise or 1e-9, (380, 380))
+    pixels[60:440, 70:450] = inside
+    pixels[20 : 20 + marker, 30 : 30 + marker] = 255
+    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"marker": 1}, {"marker": 40}, {"light": 4, "noise": 2}, {"light": 20, "noise": 6, "marker": 30}]
+)
+def test_dark_frames_show_nothing_whatever_marker_is_in_them(own):
+    pair = np.stack([thumbnail(dark(seed, **own)) for seed in range(2)])
+    assert not pair.any() and near_duplicates(pair, ["a", "b"], 0.1) == [] == equal_pictures(["x", "x"], pair)
+
+
+def test_frames_before_the_agent_show_something():
+    runs = synthetic_dataset(num_videos=3, frames_per_video=6, size=96, seed=5)
+    greys = np.stack([small_grey(row["image"]) for row in runs])
+    assert not show_nothing(greys).any()
+    assert not show_nothing((greys // 6).astype(np.uint8)).any()  # of 42 grey levels
 
 
 def test_blocks_give_the_same_pairs():

@@ -203,3 +203,18 @@ def test_pseudonyms_depend_on_the_key_and_say_nothing_of_the_name():
     assert found == [Pseudonyms(bytes(32))("patient", name) for name in names] and len(set(found)) == 500
     assert not {*found} & {other("patient", name) for name in names}
     assert all(len(name) == len("patient-") + 12 for name in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Vessel of JOHN", {"john"}),
+        ("die Straße von Weiß", {"weiss"}),
+        ("张伟明 的血管", {"张伟明"}),
+        ("M\udcfcller", {"m\udcfcller"}),
+        ("vessel", set()),
+    ],
+)
+def test_one_search_finds_in_many_texts_what_each_name_is_in(text, found):
+    names = name_parts(["DOE^JOHN", "Weiß", "张伟明", "M\udcfcller"])
+    assert NameSearch(names, shortest=4).in_text(text) == leaked(text, names) == found

@@ -10,15 +10,18 @@ import pyarrow.parquet
 import pytest
 from datasets import load_dataset
 from prepared import contents, pixels, shown, write_runs
+from segmentations import SIZE, write_run
 
 from sa2va_trl.data import writing
+from sa2va_trl.data.export.annotated import Annotated, Found
+from sa2va_trl.data.export.dicom_seg import write_dicom_seg
 from sa2va_trl.data.finished import dataset_card, put_in_place
 from sa2va_trl.data.loading import find_sources, load_dataset_dict
 from sa2va_trl.data.preparing import Plan, items_of, look_at
 from sa2va_trl.data.privacy import Pseudonyms
 from sa2va_trl.data.readers.entries import AnnotatedObject, Entry, Reading, Source
 from sa2va_trl.data.workers import Workers
-from sa2va_trl.data.writing import names_table, refuse_names, write_names, write_rows
+from sa2va_trl.data.writing import names_table, refuse_names, source_names, write_names, write_rows
 from sa2va_trl.errors import DatasetError
 
 
@@ -214,6 +217,20 @@ def test_a_name_of_the_source_in_words_is_refused(tmp_path, facts):
         refuse_names(*look_of(source, Plan(Reading(classes={label: "John's artery"}), KEY)))
         refuse_names(*look_of(source, Plan(Reading(phrase="artery of john"), KEY)))
         refuse_names(*look_of(source, Plan(Reading(classes=[label]), KEY)))
+
+
+@pytest.mark.parametrize("label", ["Vessel DOE^JOHN", "Vessel of John Doe", "Vessel of 123456"])
+def test_a_name_that_a_dicom_file_states_is_looked_for(tmp_path, label):
+    (tmp_path / "images").mkdir()
+    write_run(tmp_path / "images" / "run", frames=2, PatientID="123456", PatientName="DOE^JOHN")
+    found = Found(label, square(SIZE))
+    write_dicom_seg(tmp_path, [Annotated("images/run", SIZE, (found,), frame) for frame in range(2)])
+    sources = find_sources(tmp_path, Reading())
+    items = items_of(sources)
+    looks = look_at(items, list(sources.values()), Reading(), Workers(1))[0]
+    with pytest.raises(DatasetError, match="names of the source would be written"):
+        refuse_names(items, looks, ["train"], tmp_path, Plan(key=KEY))
+    assert {"doe^john", "john", "123456"} <= source_names(items, tmp_path, Plan(key=KEY))
 
 
 def test_a_name_in_the_bytes_of_a_picture_is_refused(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from pydicom.pixels.processing import apply_windowing
 
 from sa2va_trl.errors import DatasetError
 from sa2va_trl.media import dicom as module
-from sa2va_trl.media.dicom import count_dicom, dicom_facts, dicom_frames, no_picture
+from sa2va_trl.media.dicom import count_dicom, dicom_facts, dicom_frames, dicom_people, no_picture
 from sa2va_trl.media.frames import frames_of
 
 
@@ -459,3 +459,13 @@ def test_without_an_id_a_patient_is_a_name_and_a_birth_date(tmp_path):
     assert dicom_facts(tmp_path / "a.dcm")["patient_id"] == "DOE^JOHN^19500101"
     write_dicom(tmp_path / "b.dcm", ramp(), **{**named, "PatientName": ""})
     assert "patient_id" not in dicom_facts(tmp_path / "b.dcm")
+
+
+def test_all_names_and_identifiers_of_a_patient_are_given(tmp_path):
+    other = pydicom.Dataset()
+    other.PatientID = "AX-99"
+    named = {"PatientID": "123456", "PatientName": "DOE^JOHN", "OtherPatientNames": ["ROE^JANE", "ROE^J"]}
+    more = {"OtherPatientIDsSequence": pydicom.Sequence([other])}
+    path = write_dicom(tmp_path / "a.dcm", ramp(), **named, **more)
+    assert dicom_people(path) == ("DOE^JOHN", "ROE^JANE", "ROE^J", "123456", "AX-99")
+    assert dicom_people(write_dicom(tmp_path / "b.dcm", ramp(), PatientID="", PatientName="")) == ()

@@ -243,6 +243,27 @@ def test_nothing_is_pushed_with_a_name_beside_the_rows(tmp_path, monkeypatch, pl
     assert [problem.file for problem in error.value.problems] == [str(file)] and LostHub.pushes == 1
 
 
+@pytest.mark.parametrize("output_format", ["parquet", "imagefolder"])
+def test_what_was_prepared_is_pushed_and_words_of_our_own_are_nobodys(tmp_path, monkeypatch, output_format):
+    source = write_runs(tmp_path / "source", patients=2, names=("image", "mask"))
+    for number, name in enumerate(("sample", "mean", "file", "time")):
+        for file in [*source.glob(f"*/P00_f{number}.*")]:
+            file.rename(file.with_stem(name))
+    monkeypatch.setattr(prepare_data, "HfApi", LostHub)
+    monkeypatch.setattr(LostHub, "reached", True)
+    monkeypatch.setattr(LostHub, "pushes", 0)
+    line = ["--output_format", output_format, "--push_to_hub", "me/data"]
+    prepare(tmp_path, *line)
+    prepare(tmp_path, *line, "--splits", '{"train": 3, "test": 1}', source="out", output="again")
+    assert LostHub.pushes == 2
+    (tmp_path / "out").rename(tmp_path / "Kowalski")  # the name of the folder is its user's
+    line += ["--splits", '{"train": 3, "test": 1}']
+    prepare(tmp_path, *line, source="Kowalski", output="third")
+    (tmp_path / "third" / "note.txt").write_text("of Kowalski")
+    with pytest.raises(DatasetError, match="note.txt: holds 'kowalski'"):
+        prepare(tmp_path, *line, source="Kowalski", output="third")
+
+
 def test_clips_are_thinned_and_what_was_chosen_is_drawn(tmp_path, capsys):
     source, rows = write_runs(tmp_path / "source", patients=2, frames=6, names=("images", "masks")), []
     for file in sorted((source / "images").iterdir()):

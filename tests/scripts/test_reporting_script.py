@@ -16,7 +16,7 @@ from sa2va_trl.scripts.reporting import (
     SAMPLES,
     about,
     changed_pictures,
-    check_pictures,
+    check_report_pictures,
     hard_runs,
     kept_at,
     logs_of,
@@ -77,9 +77,9 @@ def test_a_report_is_there_with_all_that_belongs_to_it_or_not_at_all(tmp_path):
 
 
 def test_pictures_are_embedded_or_beside():
-    check_pictures("beside")
+    check_report_pictures("beside")
     with pytest.raises(ValueError, match="report_pictures must be embedded or beside, got 'none'"):
-        check_pictures("none")
+        check_report_pictures("none")
 
 
 def picture(name, value):

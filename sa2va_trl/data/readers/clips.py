@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...errors import BadRow, DatasetError, listed
 from ...media.clips import frame_name, is_clip
-from ...media.dicom import dicom_facts, no_picture
+from ...media.dicom import dicom_facts, dicom_people, no_picture
 from ...media.frames import count_frames
 from ...media.pictures import quiet_pillow
 from ...media.suffixes import kind_by_name, kind_of, stem_of
@@ -164,7 +164,8 @@ def find_clips(folder: Path, reading: Reading) -> dict[str, Source]:
             if "video_id" not in facts and (total > 1 or clip.frames or _kind(clip.place) == "video"):
                 facts["video_id"] = clip.name
                 videos.add(clip.name)
-            own = list(_entries(clip, total, objects, facts))
+            people = dicom_people(clip.place) if _is_dicom(clip) else ()
+            own = list(_entries(clip, total, objects, facts, people))
         except DatasetError as error:
             found = getattr(error, "problems", None)
             problems += found or [BadRow(None, None, str(clip.place), str(error))]
@@ -379,7 +380,11 @@ def _objects(
 
 
 def _entries(
-    clip: Clip, total: int, objects: Mapping[int, tuple[AnnotatedObject, ...]] | None, facts: Mapping[str, Any]
+    clip: Clip,
+    total: int,
+    objects: Mapping[int, tuple[AnnotatedObject, ...]] | None,
+    facts: Mapping[str, Any],
+    people: tuple[str, ...],
 ) -> Iterator[Entry | None]:
     """An entry for each frame of a clip; `None` for one without a mask, where there are masks."""
     for number in range(total):
@@ -393,13 +398,17 @@ def _entries(
             file, frame = clip.place, number if total > 1 or _kind(clip.place) == "video" else None
             name = f"{clip.name if frame is None else frame_name(clip.name, number)}.png"
         moving = {} if frame is None and not clip.frames else {"frame_index": number}
-        yield Entry(name, file, objects[number] if objects else (), frame, facts={**facts, **moving})
+        own = objects[number] if objects else ()
+        yield Entry(name, file, own, frame, facts={**facts, **moving}, people=people)
+
+
+def _is_dicom(clip: Clip) -> bool:
+    return not clip.frames and _kind(clip.place) == "dicom"
 
 
 def _facts(clip: Clip) -> dict[str, Any]:
     """What the file of a clip says of it."""
-    kind = None if clip.frames else _kind(clip.place)
-    if kind == "dicom":
+    if _is_dicom(clip):
         return dicom_facts(clip.place)
-    time = video_frame_time(clip.place) if kind == "video" else None
+    time = video_frame_time(clip.place) if not clip.frames and _kind(clip.place) == "video" else None
     return {} if time is None else {"frame_time_ms": time}

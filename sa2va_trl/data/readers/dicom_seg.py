@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import BadRow, DatasetError, listed
 from ...media.clips import frame_name
-from ...media.dicom import count_dicom, dicom_facts, no_picture, read_header
+from ...media.dicom import count_dicom, dicom_facts, dicom_people, no_picture, read_header
 from ...media.dicom_seg import Place, Segmentation, is_segmentation, read_segmentation, segment_values
 from ...media.suffixes import kind_by_name, kind_of, stem_of
 from .annotation_files import text_of, with_labels_of_all
@@ -245,6 +245,7 @@ def _entries(
         name = file.path.relative_to(folder).with_name(stem_of(file.path)).as_posix()
         facts = {"video_id": name} if file.frames > 1 else {}
         facts |= dicom_facts(file.path)
+        people = dicom_people(file.path)
         for number in sorted(spoken & set(range(file.frames))):
             objects = sorted(drawn.get(Place(instance, number), ()), key=lambda one: one[:2])
             is_clip = file.frames > 1
@@ -255,6 +256,7 @@ def _entries(
                 number if is_clip else None,
                 file.size,
                 {**facts, "frame_index": number} if is_clip else facts,
+                people=people,
             )
     if left_out:
         logger.warning("%s: left out, %d frames that no segmentation speaks of.", folder, left_out)

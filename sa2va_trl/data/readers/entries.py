@@ -70,6 +70,9 @@ class Entry(NamedTuple):
             (`image` is those then). A function or a `functools.partial`, as `draw` of [`AnnotatedObject`].
         is_pseudonymous (`bool`, *optional*, defaults to `False`):
             Whether its names are pseudonyms already, made with a key.
+        people (`tuple[str, ...]`, *optional*):
+            Names and identifiers of people that its file states beside the facts. No row has them: they are looked for
+            in what is written.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Entry(NamedTuple):
     facts: Mapping[str, Any] = _NOTHING
     embedded: Callable[[], bytes] | None = None
     is_pseudonymous: bool = False
+    people: tuple[str, ...] = ()
 
 
 class Source(NamedTuple):

@@ -1,14 +1,20 @@
 """A data set that is prepared already: Parquet or images with metadata, or what `save_to_disk` writes."""
 
+import atexit
 import hashlib
 import json
+import os
+import shutil
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from tempfile import mkdtemp
+from typing import Any, BinaryIO
 
 import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
+from filelock import FileLock, Timeout
 
 from ...errors import BadRow, DatasetError
 from ..masks import decode_mask
@@ -19,6 +25,10 @@ from .folders import SPLITS, walk
 
 #: What prepare_data says of a data set that it has written.
 REPORT = "dataset_report.json"
+# Folders in the cache of `datasets`, each of one process, for rows with names.
+_PASSING = "sa2va_trl-passing-"
+# Files that are in no folder any more, open as long as this process lives: from these others read single rows.
+_OPEN: list[BinaryIO] = []
 
 
 def is_prepared(folder: Path) -> bool:
@@ -69,10 +79,63 @@ def read_prepared(folder: Path) -> DatasetDict:
     if _is_saved(folder):
         loaded = datasets.load_from_disk(str(folder))
         return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
+    return _load(folder, _cache_of(folder))
+
+
+def _load(folder: Path, cache: Path) -> DatasetDict:
     try:
-        return datasets.load_dataset(str(folder), cache_dir=str(_cache_of(folder)))
+        return datasets.load_dataset(str(folder), cache_dir=str(cache))
     except Exception as error:  # datasets wraps anything in DatasetGenerationError, whose text says nothing
         raise DatasetError(f"{folder}: datasets.load_dataset failed: {error.__cause__ or error}") from error
+
+
+def _read_in_passing(folder: Path) -> dict[str, tuple[Dataset, list[Path]]]:
+    """
+    All splits of a folder whose rows have names, each with the files that its rows are read from. Nothing of these
+    stays in the cache, be the run killed: they are in no folder any more (where there is no `/proc`, they go at the
+    end). What a run that was killed before that has left, the next one removes.
+    """
+    if _is_saved(folder):  # these are the files of the folder itself
+        return {split: (rows, _files_of(rows)) for split, rows in read_prepared(folder).items()}
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    for left in cache.glob(f"{_PASSING}*.lock"):
+        _remove(left.with_suffix(""), FileLock(left))
+    place = Path(mkdtemp(prefix=_PASSING, dir=cache))
+    lock = FileLock(f"{place}.lock")
+    lock.acquire()
+    remove = partial(_remove, place, lock)
+    try:
+        splits = _load(folder, place)
+        if not Path("/proc/self/fd").is_dir():
+            atexit.register(remove)
+            remove = str  # (does nothing)
+            return {split: (rows, _files_of(rows)) for split, rows in splits.items()}
+        return {split: (rows, [_kept_open(file) for file in _files_of(rows)]) for split, rows in splits.items()}
+    finally:
+        remove()
+
+
+def _files_of(rows: Dataset) -> list[Path]:
+    return [Path(own["filename"]) for own in rows.cache_files]
+
+
+def _kept_open(file: Path) -> Path:
+    """A path by which a file is found once it has been removed, by other processes of its owner, too."""
+    _OPEN.append(file.open("rb"))
+    return Path(f"/proc/{os.getpid()}/fd/{_OPEN[-1].fileno()}")
+
+
+def _remove(place: Path, lock: FileLock) -> None:
+    """Remove a folder of rows with names, and its lock, unless another process has it."""
+    try:
+        with lock.acquire(timeout=0):
+            shutil.rmtree(place, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+    except Timeout:
+        pass
+    finally:
+        lock.release(force=True)
 
 
 def find_prepared(folder: Path, reading: Reading) -> dict[str, Source]:
@@ -91,11 +154,14 @@ def find_prepared(folder: Path, reading: Reading) -> dict[str, Source]:
         `DatasetError`: it cannot be read, or its rows are clips or conversations.
     """
     given = _names(folder) == "pseudonyms"
-    splits = read_prepared(folder)
+    if given:
+        splits = {split: (rows, _files_of(rows)) for split, rows in read_prepared(folder).items()}
+    else:
+        splits = _read_in_passing(folder)
     named = {SPLITS.get(split, split): rows for split, rows in splits.items()}
     if len(named) < len(splits):
         raise DatasetError(f"{folder}: two of its splits ({', '.join(splits)}) have one name here: keep one")
-    return {split: _source(folder, split, rows, given) for split, rows in named.items()}
+    return {split: _source(folder, split, *rows, given) for split, rows in named.items()}
 
 
 def _names(folder: Path) -> str | None:
@@ -107,7 +173,7 @@ def _names(folder: Path) -> str | None:
     return report.get("names") if isinstance(report, dict) else None
 
 
-def _source(folder: Path, split: str, rows: Dataset, is_pseudonymous: bool) -> Source:
+def _source(folder: Path, split: str, rows: Dataset, files: Sequence[Path], is_pseudonymous: bool) -> Source:
     columns = set(rows.column_names)
     if "image" not in columns or not columns & {"mask", "masks"}:
         raise DatasetError(
@@ -118,7 +184,7 @@ def _source(folder: Path, split: str, rows: Dataset, is_pseudonymous: bool) -> S
     labels: dict[str, None] = {}
     problems = []
     column = "masks" if "masks" in columns else "mask"
-    for file in (Path(own["filename"]) for own in rows.cache_files):  # from which other processes read single rows
+    for file in files:
         for place, row in enumerate(row for batch in iter_undecoded(_opened(file)) for row in batch):
             number = len(entries) + len(problems)
             masks = row["masks"] or [] if column == "masks" else [row["mask"]]
@@ -133,7 +199,7 @@ def _source(folder: Path, split: str, rows: Dataset, is_pseudonymous: bool) -> S
             )
             labels.update(dict.fromkeys(phrase for phrase in phrases if phrase is not None))
             is_file = picture["bytes"] is None
-            image, embedded = (Path(picture["path"]), None) if is_file else (file, partial(_picture, file, place))
+            image, embedded = (Path(picture["path"]), None) if is_file else (folder, partial(_picture, file, place))
             facts = {fact: row[fact] for fact in FACTS if row.get(fact) is not None}
             entries.append(Entry(f"{name}.png", image, objects, None, None, facts, embedded, is_pseudonymous))
     return Source(folder, entries, tuple(labels), problems, joins=False)

@@ -1,12 +1,14 @@
 import io
 import json
 import pickle
+import subprocess
 
 import numpy as np
 import PIL.Image
 import pytest
 from annotated_folders import arrays, write_pairs
 from datasets import Dataset
+from filelock import FileLock
 
 from sa2va_trl.data.columns import FEATURES
 from sa2va_trl.data.loading import find_sources, load_dataset_dict
@@ -80,6 +82,27 @@ def test_names_made_with_a_key_are_noted(tmp_path):
         assert find_prepared(folder, Reading())["train"].entries[0].is_pseudonymous is expected
 
 
+def test_names_stay_in_no_cache_and_other_processes_read_the_rows(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(cache))
+    rows, folder = embedded(tmp_path, patient_id=["p", "q"])
+    folder = folder.rename(tmp_path / "DOE^JOHN_1950")
+    left, held = (cache / f"sa2va_trl-passing-{name}" for name in ("left", "held"))
+    for place in (left, held):
+        (place / "doe^john_1950").mkdir(parents=True)
+        place.with_name(f"{place.name}.lock").touch()
+    with FileLock(f"{held}.lock"):  # of another process, which is at work
+        source = find_prepared(folder, Reading())["train"]
+        assert {path.name for path in cache.iterdir()} == {held.name, f"{held.name}.lock"}
+    (folder / "dataset_report.json").write_text("{}")
+    for one, other in zip(arrays(rows), arrays(rows_of(source, Reading())), strict=True):
+        assert np.array_equal(one, other)
+    file, picture = source.entries[0].embedded.args[0], source.entries[0].embedded()
+    assert picture in subprocess.run(["cat", file], capture_output=True, check=True).stdout
+    find_prepared(folder, Reading())
+    assert list(cache.iterdir()) == []
+
+
 def test_bad_rows_and_other_rows(tmp_path):
     rows, _ = embedded(tmp_path)
     (tmp_path / "bad").mkdir()
@@ -91,6 +114,17 @@ def test_bad_rows_and_other_rows(tmp_path):
     Dataset.from_dict({"messages": ["x"], "sample_id": ["a"]}).to_parquet(tmp_path / "talk" / "rows.parquet")
     with pytest.raises(DatasetError, match="rows have messages, sample_id; .* Train on the folder as it is"):
         find_prepared(tmp_path / "talk", Reading())
+
+
+def test_folders_of_splits_with_pictures_in_their_rows(tmp_path):
+    rows, _ = embedded(tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / "own" / split).mkdir(parents=True)
+        rows.to_parquet(tmp_path / "own" / split / "rows.parquet")
+    assert {split: len(own.entries) for split, own in find_sources(tmp_path / "own", Reading()).items()} == {
+        "train": 2,
+        "test": 2,
+    }
 
 
 def test_layout(tmp_path):
