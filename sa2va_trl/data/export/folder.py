@@ -33,8 +33,9 @@ _IMAGES = {"labelme": "", "yolo": "images/train/"}
 
 class Images:
     """
-    The images of an export. An image file is copied as it is, under its own name; frames of clips are PNG; beside DICOM
-    segmentations lies their whole DICOM file. Of files of one name, those after the first have a number (`IM0001-2`).
+    The images of an export. An image file is copied as it is, under its own name; frames of clips are PNG; beside
+    DICOM segmentations lies their whole DICOM file. Of files of one name, those after the first have a number
+    (`IM0001-2`).
     (Where two images differ in their suffixes alone, a format that pairs by the rest has the whole name of one and a
     second suffix.)
 
