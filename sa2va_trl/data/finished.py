@@ -16,11 +16,11 @@ from .preparing import Item, Plan
 from .privacy import leaked, name_parts, names_below
 from .readers.entries import FACTS
 from .readers.folders import walk
+from .readers.prepared import REPORT
 from .selections import SELECTION, read_selection
 from .writing import PIECES, given_words, source_names
 
 
-REPORT = "dataset_report.json"
 #: Where rows are and what belongs to them: nothing older of these may stay on the Hub.
 WRITTEN = ["data/*", "*/images/*", "*/masks/*", "*/metadata.jsonl", "timelines/*"]
 #: By what a run knows a data set that an earlier one has made. It is not pushed.

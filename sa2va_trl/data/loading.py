@@ -12,10 +12,10 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, Image
 
-from ..errors import DatasetError
+from ..errors import DatasetError, listed
 from .columns import FEATURES, PHRASE_COLUMNS
 from .prompts import normalize_phrase
-from .readers.clips import find_clips, is_clips
+from .readers.clips import find_clips, is_bare_dicom, is_clips, notes_beside
 from .readers.coco import find_coco, is_coco
 from .readers.cvat import find_cvat, is_cvat
 from .readers.dicom_seg import find_dicom_seg, is_dicom_seg
@@ -30,7 +30,7 @@ from .readers.prepared import find_prepared, is_prepared, read_prepared
 from .readers.sa2va_json import is_sa2va_json, read_sa2va_json
 from .readers.yolo import find_yolo, is_yolo
 from .selections import SELECTION, read_selection, select_rows
-from .sources import Format, check_annotated, check_options, refuse_lost, told_apart
+from .sources import Format, check_annotated, check_options, refuse_lost, told_apart, warn_unannotated
 from .stored import iter_undecoded
 
 
@@ -51,7 +51,12 @@ FORMATS: dict[str, Format] = {
     "labelme": Format(is_labelme, find_labelme),
     "label_studio": Format(is_label_studio, find_label_studio),
     "dicom_seg": Format(is_dicom_seg, find_dicom_seg, ("mask_threshold", "secondary_captures")),
-    "clips": Format(is_clips, find_clips, ("mask_suffix", "mask_threshold", "secondary_captures")),
+    "clips": Format(
+        is_clips,
+        find_clips,
+        ("mask_suffix", "mask_threshold", "secondary_captures"),
+        fits_named=partial(is_clips, is_named=True),
+    ),
     "nnunet": Format(is_nnunet, find_nnunet),
     "image_metadata": Format(
         is_image_metadata, partial(_rows_as_source, read_image_metadata), read=read_image_metadata
@@ -64,22 +69,43 @@ _TELLING = ("sa2va_json", "prepared", "image_metadata", "mask_folder")
 
 def _fitting(place: Path, form: str) -> list[str]:
     """The formats that a folder has and may be meant."""
-    found = [name for name in (FORMATS if form == "auto" else [form]) if FORMATS[name].fits(place)]
+    if form != "auto":
+        return [form] if (FORMATS[form].fits_named or FORMATS[form].fits)(place) else []
+    found = [name for name, own in FORMATS.items() if own.fits(place)]
     telling = [name for name in _TELLING if name in found]
     return [name for name in found if name not in telling[1:]]
 
 
 def _warn_unused(folder: Path, used: set[str]) -> None:
-    """Name the sub-folders that are data sets of their own and are not read."""
+    """Name the sub-folders that are data sets of their own and are not read, beside splits or in a whole."""
+    names = FORMATS if used else _TELLING  # (a whole may be of files in folders, each of which is of its format)
     unused = [
         path
         for path in sorted(folder.iterdir())
-        if path.is_dir() and path.name not in used and any(FORMATS[name].fits(path) for name in _TELLING)
+        if path.is_dir() and path.name not in used and any(_may_fit(FORMATS[name], path) for name in names)
     ]
     if unused:
         logger.warning(
             "%s: left out, each a dataset that can be named by itself: %s.", folder, listed_below(unused, folder)
         )
+
+
+def _may_fit(form: Format, place: Path) -> bool:
+    try:
+        return form.fits(place)
+    except DatasetError:  # says what is wrong with a folder of this format
+        return True
+
+
+def _in_doubt(places: Iterable[Path]) -> str:
+    """Why what may be clips is not read as such, for a message."""
+    notes = [path for place in places if is_clips(place, is_named=True) for path in notes_beside(place)]
+    if not notes:
+        return ""
+    return (
+        " It has clips or DICOM files, and beside them what may say what is in them "
+        f"({listed(list(map(str, notes)))}): --format clips of sa2va-trl prepare_data passes that over."
+    )
 
 
 def formats_in(folder: Path, form: str = "auto") -> dict[str, tuple[Path, str]]:
@@ -104,7 +130,12 @@ def formats_in(folder: Path, form: str = "auto") -> dict[str, tuple[Path, str]]:
     whole, fitting = _fitting(folder, form), {split: _fitting(place, form) for split, place in places.items()}
     # Some formats find their files in the folders of splits, too, and would pass over those that are of another one.
     shared = {name for names in fitting.values() for name in names} & {*whole}
-    mixed = bool(shared) and any(names and not shared & {*names} for names in fitting.values())
+    others = {split: names for split, names in fitting.items() if names and not shared & {*names}}
+    if "dicom_seg" in shared:  # which may lie anywhere, and then those are its pictures
+        others = {
+            split: names for split, names in others.items() if names != ["clips"] or not is_bare_dicom(places[split])
+        }
+    mixed = bool(shared and others)
     if whole and not mixed:
         places, fitting = {"": folder}, {"": whole}
     elif not any(fitting.values()):
@@ -115,8 +146,11 @@ def formats_in(folder: Path, form: str = "auto") -> dict[str, tuple[Path, str]]:
                 f"{places[split]} may be {' or '.join(names)}: say which with --format of sa2va-trl prepare_data, or "
                 "leave the files of one alone in it"
             )
-    if unknown := [places[split].name for split, names in fitting.items() if not names]:
-        raise DatasetError(f"{folder}: {', '.join(unknown)} holds no known format, the other splits do")
+    if unknown := [places[split] for split, names in fitting.items() if not names]:
+        raise DatasetError(
+            f"{folder}: {', '.join(place.name for place in unknown)} holds no known format, the other splits do."
+            f"{_in_doubt(unknown)}"
+        )
     if not fitting:
         raise DatasetError(
             f"{folder} holds no dataset in {'a known format' if form == 'auto' else f'the format {form}'}. Looked "
@@ -127,6 +161,7 @@ def formats_in(folder: Path, form: str = "auto") -> dict[str, tuple[Path, str]]:
             "files; Parquet files or metadata.jsonl (what datasets.load_dataset opens); dataset_dict.json or "
             "state.json (what save_to_disk writes). "
             f"Found: {', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'nothing'}."
+            f"{_in_doubt((folder, *split_folders(folder).values()))}"
         )
     if fitting.get("") != ["prepared"]:  # whose folders are its own
         _warn_unused(folder, {place.name for split, place in places.items() if split})
@@ -190,6 +225,7 @@ def _side_by_side(
     sources: dict[str, Source], places: Mapping[str, tuple[Path, str]], folder: Path
 ) -> dict[str, Source]:
     """Sources whose videos are told apart, of a folder of which nothing is left out."""
+    warn_unannotated(folder, sources, places.keys() - sources.keys() - {""})
     if "" not in places:
         return told_apart(sources, folder)
     if sources:

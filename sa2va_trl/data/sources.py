@@ -29,12 +29,15 @@ class Format(NamedTuple):
         read (`Callable`, *optional*):
             Its rows, where these may hold more than entries can: clips, conversations, columns of their own. It is
             given the folder and `phrase`.
+        fits_named (`Callable`, *optional*):
+            In place of `fits`, where the user names the format, and it passes over what would be in doubt else.
     """
 
     fits: Callable[[Path], bool]
     find: Callable[[Path, Reading], Mapping[str, Source]]
     options: tuple[str, ...] = ()
     read: Callable[[Path, str | None], Dataset | DatasetDict] | None = None
+    fits_named: Callable[[Path], bool] | None = None
 
 
 def check_options(reading: Reading, names: Collection[str], formats: Mapping[str, Format]) -> None:
@@ -139,3 +142,21 @@ def told_apart(sources: Mapping[str, Source], folder: Path) -> dict[str, Source]
         split: source._replace(entries=[of_split(entry, split, source.videos) for entry in source.entries])
         for split, source in sources.items()
     }
+
+
+def warn_unannotated(folder: Path, sources: Mapping[str, Source], others: Collection[str] = ()) -> None:
+    """
+    Name the splits that have no annotations beside those that have some.
+
+    Args:
+        folder (`Path`): that they are of.
+        sources (`Mapping[str, Source]`): by split.
+        others (`Collection[str]`, *optional*): further splits, which are annotated.
+    """
+    bare = [split for split, source in sources.items() if not source.annotated]
+    if bare and (others or len(bare) < len(sources)):
+        logger.warning(
+            "%s: no annotations in %s, while other splits have some: its rows are to be annotated, and no negatives.",
+            folder,
+            listed(bare),
+        )

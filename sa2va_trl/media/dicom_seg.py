@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..errors import DatasetError
-from .dicom import SEGMENTATIONS, checked, frame_decoder, reading
+from .dicom import SEGMENTATIONS, checked, frame_decoder, read_header, reading
 from .dicom_grey import class_of
 from .pictures import MAX_PIXELS
 
@@ -67,15 +67,28 @@ class Segmentation(NamedTuple):
 
 
 def is_segmentation(path: str | os.PathLike) -> bool:
-    """Whether a DICOM file is a segmentation by its first bytes, where its SOP class stands."""
+    """
+    Whether a DICOM file is a segmentation. Its SOP class stands in its first bytes; only where they name that of
+    segmentations is the header read, since a picture may name one that was made of it.
+    """
     try:
         with open(path, "rb") as file:
-            return _CLASS.search(file.read(_HEAD)) is not None
+            if not _CLASS.search(file.read(_HEAD)):
+                return False
+        with reading(Path(path)):
+            from pydicom.uid import UID_dictionary
+
+            header = read_header(path)
+            stated = {class_of(header), str(header.file_meta.get("MediaStorageSOPClassUID") or "")}
+            # (Of a damaged one neither may be right; only another class that there is makes it a picture.)
+            return bool(stated & {*SEGMENTATIONS}) or not stated & UID_dictionary.keys()
     except OSError:
         return False
+    except (DatasetError, ImportError):  # reading it says more
+        return True
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)
 def _opened(path: Path, changed: int) -> tuple:
     with reading(path), path.open("rb") as file:
         return checked(path, file, MAX_PIXELS, is_picture=False)

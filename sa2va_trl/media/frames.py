@@ -75,7 +75,7 @@ def count_frames(path: str | os.PathLike) -> int:
         `int`: at least 1.
 
     Raises:
-        `DatasetError`, `ImportError`: as [`frames_of`].
+        `DatasetError`, `ImportError`: as [`frames_of`]; also of a video of which the end or parts are missing.
     """
     path = Path(path)
     kind = _kind(path)

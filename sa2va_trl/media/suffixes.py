@@ -1,6 +1,7 @@
 """Which files are pictures and videos, by their names; DICOM files, which often have no suffix, by their content."""
 
 import os
+import re
 from pathlib import Path
 
 
@@ -72,6 +73,12 @@ def kind_of(path: str | os.PathLike) -> str | None:
     """
     path = Path(path)
     return kind_by_name(path) or ("dicom" if path.is_file() and has_dicom_preamble(path) else None)
+
+
+def listed_kind(path: str | os.PathLike) -> str | None:
+    """As [`kind_of`] in a listing of all files, of which notes and annotations are not opened to look for DICOM."""
+    path = Path(path)
+    return kind_of(path) if re.fullmatch(r"(\.\d+)?", path.suffix) else kind_by_name(path)
 
 
 def stem_of(path: str | os.PathLike) -> str:

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
 logger = logging.getLogger(__name__)
+_MENDS = (
+    "Copy the file anew from where it is whole; if what a player shows will do, have that written anew (ffmpeg -i "
+    "FILE -c:v ffv1 NEW.mkv)."
+)
 
 
 def video_frames(
@@ -40,14 +44,16 @@ def video_frames(
             over.
         `ImportError`: PyAV is not installed (`pip install 'sa2va_trl[video]'`).
     """
-    for index, (frame, turn) in enumerate(_decoded(Path(path), max_pixels, tell)):
+    for index, (frame, turn) in enumerate(_decoded(Path(path), max_pixels, logger.warning if tell else None)):
         if index >= start:
             image = frame.to_image()
             yield image if turn is None else image.transpose(turn)
 
 
-def _decoded(path: Path, max_pixels: int, tell: bool) -> Iterator[tuple["VideoFrame", Image.Transpose | None]]:
-    """The frames of a video as they are decoded, and how to turn each."""
+def _decoded(
+    path: Path, max_pixels: int, tell: Callable[[str], None] | None
+) -> Iterator[tuple["VideoFrame", Image.Transpose | None]]:
+    """The frames of a video as they are decoded, and how to turn each; `tell` is called with what is wrong with it."""
     try:
         import av
     except ImportError as error:
@@ -85,19 +91,23 @@ def _decoded(path: Path, max_pixels: int, tell: bool) -> Iterator[tuple["VideoFr
         ) from error
     if not index:
         raise DatasetError(f"{path} has no frames.")
-    if tell and damaged:
-        logger.warning(
-            "%s is damaged: its decoder has patched up frame %s; frames that build on it may be wrong, too.",
-            path,
-            listed(damaged),
-        )
     if tell and missing:
-        logger.warning("%s ends early: %s.", path, missing)
+        tell(f"{path} ends early: {missing}. {_MENDS}")
+    if tell and damaged:
+        tell(
+            f"{path} is damaged: its decoder has patched up frame {listed(damaged)}; frames that build on it may be "
+            f"wrong, too. {_MENDS}"
+        )
+
+
+def _refuse(reason: str) -> None:
+    raise DatasetError(reason)
 
 
 def count_video(path: str | os.PathLike) -> int:
     """
-    How many frames a video has: it is decoded for it, since headers and packets are often wrong about that.
+    How many frames a video has: it is decoded for it, since headers and packets are often wrong about that. What would
+    be rows without a word is refused: less than the header states, and frames that the decoder has patched up.
 
     Args:
         path (`str` or `os.PathLike`): of the file.
@@ -106,9 +116,9 @@ def count_video(path: str | os.PathLike) -> int:
         `int`: at least 1.
 
     Raises:
-        `DatasetError`, `ImportError`: as [`video_frames`].
+        `DatasetError`, `ImportError`: as [`video_frames`]; also where its end or parts of it are missing.
     """
-    return sum(1 for _ in _decoded(Path(path), MAX_PIXELS, tell=False))
+    return sum(1 for _ in _decoded(Path(path), MAX_PIXELS, _refuse))
 
 
 def video_frame_time(path: str | os.PathLike) -> float | None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..data.export.annotated import Annotated, Found
 from ..data.export.dicom_seg import check_dicom
-from ..data.export.folder import WRITERS, keep_image
+from ..data.export.folder import WRITERS, Images
 from ..data.layout import normalize_row
 from ..data.loading import find_sources
 from ..data.readers.entries import Reading
@@ -227,6 +227,7 @@ def drawn_images(
     Yields:
         [`~data.export.annotated.Annotated`], one an image or frame.
     """
+    images = Images(folder, format)
     for row, maps in predict_probabilities(model, processor, rows, batch_size, progress=False):
         own, name = normalize_row(row), file_name(row["sample_id"])
         clip = own["images"]
@@ -236,5 +237,5 @@ def drawn_images(
             shown = frame_name(name, number) if len(clip) > 1 else name
             plain = image if image.mode == "L" else image.convert("RGB")
             file, frame = (sources or {}).get(row["sample_id"], (Path(), None))
-            kept = keep_image(folder, format, Picture(shown, file, frame, plain))
+            kept = images.keep(Picture(shown, file, frame, plain))
             yield Annotated(kept, image.size, tuple(map(Found, phrases, masks[:, number])), frame)

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from ..data.angiography import generate_video
 from ..data.export.annotated import Annotated
-from ..data.export.folder import WRITERS, keep_image
+from ..data.export.folder import WRITERS, Images
 from ..evaluation import overlay
 from ..evaluation.averaging import Member, check_questions, common_postprocessing, common_threshold, segment_averaged
 from ..evaluation.overlays import object_names
@@ -389,14 +389,14 @@ def main() -> None:
         for name in SUFFIXES:
             (folder / name).mkdir()
         predictions, taken, images = [], set(), {}
+        exported = Images(folder / EXPORT, args.export)
         results = segmentations(args, model, processor, clip, pictures, router, members, averaging.views)
         for picture, prompt, result, route in tqdm(results, desc="predict"):
             name, asked = picture.name, {}
             if len(args.prompt) > 1:
                 name, asked = f"{name}.prompt{args.prompt.index(prompt)}", {"prompt": prompt}
             if args.export and picture.name not in images:
-                kept = keep_image(folder / EXPORT, args.export, picture)
-                images[picture.name] = Annotated(kept, picture.image.size, frame=picture.frame)
+                images[picture.name] = Annotated(exported.keep(picture), picture.image.size, frame=picture.frame)
             predictions.append({**save(folder, picture, name, result, route, taken), **asked})
         content = {"prompt": args.prompt if len(args.prompt) > 1 else args.prompt[0], "predictions": predictions}
         if not args.is_synthetic and Path(args.input).is_dir():

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sa2va_trl.data import DatasetError
 from sa2va_trl.media.clips import frame_name, is_clip, open_video, picture_names, read_media, read_pictures
+from sa2va_trl.media.frames import count_frames
 from sa2va_trl.media.suffixes import IMAGE_SUFFIXES
 
 
@@ -389,6 +390,7 @@ def test_a_sound_clip_is_read_in_whole_and_says_nothing(tmp_path, caplog, kind):
     path = write_clip(tmp_path / f"clip.{kind.split(',')[0]}", **CLIPS[kind])
     found = read(path)
     assert [name for name, _ in found] == [f"clip_f{index:05d}" for index in range(20 - CLIPS[kind].get("early", 0))]
+    assert count_frames(path) == len(found)
     assert not caplog.records
 
 
@@ -410,6 +412,8 @@ def test_a_clip_that_ends_early_says_so_once(tmp_path, caplog, kind, share):
     with open_video(path) as clip:
         assert len(clip) == count
     assert len([record for record in caplog.records if "ends early" in record.getMessage()]) == 1
+    with pytest.raises(DatasetError, match=rf"{path.name} ends early: .*{count} frames"):  # of a data set
+        count_frames(path)
 
 
 def test_a_clip_whose_decoder_gives_up_says_at_which_frame(tmp_path):
@@ -436,6 +440,8 @@ def test_frames_that_the_decoder_has_patched_up_are_named(tmp_path, caplog):
     assert len(read(path)) == 20
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{path} is damaged: its decoder has patched up frame 7;")
+    with pytest.raises(DatasetError, match="its decoder has patched up frame 7;"):
+        count_frames(path)
 
 
 def test_frames_of_a_video_must_have_one_size(tmp_path):

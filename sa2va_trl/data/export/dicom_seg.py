@@ -196,15 +196,19 @@ def write_dicom_seg(folder: Path, images: Iterable[Annotated]) -> None:
         images (iterable of [`Annotated`]): taken one at a time. All masks are kept in memory, compressed.
 
     Raises:
-        `DatasetError`: there is an image that [`check_dicom`] refuses.
+        `DatasetError`: there is an image that [`check_dicom`] refuses, or two with one SOPInstanceUID.
     """
     headers: dict[str, Dataset] = {}
+    files: dict[str, str] = {}
     seen: set[tuple[str, int]] = set()
     masks: dict[tuple[str, int], dict[str, bytes]] = {}
     labels: dict[str, None] = {}
     for image in images:
         if image.image not in headers:
-            headers[image.image] = _header(folder / image.image)
+            headers[image.image] = header = _header(folder / image.image)
+            first = files.setdefault(str(header.SOPInstanceUID), image.image)
+            if first != image.image:  # their masks would be on one of them
+                raise DatasetError(f"{folder / image.image} has the SOPInstanceUID of {first}: leave one out")
         header = headers[image.image]
         place = (str(header.SOPInstanceUID), image.frame or 0)
         seen.add(place)

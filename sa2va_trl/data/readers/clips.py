@@ -13,7 +13,7 @@ from ...media.clips import frame_name, is_clip
 from ...media.dicom import dicom_facts, dicom_people, no_picture
 from ...media.frames import count_frames
 from ...media.pictures import quiet_pillow
-from ...media.suffixes import kind_by_name, kind_of, stem_of
+from ...media.suffixes import listed_kind, stem_of
 from ...media.video import video_frame_time
 from .clip_masks import draw_clip_mask, read_clip_mask
 from .dicom_seg import is_dicom_seg
@@ -68,16 +68,9 @@ def _layout(folder: Path) -> Layout | None:
         return None
     if metadata_files(folder):
         return None
-    if not masks and any(path.suffix.lower() in _ANNOTATIONS for path in folder.iterdir()):
-        return None
     place = images[0] if images else folder
     splits = [place / name for name in SPLITS if (place / name).is_dir()]
     return Layout(place, masks[0] if masks else None, splits)
-
-
-def _kind(path: Path) -> str | None:
-    """[`~media.suffixes.kind_of`], without opening notes and annotations to look for a DICOM file in them."""
-    return kind_of(path) if re.fullmatch(r"(\.\d+)?", path.suffix) else kind_by_name(path)
 
 
 def _files(layout: Layout) -> list[Path]:
@@ -96,18 +89,30 @@ def _is_frame_folder(files: list[Path]) -> bool:
     return len(starts) == 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
-def is_clips(folder: Path) -> bool:
+def notes_beside(folder: Path) -> list[Path]:
+    """What may be annotations of clips without masks, in a format that is not known: they are clips by name only."""
+    if any((folder / name).is_dir() for name in _MASKS):
+        return []
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _ANNOTATIONS]
+
+
+def is_clips(folder: Path, is_named: bool = False) -> bool:
     """
     Whether a folder holds clips: `images/` (or `image/`, `videos/`), or the folder itself, has videos or DICOM files
     in it, or there are `masks/` beside it and it has files of several frames, or nothing but folders of numbered
-    frames. What lies in folders named after splits is of those. With DICOM segmentations in it, it is theirs.
+    frames. What lies in folders named after splits is of those. With DICOM segmentations in it, it is theirs; with
+    [`notes_beside`] of nobody, unless the format is named.
+
+    Args:
+        folder (`Path`): it.
+        is_named (`bool`, *optional*, defaults to `False`): whether the user says that it holds clips.
     """
     layout = _layout(folder)
-    if layout is None or is_dicom_seg(folder):
+    if layout is None or not is_named and notes_beside(folder) or is_dicom_seg(folder):
         return False
     kinds: dict[str, list[Path]] = {}
     for path in _files(layout):
-        kind = _kind(path)
+        kind = listed_kind(path)
         if kind in ("video", "dicom"):  # hardly anything else is read from these
             return True
         if kind is not None and (kind == "image" or layout.images != folder or layout.masks is not None):
@@ -120,6 +125,13 @@ def is_clips(folder: Path) -> bool:
     for path in (path for paths in kinds.values() for path in paths):
         folders.setdefault(path.parent, []).append(path)
     return layout.images not in folders and bool(folders) and all(map(_is_frame_folder, folders.values()))
+
+
+def is_bare_dicom(folder: Path) -> bool:
+    """Whether what [`is_clips`] holds DICOM files alone, without masks: a segmentation of them may be elsewhere."""
+    layout = _layout(folder)
+    kinds = set(map(listed_kind, walk(folder)[0]))
+    return layout is not None and layout.masks is None and kinds <= {"dicom", None}
 
 
 def find_clips(folder: Path, reading: Reading) -> dict[str, Source]:
@@ -156,14 +168,22 @@ def find_clips(folder: Path, reading: Reading) -> dict[str, Source]:
     entries, unmasked, left_out = [], [], 0
     names: set[str] = set()
     videos: set[str] = set()
+    runs: dict[str, Clip] = {}
     for clip in clips:
+        if masks is not None:
+            masks.named(clip)  # none of them is a mask of no clip, whatever is wrong with it
         try:
             total = len(clip.frames) if clip.frames else count_frames(clip.place)
             objects = None if masks is None else _objects(clip, total, masks, classes, reading, names)
             facts = _facts(clip)
-            if "video_id" not in facts and (total > 1 or clip.frames or _kind(clip.place) == "video"):
+            if "video_id" not in facts and (total > 1 or clip.frames or listedlisted_kind(clip.place) == "video"):
                 facts["video_id"] = clip.name
                 videos.add(clip.name)
+            if total > 1 and (first := runs.setdefault(facts["video_id"], clip)) is not clip:
+                raise DatasetError(
+                    f"has the SOPInstanceUID of {first.place}, so that both were one clip: leave one out if it is a "
+                    "copy; if not, give each its own"
+                )
             people = dicom_people(clip.place) if _is_dicom(clip) else ()
             own = list(_entries(clip, total, objects, facts, people))
         except DatasetError as error:
@@ -184,6 +204,7 @@ def find_clips(folder: Path, reading: Reading) -> dict[str, Source]:
     if left_out:
         logger.warning("%s: left out, %d frames without a mask, of clips that have some.", folder, left_out)
     if masks is not None:
+        masks.warn_from_one()
         problems += [
             BadRow(None, None, str(path), "is a mask of no clip: none has its name") for path in masks.unused()
         ]
@@ -198,7 +219,7 @@ def find_clips(folder: Path, reading: Reading) -> dict[str, Source]:
 
 def _check_splits(folder: Path, layout: Layout) -> None:
     """Refuse clips beside those of splits, which nobody would read."""
-    if any(_kind(path) for place in layout.splits for path in walk(place)[0]):
+    if any(listed_kind(path) for place in layout.splits for path in walk(place)[0]):
         names, example = listed([place.name for place in layout.splits]), layout.splits[0].name
         raise DatasetError(
             f"{layout.images} holds clips, and beside them folders of splits ({names}): put the split first, "
@@ -211,7 +232,7 @@ def _clips(layout: Layout, reading: Reading, problems: list[BadRow]) -> Iterator
     passed, unread, names = [], [], set()
     folders: dict[Path, list[Path]] = {}
     for path in _files(layout):
-        kind = _kind(path)
+        kind = listed_kind(path)
         if kind == "image" and path.parent != layout.images:
             if path.parent not in folders:
                 folders[path.parent] = []
@@ -242,7 +263,7 @@ def _named_clips(
     passed: list[str],
 ) -> Iterator[Clip]:
     for path in _files(layout):
-        kind = _kind(path)
+        kind = listed_kind(path)
         name = path.relative_to(layout.images)
         if kind == "dicom":
             try:
@@ -277,9 +298,10 @@ class MaskFiles:
 
     def __init__(self, folder: Path, suffix: str):
         self.folder, self.whole, self.single, self.used = folder, {}, {}, set()
+        self.numbered: list[dict[int, Path]] = []
         unread = []
         for path in walk(folder)[0]:
-            if _kind(path) not in PAIR_KINDS:
+            if listed_kind(path) not in PAIR_KINDS:
                 unread.append(path.relative_to(folder).as_posix())
                 continue
             name = _normal(path.relative_to(folder).with_name(stem_of(path)).as_posix())
@@ -300,6 +322,12 @@ class MaskFiles:
         """Masks that have not been asked for."""
         return sorted({path for paths in self.whole.values() for path in paths} - self.used)
 
+    def named(self, clip: Clip) -> tuple[list[Path], list[Path]]:
+        """The masks of a clip by their names: of every frame, and of single ones."""
+        whole, single = self.whole.get(clip.name, []), self.single.get(clip.name, [])
+        self.used.update(whole, single)
+        return whole, single
+
     def of(self, clip: Clip, total: int) -> tuple[Path | None, dict[int, Path]]:
         """
         The masks of a clip: the file that holds one for every frame, or files of one by the number of the frame.
@@ -307,8 +335,7 @@ class MaskFiles:
         Raises:
             `DatasetError`: several masks of one name, lengths that differ, or a number that the clip has not.
         """
-        whole, single = self.whole.get(clip.name, []), self.single.get(clip.name, [])
-        self.used.update(whole, single)
+        whole, single = self.named(clip)
         if len(whole) + bool(single) > 1:
             names = [path.relative_to(self.folder).as_posix() for path in (*whole, *single[:1])]
             raise DatasetError(f"has several masks: {listed(names)}")
@@ -317,12 +344,12 @@ class MaskFiles:
             if count != total:
                 raise DatasetError(f"has {total} frames, its mask {whole[0].name} has {count}")
             return (whole[0], {}) if total > 1 else (None, {0: whole[0]})
-        stems = [path.stem for path in clip.frames or []]
+        stems = {path.stem: number for number, path in enumerate(clip.frames or [])}
         found: dict[int, Path] = {}
         for path in single:
             stem = path.stem.removesuffix(self.suffix)
             if stems:
-                number = stems.index(stem) if stem in stems else None
+                number = stems.get(stem)
             else:
                 match = _NUMBER.search(stem)
                 number = int(match.group()) if match else None
@@ -332,7 +359,20 @@ class MaskFiles:
             if number in found:
                 raise DatasetError(f"has two masks of frame {number}: {found[number].name} and {path.name}")
             found[number] = path
+        if found and not stems:
+            self.numbered.append(found)
         return None, found
+
+    def warn_from_one(self) -> None:
+        """Say so where masks seem to be numbered from 1: they would lie on the frames after their own."""
+        if self.numbered and all(0 not in found and 1 in found for found in self.numbered):
+            name = self.numbered[0][1].name
+            logger.warning(
+                "%s: numbers of masks count from 0, and no clip has a mask 0, while each has a mask 1. If %s is of "
+                "the first frame, all of them lie one frame too late: rename each to the number before it.",
+                self.folder,
+                name,
+            )
 
 
 def _objects(
@@ -395,7 +435,7 @@ def _entries(
             file, frame = clip.frames[number], None
             name = f"{clip.name}_{file.name}"
         else:
-            file, frame = clip.place, number if total > 1 or _kind(clip.place) == "video" else None
+            file, frame = clip.place, number if total > 1 or listedlisted_kind(clip.place) == "video" else None
             name = f"{clip.name if frame is None else frame_name(clip.name, number)}.png"
         moving = {} if frame is None and not clip.frames else {"frame_index": number}
         own = objects[number] if objects else ()
@@ -403,12 +443,12 @@ def _entries(
 
 
 def _is_dicom(clip: Clip) -> bool:
-    return not clip.frames and _kind(clip.place) == "dicom"
+    return not clip.frames and listed_kind(clip.place) == "dicom"
 
 
 def _facts(clip: Clip) -> dict[str, Any]:
     """What the file of a clip says of it."""
     if _is_dicom(clip):
         return dicom_facts(clip.place)
-    time = video_frame_time(clip.place) if not clip.frames and _kind(clip.place) == "video" else None
+    time = video_frame_time(clip.place) if not clip.frames and listed_kind(clip.place) == "video" else None
     return {} if time is None else {"frame_time_ms": time}

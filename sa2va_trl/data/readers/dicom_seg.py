@@ -1,7 +1,6 @@
 """DICOM segmentations (SEG objects) beside the DICOM pictures that they name, by SOPInstanceUID and frame number."""
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from ...errors import BadRow, DatasetError, listed
 from ...media.clips import frame_name
 from ...media.dicom import count_dicom, dicom_facts, dicom_people, no_picture, read_header
 from ...media.dicom_seg import Place, Segmentation, is_segmentation, read_segmentation, segment_values
-from ...media.suffixes import kind_by_name, kind_of, stem_of
+from ...media.suffixes import listed_kind, stem_of
 from .annotation_files import text_of, with_labels_of_all
 from .entries import AnnotatedObject, Entry, Reading, Source
 from .folders import listed_below, split_folders, walk
@@ -38,15 +37,9 @@ class _Drawn(NamedTuple):
     object: AnnotatedObject
 
 
-def _is_dicom(path: Path) -> bool:
-    """Without opening what its suffix says enough of."""
-    kind = kind_of(path) if re.fullmatch(r"(\.\d+)?", path.suffix) else kind_by_name(path)
-    return kind == "dicom"
-
-
 def is_dicom_seg(folder: Path) -> bool:
     """Whether a folder holds a DICOM segmentation, at any depth."""
-    return any(_is_dicom(path) and is_segmentation(path) for path in walk(folder)[0])
+    return any(listed_kind(path) == "dicom" and is_segmentation(path) for path in walk(folder)[0])
 
 
 def find_dicom_seg(folder: Path, reading: Reading) -> dict[str, Source]:
@@ -74,7 +67,7 @@ def find_dicom_seg(folder: Path, reading: Reading) -> dict[str, Source]:
     """
     pictures, segmentations, unread = [], [], []
     for path in walk(folder)[0]:
-        if not _is_dicom(path):
+        if listed_kind(path) != "dicom":
             unread.append(path)
         else:
             (segmentations if is_segmentation(path) else pictures).append(path)

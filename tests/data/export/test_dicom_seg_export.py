@@ -1,5 +1,6 @@
 """DICOM segmentations as other readers see them, and as the package's own does."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from segmentations import SIZE, greys, write_run, write_series
 from sa2va_trl import __version__
 from sa2va_trl.data.export.annotated import Annotated, Found
 from sa2va_trl.data.export.dicom_seg import _CODES, _OTHER, check_dicom, property_of, write_dicom_seg
-from sa2va_trl.data.export.folder import keep_image
+from sa2va_trl.data.export.folder import Images
 from sa2va_trl.data.loading import find_sources
 from sa2va_trl.data.readers.entries import Reading
 from sa2va_trl.errors import DatasetError
-from sa2va_trl.media.clips import read_pictures
+from sa2va_trl.media.clips import Picture, read_pictures
 from sa2va_trl.media.frames import count_frames, frame_of
 
 
@@ -51,11 +52,10 @@ def place(tmp_path_factory):
 
 def export(source, folder, objects):
     """`objects`: of each picture in the order of their names, or `None` of one that nobody has looked at."""
-    images = []
+    images, kept = [], Images(folder, "dicom_seg")
     for picture, own in zip(read_pictures(source), objects, strict=True):
         if own is not None:
-            kept = keep_image(folder, "dicom_seg", picture)
-            images.append(Annotated(kept, picture.image.size, tuple(own), picture.frame))
+            images.append(Annotated(kept.keep(picture), picture.image.size, tuple(own), picture.frame))
     write_dicom_seg(folder, iter(images))
     return sorted((folder / "segmentations").iterdir())
 
@@ -196,14 +196,50 @@ def test_several_runs_and_series_are_apart(place, tmp_path):
     assert all(np.array_equal(drawn(one)["vessel"], mask) for one, mask in zip(entries(folder), masks, strict=True))
 
 
-def test_files_of_one_name_stay_two(place, tmp_path):
-    folder = place()
-    for number in range(2):
+def test_files_of_one_name_stay_apart(place, tmp_path):
+    """Also of one size and time: the masks of one patient are not on the pictures of another."""
+    folder, masks = place(), np.zeros((3, *SIZE[::-1]), dtype=bool)
+    kept, images = Images(folder, "dicom_seg"), []
+    for number, mask in enumerate(masks):
+        mask[number] = True
         (tmp_path / str(number)).mkdir()
-        path = write_run(tmp_path / str(number) / "IM1", frames=1 + number, seed=number)
-        images = [keep_image(folder, "dicom_seg", picture) for picture in read_pictures(path)]
-    assert images == ["images/_IM1"] * 2
-    assert {file.name for file in (folder / "images").iterdir()} == {"IM1", "_IM1"}
+        uids = {"SOPInstanceUID": f"1.2.{number}", "SeriesInstanceUID": f"1.3.{number}"}
+        path = write_run(tmp_path / str(number) / "IM1", 1, number, PatientID=str(number) * 3, **uids)
+        header = pydicom.dcmread(path)
+        header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+        header.save_as(path)
+        os.utime(path, (1, 1))
+        (picture,) = read_pictures(path)
+        images.append(Annotated(kept.keep(picture), SIZE, (Found("vessel", mask),)))
+        assert kept.keep(picture) == images[-1].image
+    assert len({path.stat().st_size for path in tmp_path.glob("*/IM1")}) == 1
+    assert [image.image for image in images] == ["images/IM1", "images/IM1-2", "images/IM1-3"]
+    write_dicom_seg(folder, images)
+    found = entries(folder)
+    assert [entry.facts["patient_id"] for entry in found] == ["000", "111", "222"]
+    assert all(np.array_equal(drawn(own)["vessel"], mask) for own, mask in zip(found, masks, strict=True))
+    for number, image in enumerate(images):
+        assert (folder / image.image).read_bytes() == (tmp_path / str(number) / "IM1").read_bytes()
+
+
+def test_three_hundred_files_of_one_name(place, tmp_path):
+    kept, file, image = Images(place(), "dicom_seg"), tmp_path / "IM0001", Image.new("RGB", SIZE)
+    names = []
+    for number in range(300):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / file.name).write_text(str(number))
+        names.append(kept.keep(Picture("IM0001", tmp_path / str(number) / file.name, None, image)))
+    assert names == ["images/IM0001", *(f"images/IM0001-{number}" for number in range(2, 301))]
+    assert [(kept.folder / name).read_text() for name in names] == [str(number) for number in range(300)]
+
+
+def test_two_pictures_of_one_uid_are_refused_rather_than_mixed_up(place, tmp_path):
+    folder, path = place(), write_run(tmp_path / "IM1", frames=1)
+    (folder / "images").mkdir()
+    for name in ("a", "b"):
+        shutil.copyfile(path, folder / "images" / name)
+    with pytest.raises(DatasetError, match=r"images/b has the SOPInstanceUID of images/a: leave one out"):
+        write_dicom_seg(folder, [Annotated(f"images/{name}", SIZE, ()) for name in ("a", "b")])
 
 
 @pytest.mark.parametrize(

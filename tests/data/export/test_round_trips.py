@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from sa2va_trl.data.export.annotated import Annotated, Found
-from sa2va_trl.data.export.folder import WRITERS, keep_image
+from sa2va_trl.data.export.folder import WRITERS, Images
 from sa2va_trl.data.loading import FORMATS, load_dataset_dict
 from sa2va_trl.data.readers.entries import Reading, objects_of
 from sa2va_trl.media.clips import Picture
@@ -30,13 +30,13 @@ def place(tmp_path_factory):
 
 def export(folder, format, pictures):
     """`pictures`: (name, objects); the second is a frame of a clip."""
-    images = []
+    images, kept = [], Images(folder, format)
     for number, (name, objects) in enumerate(pictures):
         image = Image.new("RGB", (WIDTH, HEIGHT), (number, 0, 0))
         file = folder.parent / f"{name}.png"
         image.save(file)
         where = (f"{name}_f00003", Path("clip.mp4"), 3) if number else (name, file, None)
-        images.append(Annotated(keep_image(folder, format, Picture(*where, image)), image.size, tuple(objects)))
+        images.append(Annotated(kept.keep(Picture(*where, image)), image.size, tuple(objects)))
     WRITERS[format](folder, iter(images))
     return images
 
@@ -123,11 +123,11 @@ def test_one_pixel_in_the_corner_is_not_taken_for_shares(place):
 def test_images_that_differ_in_their_suffixes_are_apart(place, format):
     folder, mask = place(), np.ones((HEIGHT, WIDTH), dtype=bool)
     files = [folder.parent / "a.png", folder.parent / "a.bmp"]
-    images = []
+    images, kept = [], Images(folder, format)
     for number, file in enumerate(files):
         image = Image.new("RGB", (WIDTH, HEIGHT))
         image.save(file)
-        name = keep_image(folder, format, Picture(file.name, file, None, image))
+        name = kept.keep(Picture(file.name, file, None, image))
         images.append(Annotated(name, image.size, (Found("vessel", mask),) * number))
     WRITERS[format](folder, images)
     found = {entry.image.name: len(entry.objects) for entry in entries(folder, format).entries}

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sa2va_trl.data.checks import check_dataset
-from sa2va_trl.data.loading import load_dataset_dict
+from sa2va_trl.data.loading import find_sources, load_dataset_dict
 from sa2va_trl.data.readers.clips import find_clips, is_clips
 from sa2va_trl.data.readers.entries import Entry, Reading, Source, entry_row, rows_of
 from sa2va_trl.errors import DatasetError
+from sa2va_trl.media.frames import count_frames
 
 
 SIZE, TOTAL = (40, 24), 4
@@ -322,6 +323,32 @@ def test_a_damaged_file_is_one_error_or_as_many_rows(tmp_path_factory, data):
     assert len(rows) == TOTAL and {image.size for image in rows["image"]} == {SIZE}
 
 
+@pytest.mark.parametrize("suffix", [".avi", ".mkv"])
+def test_a_video_that_is_cut_off_is_named_and_can_be_mended(tmp_path, suffix):
+    path = tmp_path / "images" / f"run{suffix}"
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    save_video(path, np.concatenate([FRAMES] * 10))
+    path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    save_pages(tmp_path / "masks" / "run.tif", OBJECTS)
+    np.save(tmp_path / "images" / "other.npy", FRAMES)
+    save_pages(tmp_path / "masks" / "other.tif", OBJECTS)
+    source = find_clips(tmp_path, Reading())["train"]
+    (problem,) = source.problems
+    assert problem.file == str(path) and "ends early" in problem.reason and "NEW.mkv" in problem.reason
+    assert len(source.entries) == TOTAL
+
+    whole = tmp_path / "images" / "mended.mkv"
+    with av.open(str(path)) as old, av.open(str(whole), "w") as new:  # as the message says
+        stream = new.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        for frame in old.decode(video=0):
+            frame.pts = None
+            new.mux(stream.encode(frame))
+        new.mux(stream.encode())
+    assert f"{count_frames(whole)} frames" in problem.reason
+
+
 def test_two_clips_of_one_name_are_refused(tmp_path):
     folder = tmp_path
     save_pages(folder / "images" / "run.tif", FRAMES)
@@ -329,3 +356,60 @@ def test_two_clips_of_one_name_are_refused(tmp_path):
     save_pages(folder / "masks" / "run.tif", OBJECTS)
     (source,) = find_clips(folder, Reading()).values()
     assert any("is another clip with the name run" in problem.reason for problem in source.problems)
+
+
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_two_runs_of_one_uid_are_no_one_clip(tmp_path, is_copy):
+    """A copy, or the one UID that an anonymiser has given to all."""
+    for number in range(2):
+        write_dicom(tmp_path / f"IM{number}", FRAMES + number * (not is_copy), bits=8, SOPInstanceUID="1.2.3")
+    source = find_clips(tmp_path, Reading())["train"]
+    (problem,) = source.problems
+    assert problem.file == str(tmp_path / "IM1")
+    assert f"has the SOPInstanceUID of {tmp_path / 'IM0'}" in problem.reason
+    assert [entry.image.name for entry in source.entries] == ["IM0"] * TOTAL
+
+
+def test_files_of_one_series_are_one_clip(tmp_path):
+    for number in range(3):
+        write_dicom(tmp_path / f"IM{number}", FRAMES[:1], bits=8, SeriesInstanceUID="1.2.3", InstanceNumber=number + 1)
+    source = find_clips(tmp_path, Reading())["train"]
+    assert [entry.facts["video_id"] for entry in source.entries] == ["1.2.3"] * 3 and not source.problems
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_said"), [(([1, 2, 3], [1]), True), (([0, 1], [1, 2]), False), (([1, 2], [3]), False)]
+)
+def test_masks_that_seem_to_count_from_one_are_warned_of(folder, caplog, numbers, is_said):
+    for name, own in zip("ab", numbers, strict=True):
+        np.save(folder / "images" / f"{name}.npy", FRAMES)
+        save_frames(folder / "masks" / name, {number: OBJECTS[3] for number in own}, "frame_{:03d}.png")
+    source = find_clips(folder, Reading())["train"]
+    assert [entry.frame for entry in source.entries] == [number for own in numbers for number in own]
+    text = (
+        "If frame_001.png is of the first frame, all of them lie one frame too late: rename each to the number before"
+    )
+    assert (text in caplog.text) == is_said
+
+
+def test_folders_of_frames_that_count_from_one_are_as_they_are_named(folder, caplog):
+    save_frames(folder / "images" / "run", dict(enumerate(FRAMES, start=1)))
+    save_frames(folder / "masks" / "run", dict(enumerate(OBJECTS[:2], start=1)))
+    source = find_clips(folder, Reading())["train"]
+    assert [len(entry.objects) for entry in source.entries] == [0, 1] and "too late" not in caplog.text
+
+
+def test_dicom_beside_tables_is_read_where_the_format_is_named(tmp_path, caplog):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        write_dicom(tmp_path / split / "IM1", FRAMES, bits=8)
+        (tmp_path / split / "labels.csv").write_text("file,stenosis\nIM1,1\n")
+    for place in (tmp_path, tmp_path / "train"):
+        with pytest.raises(
+            DatasetError, match=r"train/labels\.csv.*: --format clips of .* passes that over"
+        ) as caught:
+            find_sources(place, Reading())
+        assert ("val/labels.csv" in str(caught.value)) == (place == tmp_path)
+    found = find_sources(tmp_path, Reading(), "clips")
+    assert {split: len(source.entries) for split, source in found.items()} == {"train": TOTAL, "validation": TOTAL}
+    assert "not of a kind that is read: labels.csv" in caplog.text

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.sr.codedict import codes
-from pydicom.uid import JPEGLSLossless, RLELossless, generate_uid
+from pydicom.uid import JPEGLSLossless, RLELossless, SegmentationStorage, generate_uid
 from segmentations import SIZE, write_run, write_series
 
 from sa2va_trl.data.export.annotated import Annotated, Found
@@ -23,6 +23,7 @@ from sa2va_trl.data.readers.clips import is_clips
 from sa2va_trl.data.readers.dicom_seg import find_dicom_seg, is_dicom_seg
 from sa2va_trl.data.readers.entries import Reading, rows_of
 from sa2va_trl.errors import DatasetError
+from sa2va_trl.media.dicom_seg import is_segmentation
 
 
 EXAMPLES = int(os.environ.get("SA2VA_TRL_EXAMPLES", 30))
@@ -207,6 +208,48 @@ def test_splits_are_folders_and_segmentations_may_lie_anywhere(tmp_path):
     write_slices(tmp_path, SQUARE[None, ..., None], labels=("vessel",))
     with pytest.raises(DatasetError, match=r"holds pictures in train, val and beside those, the first .*0\.dcm"):
         find_sources(tmp_path, Reading())
+
+
+def write_split_series(folder):
+    """`train/` with a segmentation of its own, `val/` with one in `seg/` beside it."""
+    for split, place in (("train", "train"), ("val", "seg")):
+        for own in (split, place):
+            (folder / own).mkdir(exist_ok=True)
+        pictures = write_series(folder / split, ["IM"], is_placed=True)
+        write_slices(
+            folder / place, SQUARE[None, ..., None], labels=("vessel",), name=f"{split}.dcm", pictures=pictures
+        )
+
+
+def test_a_segmentation_beside_splits_counts_also_where_a_split_has_its_own(tmp_path):
+    write_split_series(tmp_path)
+    for found in (find_sources(tmp_path, Reading()), load_dataset_dict(str(tmp_path))):
+        assert list(found) == ["train", "validation"]
+    found = find_sources(tmp_path, Reading())
+    assert all(source.annotated and [len(one.objects) for one in source.entries] == [1] for source in found.values())
+    (tmp_path / "seg" / "val.dcm").unlink()
+    with pytest.raises(DatasetError, match="is read as dicom_seg, which leaves out val/, and that is clips"):
+        find_sources(tmp_path, Reading())
+
+
+def test_a_segmentation_beside_splits_of_several_formats_is_named(tmp_path, caplog):
+    write_split_series(tmp_path)
+    np.save(tmp_path / "val" / "run.npy", np.zeros((2, *SHAPE), np.uint8))
+    found = find_sources(tmp_path, Reading())
+    assert {split: source.annotated for split, source in found.items()} == {"train": True, "validation": False}
+    assert "left out, each a dataset that can be named by itself: seg." in caplog.text
+    assert "no annotations in validation, while other splits have some" in caplog.text
+
+
+def test_a_picture_that_names_a_segmentation_is_none(tmp_path):
+    study = pydicom.Dataset()
+    study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = SegmentationStorage, generate_uid()
+    path = write_run(tmp_path / "run", ReferencedImageSequence=pydicom.Sequence([study]))
+    assert SegmentationStorage.encode() in path.read_bytes()[:1024]
+    assert not is_segmentation(path) and is_clips(tmp_path) and not is_dicom_seg(tmp_path)
+    write_marked(tmp_path)
+    assert is_segmentation(tmp_path / "seg.dcm")
+    assert len(read(find_dicom_seg, tmp_path)["train"]) == 4
 
 
 def test_what_is_left_out_is_named(tmp_path, caplog):
