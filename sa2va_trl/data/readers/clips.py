@@ -176,7 +176,7 @@ def find_clips(folder: Path, reading: Reading) -> dict[str, Source]:
             total = len(clip.frames) if clip.frames else count_frames(clip.place)
             objects = None if masks is None else _objects(clip, total, masks, classes, reading, names)
             facts = _facts(clip)
-            if "video_id" not in facts and (total > 1 or clip.frames or listedlisted_kind(clip.place) == "video"):
+            if "video_id" not in facts and (total > 1 or clip.frames or listed_kind(clip.place) == "video"):
                 facts["video_id"] = clip.name
                 videos.add(clip.name)
             if total > 1 and (first := runs.setdefault(facts["video_id"], clip)) is not clip:
@@ -435,7 +435,7 @@ def _entries(
             file, frame = clip.frames[number], None
             name = f"{clip.name}_{file.name}"
         else:
-            file, frame = clip.place, number if total > 1 or listedlisted_kind(clip.place) == "video" else None
+            file, frame = clip.place, number if total > 1 or listed_kind(clip.place) == "video" else None
             name = f"{clip.name if frame is None else frame_name(clip.name, number)}.png"
         moving = {} if frame is None and not clip.frames else {"frame_index": number}
         own = objects[number] if objects else ()
