@@ -199,7 +199,9 @@ def _source(folder: Path, split: str, rows: Dataset, files: Sequence[Path], is_p
             )
             labels.update(dict.fromkeys(phrase for phrase in phrases if phrase is not None))
             is_file = picture["bytes"] is None
-            image, embedded = (Path(picture["path"]), None) if is_file else (folder, partial(_picture, file, place))
+            image, embedded = (
+                (Path(picture["path"]), None) if is_file else (folder / name, partial(_picture, file, place))
+            )
             facts = {fact: row[fact] for fact in FACTS if row.get(fact) is not None}
             entries.append(Entry(f"{name}.png", image, objects, None, None, facts, embedded, is_pseudonymous))
     return Source(folder, entries, tuple(labels), problems, joins=False)
