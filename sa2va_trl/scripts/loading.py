@@ -22,7 +22,7 @@ from .arguments import PRETRAINED, TINY, DataArguments, ModelArguments, RouterAr
 
 Model = Sa2VAForConditionalGeneration | PeftModel
 # Of the option `torch_compile`.
-COMPILING = "Compile SAM 2 when it is first called, which takes minutes and pays from many pictures on."
+COMPILING = "Compile SAM 2 when it is first called, which takes minutes; for long runs on GPUs."
 
 
 def load_data(args: DataArguments) -> DatasetDict:
