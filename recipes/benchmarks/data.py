@@ -13,13 +13,13 @@ square of 1024. The step's operations are counted (`FlopCounterMode`), and its s
 import argparse
 import cProfile
 import pstats
+import runpy
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
-from memory import published, skeleton
 from torch.utils.data import DataLoader, Dataset
 
 from sa2va_trl import Sa2VAProcessor
@@ -34,6 +34,8 @@ from sa2va_trl.models.tiny import tiny_tokenizer
 from sa2va_trl.trainers.step_bytes import Batch, step_flops
 
 
+_sizes = runpy.run_path(str(Path(__file__).with_name("memory.py")))
+published, skeleton = _sizes["published"], _sizes["skeleton"]
 AUGMENTATION = {"flip": 0.5, "rotation": 15, "scale": 0.1, "shift": 0.05, "gamma": 0.3, "contrast": 0.2}
 ANSWERS = 10  # tokens
 

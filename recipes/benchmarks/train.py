@@ -19,6 +19,7 @@ import csv
 import gc
 import os
 import platform
+import runpy
 import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -27,9 +28,6 @@ from statistics import median
 
 import bitsandbytes
 import torch
-from inference import memory as peak_memory
-from inference import now
-from memory import published, skeleton
 from transformers import PrinterCallback, TrainerCallback
 from transformers.quantizers import AutoHfQuantizer
 
@@ -48,6 +46,9 @@ from sa2va_trl.trainers.memory import GIB, Need, count_bytes, step_of
 from sa2va_trl.trainers.step_bytes import Batch, step_flops
 
 
+_sizes, _clocks = (runpy.run_path(str(Path(__file__).with_name(name))) for name in ("memory.py", "inference.py"))
+published, skeleton = _sizes["published"], _sizes["skeleton"]
+peak_memory, now = _clocks["memory"], _clocks["now"]
 # What is trained, whether in 4 bits, whether from cached features.
 CASES = {
     "lora": ("stage1", False, False),

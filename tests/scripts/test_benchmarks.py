@@ -22,7 +22,6 @@ SCRIPT = Path(__file__).parents[2] / "recipes" / "benchmarks" / "inference.py"
 
 def benchmark(monkeypatch, *options, name="inference"):
     monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
-    monkeypatch.syspath_prepend(SCRIPT.parent)  # as running a script does
     runpy.run_path(str(SCRIPT.with_stem(name)), run_name="__main__")
 
 
