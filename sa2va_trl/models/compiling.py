@@ -21,8 +21,8 @@ def compile_sam2(sam2: nn.Module, backend: str = "inductor") -> None:
     Have SAM 2's image encoder, mask decoders and memory modules compiled by `torch.compile` when they are first
     called. They stay what they are in checkpoints and to callers.
 
-    A module is compiled once for one object and once for several, however many; the image encoder once for one picture
-    and once or twice for several.
+    A module is compiled once for one object and once for several (and once more where a first number of several
+    equals another of its sizes); the image encoder once for one picture and once or twice for several.
 
     Args:
         sam2 (`SAM2Base`): `model.grounding_encoder.sam2_model`, in evaluation mode.
