@@ -140,7 +140,8 @@ def check_splits(
                 "split anew, by patients (--splits, --split_by)"
             )
     known = [bool(item.entry.facts.get("patient_id")) for item in items]
-    equal, unknown, pairs = crossings([look.digest for look in looks], thumbnails, splits, known)
+    digests = [look.digest for look in looks]
+    equal, unknown, pairs = crossings(digests, thumbnails, splits, known, accept_alike)
     if equal:
         bad = [_bad(items, row, splits, "its pixels are in another split") for rows in equal for row in rows]
         raise DatasetError(f"splits share {len(equal)} pictures; split anew (--splits), or remove them:", bad)

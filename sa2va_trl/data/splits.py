@@ -23,6 +23,7 @@ def check_no_leakage(
     names: tuple[str, str] = ("train", "validation"),
     images: bool = True,
     accept_alike: bool = False,
+    warn: bool = True,
 ) -> None:
     """
     Check that no patient, video, sample or image is in both of two splits, and no image that looks like one in the
@@ -41,6 +42,8 @@ def check_no_leakage(
         images (`bool`, *optional*, defaults to `True`):
             Compare images, too.
         accept_alike (`bool`, *optional*, defaults to `False`):
+            As in [`check_pictures`].
+        warn (`bool`, *optional*, defaults to `True`):
             As in [`check_pictures`].
 
     Raises:
@@ -75,10 +78,12 @@ def check_no_leakage(
             "Split by patient or video (`group_split`)."
         )
     if images:
-        check_pictures({names[0]: a, names[1]: b}, accept_alike)
+        check_pictures({names[0]: a, names[1]: b}, accept_alike, warn=warn)
 
 
-def check_pictures(splits: Mapping[str, Dataset], accept_alike: bool = False, num_proc: int | None = None) -> None:
+def check_pictures(
+    splits: Mapping[str, Dataset], accept_alike: bool = False, num_proc: int | None = None, warn: bool = True
+) -> None:
     """
     Check that no image is in two splits, and none that looks like one in another: thumbnails of 32 x 32 pixels that
     correlate by 0.98 or more. Images that show nothing, such as frames before the X-rays are on, do not count.
@@ -92,6 +97,8 @@ def check_pictures(splits: Mapping[str, Dataset], accept_alike: bool = False, nu
         splits (`Mapping[str, datasets.Dataset]`): by name; columns `image` or `images`, if there are any.
         accept_alike (`bool`, *optional*, defaults to `False`): name what looks alike in the log in any case.
         num_proc (`int`, *optional*): threads that decode; 1 by default.
+        warn (`bool`, *optional*, defaults to `True`):
+            Look for what is only named in the log, too; of several processes one does.
 
     Raises:
         `DatasetError`: with examples of what is shared.
@@ -107,7 +114,7 @@ def check_pictures(splits: Mapping[str, Dataset], accept_alike: bool = False, nu
         labels += [split] * len(sights.rows)
         digests += sights.digests
         thumbnails.append(sights.thumbnails)
-    equal, unknown, alike = crossings(digests, np.concatenate(thumbnails), labels, known)
+    equal, unknown, alike = crossings(digests, np.concatenate(thumbnails), labels, known, accept_alike, warn)
     title = " and ".join(splits)
     if equal:
         pairs = [(own[0], next(row for row in own if labels[row] != labels[own[0]])) for own in equal]
