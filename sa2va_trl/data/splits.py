@@ -2,15 +2,15 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..errors import BadRow, DatasetError
 from .columns import GROUP_COLUMNS
-from .grouping import look_grouped_across
-from .near_duplicates import ALIKE, crossings
+from .grouping import clusters_alike, joined, look_grouped_across
+from .near_duplicates import ALIKE, crossings, equal_pictures
 from .sightings import sights_of
 
 
@@ -237,6 +237,35 @@ def group_folds(dataset: Dataset, folds: int, by: str = "patient_id", seed: int 
     for group in groups:
         min(found, key=len).extend(rows_of[group])
     return [sorted(rows) for rows in found]
+
+
+def groups_that_look_alike(dataset: Dataset, by: str, accept_alike: bool = False) -> list[Hashable]:
+    """
+    Groups to divide by, where no patient is known: videos or samples, made one where pictures of several are equal or
+    look alike, as [`~data.dividing.groups_of`] does.
+
+    Args:
+        dataset (`datasets.Dataset`): the rows.
+        by (`str`): a column of it. Groups of any but `video_id` and `sample_id` stay what they are.
+        accept_alike (`bool`, *optional*, defaults to `False`): join groups with equal pictures alone.
+
+    Returns:
+        `list`: of each row its group, called as one of those that it is of.
+    """
+    plain = dataset.with_format(None)
+    groups = list(plain[by])
+    known = "patient_id" in dataset.column_names and any(plain["patient_id"])
+    if by not in GROUP_COLUMNS[1:] or known or not all(groups):
+        return groups
+    sights = sights_of(dataset)
+    together = equal_pictures(sights.digests, sights.thumbnails)
+    if not accept_alike:
+        together += clusters_alike(sights.thumbnails, ALIKE)
+    numbers = joined(groups, ([sights.rows[place] for place in places] for places in together))
+    first: dict[int, Hashable] = {}
+    for number, group in zip(numbers, groups, strict=True):
+        first[number] = min(first.get(number, group), group, key=str)
+    return [first[number] for number in numbers]
 
 
 def group_column(dataset: Dataset) -> str:
