@@ -2,14 +2,12 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..errors import BadRow, DatasetError
-from .grouping import alike, share_out
+from .grouping import clusters_alike, joined, share_out
 from .near_duplicates import ALIKE, crossings, equal_pictures
 from .preparing import Item, Look, Plan
 
@@ -18,15 +16,6 @@ logger = logging.getLogger(__name__)
 #: What rows may be divided by.
 DIVISIONS = ("auto", "patient_id", "video_id", "near_duplicates", "sample_id")
 _IDS = ("patient_id", "video_id")
-
-
-def _joined(groups: Sequence[Hashable], others: Iterable[Sequence[int]]) -> list[int]:
-    """Groups made one where rows of several belong together for another reason, by a number for each row."""
-    _, numbers = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
-    pairs = [(numbers[rows[0]], numbers[row]) for rows in others for row in rows[1:]]
-    one, other = np.array(pairs, dtype=int).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(numbers.max() + 1,) * 2)
-    return connected_components(graph, directed=False)[1][numbers].tolist()
 
 
 def groups_of(
@@ -75,12 +64,9 @@ def groups_of(
             *(len(crossing), split_by, items[one].entry.name, items[other].entry.name),
         )
     if split_by == "near_duplicates" or (split_by == "video_id" and not accept_alike):
-        clusters = defaultdict(list)
-        for row, cluster in enumerate(alike(thumbnails, ALIKE)):
-            clusters[cluster].append(row)
-        together += clusters.values()
+        together += clusters_alike(thumbnails, ALIKE)
     first: dict[int, str] = {}
-    numbers = _joined(groups, together)
+    numbers = joined(groups, together)
     for number, item in zip(numbers, items, strict=True):
         name = f"{item.split or ''}/{item.entry.name}/{item.entry.frame or 0:09d}"
         first[number] = min(first.get(number, name), name)
@@ -140,7 +126,8 @@ def check_splits(
                 "split anew, by patients (--splits, --split_by)"
             )
     known = [bool(item.entry.facts.get("patient_id")) for item in items]
-    equal, unknown, pairs = crossings([look.digest for look in looks], thumbnails, splits, known)
+    digests = [look.digest for look in looks]
+    equal, unknown, pairs = crossings(digests, thumbnails, splits, known, accept_alike)
     if equal:
         bad = [_bad(items, row, splits, "its pixels are in another split") for rows in equal for row in rows]
         raise DatasetError(f"splits share {len(equal)} pictures; split anew (--splits), or remove them:", bad)

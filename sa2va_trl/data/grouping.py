@@ -127,6 +127,32 @@ def alike(thumbnails: np.ndarray, limit: float) -> list[int]:
     return clusters.tolist()
 
 
+def clusters_alike(thumbnails: np.ndarray, limit: float) -> list[list[int]]:
+    """The positions of pictures in each cluster of [`alike`]."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for place, cluster in enumerate(alike(thumbnails, limit)):
+        found[cluster].append(place)
+    return list(found.values())
+
+
+def joined(groups: Sequence[Hashable], others: Iterable[Sequence[int]]) -> list[int]:
+    """
+    Groups made one where rows of several belong together for another reason.
+
+    Args:
+        groups (`Sequence`): one a row.
+        others (`Iterable[Sequence[int]]`): rows that belong together.
+
+    Returns:
+        `list[int]`: of each row the number of its group.
+    """
+    _, numbers = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
+    pairs = [(numbers[rows[0]], numbers[row]) for rows in others for row in rows[1:]]
+    one, other = np.array(pairs, dtype=int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(numbers.max() + 1,) * 2)
+    return connected_components(graph, directed=False)[1][numbers].tolist()
+
+
 def share_out(
     groups: Sequence[Hashable], areas: Sequence[float], shares: Mapping[str, float], seed: int = 0
 ) -> list[str]:

@@ -16,6 +16,8 @@ ALIKE = 0.98
 # Of a thumbnail that shows nothing: black or of one grey, within a level, at so many of its places. (Of generated runs
 # before the agent no frame is at more than 14 %, dark collimated frames of nothing but noise are at 86 % and more.)
 _FLAT, _LEVEL = 0.85, 1
+# Pairs that are given, and pictures that are compared with all others at once.
+_MOST, _BLOCK = 200, 256
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -89,7 +91,7 @@ def near_duplicates(
     thumbnails: np.ndarray,
     groups: Sequence[Hashable],
     limit: float,
-    most: int = 200,
+    most: int = _MOST,
     familiar: Sequence[bool] | None = None,
 ) -> list[tuple[int, int, float]]:
     """
@@ -120,17 +122,22 @@ def near_duplicates(
 
         ```
     """
-    familiar = None if familiar is None else np.asarray(familiar, dtype=bool)
     _, codes = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
+    order, rows = np.arange(len(thumbnails)), len(thumbnails)
+    if familiar is not None:  # these come last, and are compared with those before them alone
+        order = np.argsort(np.asarray(familiar, dtype=bool), kind="stable")
+        rows -= sum(map(bool, familiar))
+        thumbnails, codes = thumbnails[order], codes[order]
     pairs, values = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
-    for start in range(0, len(thumbnails), 1024):  # bounds the memory: a block of rows against all
-        alike = thumbnails[start : start + 1024] @ thumbnails.T
-        alike[codes[start : start + 1024, None] == codes] = -1
-        if familiar is not None:
-            alike[np.ix_(familiar[start : start + 1024], familiar)] = -1
-        own = np.argwhere(np.triu(alike >= limit, start + 1))
-        values = np.concatenate([values, np.minimum(alike[tuple(own.T)], 1)])
-        pairs = np.concatenate([pairs, own + (start, 0)])
+    for start in range(0, rows, _BLOCK):  # bounds the memory: a block of rows against all that follow
+        end = min(start + _BLOCK, rows)
+        alike = np.minimum(thumbnails[start:end] @ thumbnails[start:].T, 1)
+        alike[codes[start:end, None] == codes[start:]] = -1
+        # (Of pairs as alike as the last of those that are kept, none is needed any more.)
+        found = alike >= limit if len(values) < most else (alike >= limit) & (alike > values[-1])
+        own = np.argwhere(np.triu(found, 1))
+        values = np.concatenate([values, alike[tuple(own.T)]])
+        pairs = np.concatenate([pairs, np.sort(order[own + start], axis=1)])
         kept = np.argsort(-values, kind="stable")[:most]
         pairs, values = pairs[kept], values[kept]
     return [(int(one), int(other), float(value)) for (one, other), value in zip(pairs, values, strict=True)]
@@ -152,24 +159,37 @@ class Crossings(NamedTuple):
 
 
 def crossings(
-    digests: Sequence[Hashable], thumbnails: np.ndarray, splits: Sequence[Hashable], known: Sequence[bool]
+    digests: Sequence[Hashable],
+    thumbnails: np.ndarray,
+    splits: Sequence[Hashable],
+    known: Sequence[bool],
+    accept_alike: bool = False,
+    warn: bool = True,
 ) -> Crossings:
     """
-    Find what pictures of several splits have in common.
+    Find what pictures of several splits have in common. What nobody will hear of is not looked for: whoever refuses
+    equal pictures, or those of unknown patients, says nothing of what else looks alike.
 
     Args:
         digests (`Sequence`): one a picture, of its pixels.
         thumbnails (`np.ndarray` of shape `(images, 1024)`): from [`thumbnails_of`].
         splits (`Sequence`): of each.
         known (`Sequence[bool]`): whether one knows which patient each is of.
+        accept_alike (`bool`, *optional*, defaults to `False`): what looks alike is refused in no case.
+        warn (`bool`, *optional*, defaults to `True`): what is not refused is named.
 
     Returns:
         [`Crossings`]: of pairs those that are most alike, 200 at the most. Without a patient they are mostly frames of
         one run; those of two patients may be one standard view.
     """
     equal = [rows for rows in equal_pictures(digests, thumbnails) if len({splits[row] for row in rows}) > 1]
-    unknown: list[tuple[int, int]] = []
-    if not all(known):
-        unknown = [pair[:2] for pair in near_duplicates(thumbnails, splits, ALIKE, familiar=known)]
-    alike = [pair[:2] for pair in near_duplicates(thumbnails, splits, ALIKE)] if any(known) else unknown
-    return Crossings(equal, unknown, alike)
+    unknown: list[tuple[int, int, float]] = []
+    if not equal and not all(known) and (warn or not accept_alike):
+        unknown = near_duplicates(thumbnails, splits, ALIKE, familiar=known)
+    alike = list(unknown)
+    if not equal and any(known) and warn and (accept_alike or not unknown):
+        places = np.flatnonzero(known).tolist()
+        own = near_duplicates(thumbnails[places], [splits[place] for place in places], ALIKE)
+        alike += [(places[one], places[other], value) for one, other, value in own]
+        alike = sorted(alike, key=lambda pair: -pair[2])[:_MOST]
+    return Crossings(equal, [pair[:2] for pair in unknown], [pair[:2] for pair in alike])

@@ -2,15 +2,15 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..errors import BadRow, DatasetError
 from .columns import GROUP_COLUMNS
-from .grouping import look_grouped_across
-from .near_duplicates import ALIKE, crossings
+from .grouping import clusters_alike, joined, look_grouped_across
+from .near_duplicates import ALIKE, crossings, equal_pictures
 from .sightings import sights_of
 
 
@@ -23,6 +23,7 @@ def check_no_leakage(
     names: tuple[str, str] = ("train", "validation"),
     images: bool = True,
     accept_alike: bool = False,
+    warn: bool = True,
 ) -> None:
     """
     Check that no patient, video, sample or image is in both of two splits, and no image that looks like one in the
@@ -41,6 +42,8 @@ def check_no_leakage(
         images (`bool`, *optional*, defaults to `True`):
             Compare images, too.
         accept_alike (`bool`, *optional*, defaults to `False`):
+            As in [`check_pictures`].
+        warn (`bool`, *optional*, defaults to `True`):
             As in [`check_pictures`].
 
     Raises:
@@ -75,10 +78,12 @@ def check_no_leakage(
             "Split by patient or video (`group_split`)."
         )
     if images:
-        check_pictures({names[0]: a, names[1]: b}, accept_alike)
+        check_pictures({names[0]: a, names[1]: b}, accept_alike, warn=warn)
 
 
-def check_pictures(splits: Mapping[str, Dataset], accept_alike: bool = False, num_proc: int | None = None) -> None:
+def check_pictures(
+    splits: Mapping[str, Dataset], accept_alike: bool = False, num_proc: int | None = None, warn: bool = True
+) -> None:
     """
     Check that no image is in two splits, and none that looks like one in another: thumbnails of 32 x 32 pixels that
     correlate by 0.98 or more. Images that show nothing, such as frames before the X-rays are on, do not count.
@@ -92,6 +97,8 @@ def check_pictures(splits: Mapping[str, Dataset], accept_alike: bool = False, nu
         splits (`Mapping[str, datasets.Dataset]`): by name; columns `image` or `images`, if there are any.
         accept_alike (`bool`, *optional*, defaults to `False`): name what looks alike in the log in any case.
         num_proc (`int`, *optional*): threads that decode; 1 by default.
+        warn (`bool`, *optional*, defaults to `True`):
+            Look for what is only named in the log, too; of several processes one does.
 
     Raises:
         `DatasetError`: with examples of what is shared.
@@ -107,7 +114,7 @@ def check_pictures(splits: Mapping[str, Dataset], accept_alike: bool = False, nu
         labels += [split] * len(sights.rows)
         digests += sights.digests
         thumbnails.append(sights.thumbnails)
-    equal, unknown, alike = crossings(digests, np.concatenate(thumbnails), labels, known)
+    equal, unknown, alike = crossings(digests, np.concatenate(thumbnails), labels, known, accept_alike, warn)
     title = " and ".join(splits)
     if equal:
         pairs = [(own[0], next(row for row in own if labels[row] != labels[own[0]])) for own in equal]
@@ -230,6 +237,35 @@ def group_folds(dataset: Dataset, folds: int, by: str = "patient_id", seed: int 
     for group in groups:
         min(found, key=len).extend(rows_of[group])
     return [sorted(rows) for rows in found]
+
+
+def groups_that_look_alike(dataset: Dataset, by: str, accept_alike: bool = False) -> list[Hashable]:
+    """
+    Groups to divide by, where no patient is known: videos or samples, made one where pictures of several are equal or
+    look alike, as [`~data.dividing.groups_of`] does.
+
+    Args:
+        dataset (`datasets.Dataset`): the rows.
+        by (`str`): a column of it. Groups of any but `video_id` and `sample_id` stay what they are.
+        accept_alike (`bool`, *optional*, defaults to `False`): join groups with equal pictures alone.
+
+    Returns:
+        `list`: of each row its group, called as one of those that it is of.
+    """
+    plain = dataset.with_format(None)
+    groups = list(plain[by])
+    known = "patient_id" in dataset.column_names and any(plain["patient_id"])
+    if by not in GROUP_COLUMNS[1:] or known or not all(groups):
+        return groups
+    sights = sights_of(dataset)
+    together = equal_pictures(sights.digests, sights.thumbnails)
+    if not accept_alike:
+        together += clusters_alike(sights.thumbnails, ALIKE)
+    numbers = joined(groups, ([sights.rows[place] for place in places] for places in together))
+    first: dict[int, Hashable] = {}
+    for number, group in zip(numbers, groups, strict=True):
+        first[number] = min(first.get(number, group), group, key=str)
+    return [first[number] for number in numbers]
 
 
 def group_column(dataset: Dataset) -> str:

@@ -15,7 +15,7 @@ from ..data.grouping import looks_grouped
 from ..data.layout import row_layout
 from ..data.prompts import ANSWERS
 from ..data.selections import write_selection
-from ..data.splits import check_pictures, group_column
+from ..data.splits import check_pictures, group_column, groups_that_look_alike
 from ..data.stored import iter_undecoded
 from ..errors import DatasetError
 from ..features.rows import picture_digest, row_facts
@@ -118,7 +118,9 @@ def make_folds(
     Args:
         rows (`datasets.Dataset`): to be divided, see [`pooled_rows`].
         folds (`int`): how many.
-        by (`str`, *optional*): column that names the groups; see [`~data.splits.group_column`] by default.
+        by (`str`, *optional*):
+            Column that names the groups; see [`~data.splits.group_column`] by default. Where no patient is known,
+            those that look alike are one, see [`~data.splits.groups_that_look_alike`].
         validation_share (`float`, *optional*):
             Of the rows that a fold may learn from, those to choose the checkpoint by, of groups of their own.
         seed (`int`): of both.
@@ -137,8 +139,15 @@ def make_folds(
             f"WARNING: names look like frames of patients or clips (many begin with {start!r}), which may come into "
             "several folds: sa2va-trl prepare_data --patient_pattern says who is in them"
         )
+    keys = rows
+    if by in rows.column_names:
+        groups = groups_that_look_alike(rows, by, accept_alike)
+        if fewer := len(set(rows.with_format(None)[by])) - len(set(groups)):
+            of = f"{len(set(groups)) + fewer} {GROUPS[by]}"
+            say(f"{of}, of which some look alike: these stay together, {len(set(groups))} groups")
+        keys = Dataset.from_dict({by: groups, "_row": range(len(rows))})
     try:
-        held_out = group_folds(rows, folds, by, seed)
+        held_out = group_folds(keys, folds, by, seed)
     except DatasetError as error:
         error.args = (f"{error}\nAnother column to divide by is --by, another number of folds --folds (2 or more).",)
         raise
@@ -153,13 +162,15 @@ def make_folds(
                 "--folds, or divide by another column with --by."
             )
         if validation_share is not None:
+            others = keys.select(sorted(set(range(len(rows))) - set(own)))
             if len(set(others[by])) < 2:
                 raise DatasetError(
                     f"fold{number} leaves one of the {GROUPS.get(by, by)} to learn from, and none to choose the "
                     "checkpoint by: give more data, or train without that (--eval_strategy no)."
                 )
             shares = {"train": 1 - validation_share, "validation": validation_share}
-            splits = {**group_split(others, shares, by, seed), "test": splits["test"]}
+            chosen = group_split(others, shares, by, seed)
+            splits = {split: rows.select(part["_row"]) for split, part in chosen.items()} | {"test": splits["test"]}
         for one, other in combinations(splits, 2):
             names = (f"{one} of fold{number}", f"{other} of fold{number}")
             check_no_leakage(splits[one], splits[other], names=names, images=False)

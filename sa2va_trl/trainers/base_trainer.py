@@ -26,6 +26,7 @@ from ..features.encoding import FeatureCollator, max_positions
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from ..models.checkpoints import HUB_OPTIONS
 from ..models.outputs import Sa2VAOutput
+from ..processes import process_rank
 from .adaptive_weights import AdaptingMixin
 from .base_config import SegArguments, refuse
 from .callbacks import EpochToCollator
@@ -179,7 +180,8 @@ class SegTrainerMixin(
         parts = eval_dataset.items() if isinstance(eval_dataset, dict) else [("eval_dataset", eval_dataset)]
         for key, part in parts:
             if isinstance(train_dataset, Dataset) and isinstance(part, Dataset):
-                check_no_leakage(train_dataset, part, names=("train_dataset", key), accept_alike=accept_alike)
+                names, is_first = ("train_dataset", key), process_rank() == 0
+                check_no_leakage(train_dataset, part, names=names, accept_alike=accept_alike, warn=is_first)
 
     # Starting
 

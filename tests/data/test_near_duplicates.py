@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from sa2va_trl.data.near_duplicates import (
+    crossings,
     duplicates,
     equal_pictures,
     near_duplicates,
@@ -109,3 +110,21 @@ def test_of_many_pairs_the_most_alike_are_given_over_blocks_of_rows():
     found = near_duplicates(vectors, groups, 0.6, most=50)
     assert len(rows) > 50 and [pair[2] for pair in found] == pytest.approx(alike[rows[best], columns[best]], abs=1e-5)
     assert {pair[:2] for pair in found} == set(zip(rows[best].tolist(), columns[best].tolist(), strict=True))
+
+
+def test_what_is_not_said_is_not_looked_for():
+    rng = np.random.default_rng(0)
+    vectors = np.repeat(rng.normal(size=(3, 1024)).astype(np.float32), 2, axis=0)
+    vectors[1::2] += 0.02 * rng.normal(size=(3, 1024))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    known, splits, digests = [True, True, True, False, False, False], ["a", "b"] * 3, list("uvwxyz")
+    pairs = [(0, 1), (2, 3), (4, 5)]
+    refused = crossings(digests, vectors, splits, known)
+    assert sorted(refused.unknown) == pairs[1:] == sorted(refused.alike)  # of two known ones nothing is said then
+    accepted = crossings(digests, vectors, splits, known, accept_alike=True)
+    assert sorted(accepted.alike) == pairs
+    assert crossings(digests, vectors, splits, known, accept_alike=True, warn=False) == ([], [], [])
+    assert sorted(crossings(digests, vectors, splits, known, warn=False).unknown) == pairs[1:]
+    named = crossings(digests, vectors, splits, [True] * 6)
+    assert named.unknown == [] and sorted(named.alike) == pairs
+    assert crossings(digests, vectors, splits, [True] * 6, warn=False).alike == []

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from datasets import Dataset, DatasetDict, Image, List
 from PIL import Image as Pillow
+from prepared import shown
 
 from sa2va_trl.data import load_dataset_dict
 from sa2va_trl.errors import DatasetError
@@ -52,6 +53,25 @@ def test_splits_of_a_fold_share_no_patient(share):
         assert share is None or len(own["validation"]) == 4
     held_out = Counter(sum((folds.ids(number)["test"] for number in range(5)), []))
     assert held_out == Counter(TEN["sample_id"])
+
+
+@pytest.mark.parametrize("by", ["sample_id", "video_id"])
+def test_frames_that_look_alike_are_held_out_together_where_no_patient_is_known(by, capsys):
+    pictures = [shown(scene).point(lambda value, dim=dim: value * dim) for scene in range(8) for dim in (1, 0.9)]
+    cells = {"image": pictures, "mask": [Pillow.new("L", (40, 32), 255)] * 16}
+    videos = {"video_id": [f"v{number}" for number in range(16)]} if by == "video_id" else {}
+    data = rows([None] * 16, **cells, **videos)
+    for share in (None, 0.25):
+        folds = make_folds(data, 4, None, share, 0)
+        assert folds.by == by
+        for number in range(4):
+            for ids in folds.ids(number).values():
+                scenes = Counter(int(name[1:]) // 2 for name in ids)
+                assert set(scenes.values()) == {2}
+    assert "of which some look alike: these stay together, 8 groups" in capsys.readouterr().out
+    with pytest.raises(DatasetError, match="8 groups in .* are too few for 9 folds"):
+        make_folds(data, 9, None, None, 0)
+    assert len(make_folds(data, 16, None, None, 0, accept_alike=True).splits) == 16
 
 
 def test_a_patient_who_would_be_on_both_sides_is_an_error():

@@ -104,16 +104,15 @@ def _read_in_passing(folder: Path) -> dict[str, tuple[Dataset, list[Path]]]:
     place = Path(mkdtemp(prefix=_PASSING, dir=cache))
     lock = FileLock(f"{place}.lock")
     lock.acquire()
-    remove = partial(_remove, place, lock)
+    is_found_open = Path("/proc/self/fd").is_dir()
+    keep = _kept_open if is_found_open else Path
     try:
-        splits = _load(folder, place)
-        if not Path("/proc/self/fd").is_dir():
-            atexit.register(remove)
-            remove = str  # (does nothing)
-            return {split: (rows, _files_of(rows)) for split, rows in splits.items()}
-        return {split: (rows, [_kept_open(file) for file in _files_of(rows)]) for split, rows in splits.items()}
+        return {split: (rows, [*map(keep, _files_of(rows))]) for split, rows in _load(folder, place).items()}
     finally:
-        remove()
+        if is_found_open:
+            _remove(place, lock)
+        else:
+            atexit.register(_remove, place, lock)
 
 
 def _files_of(rows: Dataset) -> list[Path]:
