@@ -67,7 +67,10 @@ def read_prepared(folder: Path) -> DatasetDict:
         `DatasetError`: `datasets` cannot read it; with the reason.
     """
     if _is_saved(folder):
-        loaded = datasets.load_from_disk(str(folder))
+        try:
+            loaded = datasets.load_from_disk(str(folder))
+        except Exception as error:  # of a file that is damaged, nearly anything
+            raise DatasetError(f"{folder}: datasets.load_from_disk failed: {error}") from error
         return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
     try:
         return datasets.load_dataset(str(folder), cache_dir=str(_cache_of(folder)))
@@ -114,6 +117,8 @@ def _source(folder: Path, split: str, rows: Dataset, is_pseudonymous: bool) -> S
             f"{folder}, {split}: rows have {', '.join(rows.column_names)}; what is prepared again has an image and "
             "masks. Train on the folder as it is."
         )
+    if not isinstance(rows.features["image"], datasets.Image):
+        raise DatasetError(f"{folder}, {split}: the column image holds no pictures, but {rows.features['image']}")
     entries: list[Entry] = []
     labels: dict[str, None] = {}
     problems = []
