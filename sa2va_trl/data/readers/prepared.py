@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def _source(folder: Path, split: str, rows: Dataset, is_pseudonymous: bool) -> S
     problems = []
     column = "masks" if "masks" in columns else "mask"
     for file in (Path(own["filename"]) for own in rows.cache_files):  # from which other processes read single rows
-        for place, row in enumerate(row for batch in iter_undecoded(_opened(file)) for row in batch):
+        for place, row in enumerate(_rows(file)):
             number = len(entries) + len(problems)
             masks = row["masks"] or [] if column == "masks" else [row["mask"]]
             phrases = row["phrases"] or [] if "phrases" in row else [row.get("phrase")] * len(masks)
@@ -142,6 +143,14 @@ def _source(folder: Path, split: str, rows: Dataset, is_pseudonymous: bool) -> S
             facts = {fact: row[fact] for fact in FACTS if row.get(fact) is not None}
             entries.append(Entry(f"{name}.png", image, objects, None, None, facts, embedded, is_pseudonymous))
     return Source(folder, entries, tuple(labels), problems, joins=False)
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for batch in iter_undecoded(_opened(file)):
+            yield from batch
+    except Exception as error:  # of bytes that have turned, nearly anything
+        raise DatasetError(f"{file} is damaged: {error}") from error
 
 
 @lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from sa2va_trl.data.columns import FEATURES
 from sa2va_trl.data.loading import find_sources, load_dataset_dict
+from sa2va_trl.data.readers import prepared as module
 from sa2va_trl.data.readers.entries import Reading, entry_image, rows_of
 from sa2va_trl.data.readers.mask_folder import read_mask_folder
 from sa2va_trl.data.readers.prepared import find_prepared, is_prepared
@@ -106,7 +107,7 @@ def test_layout(tmp_path):
     assert list(load_dataset_dict(tmp_path)) == ["train", "test"]
 
 
-def test_what_is_no_picture_and_what_is_damaged_is_refused(tmp_path):
+def test_what_is_no_picture_and_what_is_damaged_is_refused(tmp_path, monkeypatch):
     _, folder = embedded(tmp_path)
     (tmp_path / "words").mkdir()
     Dataset.from_dict({"image": ["a.png"], "mask": ["b.png"]}).to_parquet(tmp_path / "words" / "a.parquet")
@@ -118,3 +119,11 @@ def test_what_is_no_picture_and_what_is_damaged_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(DatasetError, match="saved: datasets.load_from_disk failed: "):
         find_prepared(saved, Reading())
+
+    def broken(rows):  # as pyarrow does with a length that is negative
+        yield [rows.with_format("arrow")[:1].to_pylist()[0]]
+        raise SystemError("Negative size")
+
+    monkeypatch.setattr(module, "iter_undecoded", broken)
+    with pytest.raises(DatasetError, match=r"\.arrow is damaged: Negative size"):
+        find_prepared(folder, Reading())
