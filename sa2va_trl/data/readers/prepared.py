@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -77,7 +77,10 @@ def read_prepared(folder: Path) -> DatasetDict:
         `DatasetError`: `datasets` cannot read it; with the reason.
     """
     if _is_saved(folder):
-        loaded = datasets.load_from_disk(str(folder))
+        try:
+            loaded = datasets.load_from_disk(str(folder))
+        except Exception as error:  # of a file that is damaged, nearly anything
+            raise DatasetError(f"{folder}: datasets.load_from_disk failed: {error}") from error
         return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
     return _load(folder, _cache_of(folder))
 
@@ -179,12 +182,14 @@ def _source(folder: Path, split: str, rows: Dataset, files: Sequence[Path], is_p
             f"{folder}, {split}: rows have {', '.join(rows.column_names)}; what is prepared again has an image and "
             "masks. Train on the folder as it is."
         )
+    if not isinstance(rows.features["image"], datasets.Image):
+        raise DatasetError(f"{folder}, {split}: the column image holds no pictures, but {rows.features['image']}")
     entries: list[Entry] = []
     labels: dict[str, None] = {}
     problems = []
     column = "masks" if "masks" in columns else "mask"
     for file in files:
-        for place, row in enumerate(row for batch in iter_undecoded(_opened(file)) for row in batch):
+        for place, row in enumerate(_rows(file)):
             number = len(entries) + len(problems)
             masks = row["masks"] or [] if column == "masks" else [row["mask"]]
             phrases = row["phrases"] or [] if "phrases" in row else [row.get("phrase")] * len(masks)
@@ -204,6 +209,14 @@ def _source(folder: Path, split: str, rows: Dataset, files: Sequence[Path], is_p
             facts = {fact: row[fact] for fact in FACTS if row.get(fact) is not None}
             entries.append(Entry(f"{name}.png", image, objects, None, None, facts, embedded, is_pseudonymous))
     return Source(folder, entries, tuple(labels), problems, joins=False)
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for batch in iter_undecoded(_opened(file)):
+            yield from batch
+    except Exception as error:  # of bytes that have turned, nearly anything
+        raise DatasetError(f"{file} is damaged: {error}") from error
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from sa2va_trl.data.columns import FEATURES
 from sa2va_trl.data.loading import find_sources, load_dataset_dict
+from sa2va_trl.data.readers import prepared as module
 from sa2va_trl.data.readers.entries import Reading, entry_image, rows_of
 from sa2va_trl.data.readers.mask_folder import read_mask_folder
 from sa2va_trl.data.readers.prepared import find_prepared, is_prepared
@@ -138,3 +139,25 @@ def test_layout(tmp_path):
     sources = find_sources(tmp_path, Reading())
     assert {split: source.entries[0].name for split, source in sources.items()} == {"train": "x.png", "test": "y.png"}
     assert list(load_dataset_dict(tmp_path)) == ["train", "test"]
+
+
+def test_what_is_no_picture_and_what_is_damaged_is_refused(tmp_path, monkeypatch):
+    _, folder = embedded(tmp_path)
+    (tmp_path / "words").mkdir()
+    Dataset.from_dict({"image": ["a.png"], "mask": ["b.png"]}).to_parquet(tmp_path / "words" / "a.parquet")
+    with pytest.raises(DatasetError, match="train: the column image holds no pictures, but Value"):
+        find_prepared(tmp_path / "words", Reading())
+    saved = tmp_path / "saved"
+    Dataset.from_parquet([str(path) for path in sorted(folder.rglob("*.parquet"))]).save_to_disk(saved)
+    (file,) = saved.glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(DatasetError, match="saved: datasets.load_from_disk failed: "):
+        find_prepared(saved, Reading())
+
+    def broken(rows):  # as pyarrow does with a length that is negative
+        yield [rows.with_format("arrow")[:1].to_pylist()[0]]
+        raise SystemError("Negative size")
+
+    monkeypatch.setattr(module, "iter_undecoded", broken)
+    with pytest.raises(DatasetError, match=r"\.arrow is damaged: Negative size"):
+        find_prepared(folder, Reading())
