@@ -213,6 +213,7 @@ def _source(folder: Path, split: str, rows: Dataset, files: Sequence[Path], is_p
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     try:
+        _opened(file).data.validate(full=True)  # what lies outside of the file would end the process
         for batch in iter_undecoded(_opened(file)):
             yield from batch
     except Exception as error:  # of bytes that have turned, nearly anything

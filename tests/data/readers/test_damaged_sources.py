@@ -5,6 +5,9 @@ rows that are right. `SA2VA_TRL_EXAMPLES=1000` looks longer.
 
 import os
 import random
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import datasets
@@ -88,7 +91,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Of each kind a folder, and what its files hold, one of which is damaged each time."""
+    """Of each kind a folder, and what its files hold, one of which is damaged in a copy each time."""
     found = {}
     before, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, tmp_path_factory.mktemp("cache")
     for kind, write in KINDS.items():
@@ -118,21 +121,18 @@ def judge(folder):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_whole_is_read(folders, kind):
-    folder, files = folders(kind)
-    for path, content in files.items():
-        path.write_bytes(content)
-    assert judge(folder)
+    assert judge(folders(kind)[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_files_that_are_cut_off_or_have_turned_bits(folders, kind, seed):
-    folder, files = folders(kind)
+    whole, files = folders(kind)
     chosen = random.Random(seed)
     path = chosen.choice(list(files))
-    path.write_bytes(damaged(files[path], chosen))
-    try:
+    with TemporaryDirectory(dir=whole.parent) as place:  # anew: Arrow files stay mapped, and must not change then
+        folder = Path(place) / "data"
+        shutil.copytree(whole, folder)
+        (folder / path.relative_to(whole)).write_bytes(damaged(files[path], chosen))
         judge(folder)
-    finally:
-        path.write_bytes(files[path])
