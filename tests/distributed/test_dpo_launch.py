@@ -32,7 +32,7 @@ def pairs(tmp_path_factory):
     # (What DDP does with LoRA and with mined pairs is what it does with the head.)
     [
         {"trainable": "head"},
-        {"pairs": "online", "trainable": "stage1", "lora_r": 4, "lora_dropout": 0.0, "max_steps": 2},
+        {"pairs": "online", "trainable": "stage1", "lora_r": 4, "lora_dropout": 0.0, "max_steps": 3},
     ],
 )
 def test_preferences_on_one_process_equal_ddp_equal_zero3(tmp_path, pairs, options):

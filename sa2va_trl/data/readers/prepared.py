@@ -189,7 +189,7 @@ def _source(folder: Path, split: str, rows: Dataset, files: Sequence[Path], is_p
     problems = []
     column = "masks" if "masks" in columns else "mask"
     for file in files:
-        for place, row in enumerate(_rows(file)):
+        for place, row in enumerate(_rows(file, f"{folder}, {split}")):
             number = len(entries) + len(problems)
             masks = row["masks"] or [] if column == "masks" else [row["mask"]]
             phrases = row["phrases"] or [] if "phrases" in row else [row.get("phrase")] * len(masks)
@@ -211,13 +211,13 @@ def _source(folder: Path, split: str, rows: Dataset, files: Sequence[Path], is_p
     return Source(folder, entries, tuple(labels), problems, joins=False)
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
+def _rows(file: Path, name: str) -> Iterator[dict[str, Any]]:
     try:
         _opened(file).data.validate(full=True)  # what lies outside of the file would end the process
         for batch in iter_undecoded(_opened(file)):
             yield from batch
     except Exception as error:  # of bytes that have turned, nearly anything
-        raise DatasetError(f"{file} is damaged: {error}") from error
+        raise DatasetError(f"{name}: its rows are damaged: {error}") from error
 
 
 @lru_cache(maxsize=64)

@@ -159,5 +159,5 @@ def test_what_is_no_picture_and_what_is_damaged_is_refused(tmp_path, monkeypatch
         raise SystemError("Negative size")
 
     monkeypatch.setattr(module, "iter_undecoded", broken)
-    with pytest.raises(DatasetError, match=r"\.arrow is damaged: Negative size"):
+    with pytest.raises(DatasetError, match=r"train: its rows are damaged: Negative size"):
         find_prepared(folder, Reading())
