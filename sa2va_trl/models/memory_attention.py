@@ -66,6 +66,7 @@ def average(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> 
 
         ```python
         >>> import torch
+        >>> from sa2va_trl.models.memory_attention import average
 
         >>> keys, values = torch.randn(2, 3000, 8), torch.randn(2, 3000, 4)
         >>> queries = torch.randn(1, 300, 8)

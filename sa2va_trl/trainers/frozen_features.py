@@ -114,6 +114,10 @@ class FrozenFeaturesMixin:
         self._mask_keys = {dataset._fingerprint: self._masks_of(name, dataset) for name, dataset in parts}
         self.data_collator = self._from_stores(self.data_collator)
         self.eval_collator = self._from_stores(self.eval_collator)
+        self._stored_collators = (
+            self.data_collator,
+            self.eval_collator,
+        )  # (what a trainer makes of the first may wrap it)
         self.add_callback(BuildFeatures(self))
 
     def _masks_of(self, name: str, dataset: Dataset) -> list[str]:
@@ -181,10 +185,11 @@ class FrozenFeaturesMixin:
         getattr(self, "_eval_dataloaders", {}).clear()
 
     def _pack_masks(self) -> None:
+        training, evaluation = self._stored_collators
         parts = [(name, dataset, self._mask_keys[dataset._fingerprint]) for name, dataset in self._feature_datasets()]
         for collator, names in (
-            (self.data_collator, {"train_dataset"}),
-            (self.eval_collator, {name for name, *_ in parts if name != "train_dataset" or self._evaluates_training}),
+            (training, {"train_dataset"}),
+            (evaluation, {name for name, *_ in parts if name != "train_dataset" or self._evaluates_training}),
         ):
             own = [(dataset, keys) for name, dataset, keys in parts if name in names]
             rows = pack_masks(collator.packed, collator.collator, own, progress=not self.args.disable_tqdm)

@@ -149,7 +149,7 @@ def test_a_folder_is_read_in_whole_or_what_is_not_is_named(predict, tmp_path, mo
     assert [entry["name"] for entry in entries] == ["run_f00000", "run_f00001", "still"]
     assert ["frame" in entry for entry in entries] == [True, True, False]
     (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("sa2va_trl.media")]
-    assert message.endswith("are read: deeper/, film.mp4, scan.dcm")
+    assert message.endswith("by its own path: deeper/, film.mp4, scan.dcm")
     content = json.loads((tmp_path / "output" / "predictions.json").read_text())
     assert content["left_out"] == ["deeper/", "film.mp4", "scan.dcm"]
     assert "3 images, 3 masks" in capsys.readouterr().out
