@@ -117,7 +117,7 @@ class FrozenFeaturesMixin:
         self._stored_collators = (
             self.data_collator,
             self.eval_collator,
-        )  # (what a trainer makes of the first may wrap it)
+        )  # (a trainer may wrap the first)
         self.add_callback(BuildFeatures(self))
 
     def _masks_of(self, name: str, dataset: Dataset) -> list[str]:
