@@ -18,7 +18,7 @@ from sa2va_trl.models.configuration import SUPPORTED_VLMS
 
 # Fewer examples of a property than hypothesis takes by itself, since there are a hundred of them;
 # HYPOTHESIS_PROFILE=default takes them all.
-settings.register_profile("fewer", max_examples=40)
+settings.register_profile("fewer", max_examples=25)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fewer"))
 
 TESTS = Path(__file__).parent

@@ -41,7 +41,7 @@ from sa2va_trl.data.readers.yolo import find_yolo
 from sa2va_trl.errors import DatasetError
 
 
-EXAMPLES = int(os.environ.get("SA2VA_TRL_EXAMPLES", 30))
+EXAMPLES = int(os.environ.get("SA2VA_TRL_EXAMPLES", 15))
 RLE = {"size": [HEIGHT, WIDTH], "counts": runs(SQUARE_MASK.T.ravel())}
 COMPRESSED = pycocotools.encode(np.asfortranarray(SQUARE_MASK.astype(np.uint8)))["counts"].decode()
 PART = {"label": "vessel", "group_id": 1, "flags": {}}

@@ -26,7 +26,7 @@ from sa2va_trl.errors import DatasetError
 from sa2va_trl.media.dicom_seg import is_segmentation
 
 
-EXAMPLES = int(os.environ.get("SA2VA_TRL_EXAMPLES", 30))
+EXAMPLES = int(os.environ.get("SA2VA_TRL_EXAMPLES", 15))
 SHAPE = SIZE[::-1]
 NONE = np.zeros(SHAPE, dtype=bool)
 SQUARE, OTHER, RIM = NONE.copy(), NONE.copy(), NONE.copy()
