@@ -15,8 +15,8 @@ from ..files import whole_file, write_json
 from .preparing import Item, Plan
 from .privacy import leaked, name_parts, names_below
 from .readers.entries import FACTS
-from .readers.folders import walk
-from .readers.prepared import REPORT
+from .readers.folders import file_states, walk
+from .readers.prepared import REPORT, has_pseudonyms, read_object
 from .selections import SELECTION, read_selection
 from .writing import PIECES, given_words, source_names
 
@@ -44,11 +44,8 @@ def state_of(source: Path, options: Mapping[str, Any], key: bytes | None) -> str
         `str`.
     """
     digest = hmac.new(key or b"", json.dumps(options, sort_keys=True).encode(), hashlib.sha256)
-    for file in walk(source)[0]:
-        if file.is_file():
-            state = file.stat()
-            line = f"{file.relative_to(source).as_posix()} {state.st_size} {state.st_mtime_ns}\n"
-            digest.update(line.encode(errors="surrogatepass"))
+    for line in file_states(source):
+        digest.update(line)
     return digest.hexdigest()
 
 
@@ -118,24 +115,16 @@ def made_before(output: Path, state: str) -> dict[str, Any] | None:
     """
     if not (output / MADE).is_file():
         return None
-    made = _read(output / MADE)
+    made = read_object(output / MADE)
     if made.get("of") != state:
         raise DatasetError(
             f"{output} is there already, made with other options, of other data or by another key: name another "
             "folder, or remove it"
         )
-    report = _read(output / REPORT)
+    report = read_object(output / REPORT)
     if made.get("files") != _files(output) or not report:
         raise DatasetError(f"{output} has been changed since it was made: remove it to make it again")
     return report
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def names_nobody(name_or_path: str | Path) -> bool:
@@ -153,7 +142,7 @@ def names_nobody(name_or_path: str | Path) -> bool:
         return True
     if (folder / SELECTION).is_file():  # rows of another data set
         return names_nobody(read_selection(folder)[0])
-    return _read(folder / REPORT).get("names") == "pseudonyms"
+    return has_pseudonyms(folder)
 
 
 def _named_files(source: Path) -> set[str]:

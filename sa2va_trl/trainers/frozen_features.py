@@ -114,10 +114,8 @@ class FrozenFeaturesMixin:
         self._mask_keys = {dataset._fingerprint: self._masks_of(name, dataset) for name, dataset in parts}
         self.data_collator = self._from_stores(self.data_collator)
         self.eval_collator = self._from_stores(self.eval_collator)
-        self._stored_collators = (
-            self.data_collator,
-            self.eval_collator,
-        )  # (a trainer may wrap the first)
+        # (A trainer may wrap the first.)
+        self._stored_collators = self.data_collator, self.eval_collator
         self.add_callback(BuildFeatures(self))
 
     def _masks_of(self, name: str, dataset: Dataset) -> list[str]:

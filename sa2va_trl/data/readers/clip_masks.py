@@ -14,7 +14,7 @@ from ...media.mask_objects import mask_objects
 from ...media.pages import RawPages
 from ...media.pictures import MAX_PIXELS
 from ...media.suffixes import kind_by_name
-from .mask_files import is_lossy, is_whole, reason_alone, size_fault
+from .mask_files import is_lossy, is_whole, mask_state, reason_alone, size_fault
 
 
 class MaskFrames:
@@ -134,12 +134,9 @@ def draw_clip_mask(
     Raises:
         `DatasetError`: with the reason alone.
     """
+    changed = mask_state(path)
     try:
-        state = path.stat()
-    except OSError as error:
-        raise DatasetError(f"mask {path.name} file is missing") from error
-    try:
-        found = _frame(path, index, max_pixels, (state.st_size, state.st_mtime_ns))
+        found = _frame(path, index, max_pixels, changed)
     except DatasetError as error:
         raise DatasetError(f"mask {path.name} {reason_alone(error, path)}") from error
     except (OSError, ValueError, IndexError) as error:

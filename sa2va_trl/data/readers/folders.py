@@ -4,10 +4,12 @@ import logging
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ...errors import DatasetError
+from ...files import name_bytes
 from ...media.clips import listed
 from ...media.suffixes import KINDS, is_byproduct, kind_by_name, stem_of
 
@@ -72,6 +74,14 @@ def walk(folder: Path) -> tuple[list[Path], list[Path]]:
     root = folder.resolve()
     visit(folder, frozenset({root, *root.parents}))
     return files, loops
+
+
+def file_states(folder: Path) -> Iterator[bytes]:
+    """A line for each file below a folder, with its name, size and time: what tells whether any has changed."""
+    for file in walk(folder)[0]:
+        if file.is_file():
+            state = file.stat()
+            yield name_bytes(f"{file.relative_to(folder).as_posix()} {state.st_size} {state.st_mtime_ns}\n")
 
 
 def split_folders(folder: Path) -> dict[str, Path]:

@@ -139,17 +139,28 @@ def draw_mask_file(
     Raises:
         `DatasetError`: with the reason alone.
     """
+    changed = mask_state(path)
     try:
-        state = path.stat()
-    except OSError as error:
-        raise DatasetError(f"mask {path.name} file is missing") from error
-    try:
-        found = _held(path, threshold, known, max_pixels, (state.st_size, state.st_mtime_ns))
+        found = _held(path, threshold, known, max_pixels, changed)
     except DatasetError as error:
         raise DatasetError(f"mask {path.name} {error}") from error
     if fault := size_fault(found.numbers.shape, size):
         raise DatasetError(f"mask {path.name} {fault}")
     return found.mask(names)
+
+
+def mask_state(path: Path) -> tuple[int, int]:
+    """
+    What tells whether a mask file has changed since it was read.
+
+    Raises:
+        `DatasetError`: it is not there.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DatasetError(f"mask {path.name} file is missing") from error
+    return state.st_size, state.st_mtime_ns
 
 
 def size_fault(shape: tuple[int, int], size: tuple[int, int]) -> str | None:

@@ -17,10 +17,11 @@ from datasets import Dataset, DatasetDict
 from filelock import FileLock, Timeout
 
 from ...errors import BadRow, DatasetError
+from ...files import name_bytes
 from ..masks import decode_mask
 from ..stored import iter_undecoded
 from .entries import FACTS, AnnotatedObject, Entry, Reading, Source
-from .folders import SPLITS, walk
+from .folders import SPLITS, file_states
 
 
 #: What prepare_data says of a data set that it has written.
@@ -62,10 +63,9 @@ def _cache_of(folder: Path) -> Path:
     Where `datasets` keeps what it reads from a folder. By its own choice, folders of one name share one place if their
     cards list their files, and the first that was read is what comes back for all of them.
     """
-    found = hashlib.sha256(str(folder.resolve()).encode())
-    for file in filter(Path.is_file, walk(folder)[0]):
-        state = file.stat()
-        found.update(f"{file.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    found = hashlib.sha256(name_bytes(str(folder.resolve())))
+    for line in file_states(folder):
+        found.update(line)
     return Path(datasets.config.HF_DATASETS_CACHE) / f"sa2va_trl-{found.hexdigest()[:16]}"
 
 
@@ -155,7 +155,7 @@ def find_prepared(folder: Path, reading: Reading) -> dict[str, Source]:
     Raises:
         `DatasetError`: it cannot be read, or its rows are clips or conversations.
     """
-    given = _names(folder) == "pseudonyms"
+    given = has_pseudonyms(folder)
     if given:
         splits = {split: (rows, _files_of(rows)) for split, rows in read_prepared(folder).items()}
     else:
@@ -166,13 +166,18 @@ def find_prepared(folder: Path, reading: Reading) -> dict[str, Source]:
     return {split: _source(folder, split, *rows, given) for split, rows in named.items()}
 
 
-def _names(folder: Path) -> str | None:
-    """What prepare_data says of the names in a data set."""
+def has_pseudonyms(folder: Path) -> bool:
+    """Whether prepare_data says of a folder that it has made it, with pseudonyms in place of names."""
+    return read_object(folder / REPORT).get("names") == "pseudonyms"
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is none."""
     try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        found = json.loads(file.read_bytes())
     except (OSError, ValueError):
-        return None
-    return report.get("names") if isinstance(report, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _source(folder: Path, split: str, rows: Dataset, files: Sequence[Path], is_pseudonymous: bool) -> Source:
