@@ -254,6 +254,10 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
             )
         return SegFeatures(seg_states, seg_index, image_index, row_index, pyramid)
 
+    def _at_seg(self, input_ids, states, grounding_pixel_values, image_counts) -> SegFeatures:
+        rows, places = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
+        return self.with_pyramid(states[rows, places], rows, len(input_ids), grounding_pixel_values, image_counts)
+
     def encode(
         self,
         input_ids: torch.LongTensor,
@@ -282,8 +286,7 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
             `ValueError`: images and rows do not pair up and `image_counts` was not given.
         """
         _, states = self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)
-        at_seg = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
-        return self.with_pyramid(states[at_seg], at_seg[0], len(input_ids), grounding_pixel_values, image_counts)
+        return self._at_seg(input_ids, states, grounding_pixel_values, image_counts)
 
     def mask_prompts(self, seg_states: torch.Tensor) -> torch.Tensor:
         """
@@ -435,9 +438,7 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         if input_ids is None:
             raise ValueError("The model needs `input_ids`, or the `features` of an earlier `encode`.")
         states, seg_states = self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)
-        at_seg = torch.nonzero(input_ids == self.config.seg_token_id, as_tuple=True)
-        batch = len(input_ids)
-        features = self.with_pyramid(seg_states[at_seg], at_seg[0], batch, grounding_pixel_values, image_counts)
+        features = self._at_seg(input_ids, seg_states, grounding_pixel_values, image_counts)
         if encode_only:
             return Sa2VAOutput(seg_states=features.seg_states, row_index=features.row_index, features=features)
         output = self._draw(features, output_candidates=output_candidates)

@@ -18,6 +18,8 @@ TINY = {
     "tiny-qwen2_5_vl": "qwen2_5_vl",
     "tiny-qwen3_vl": "qwen3_vl",
 }
+# How weights are quantised, by the names that others give it.
+QUANTISED = {"int4": "4bit", "int8": "8bit"}
 
 
 @dataclass
@@ -71,7 +73,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        self.quantization = {"int4": "4bit", "int8": "8bit"}.get(self.quantization, self.quantization)
+        self.quantization = QUANTISED.get(self.quantization, self.quantization)
         if self.quantization not in (None, "4bit", "8bit"):
             raise ValueError(f"quantization must be 4bit or 8bit, got {self.quantization!r}.")
         if self.prompt_style not in (None, *PROMPT_STYLES):

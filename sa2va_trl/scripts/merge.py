@@ -24,7 +24,7 @@ from ..model_card import model_card, public_name, write_card
 from ..models import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from ..models.checkpoints import weight_files
 from ..models.quantization import quantised_layers
-from .arguments import ModelArguments, RecipeParser
+from .arguments import QUANTISED, ModelArguments, RecipeParser
 from .commands import command
 from .loading import Model, load_model, quantization_config
 from .output import check_new
@@ -52,7 +52,7 @@ class MergeArguments:
     def __post_init__(self):
         if self.result_dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"result_dtype must be float32, bfloat16 or float16, got {self.result_dtype!r}.")
-        if self.quantize not in (None, "int8", "int4"):
+        if self.quantize not in (None, *QUANTISED):
             raise ValueError(f"quantize must be int8 or int4, got {self.quantize!r}.")
         check_new(self.output_dir)
 
@@ -133,7 +133,7 @@ def _differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 def _quantise(folder: Path, args: MergeArguments) -> Sa2VAForConditionalGeneration:
     """Put quantised weights in place of the plain ones in a folder, and load them from there."""
-    config = quantization_config({"int4": "4bit", "int8": "8bit"}[args.quantize], args.result_dtype)
+    config = quantization_config(QUANTISED[args.quantize], args.result_dtype)
     model = Sa2VAForConditionalGeneration.from_pretrained(folder, quantization_config=config)
     # (Before it computes anything: on CPUs bitsandbytes packs 4-bit weights anew for that, and rounds scales.)
     model.save_pretrained(folder)
