@@ -39,6 +39,8 @@ from sa2va_trl.scripts.loading import load_model
 
 
 TEXT = "Please segment the blood vessels."
+# The model's methods that the two halves of an image's time are spent in.
+HALVES = {"encode": ("states_to_segment", "with_pyramid"), "decode": ("decode_masks",)}
 CASES = ("image", "clip", "answer", "written")
 # Of Qwen2.5-0.5B, the language model of Sa2VA-1B.
 LANGUAGE = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
@@ -226,9 +228,10 @@ def ratios(results: dict, args: InferenceArguments, model) -> dict:
     found, config = {}, model.config.text_config
     if image := results.get("image"):
         found["image_5_to_1"] = image[5]["seconds"] / image[1]["seconds"]
-        for part in ("encode", "decode"):
-            name = "encode_seconds" if part == "encode" else "decode_masks_seconds"
-            found[f"image_{part}_share"] = {n: case[name] / case["seconds"] for n, case in image.items()}
+        for half, parts in HALVES.items():
+            found[f"image_{half}_share"] = {
+                n: sum(case[f"{part}_seconds"] for part in parts) / case["seconds"] for n, case in image.items()
+            }
     if clip := results.get("clip"):
         found["clip_5_to_1"] = clip[5]["seconds"] / clip[1]["seconds"]
         found["clip_seconds_per_frame"] = {n: case["seconds"] / args.num_frames for n, case in clip.items()}
@@ -271,7 +274,7 @@ def main():
             timed(function, first, f"{name} {number}", model, processor, number, **warm_up)
         cases = {number: partial(function, model, processor, number, **media) for number in numbers}
         # The encoder's part of a clip lies elsewhere, in `track`.
-        results[name] = measure(model, cases, repeats, ("encode", "decode_masks") if name == "image" else ())
+        results[name] = measure(model, cases, repeats, sum(HALVES.values(), ()) if name == "image" else ())
     if "written" in args.cases:
         written(model, processor, 1, image, TEXT, passes=1)
         wide = Image.fromarray(np.concatenate([frames[0], frames[0, :, ::2]], axis=1))  # six tiles and the whole

@@ -141,6 +141,8 @@ def test_pages_that_are_no_frames_of_a_clip_are_refused_by_name(tmp_path, pages,
     path = save_pages(tmp_path / "run.tif", pages)
     with pytest.raises(DatasetError, match=rf"run\.tif.*{message}"):
         next(read_media(path))  # before the first is given out
+    if "one size" in message:
+        return  # a clip's, not of pictures that are read one by one
     with pytest.raises(DatasetError, match=rf"run\.tif.*{message}"), open_video(path):
         pass
 

@@ -85,6 +85,22 @@ def test_left_padded_answers_equal_unpadded_ones(family, image):
         assert model.answer([chat], [group], processor, max_new_tokens=12) == [answer]
 
 
+def test_an_image_is_a_picture_an_array_or_a_file(tiny, image, tmp_path):
+    model, processor = tiny
+    image.save(tmp_path / "image.png")
+    expected = model.segment(image=image, text=QUESTION, processor=processor, answer="[SEG]")
+    forms = [np.asarray(image), tmp_path / "image.png", str(tmp_path / "image.png")]
+    for form, result in zip(
+        forms, model.segment(images=forms, text=QUESTION, processor=processor, answer="[SEG]"), strict=True
+    ):
+        assert_same(result, expected)
+        assert_same(model.chat(QUESTION, image=form, processor=processor, answer="[SEG]").result, expected)
+    grey = model.segment(image=np.asarray(image)[..., 0], text=QUESTION, processor=processor, answer="[SEG]")
+    assert grey.size == (60, 100)
+    with pytest.raises(FileNotFoundError, match=r"Image 1: there is no file .*none\.png"):
+        model.segment(images=[image, "none.png"], text=QUESTION, processor=processor, answer="[SEG]")
+
+
 def test_objects_come_in_the_order_of_the_answer(tiny, image):
     model, processor = tiny
     arguments = {"image": image, "text": QUESTION, "processor": processor}
@@ -156,8 +172,10 @@ def test_masks_come_from_the_tokens_that_were_generated(tiny, image, monkeypatch
     )
     model.resize_token_embeddings(byte + 1)
     seen = []
-    encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda ids, *args, **kwargs: seen.append(ids) or encode(ids, *args, **kwargs))
+    read = model.states_to_segment
+    monkeypatch.setattr(
+        model, "states_to_segment", lambda ids, *args, **kwargs: seen.append(ids) or read(ids, *args, **kwargs)
+    )
     for written in ([byte, processor.seg_token_id, end], [*spelled, end]):
         monkeypatch.setattr(
             model,

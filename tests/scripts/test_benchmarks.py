@@ -25,6 +25,9 @@ def benchmark(monkeypatch, *options, name="inference"):
     runpy.run_path(str(SCRIPT.with_stem(name)), run_name="__main__")
 
 
+PARTS = ("states_to_segment", "with_pyramid", "decode_masks")
+
+
 def counted(monkeypatch, kind, name, calls, describe):
     """Leave `describe(result, arguments)` of every call of a method in `calls`."""
     method = getattr(kind, name)
@@ -45,7 +48,7 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
         monkeypatch, model, "segment", segmented, lambda result, _: (len(result.phrases), result.low_res_logits.ndim)
     )
     counted(monkeypatch, GroundingEncoder, "encode", encoded, lambda _, __: None)
-    counted(monkeypatch, model, "encode", passes, lambda _, __: len(segmented))
+    counted(monkeypatch, model, "states_to_segment", passes, lambda _, __: len(segmented))
     benchmark(
         monkeypatch,
         *("--grounding", "own", "--grounding_image_size", 128, "--image_size", 64, "--num_frames", 3),
@@ -67,7 +70,7 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
     }
     for name, cases in results.items():
         measures = {"seconds", "processor_seconds", "peak_bytes", "extra_bytes"}
-        measures |= {"encode_seconds", "decode_masks_seconds"} if name == "image" else set()
+        measures |= {f"{part}_seconds" for part in PARTS} if name == "image" else set()
         for case in cases.values():
             assert set(case) == {*measures, "runs"} and set(case["runs"]) == measures
             for measure in measures:
@@ -76,17 +79,18 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
                 assert case[measure] == summary(case["runs"][measure])
             assert case["seconds"] > 0 and case["peak_bytes"] > case["extra_bytes"] >= 0
     for one in results["image"].values():
-        for whole, encode, decode in zip(
-            *(one["runs"][name] for name in ("seconds", "encode_seconds", "decode_masks_seconds")), strict=True
+        for whole, *parts in zip(
+            *(one["runs"][name] for name in ("seconds", *(f"{part}_seconds" for part in PARTS))), strict=True
         ):
-            assert 0 < encode + decode < whole
+            assert min(parts) > 0 and sum(parts) < whole
 
     for name in ("image", "clip"):
         one, five = (results[name][objects]["seconds"] for objects in "15")
         assert ratios[f"{name}_5_to_1"] == pytest.approx(five / one)
     for objects in "15":
         one = results["image"][objects]
-        assert ratios["image_encode_share"][objects] == pytest.approx(one["encode_seconds"] / one["seconds"])
+        encode = one["states_to_segment_seconds"] + one["with_pyramid_seconds"]
+        assert ratios["image_encode_share"][objects] == pytest.approx(encode / one["seconds"])
         assert ratios["image_decode_share"][objects] == pytest.approx(one["decode_masks_seconds"] / one["seconds"])
         assert ratios["clip_seconds_per_frame"][objects] == pytest.approx(results["clip"][objects]["seconds"] / 3)
     extra = [results["answer"][tokens]["extra_bytes"] for tokens in "27"]
