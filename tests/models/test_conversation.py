@@ -1,11 +1,13 @@
 """Dialogues: each turn is read on from the last, and says and draws what a pass over the whole dialogue does."""
 
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from conversations import QUESTION, TWO_OBJECTS, close, forced, scripted
 from families import tiny_family
+from pages import blocks
 from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -351,6 +353,20 @@ def test_tokens_that_no_text_has_stay_as_they_were_written(image, monkeypatch):
             torch.tensor([ids]), **pixels, grounding_pixel_values=processor.grounding_inputs([image])
         )
     close(result.low_res_logits, model.decode_masks(features)[0][1:], 1e-4)
+
+
+def test_the_example_of_the_page_runs(tiny, image):
+    model, processor = tiny
+    head = model.vlm.lm_head  # which ends every answer at once
+    head.weight.data.zero_()
+    head.bias = torch.nn.Parameter(
+        torch.eye(head.out_features)[processor.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    )
+    text = (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
+    (code,) = (block for block in blocks(text, "python") if "model.chat(" in block)
+    names = {"model": model, "processor": processor, "picture": image}
+    exec(code, names)
+    assert [len(result.masks) for result in names["chat"].results] == [0, 0, 1]
 
 
 # What fails
