@@ -53,7 +53,7 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
         monkeypatch,
         *("--grounding", "own", "--grounding_image_size", 128, "--image_size", 64, "--num_frames", 3),
         *("--new_tokens", 2, 7, "--repeats", 3, "--clip_repeats", 2, "--output_dir", tmp_path),
-        *("--objects", 1, 2, "--prompt_tokens", 700),
+        *("--objects", 1, 2, "--prompt_tokens", 700, "--turns", 3, "--dialogue_tokens", 300),
     )
     content = json.loads((tmp_path / "inference.json").read_text())
     about, results, ratios = content["about"], content["results"], content["ratios"]
@@ -67,6 +67,7 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
         "answer": ["2", "7"],
         "one_pass": ["1", "2"],
         "two_passes": ["1", "2"],
+        "dialogue": ["1", "2", "3"],
     }
     for name, cases in results.items():
         measures = {"seconds", "processor_seconds", "peak_bytes", "extra_bytes"}
@@ -99,6 +100,9 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
     assert ratios["bytes_per_token_of_cache"] == 3 * 2 * 2 * 24 * 4
     assert ratios["bytes_per_token_of_hidden_states"] == 4 * 96 * 4
 
+    for key in ("seconds", "processor_seconds", "peak_bytes", "extra_bytes"):
+        two, three = (results["dialogue"][turn][key] for turn in "23")
+        assert ratios[f"dialogue_3_to_2_{key}"] == pytest.approx(three / two)
     for key in ("seconds", "processor_seconds"):
         for objects in "12":
             one, two = (results[name][objects]["runs"][key] for name in ("one_pass", "two_passes"))
@@ -110,8 +114,9 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
     turns = [1, 1, 2, 2, 2, 2, 1, 1, 1, 1, 2, 2]
     assert [objects for objects, _ in segmented] == [1, 5, 1, 5, 5, 1, 1, 5] + [1, 5, 1, 5, 5, 1] + [1] + turns
     assert [dimensions for _, dimensions in segmented] == [3] * 8 + [4] * 6 + [3] * 13
-    assert len(encoded) == 8 + 3 * 6 + 13  # once an image and once a frame, however many objects
-    assert len(generated) == 8 + 13 and set(generated[8:]) == {20}
+    # Once an image and once a frame, however many objects; and once a dialogue.
+    assert len(encoded) == 8 + 3 * 6 + 13 + 4
+    assert len(generated) == 8 + 13 + 2 + 3 * 3 and set(generated[8:]) == {20}
     # Every given answer is a pass, and of every pair of written ones the one with two passes is.
     assert passes == [*range(14), 16, 18, 19, 21, 24, 26]
     assert "image_5_to_1" in capsys.readouterr().out
@@ -128,6 +133,7 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
         (("--vlm", "small"), "vlm must be"),
         (("--vlm", "language", "--model_name_or_path", "somewhere", "--grounding", "own"), "vlm=language"),
         (("--cases", "film"), "cases must be"),
+        (("--turns", "1"), "turns must be at least 2"),
         (("--objects", "0"), "objects must be"),
     ],
 )
