@@ -18,3 +18,19 @@ def reserved_tokens(text: str) -> list[str]:
         `list[str]`: the reserved tokens in it, each once, sorted.
     """
     return sorted(set(RESERVED.findall(text)))
+
+
+def places_fault(marked: int, images: int) -> str | None:
+    """
+    What is wrong with the places that a conversation marks for its images; else `None`.
+
+    Args:
+        marked (`int`): how often `<image>` stands in the user's turns, image parts included.
+        images (`int`): how many images there are.
+    """
+    if marked == 0 or images and marked in (1, images):
+        return None
+    return (
+        f"{IMAGE_PLACEHOLDER} (or an image part) stands {marked} times in the user's turns, for {images} images: it "
+        "may stand once for all of them, once for each, or nowhere (they come first then)"
+    )

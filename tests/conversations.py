@@ -64,6 +64,23 @@ def forced(processor, *answers):
     return LogitsProcessorList([Forced(processor, answers)])
 
 
+class Scripted(LogitsProcessor):
+    """Makes `generate` write these tokens, in every sequence alike, whatever the order in which it asks."""
+
+    def __init__(self, ids):
+        self.ids, self.start = ids, None
+
+    def __call__(self, input_ids, scores):
+        if self.start is None:
+            self.start = input_ids.shape[1]
+        wanted = self.ids[min(input_ids.shape[1] - self.start, len(self.ids) - 1)]
+        return torch.full_like(scores, -1e4).index_fill(1, torch.tensor([wanted]), 0.0)
+
+
+def scripted(ids):
+    return LogitsProcessorList([Scripted(ids)])
+
+
 def assert_same(actual, expected):
     assert (actual.text, actual.phrases) == (expected.text, expected.phrases)
     for field in ("mask_logits", "probabilities", "iou_scores"):

@@ -1,12 +1,14 @@
 """
-Seconds and peak memory of inference: 1 and 5 objects on an image and on a clip, answers of two lengths, and answers
-that the model writes and draws from, with and without a second pass over prompt and answer.
+Seconds and peak memory of inference: 1 and 5 objects on an image and on a clip, answers of two lengths, answers
+that the model writes and draws from, with and without a second pass over prompt and answer, and the turns of a
+dialogue.
 
 Weights may be random, as the tiny models' are: speed does not depend on them. But SAM 2 has the published size even
 there unless told otherwise, because next to a tiny image encoder the mask decoder's share says nothing.
 
     python recipes/benchmarks/inference.py --model_name_or_path ByteDance/Sa2VA-InternVL3-8B --dtype bfloat16
     python recipes/benchmarks/inference.py --cases written --vlm whole
+    python recipes/benchmarks/inference.py --cases dialogue --vlm language
     python recipes/benchmarks/inference.py --cases image clip --grounding_image_size 256 --torch_compile true
 """
 
@@ -15,6 +17,7 @@ import ctypes
 import json
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -39,7 +42,9 @@ from sa2va_trl.scripts.loading import load_model
 
 
 TEXT = "Please segment the blood vessels."
-CASES = ("image", "clip", "answer", "written")
+# The model's methods that the two halves of an image's time are spent in.
+HALVES = {"encode": ("states_to_segment", "with_pyramid"), "decode": ("decode_masks",)}
+CASES = ("image", "clip", "answer", "written", "dialogue")
 # Of Qwen2.5-0.5B, the language model of Sa2VA-1B.
 LANGUAGE = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
 LANGUAGE |= {"intermediate_size": 4864, "vocab_size": 151679, "max_position_embeddings": 32768}
@@ -62,6 +67,8 @@ class InferenceArguments:
     cases: list[str] = field(default_factory=lambda: list(CASES), metadata={"help": f"Which of {', '.join(CASES)}."})
     objects: list[int] = field(default_factory=lambda: [1, 5, 20], metadata={"help": "In written answers."})
     prompt_tokens: int = field(default=2000, metadata={"help": "Tokens of the prompt of written answers, at least."})
+    turns: int = field(default=10, metadata={"help": "Of the dialogue, at least 2."})
+    dialogue_tokens: int = field(default=1000, metadata={"help": "Tokens of picture and first question, at least."})
     image_size: int = field(default=512, metadata={"help": "Side of the image and of the clip, in pixels."})
     num_frames: int = field(default=50, metadata={"help": "Length of the clip."})
     new_tokens: list[int] = field(default_factory=lambda: [16, 256], metadata={"help": "Lengths of two answers."})
@@ -82,7 +89,9 @@ class InferenceArguments:
             raise ValueError(f"cases must be some of {', '.join(CASES)}, got {', '.join(self.cases) or 'none'}.")
         if len(self.new_tokens) != 2 or not 0 < self.new_tokens[0] < self.new_tokens[1]:
             raise ValueError(f"new_tokens must be two lengths, the shorter first, got {self.new_tokens}.")
-        for name in ("prompt_tokens", "image_size", "num_frames", "repeats", "clip_repeats"):
+        if self.turns < 2:
+            raise ValueError(f"turns must be at least 2, got {self.turns}.")
+        for name in ("prompt_tokens", "dialogue_tokens", "image_size", "num_frames", "repeats", "clip_repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
@@ -169,6 +178,12 @@ class Script(LogitsProcessor):
         return forced
 
 
+def script(processor, objects: int) -> LogitsProcessorList:
+    """An answer of twenty tokens, or of as many as objects need."""
+    ids = processor.tokenizer("Sure" + " vessel" * max(18 - objects, 0) + "[SEG]" * objects).input_ids
+    return LogitsProcessorList([Script(ids + processor.answer_ids(""))])
+
+
 def question(processor, image: Image.Image, tokens: int) -> str:
     """The request, with words behind it until a prompt has as many tokens."""
     _, blocks = processor.tiles([image])
@@ -177,14 +192,12 @@ def question(processor, image: Image.Image, tokens: int) -> str:
 
 
 def written(model, processor, objects: int, image: Image.Image, text: str, passes: int):
-    """As `segment`, but of an answer that the model writes: of twenty tokens, or of as many as objects need."""
-    ids = processor.tokenizer("Sure" + " vessel" * max(18 - objects, 0) + "[SEG]" * objects).input_ids
-    ids += processor.answer_ids("")
+    """As `segment`, but of an answer that the model writes."""
     # The second pass is made wherever generation leaves no states.
     left = patch.object(WrittenStates, "of", lambda *_: None) if passes == 2 else nullcontext()
     with left:
         result = model.segment(
-            image=image, text=text, processor=processor, logits_processor=LogitsProcessorList([Script(ids)])
+            image=image, text=text, processor=processor, logits_processor=script(processor, objects)
         )
     if len(result.masks) != objects:
         raise RuntimeError(f"There are not {objects} masks.")
@@ -205,15 +218,24 @@ def measure(model, cases: dict, repeats: int, parts: tuple[str, ...] = ()) -> di
     for repeat in range(repeats):
         # In turns and back again, so that a machine that warms up or slows down does it to all alike.
         for case in list(cases)[:: 1 if repeat % 2 == 0 else -1]:
-            before, _ = memory(reset=True)
-            processors = time.process_time()
-            timed(cases[case], seconds, "seconds")
-            seconds["processor_seconds"] = time.process_time() - processors
-            _, peak = memory()
-            for name, value in {**seconds, "peak_bytes": peak, "extra_bytes": peak - before}.items():
-                runs[case][name].append(value)
+            measure_once(cases[case], runs[case], seconds)
     for part in parts:
         delattr(model, part)
+    return summaries(runs)
+
+
+def measure_once(function, run: dict[str, list], seconds: dict[str, float]) -> None:
+    """Add what one call takes to a run; `seconds` may hold those of parts by then."""
+    before, _ = memory(reset=True)
+    processors = time.process_time()
+    timed(function, seconds, "seconds")
+    seconds["processor_seconds"] = time.process_time() - processors
+    _, peak = memory()
+    for name, value in {**seconds, "peak_bytes": peak, "extra_bytes": peak - before}.items():
+        run[name].append(value)
+
+
+def summaries(runs: dict) -> dict:
     return {
         case: {name: (max if name.endswith("bytes") else median)(values) for name, values in run.items()}
         | {"runs": run}
@@ -221,14 +243,35 @@ def measure(model, cases: dict, repeats: int, parts: tuple[str, ...] = ()) -> di
     }
 
 
+def dialogue(model, processor, image: Image.Image, text: str) -> Iterator[None]:
+    """The turns of a dialogue: each asks for one object, whose mask is drawn at the image's own size."""
+    chat = model.chat(text, image=image, processor=processor, logits_processor=script(processor, objects=1))
+    while True:
+        if len(chat.result.masks) != 1:
+            raise RuntimeError("There is no mask.")
+        yield
+        chat.ask(TEXT, logits_processor=script(processor, objects=1))
+
+
+def measure_dialogues(turns: int, repeats: int, *request) -> dict:
+    """As `measure`, of the turns of dialogues."""
+    runs = {turn: defaultdict(list) for turn in range(1, turns + 1)}
+    for _ in range(repeats):
+        told = dialogue(*request)
+        for run in runs.values():
+            measure_once(partial(next, told), run, {})
+    return summaries(runs)
+
+
 def ratios(results: dict, args: InferenceArguments, model) -> dict:
     """The price of four more objects, and of one more token in bytes, beside what can explain it."""
     found, config = {}, model.config.text_config
     if image := results.get("image"):
         found["image_5_to_1"] = image[5]["seconds"] / image[1]["seconds"]
-        for part in ("encode", "decode"):
-            name = "encode_seconds" if part == "encode" else "decode_masks_seconds"
-            found[f"image_{part}_share"] = {n: case[name] / case["seconds"] for n, case in image.items()}
+        for half, parts in HALVES.items():
+            found[f"image_{half}_share"] = {
+                n: sum(case[f"{part}_seconds"] for part in parts) / case["seconds"] for n, case in image.items()
+            }
     if clip := results.get("clip"):
         found["clip_5_to_1"] = clip[5]["seconds"] / clip[1]["seconds"]
         found["clip_seconds_per_frame"] = {n: case["seconds"] / args.num_frames for n, case in clip.items()}
@@ -241,6 +284,10 @@ def ratios(results: dict, args: InferenceArguments, model) -> dict:
         found["bytes_per_token_of_cache"] = cache * model.dtype.itemsize
         # If every step's were kept.
         found["bytes_per_token_of_hidden_states"] = hidden_states * model.dtype.itemsize
+    if dialogue := results.get("dialogue"):
+        last = max(dialogue)
+        for name in ("seconds", "processor_seconds", "peak_bytes", "extra_bytes"):
+            found[f"dialogue_{last}_to_2_{name}"] = dialogue[last][name] / dialogue[2][name]
     if "one_pass" in results:
         # Run by run, beside each other; on a CPU that others use too, the processors' time says more.
         for key in ("seconds", "processor_seconds"):
@@ -271,7 +318,7 @@ def main():
             timed(function, first, f"{name} {number}", model, processor, number, **warm_up)
         cases = {number: partial(function, model, processor, number, **media) for number in numbers}
         # The encoder's part of a clip lies elsewhere, in `track`.
-        results[name] = measure(model, cases, repeats, ("encode", "decode_masks") if name == "image" else ())
+        results[name] = measure(model, cases, repeats, sum(HALVES.values(), ()) if name == "image" else ())
     if "written" in args.cases:
         written(model, processor, 1, image, TEXT, passes=1)
         wide = Image.fromarray(np.concatenate([frames[0], frames[0, :, ::2]], axis=1))  # six tiles and the whole
@@ -283,9 +330,13 @@ def main():
         }
         for (name, number), case in measure(model, cases, args.repeats).items():
             results.setdefault(name, {})[number] = case
+    if "dialogue" in args.cases:
+        request = (model, processor, image, question(processor, image, args.dialogue_tokens))
+        measure_dialogues(2, 1, *request)
+        results["dialogue"] = measure_dialogues(args.turns, args.repeats, *request)
     for name, cases in results.items():
         for number, case in cases.items():
-            unit = "tokens" if name == "answer" else "objects"
+            unit = {"answer": "tokens", "dialogue": "turn"}.get(name, "objects")
             peak, extra = (case[key] / 2**30 for key in ("peak_bytes", "extra_bytes"))
             seconds = f"{case['seconds']:10.3f} s ({case['processor_seconds']:.3f} of processors)"
             print(f"{name:<11}{unit:>8}{number:>5}{seconds}, peak {peak:.3f} GiB, {extra:.3f} for the run")

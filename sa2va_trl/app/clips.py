@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.angiography import generate_video
-from ..media.clips import frame_name, is_clip, open_video, read_pictures
+from ..media.clips import frame_name, in_size, is_clip, open_video, read_pictures
 
 
 # Of the generated clips, whose numbers then tell them apart.
@@ -59,7 +59,8 @@ def read_clip(path: str | Path, max_frames: int) -> Clip:
         if not is_clip(path):
             return Clip(path.stem, path.name, [picture.image for picture in read_pictures(path)], moving=False)
         with open_video(path) as video:
-            frames = [video[index] for index in range(min(len(video), max_frames))]
+            size = video[0].size
+            frames = [in_size(video[index], size) for index in range(min(len(video), max_frames))]
             return Clip(path.stem, path.name, frames, moving=True, left_out=len(video) - len(frames))
     except (ValueError, OSError) as error:
         raise type(error)(str(error).replace(str(path), path.name)) from error

@@ -73,7 +73,7 @@ def row_layout(row: dict[str, Any]) -> Layout:
     if messages is not None:
         if phrases:
             problems.append("mixes `messages` and `phrase`/`phrases`: keep one")
-        count, faults = check_messages(messages, bool(images))
+        count, faults = check_messages(messages, len(images))
         problems += faults
         objects, unit = count, f"{SEG_TOKEN} in the assistant turns"
     else:

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..errors import DatasetError
 from ..questions import QUESTIONS, ask, check_question  # noqa: F401  (QUESTIONS were defined here once)
-from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN, reserved_tokens
+from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN, places_fault, reserved_tokens
 
 
 ANSWERS = ("Sure, [SEG].",)
@@ -75,8 +75,8 @@ def check_templates(questions: list[str] | tuple[str, ...], answers: list[str] |
 
 def _message_text(content: Any) -> str | None:
     """
-    The text of a message's content (a string, or a list of typed parts), None where it has another form. Images among
-    the parts show as one placeholder, which is what the processor makes of them.
+    The text of a message's content (a string, or a list of typed parts), None where it has another form. Each image
+    among the parts shows as a placeholder, which is what the processor makes of it.
     """
     if isinstance(content, str):
         return content
@@ -87,16 +87,16 @@ def _message_text(content: Any) -> str | None:
     texts = [part.get("text") for part in content if part["type"] == "text"]
     if not all(isinstance(text, str) for text in texts):
         return None
-    return "".join([IMAGE_PLACEHOLDER] * (len(texts) < len(content)) + texts)
+    return "".join([IMAGE_PLACEHOLDER] * (len(content) - len(texts)) + texts)
 
 
-def check_messages(messages: Any, has_images: bool) -> tuple[int, list[str]]:
+def check_messages(messages: Any, images: int) -> tuple[int, list[str]]:
     """
     Judge the conversation of a row.
 
     Args:
         messages (`list[dict]`): with `role` and `content` (a string, or a list of typed parts).
-        has_images (`bool`): whether the row has an image, whose place the first user turn may say.
+        images (`int`): how many images the row has, whose places user turns may say.
 
     Returns:
         The number of `[SEG]` in the assistant turns, and what is wrong with the conversation.
@@ -105,7 +105,7 @@ def check_messages(messages: Any, has_images: bool) -> tuple[int, list[str]]:
         isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
     ):
         return 0, ["messages is malformed: expected a list of {'role', 'content'}"]
-    problems, count, previous, first_user = [], 0, None, True
+    problems, count, marked, previous = [], 0, 0, None
     for number, message in enumerate(messages):
         role, text = message["role"], _message_text(message["content"])
         if role not in ("system", "user", "assistant"):
@@ -117,15 +117,15 @@ def check_messages(messages: Any, has_images: bool) -> tuple[int, list[str]]:
         elif role == "user" and previous == "user":
             problems.append(f"messages is malformed: messages {number - 1} and {number} are both user turns")
         if text:
-            allowed = 1 if role == "user" and first_user and has_images else 0
-            if text.count(IMAGE_PLACEHOLDER) > allowed:
+            if role == "user":
+                marked += text.count(IMAGE_PLACEHOLDER)
+            elif IMAGE_PLACEHOLDER in text:
                 problems.append(
                     f"messages is malformed: {IMAGE_PLACEHOLDER} (or an image part) in message {number} ({role}); it "
-                    "may stand once, in the first user turn of a row with an image"
+                    "may stand in user turns alone"
                 )
             for token in reserved_tokens(text):
                 problems.append(f"messages is malformed: message {number} holds the reserved token {token}")
-        first_user = first_user and role != "user"
         if text is None:
             problems.append(
                 f"messages is malformed: content of message {number} is neither a string nor typed parts (text with "
@@ -141,6 +141,8 @@ def check_messages(messages: Any, has_images: bool) -> tuple[int, list[str]]:
                 f"messages is malformed: {SEG_TOKEN} in message {number} ({role}); only the assistant may say it"
             )
         previous = role
+    if fault := places_fault(marked, images):
+        problems.append(f"messages is malformed: {fault}")
     if previous != "assistant":
         problems.append("messages is malformed: it does not end with an assistant turn")
     return count, problems

@@ -3,10 +3,10 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,8 @@ from ..errors import DatasetError, listed
 from .arrays import open_npy
 from .dicom import no_picture
 from .frames import count_frames, frames_of
-from .pictures import MAX_PIXELS, too_deep
+from .given import given_picture
+from .pictures import MAX_PIXELS
 from .suffixes import IMAGE_SUFFIXES, has_dicom_preamble, is_byproduct, kind_of, stem_of
 
 
@@ -219,40 +220,58 @@ class _ArrayFrames(_Clip):
         return Image.fromarray(self.array[index])
 
 
-class _SpooledFrames(_Clip):
-    """Frames of one size that lie one after the other in a file. Read, not mapped: mapped pages count as memory."""
+class _GivenFrames(_Clip):
+    """Frames that somebody holds: images and arrays."""
 
-    def __init__(self, file, size: tuple[int, int], total: int):
-        self.file, self.size, self.total = file, size, total
+    def __init__(self, frames: Sequence[Image.Image | np.ndarray]):
+        self.frames = frames
 
     def __len__(self) -> int:
-        return self.total
+        return len(self.frames)
 
     def __getitem__(self, index: int) -> Image.Image:
-        length = 3 * self.size[0] * self.size[1]
-        self.file.seek(range(self.total)[index] * length)
-        return Image.frombytes("RGB", self.size, self.file.read(length))
+        return given_picture(self.frames[index], f"Frame {index}")
+
+
+class _SpooledFrames(_Clip):
+    """Frames that lie one after the other in a file. Read, not mapped: mapped pages count as memory."""
+
+    def __init__(self, file: BinaryIO, frames: Iterable[Image.Image]):
+        self.file, self.places = file, []
+        for frame in frames:
+            self.places.append((file.tell(), frame.size))
+            file.write(frame.convert("RGB").tobytes())
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        start, size = self.places[index]
+        self.file.seek(start)
+        return Image.frombytes("RGB", size, self.file.read(3 * size[0] * size[1]))
 
 
 @contextmanager
-def open_video(video: Sequence[Image.Image] | np.ndarray | str | os.PathLike) -> Iterator[Sequence[Image.Image]]:
+def open_video(
+    video: Sequence[Image.Image | np.ndarray | str | os.PathLike] | np.ndarray | str | os.PathLike,
+) -> Iterator[Sequence[Image.Image]]:
     """
-    Frames of a video in any order. A file's frames are spooled to a temporary file (`TMPDIR` says where) and never lie
+    Frames of a video in any order. Frames of files are spooled to a temporary file (`TMPDIR` says where) and never lie
     in memory together.
 
     Args:
-        video (`list[PIL.Image.Image]`, `np.ndarray` or path):
-            Pictures of one size, a uint8 array of shape `(frames, H, W, 3)`, or a file: a video, a TIFF of several
-            pages, an animated GIF, PNG or WebP, a DICOM, NIfTI or NPY file. What this function has given out is a
-            video, too.
+        video (`list`, `np.ndarray` or path):
+            Pictures in any form that [`~media.given.given_picture`] takes, a uint8 array of shape
+            `(frames, H, W, 3)`, or a file: a video, a TIFF of several pages, an animated GIF, PNG or WebP, a DICOM,
+            NIfTI or NPY file. What this function has given out is a video, too. Frames need not have one size.
 
     Yields:
         What has a length and gives the picture at an index.
 
     Raises:
         `FileNotFoundError`: there is no such file.
-        `ValueError`: no frames, frames of different sizes or of more than 8 bits a channel, an array of another type
-            or shape, or (`DatasetError`) a file that cannot be read.
+        `ValueError`: no frames, one that is no picture or has more than 8 bits a channel, an array of another type or
+            shape, or (`DatasetError`) a file that cannot be read.
         `ImportError`: the file of a video, and PyAV is not installed (`pip install 'sa2va_trl[video]'`).
     """
     if isinstance(video, _Clip):
@@ -269,27 +288,37 @@ def open_video(video: Sequence[Image.Image] | np.ndarray | str | os.PathLike) ->
         if not Path(video).exists():
             raise FileNotFoundError(f"There is no file {video}.")
         with tempfile.TemporaryFile() as file:
-            total = 0
-            for frame in _of_one_size(Path(video), _frames(Path(video))):
-                file.write(frame.tobytes())
-                total += 1
-            yield _SpooledFrames(file, frame.size, total)
-    elif isinstance(video, Sequence) and all(isinstance(frame, Image.Image) for frame in video):
+            yield _SpooledFrames(file, _frames(Path(video)))
+    elif isinstance(video, Sequence):
         if not len(video):
             raise ValueError("The video has no frames.")
-        sizes = sorted({frame.size for frame in video})
-        if len(sizes) > 1:
-            found = ", ".join(f"{width} x {height}" for width, height in sizes)
-            raise ValueError(f"The frames of a video must have one size; found {found}.")
-        for index, frame in enumerate(video):
-            if fault := too_deep(frame):
-                raise ValueError(f"Frame {index} {fault}.")
-        yield video
+        pictures = (given_picture(frame, f"Frame {index}") for index, frame in enumerate(video))
+        if any(isinstance(frame, str | os.PathLike) for frame in video):
+            with tempfile.TemporaryFile() as file:
+                yield _SpooledFrames(file, pictures)
+        else:
+            for _ in pictures:  # each is judged before work begins
+                pass
+            yield _GivenFrames(video)
     else:
         raise ValueError(
-            "A video is a list of PIL images, a uint8 array of shape (frames, H, W, 3) or the path of a file, got "
+            "A video is a list of pictures, a uint8 array of shape (frames, H, W, 3) or the path of a file, got "
             f"{type(video).__name__}."
         )
+
+
+def in_size(frame: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """
+    A frame in the size of its clip's masks, which is that of the first frame.
+
+    Args:
+        frame (`PIL.Image.Image`): of a clip.
+        size (`tuple[int, int]`): width and height.
+
+    Returns:
+        `PIL.Image.Image`: the same where it has that size already.
+    """
+    return frame if frame.size == size else frame.resize(size, Image.Resampling.BILINEAR)
 
 
 def _frames(path: Path, tell: bool = True) -> Iterator[Image.Image]:

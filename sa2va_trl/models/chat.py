@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..tokens import IMAGE_PLACEHOLDER, reserved_tokens
+from ..tokens import IMAGE_PLACEHOLDER, places_fault, reserved_tokens
 
 
 # Label of a token that nothing is learned from.
@@ -46,57 +46,88 @@ def encode_chat(
     official = opening is not None
     # What stands between two images, and between the last one and a text that does not say where it is.
     newline = "" if official else "\n"
-    block = newline.join(image_blocks)
-    first_user = True
+    texts = _placed([(message["role"], text_of(message, newline)) for message in messages], image_blocks, official)
     if official and (not messages or messages[0]["role"] != "system"):
         add(opening)
-    for position, message in enumerate(messages):
-        role, content = message["role"], _text_of(message, newline)
+    for position, (message, text) in enumerate(zip(messages, texts, strict=True)):
+        role = message["role"]
         if role == "assistant":
-            add(content + template["answer_end"], learned=True)
+            add(text + template["answer_end"], learned=True)
             if position + 1 < len(messages):
                 add(template["separator"])
-            continue
-        if role == "user":
-            content = _with_images(content, block if first_user else "", official)
-            first_user = False
-        add(template[role].format_map({"content": content}))
+        else:
+            add(template[role].format_map({"content": text}))
     return input_ids, labels
 
 
-def _text_of(message: dict, newline: str) -> str:
-    """The text of a message, with `<image>` where its first image part is."""
-    content = message["content"]
-    if message["role"] not in ("system", "user", "assistant"):
-        raise ValueError(f"A message's role must be system, user or assistant, got {message['role']!r}.")
+def next_turn(text: str, template: dict, tokenize: Callable[[str], list[int]]) -> list[int]:
+    """
+    Token ids of one more user turn of a conversation: from behind the end marker of the latest answer to where the
+    next one begins, as [`encode_chat`] of the whole has them.
+
+    Args:
+        text (`str`): what the user says. All images of a conversation have their places by then.
+        template, tokenize: as in [`encode_chat`].
+
+    Raises:
+        `ValueError`: no text, or one that holds `<image>` or a token that only the processor may write.
+    """
+    text = text_of({"role": "user", "content": text}, "")
+    if IMAGE_PLACEHOLDER in text:
+        raise ValueError(
+            f"{IMAGE_PLACEHOLDER} stands in an earlier turn of this conversation: leave it out of {text!r}."
+        )
+    return tokenize(template["separator"]) + tokenize(template["user"].format_map({"content": text}))
+
+
+def text_of(message: dict, newline: str = "\n") -> str:
+    """
+    The text of a message, with `<image>` for each of its image parts.
+
+    Args:
+        message (`dict`): `{"role", "content"}`.
+        newline (`str`, *optional*): what follows the place of an image part.
+
+    Raises:
+        `ValueError`: as [`Sa2VAProcessor.encode_chat`].
+    """
+    role, content = message["role"], message["content"]
+    if role not in ("system", "user", "assistant"):
+        raise ValueError(f"A message's role must be system, user or assistant, got {role!r}.")
     if not isinstance(content, (str, list, tuple)):
         raise ValueError(f"A message's content must be text, got {content!r}.")
     if not isinstance(content, str):
-        # All images of a conversation stand together, so their first part places them all.
-        first = next((index for index, part in enumerate(content) if part["type"] == "image"), None)
-        content = "".join(
-            (IMAGE_PLACEHOLDER + newline if index == first else "") if part["type"] == "image" else part["text"]
-            for index, part in enumerate(content)
-        )
+        if unknown := [part["type"] for part in content if part["type"] not in ("image", "text")]:
+            raise ValueError(f"A message's parts must be images and texts, got {unknown[0]!r}.")
+        if role != "user" and any(part["type"] == "image" for part in content):
+            raise ValueError(f"Images stand in turns of the user, not of the {role}: {content!r}.")
+        content = "".join(IMAGE_PLACEHOLDER + newline if part["type"] == "image" else part["text"] for part in content)
     if found := reserved_tokens(content):
         raise ValueError(
-            f"A text of the {message['role']} holds {', '.join(found)}, which only the processor may write: "
+            f"A text of the {role} holds {', '.join(found)}, which only the processor may write: "
             f"leave it out of {content!r}."
         )
     return content
 
 
-def _with_images(content: str, block: str, official: bool) -> str:
-    """A user's text with the block of all images in its place, if there is one."""
-    if content.count(IMAGE_PLACEHOLDER) > (1 if block else 0):
-        raise ValueError(
-            f"{IMAGE_PLACEHOLDER} may stand once, in the first user turn of a conversation with an image; "
-            f"got {content!r}."
-        )
-    if not block:
-        return content
-    if official:
-        return block + content.replace(IMAGE_PLACEHOLDER, "")
-    if IMAGE_PLACEHOLDER not in content:
-        content = f"{IMAGE_PLACEHOLDER}\n{content}"
-    return content.replace(IMAGE_PLACEHOLDER, block)
+def _placed(texts: list[tuple[str, str]], blocks: list[str], official: bool) -> list[str]:
+    """The texts of all turns, the user's with the blocks of the images that have their place there."""
+    marked = sum(text.count(IMAGE_PLACEHOLDER) for role, text in texts if role == "user")
+    if fault := places_fault(marked, len(blocks)):
+        raise ValueError(f"{fault}.")
+    together = [("" if official else "\n").join(blocks)] if blocks else []
+    waiting = iter(blocks if marked == len(blocks) else together)
+    first_user = next((position for position, (role, _) in enumerate(texts) if role == "user"), None)
+    placed = []
+    for position, (role, text) in enumerate(texts):
+        if role == "user":
+            if blocks and not marked and position == first_user:
+                text = IMAGE_PLACEHOLDER + ("" if official else "\n") + text
+            pieces = text.split(IMAGE_PLACEHOLDER)
+            own = [next(waiting) for _ in pieces[1:]]
+            if official:  # in front of the turn that marks them
+                text = "".join(own + pieces)
+            else:
+                text = pieces[0] + "".join(map("".join, zip(own, pieces[1:], strict=True)))
+        placed.append(text)
+    return placed

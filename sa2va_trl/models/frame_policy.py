@@ -1,5 +1,7 @@
 """Which frames of a video to keep."""
 
+import operator
+
 import numpy as np
 
 
@@ -27,3 +29,24 @@ def select_frames(policy: str, total: int, count: int) -> list[int]:
     if policy == "uniform":
         return sorted({int(index) for index in np.linspace(0, total - 1, count)})
     raise ValueError(f"The frame policy must be 'uniform' or 'first', got {policy!r}.")
+
+
+def checked_frames(frames: list[int], total: int) -> list[int]:
+    """
+    Frames that somebody has chosen, in their order.
+
+    Args:
+        frames (`list[int]`): their numbers.
+        total (`int`): frames of the clip.
+
+    Raises:
+        `ValueError`: none, one twice, or one that the clip does not have.
+    """
+    frames = [operator.index(index) for index in frames]
+    if not frames:
+        raise ValueError("`frames` must name at least one frame to prompt.")
+    if outside := [index for index in frames if not 0 <= index < total]:
+        raise ValueError(f"`frames` holds {outside}, but the video's {total} frames are 0 to {total - 1}.")
+    if len(set(frames)) < len(frames):
+        raise ValueError(f"`frames` holds a frame twice: {frames}.")
+    return sorted(frames)

@@ -4,7 +4,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForImageTextToText, Cache, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration import Sa2VAConfig
@@ -140,16 +140,40 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         """
         return self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)[0]
 
+    def states_to_segment(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
+        """
+        The hidden states that `[SEG]` tokens are read from: as `hidden_states`, or before the final norm
+        (`config.seg_state`).
+
+        Args:
+            input_ids, attention_mask, pixel_values, image_grid_thw: see `hidden_states`.
+            cache (`Cache`, *optional*):
+                Keys and values of what stands before `input_ids`, to which theirs are added. Images in it have been
+                read, so that their pixels are not given again.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, tokens, D)`.
+        """
+        return self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw, cache)[1]
+
     def _last_states(
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None,
         pixel_values: torch.Tensor | None,
         image_grid_thw: torch.LongTensor | None,
+        cache: Cache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`hidden_states`, which language logits are made of, and those that `[SEG]` tokens are read from."""
         length = input_ids.shape[1]
-        if pixel_values is None and self.must_run_everything:
+        if pixel_values is None and cache is None and self.must_run_everything:
             # An empty image behind the padding of the first row, where nothing sees it. Running the vision tower by
             # itself would not do: ZeRO-3 wants the modules of all ranks in one order.
             pixel_values, image_grid_thw, count = self._empty_image(input_ids.device)
@@ -171,7 +195,8 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 pixel_values=pixel_values,
-                use_cache=False,
+                use_cache=cache is not None,
+                **({} if cache is None else {"cache": cache}),
                 **self._grid_inputs(input_ids, image_grid_thw),
             )
         states = outputs.last_hidden_state[:, :length]

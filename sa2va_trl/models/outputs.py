@@ -117,7 +117,7 @@ class Sa2VAOutput(ModelOutput):
 @dataclass
 class Segmentation:
     """
-    What `segment` says of one image or one video.
+    What `segment` says of one image or one video, and `chat` of several images too.
 
     Only the decoder's own small grids are stored. The maps at full size are drawn from them on every access, so take
     them once; of a long video take them frame by frame, with `frame`.
@@ -126,9 +126,10 @@ class Segmentation:
         text (`str`): the answer, without the end marker.
         phrases (`list[str | None]`): the tagged phrase of each object, `None` where the answer tags none.
         low_res_logits (`torch.Tensor` of shape `(objects[, frames], S/4, S/4)`):
-            float32; on the model's device, of a video on the CPU.
+            float32; on the model's device, of a video on the CPU. Several images are frames here.
         iou_scores (`torch.Tensor` of shape `(objects[, frames])`): predicted IoU in [0, 1].
-        size (`tuple[int, int]`): height and width of the image.
+        size (`tuple[int, int]`):
+            Height and width of the image; of a video those of its first frame, which its masks have throughout.
         image_size (`int`): side S of SAM 2's square.
         threshold (`float`): probability above which a pixel belongs to the mask.
         prompted_frames (`list[int]`, *optional*): of a video, the frames that the language model saw and prompted.
@@ -138,6 +139,9 @@ class Segmentation:
             Of a video, its frames in grey (uint8), kept where post-processing follows their motion.
         drawn (`torch.Tensor` of shape `(objects, H, W)`, *optional*):
             Of a frame whose mask depends on the frames beside it: its masks, drawn already.
+        sizes (`list[tuple[int, int]]`, *optional*):
+            Of several images, height and width of each. Where they differ there are `probabilities` and `masks` of
+            each image alone, by `frame`.
     """
 
     text: str
@@ -152,6 +156,7 @@ class Segmentation:
     postprocessing: Postprocessing = IDENTITY
     pictures: np.ndarray | None = None
     drawn: torch.Tensor | None = None
+    sizes: list[tuple[int, int]] | None = None
 
     @property
     def mask_logits(self) -> torch.Tensor:
@@ -163,12 +168,24 @@ class Segmentation:
         """
         `(objects[, frames], H, W)` in [0, 1], float32, at the image's own size: before any threshold, and calibrated
         where the model's config has a temperature.
+
+        Raises:
+            `ValueError`: of several images that differ in size.
         """
+        if self.sizes is not None:
+            return self._stacked("probabilities")
         return self._draw(self.size, lambda logits: mask_probabilities(logits, self.temperature))
 
     @property
     def masks(self) -> torch.Tensor:
-        """`(objects[, frames], H, W)`, bool: `probabilities > threshold`, and post-processed where that is set."""
+        """
+        `(objects[, frames], H, W)`, bool: `probabilities > threshold`, and post-processed where that is set.
+
+        Raises:
+            `ValueError`: of several images that differ in size.
+        """
+        if self.sizes is not None:
+            return self._stacked("masks")
         if self.drawn is not None:
             return self.drawn
         if self.postprocessing.is_identity:
@@ -187,8 +204,8 @@ class Segmentation:
 
     def frame(self, index: int) -> "Segmentation":
         """
-        One frame of a video, as a result of its own. Where masks depend on the frames beside them (see
-        [`~postprocessing.Postprocessing`]), those of the whole clip are drawn and kept the first time.
+        One frame of a video or one of several images, as a result of its own. Where masks depend on the frames beside
+        them (see [`~postprocessing.Postprocessing`]), those of the whole clip are drawn and kept the first time.
 
         Args:
             index (`int`): of the frame.
@@ -200,7 +217,7 @@ class Segmentation:
         if self.low_res_logits.ndim != 4:
             raise ValueError("frame is for results of segment(video=...); this is the result of an image.")
         drawn = None
-        if self.postprocessing.is_temporal:
+        if self.postprocessing.is_temporal and self.sizes is None:
             drawn = self._masks_of_clip[:, index]
         return replace(
             self,
@@ -209,7 +226,16 @@ class Segmentation:
             prompted_frames=None,
             pictures=None,
             drawn=drawn,
+            size=self.size if self.sizes is None else self.sizes[index],
+            sizes=None,
         )
+
+    def _stacked(self, name: str) -> torch.Tensor:
+        """What each of several images has under this name, where they have one size."""
+        if len(set(self.sizes)) > 1:
+            found = ", ".join(f"{width} x {height}" for height, width in self.sizes)
+            raise ValueError(f"The images differ in size ({found}): take one after the other, result.frame(0).{name}.")
+        return torch.stack([getattr(self.frame(index), name) for index in range(len(self.sizes))], dim=1)
 
     @cached_property
     def _masks_of_clip(self) -> torch.Tensor:

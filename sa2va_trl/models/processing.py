@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 
 from ..files import written_beside
 from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
-from .chat import encode_chat
+from .chat import encode_chat, next_turn
 from .checkpoints import HUB_OPTIONS, checkpoint_folder, folders_first, read_json
 from .pixels import (
     QWEN_CLIP_SIZE,
@@ -394,6 +394,23 @@ class Sa2VAProcessor(ProcessorMixin):
         """
         return self._ids(answer + self._template["answer_end"])
 
+    def ended_ids(self, ids: list[int], answer: str) -> list[int]:
+        """
+        Token ids of a written answer as they stand in a conversation that goes on: with the end marker, and with
+        nothing else behind it. They are those that were written, wherever they spell the answer.
+
+        Args:
+            ids (`list[int]`): as written, with what ended the answer, if anything did.
+            answer (`str`): its text, without the end marker.
+        """
+        whole = answer + self._template["answer_end"]
+        for count in range(len(ids), 0, -1):
+            beginning = self.tokenizer.decode(ids[:count], skip_special_tokens=False)
+            if whole.startswith(beginning):
+                rest = whole[len(beginning) :]
+                return ids[:count] + (self._ids(rest) if rest else [])
+        return self._ids(whole)
+
     def without_end(self, answer: str) -> str:
         """
         An answer without the end marker, where it has one: recorded and decoded answers often do.
@@ -412,17 +429,18 @@ class Sa2VAProcessor(ProcessorMixin):
         Args:
             messages (`list[dict]`):
                 `{"role", "content"}` with a string as content, or a list of `{"type": "image"}` and
-                `{"type": "text", "text"}` parts. `<image>` in the first user turn marks the place of the image;
-                without it the image comes first, then a newline (the training convention). In official prompts the
-                image comes first in any case, and no newline is added.
+                `{"type": "text", "text"}` parts. `<image>` (or an image part) in any user turns marks the places of
+                images: once for all of them, which then stand together, or once for each, in their order. Without it
+                they come first, then a newline (the training convention). In official prompts images come first in
+                the turn that marks them, and no newline is added.
             image_blocks (`list[str]`):
-                From `tiles`: all images stand in the first user turn, joined by newlines (official: by nothing).
+                From `tiles`, one an image. Those that stand together are joined by newlines (official: by nothing).
 
         Returns:
             `input_ids` and `labels` (lists of `int` of one length); labels are -100 except on answers and their end.
 
         Raises:
-            `ValueError`: `<image>` in a text without images, or more than once; a token that only the processor may
+            `ValueError`: neither none, nor one, nor as many `<image>` as images; a token that only the processor may
             write, such as `<IMG_CONTEXT>` or `<|im_end|>`; a content that is no text; an unknown role.
         """
         return encode_chat(
@@ -433,6 +451,19 @@ class Sa2VAProcessor(ProcessorMixin):
             beginning=list(self.tokenizer("").input_ids),
             opening=self.official_opening if self.is_official else None,
         )
+
+    def next_turn(self, text: str) -> list[int]:
+        """
+        Token ids of one more user turn, as `encode_chat` of the whole conversation has them: what stands between the
+        end marker of an answer and the beginning of the next.
+
+        Args:
+            text (`str`): what the user says, without `<image>`.
+
+        Raises:
+            `ValueError`: as [`~models.chat.next_turn`].
+        """
+        return next_turn(text, self._template, self._ids)
 
     def pad(self, sequences: list[list[int]], value: int | None = None, side: str = "right") -> torch.Tensor:
         """

@@ -28,7 +28,8 @@ class WrittenStates:
 
     Args:
         model (`Sa2VAForConditionalGeneration`): whose `generate` is called.
-        prompt_length (`int`): tokens of each prompt, with the padding on their left.
+        prompt_length (`int`):
+            Tokens of each prompt, with the padding on their left and without those that a cache holds already.
     """
 
     def __init__(self, model: "Sa2VAForConditionalGeneration", prompt_length: int):
@@ -96,6 +97,11 @@ class WrittenStates:
             return None
         states = torch.stack([self._kept[place] for place in places]) if places else self._none
         return states, torch.tensor([row for row, _ in places], dtype=torch.long, device=states.device)
+
+    @property
+    def fed(self) -> list[int]:
+        """Token ids that the language model was fed, of the first row: prompt and answer."""
+        return [token for ids in self._fed for token in ids[0].tolist()]
 
     def _compare(self, answers: list[list[int]]) -> str:
         """Why what was fed is not what came out, token by token; empty where it is."""

@@ -40,7 +40,7 @@ from ..evaluation.overlays import object_names
 from ..evaluation.routing import Router, routing_report
 from ..evaluation.views import View, check_sides
 from ..files import replaced_together, write_json
-from ..media.clips import Picture, folder_images, frame_name, is_clip, open_video, read_pictures
+from ..media.clips import Picture, folder_images, frame_name, in_size, is_clip, open_video, read_pictures
 from ..media.suffixes import is_byproduct
 from ..models import Sa2VAProcessor, Segmentation
 from ..questions import ask, question_of
@@ -244,8 +244,9 @@ def open_input(args: PredictArguments, stack: ExitStack) -> tuple[Sequence[Image
     """The clip, where it is segmented as a whole, and the pictures. All is read once before anything is given out."""
     if args.is_video and not args.per_frame:
         clip, file = stack.enter_context(open_video(args.input)), Path(args.input)
-        numbers = range(len(clip))
-        return clip, (Picture(frame_name(file.stem, index), file, index, clip[index]) for index in numbers)
+        size = clip[0].size  # of all masks of a clip, whatever the size of the others
+        frames = (in_size(clip[index], size) for index in range(len(clip)))
+        return clip, (Picture(frame_name(file.stem, index), file, index, frame) for index, frame in enumerate(frames))
     pictures = generated_pictures() if args.is_synthetic else read_pictures(args.input)
     return None, chain([next(pictures)], pictures)
 

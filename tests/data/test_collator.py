@@ -521,7 +521,7 @@ def test_rows_with_placeholders_in_their_text_are_named(tiler, change):
     ("first", "second"),
     [
         ([{"type": "image"}, {"type": "text", "text": "<image> Where?"}], "And?"),
-        ("Where?", [{"type": "image"}, {"type": "text", "text": "And?"}]),
+        ("<image> Where?", [{"type": "image"}, {"type": "text", "text": "And?"}]),
         ([{"type": "video"}, {"type": "text", "text": "Where?"}], "And?"),
     ],
 )
@@ -530,10 +530,16 @@ def test_parts_that_the_processor_refuses_are_refused_with_their_row(tiler, firs
     row = still(2, phrases=None, messages=[{"role": role, "content": content} for role, content in turns])
     with pytest.raises(DatasetError, match="'still-0' cannot be used: messages is malformed"):
         SegCollator(tiler)([row])
-    turns[0] = ("user", [{"type": "image"}, {"type": "text", "text": "Where?"}])
-    turns[2] = ("user", "And?")
-    row["messages"] = [{"role": role, "content": content} for role, content in turns]
-    SegCollator(tiler)([row])
+    # The image has its place in any turn of the user, and nowhere else.
+    for place, faulty in ((0, False), (2, False), (1, True)):
+        turns = [("user", "Where?"), ("assistant", "[SEG]"), ("user", "And?"), ("assistant", "[SEG]")]
+        turns[place] = (turns[place][0], [{"type": "image"}, {"type": "text", "text": turns[place][1]}])
+        row["messages"] = [{"role": role, "content": content} for role, content in turns]
+        if not faulty:
+            SegCollator(tiler)([row])
+            continue
+        with pytest.raises(DatasetError, match=r"message 1 \(assistant\); it may stand in user turns alone"):
+            SegCollator(tiler)([row])
 
 
 # Every row is checked

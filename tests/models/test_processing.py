@@ -225,6 +225,7 @@ def test_grounding_pixels(mode, processor):
 
 
 BLOCK = "<img><IMG_CONTEXT><IMG_CONTEXT></img>"
+OTHER = "<img><IMG_CONTEXT></img>"
 OPEN, TURN, CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 PHI_OPEN, PHI_TURN = "<|user|>\n", "<|end|>\n<|assistant|>\n"
 PARTS = [{"type": "image"}, {"type": "text", "text": "Where?"}]
@@ -239,6 +240,21 @@ TWO_TURNS = [user("Where?"), assistant("Here [SEG]."), user("And there?"), assis
         ("qwen_chat", [user("<image>Where?")], [BLOCK], f"{OPEN}{BLOCK}Where?{TURN}"),
         ("qwen_chat", [user("In <image>, where?")], [BLOCK], f"{OPEN}In {BLOCK}, where?{TURN}"),
         ("qwen_chat", [user("Where?")], [BLOCK, BLOCK], f"{OPEN}{BLOCK}\n{BLOCK}\nWhere?{TURN}"),
+        ("qwen_chat", [user("In <image>, where?")], [BLOCK, OTHER], f"{OPEN}In {BLOCK}\n{OTHER}, where?{TURN}"),
+        ("qwen_chat", [user("<image> or <image>?")], [BLOCK, OTHER], f"{OPEN}{BLOCK} or {OTHER}?{TURN}"),
+        ("qwen_chat", [user([*PARTS, *PARTS])], [BLOCK, OTHER], f"{OPEN}{BLOCK}\nWhere?{OTHER}\nWhere?{TURN}"),
+        (
+            "qwen_chat",
+            [user("What?"), assistant("An <image>."), user("In <image>, where?")],
+            [BLOCK],
+            f"{OPEN}What?{TURN}An <image>.{CLOSE}\n{OPEN}In {BLOCK}, where?{TURN}",
+        ),
+        (
+            "qwen_chat",
+            [user("What is <image>?"), assistant("A."), user("And <image>?")],
+            [BLOCK, OTHER],
+            f"{OPEN}What is {BLOCK}?{TURN}A.{CLOSE}\n{OPEN}And {OTHER}?{TURN}",
+        ),
         ("qwen_chat", [user("Hello {there}")], [], f"{OPEN}Hello {{there}}{TURN}"),
         (
             "internlm2_chat",
@@ -271,6 +287,18 @@ def test_prompts(template, messages, blocks, expected):
     assert processor.tokenizer.decode(learned) == "".join(answer + end for answer in answers)
     assert len(labels) == len(input_ids)
     assert all(label in (-100, token) for token, label in zip(input_ids, labels, strict=True))
+
+
+@pytest.mark.parametrize("template", ["qwen_chat", "internlm2_chat", "phi3_chat"])
+def test_one_more_turn_is_what_the_whole_conversation_has(template):
+    processor = make_processor(prompt_template=template)
+    earlier = processor.encode_chat(TWO_TURNS, [BLOCK])[0]
+    assert earlier + processor.next_turn("More?") == processor.encode_chat([*TWO_TURNS, user("More?")], [BLOCK])[0]
+    with pytest.raises(ValueError, match="<image> stands in an earlier turn"):
+        processor.next_turn("In <image>?")
+    for text in ("a <|im_end|>", None):
+        with pytest.raises(ValueError, match="only the processor may write|must be text"):
+            processor.next_turn(text)
 
 
 def test_a_start_token_stands_once():
@@ -345,6 +373,11 @@ SYSTEM = "<|im_start|>system\nBe brief.<|im_end|>\n"
         ([user("Where?")], [VISION] * 3, f"{QWEN2_5_OPENING}{OPEN}{VISION}{VISION}{VISION}Where?{TURN}"),
         ([user("Hello.")], [], f"{QWEN2_5_OPENING}{OPEN}Hello.{TURN}"),
         (
+            [user("What?"), assistant("A."), user("In <image>, where?")],
+            [VISION],
+            f"{QWEN2_5_OPENING}{OPEN}What?{TURN}A.{CLOSE}\n{OPEN}{VISION}In , where?{TURN}",
+        ),
+        (
             TWO_TURNS,
             [VISION],
             f"{QWEN2_5_OPENING}{OPEN}{VISION}Where?{TURN}Here [SEG].{CLOSE}\n{OPEN}And there?{TURN}[SEG]{CLOSE}",
@@ -367,7 +400,7 @@ def test_official_prompts(messages, blocks, expected):
         learned = [token for token in labels if token != -100]
         answers = [message["content"] for message in messages if message["role"] == "assistant"]
         assert processor.tokenizer.decode(learned) == "".join(answer + CLOSE for answer in answers)
-    with pytest.raises(ValueError, match="<image> may stand once"):
+    with pytest.raises(ValueError, match="<image> .* stands 2 times in the user's turns, for 1 images"):
         first.encode_chat([user("<image> and <image>")], [VISION])
 
 
@@ -534,12 +567,24 @@ def test_phrases(text, phrases, processor):
     [
         ([user("<image> and <image>")], [BLOCK]),
         ([user("<image> Where?")], []),
-        ([user("Where?"), assistant("Here."), user("In <image>?")], [BLOCK]),
+        ([user("<image> Where?"), assistant("Here."), user("In <image>?")], [BLOCK]),
+        ([user("<image> and <image>")], [BLOCK] * 3),
     ],
 )
 def test_misplaced_images_raise(messages, blocks, processor):
-    with pytest.raises(ValueError, match="<image> may stand once, in the first user turn"):
+    marked = sum(message["content"].count("<image>") for message in messages)
+    message = f"stands {marked} times in the user's turns, for {len(blocks)} images: it may stand once for all"
+    with pytest.raises(ValueError, match=message):
         processor.encode_chat(messages, blocks)
+
+
+@pytest.mark.parametrize(
+    ("message", "fault"),
+    [(assistant(PARTS), "not of the assistant"), (user([{"type": "video"}]), "must be images and texts, got 'video'")],
+)
+def test_parts_that_have_no_place_raise(message, fault, processor):
+    with pytest.raises(ValueError, match=fault):
+        processor.encode_chat([message], [BLOCK])
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])

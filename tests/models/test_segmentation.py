@@ -3,6 +3,7 @@
 import gc
 import re
 
+import numpy as np
 import pytest
 import torch
 from conversations import (
@@ -84,6 +85,22 @@ def test_left_padded_answers_equal_unpadded_ones(family, image):
         assert model.answer([chat], [group], processor, max_new_tokens=12) == [answer]
 
 
+def test_an_image_is_a_picture_an_array_or_a_file(tiny, image, tmp_path):
+    model, processor = tiny
+    image.save(tmp_path / "image.png")
+    expected = model.segment(image=image, text=QUESTION, processor=processor, answer="[SEG]")
+    forms = [np.asarray(image), tmp_path / "image.png", str(tmp_path / "image.png")]
+    for form, result in zip(
+        forms, model.segment(images=forms, text=QUESTION, processor=processor, answer="[SEG]"), strict=True
+    ):
+        assert_same(result, expected)
+        assert_same(model.chat(QUESTION, image=form, processor=processor, answer="[SEG]").result, expected)
+    grey = model.segment(image=np.asarray(image)[..., 0], text=QUESTION, processor=processor, answer="[SEG]")
+    assert grey.size == (60, 100)
+    with pytest.raises(FileNotFoundError, match=r"Image 1: there is no file .*none\.png"):
+        model.segment(images=[image, "none.png"], text=QUESTION, processor=processor, answer="[SEG]")
+
+
 def test_objects_come_in_the_order_of_the_answer(tiny, image):
     model, processor = tiny
     arguments = {"image": image, "text": QUESTION, "processor": processor}
@@ -155,8 +172,10 @@ def test_masks_come_from_the_tokens_that_were_generated(tiny, image, monkeypatch
     )
     model.resize_token_embeddings(byte + 1)
     seen = []
-    encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda ids, *args, **kwargs: seen.append(ids) or encode(ids, *args, **kwargs))
+    read = model.states_to_segment
+    monkeypatch.setattr(
+        model, "states_to_segment", lambda ids, *args, **kwargs: seen.append(ids) or read(ids, *args, **kwargs)
+    )
     for written in ([byte, processor.seg_token_id, end], [*spelled, end]):
         monkeypatch.setattr(
             model,
@@ -199,13 +218,14 @@ def test_generation_is_flat_in_memory(tiny):
         ({"image": None}, "either `image` or `images`"),
         ({"images": [Image.new("RGB", (8, 8))]}, "either `image` or `images`"),
         ({"image": None, "images": []}, "`images` is empty"),
-        ({"image": "picture.png"}, "Image 0 must be a PIL image, got str"),
+        ({"image": 3}, "Image 0 must be a PIL image, the path of a file or an array, got int"),
+        ({"image": np.zeros((8, 8))}, r"Image 0 must be uint8 .* got float64 of shape \(8, 8\)"),
         ({"image": Image.new("I;16", (8, 8))}, "Image 0 has more than 8 bits a channel"),
         ({"threshold": 0}, "threshold"),
         ({"threshold": 1.0}, "threshold"),
         ({"text": ["a", "b"]}, "1 images, 2 texts and 1 answers"),
         ({"answer": ["a", "b"]}, "1 images, 1 texts and 2 answers"),
-        ({"text": "<image> and <image>"}, "<image> may stand once"),
+        ({"text": "<image> and <image>"}, "<image> .* stands 2 times in the user's turns, for 1 images"),
         ({"text": None}, "`text` must be a string, or a list of strings for `images`; got None"),
         ({"text": 3}, "`text` must be a string.*got 3"),
         ({"text": [None]}, "`text` must be a string.*got None"),
@@ -309,5 +329,4 @@ def test_a_request_is_tiled_and_its_prompt_tokenised_once(media, how, tiny, imag
     monkeypatch.setattr(processor, "encode_chat", lambda chat, *rest: encoded.append(len(chat)) or encode(chat, *rest))
     model.segment(**{media: image if media == "image" else [image]}, text=QUESTION, processor=processor, **how)
     assert tiled == [media == "video"]
-    # (A given answer is read with the prompt that it answers.)
-    assert encoded == ([1, 2] if "answer" in how else [1])
+    assert encoded == [1]

@@ -15,6 +15,7 @@ from sa2va_trl import GroundingEncoder, Sa2VAGroundingConfig, tiny_sa2va
 from sa2va_trl.models import tracking
 from sa2va_trl.models.grounding import upsample_mask_logits
 from sa2va_trl.models.tracking import track
+from sa2va_trl.postprocessing import Postprocessing
 
 
 SIZE = 64
@@ -422,6 +423,21 @@ def test_arrays_and_files_are_their_frames(network, clip, tmp_path):
     from_file = segment(network, path, frames=[2]).low_res_logits
     assert torch.equal(segment(network, decoded, frames=[2]).low_res_logits, from_file)
     assert not torch.equal(from_file, expected.low_res_logits)  # the codec loses something
+
+
+def test_frames_may_differ_in_size_and_masks_have_that_of_the_first(network, clip, tmp_path):
+    clip[3].save(tmp_path / "frame.png")
+    mixed = [clip[0], np.asarray(clip[1].resize((70, 90))), clip[2], tmp_path / "frame.png", clip[4].resize((20, 20))]
+    result = segment(network, mixed, frames=[0, 1])
+    assert result.masks.shape[1:] == (5, 30, 50) and result.frame(1).masks.shape[1:] == (30, 50)
+    plain = segment(network, [*mixed[:3], clip[3], mixed[4]], frames=[0, 1])
+    assert torch.equal(result.low_res_logits, plain.low_res_logits)
+    # Each frame is drawn as it is: alike but for the first, whose size is another.
+    turned = segment(network, [clip[0].resize((60, 80)), *mixed[1:]], frames=[1])
+    assert turned.masks.shape[1:] == (5, 80, 60)
+    assert torch.equal(turned.low_res_logits[:, 1], segment(network, mixed, frames=[1]).low_res_logits[:, 1])
+    moved = segment(network, mixed, frames=[0], postprocessing=Postprocessing(flow_weight=0.5))
+    assert moved.pictures.shape == (5, 30, 50) and moved.masks.shape[1:] == (5, 30, 50)
 
 
 def test_an_answer_without_objects_encodes_nothing(network, clip, monkeypatch):

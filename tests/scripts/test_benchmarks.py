@@ -25,6 +25,9 @@ def benchmark(monkeypatch, *options, name="inference"):
     runpy.run_path(str(SCRIPT.with_stem(name)), run_name="__main__")
 
 
+PARTS = ("states_to_segment", "with_pyramid", "decode_masks")
+
+
 def counted(monkeypatch, kind, name, calls, describe):
     """Leave `describe(result, arguments)` of every call of a method in `calls`."""
     method = getattr(kind, name)
@@ -45,12 +48,12 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
         monkeypatch, model, "segment", segmented, lambda result, _: (len(result.phrases), result.low_res_logits.ndim)
     )
     counted(monkeypatch, GroundingEncoder, "encode", encoded, lambda _, __: None)
-    counted(monkeypatch, model, "encode", passes, lambda _, __: len(segmented))
+    counted(monkeypatch, model, "states_to_segment", passes, lambda _, __: len(segmented))
     benchmark(
         monkeypatch,
         *("--grounding", "own", "--grounding_image_size", 128, "--image_size", 64, "--num_frames", 3),
         *("--new_tokens", 2, 7, "--repeats", 3, "--clip_repeats", 2, "--output_dir", tmp_path),
-        *("--objects", 1, 2, "--prompt_tokens", 700),
+        *("--objects", 1, 2, "--prompt_tokens", 700, "--turns", 3, "--dialogue_tokens", 300),
     )
     content = json.loads((tmp_path / "inference.json").read_text())
     about, results, ratios = content["about"], content["results"], content["ratios"]
@@ -64,10 +67,11 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
         "answer": ["2", "7"],
         "one_pass": ["1", "2"],
         "two_passes": ["1", "2"],
+        "dialogue": ["1", "2", "3"],
     }
     for name, cases in results.items():
         measures = {"seconds", "processor_seconds", "peak_bytes", "extra_bytes"}
-        measures |= {"encode_seconds", "decode_masks_seconds"} if name == "image" else set()
+        measures |= {f"{part}_seconds" for part in PARTS} if name == "image" else set()
         for case in cases.values():
             assert set(case) == {*measures, "runs"} and set(case["runs"]) == measures
             for measure in measures:
@@ -76,17 +80,18 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
                 assert case[measure] == summary(case["runs"][measure])
             assert case["seconds"] > 0 and case["peak_bytes"] > case["extra_bytes"] >= 0
     for one in results["image"].values():
-        for whole, encode, decode in zip(
-            *(one["runs"][name] for name in ("seconds", "encode_seconds", "decode_masks_seconds")), strict=True
+        for whole, *parts in zip(
+            *(one["runs"][name] for name in ("seconds", *(f"{part}_seconds" for part in PARTS))), strict=True
         ):
-            assert 0 < encode + decode < whole
+            assert min(parts) > 0 and sum(parts) < whole
 
     for name in ("image", "clip"):
         one, five = (results[name][objects]["seconds"] for objects in "15")
         assert ratios[f"{name}_5_to_1"] == pytest.approx(five / one)
     for objects in "15":
         one = results["image"][objects]
-        assert ratios["image_encode_share"][objects] == pytest.approx(one["encode_seconds"] / one["seconds"])
+        encode = one["states_to_segment_seconds"] + one["with_pyramid_seconds"]
+        assert ratios["image_encode_share"][objects] == pytest.approx(encode / one["seconds"])
         assert ratios["image_decode_share"][objects] == pytest.approx(one["decode_masks_seconds"] / one["seconds"])
         assert ratios["clip_seconds_per_frame"][objects] == pytest.approx(results["clip"][objects]["seconds"] / 3)
     extra = [results["answer"][tokens]["extra_bytes"] for tokens in "27"]
@@ -95,6 +100,9 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
     assert ratios["bytes_per_token_of_cache"] == 3 * 2 * 2 * 24 * 4
     assert ratios["bytes_per_token_of_hidden_states"] == 4 * 96 * 4
 
+    for key in ("seconds", "processor_seconds", "peak_bytes", "extra_bytes"):
+        two, three = (results["dialogue"][turn][key] for turn in "23")
+        assert ratios[f"dialogue_3_to_2_{key}"] == pytest.approx(three / two)
     for key in ("seconds", "processor_seconds"):
         for objects in "12":
             one, two = (results[name][objects]["runs"][key] for name in ("one_pass", "two_passes"))
@@ -106,8 +114,9 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
     turns = [1, 1, 2, 2, 2, 2, 1, 1, 1, 1, 2, 2]
     assert [objects for objects, _ in segmented] == [1, 5, 1, 5, 5, 1, 1, 5] + [1, 5, 1, 5, 5, 1] + [1] + turns
     assert [dimensions for _, dimensions in segmented] == [3] * 8 + [4] * 6 + [3] * 13
-    assert len(encoded) == 8 + 3 * 6 + 13  # once an image and once a frame, however many objects
-    assert len(generated) == 8 + 13 and set(generated[8:]) == {20}
+    # Once an image and once a frame, however many objects; and once a dialogue.
+    assert len(encoded) == 8 + 3 * 6 + 13 + 4
+    assert len(generated) == 8 + 13 + 2 + 3 * 3 and set(generated[8:]) == {20}
     # Every given answer is a pass, and of every pair of written ones the one with two passes is.
     assert passes == [*range(14), 16, 18, 19, 21, 24, 26]
     assert "image_5_to_1" in capsys.readouterr().out
@@ -124,6 +133,7 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
         (("--vlm", "small"), "vlm must be"),
         (("--vlm", "language", "--model_name_or_path", "somewhere", "--grounding", "own"), "vlm=language"),
         (("--cases", "film"), "cases must be"),
+        (("--turns", "1"), "turns must be at least 2"),
         (("--objects", "0"), "objects must be"),
     ],
 )
