@@ -6,6 +6,7 @@ from transformers import LlamaConfig, Phi3Config, Qwen2Config, Qwen3Config
 
 from sa2va_trl import Sa2VAForConditionalGeneration, tiny_sa2va
 
+
 # Phi-3's rotary scaling, for heads of 16 values: other factors past `original_max_position_embeddings` tokens.
 LONGROPE = {
     "rope_type": "longrope",

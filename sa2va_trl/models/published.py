@@ -341,7 +341,9 @@ def _native_phi3(language: dict) -> dict:
         return language
     kind = scaling.get("type", scaling.get("rope_type"))
     if kind not in ("su", "longrope"):
-        raise ValueError(f"config.json: llm_config.rope_scaling is of type {kind!r}; Phi-3's can be 'su' or 'longrope'.")
+        raise ValueError(
+            f"config.json: llm_config.rope_scaling is of type {kind!r}; Phi-3's can be 'su' or 'longrope'."
+        )
     original = language.get("original_max_position_embeddings", Phi3Config.original_max_position_embeddings)
     scaling = {
         # (Left to transformers, it would be this too, with a warning.)

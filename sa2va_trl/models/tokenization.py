@@ -135,6 +135,7 @@ def sentencepiece_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
                 f"{folder}: {token['content']!r} should have id {index}, but the vocabulary gives it "
                 f"{tokenizer.token_to_id(token['content'])}."
             )
+
     def named(name: str, default: str) -> str:
         token = settings.get(name) or default
         return token["content"] if isinstance(token, dict) else token

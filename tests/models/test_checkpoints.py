@@ -121,7 +121,8 @@ def test_language_models_are_transformers_own(family, tmp_path, image):
     assert published["architectures"] == [teacher.__name__] and published["model_type"] == kind.model_type
     if family == "phi3":  # as early files have it, which transformers 5 does not read
         assert published["rope_scaling"] == {
-            "type": "su", **{name: LONGROPE[name] for name in ("short_factor", "long_factor")}
+            "type": "su",
+            **{name: LONGROPE[name] for name in ("short_factor", "long_factor")},
         }
         published["rope_scaling"] |= {"type": "longrope"}
     teacher = teacher(kind.from_dict(published)).eval()

@@ -1,6 +1,6 @@
 """
-Sentencepiece tokenizers of InternLM2, Phi-3 and Llama as fast ones; the sentencepiece library itself is the oracle, for
-Llama's the tokenizers of transformers.
+Sentencepiece tokenizers of InternLM2, Phi-3 and Llama as fast ones. The sentencepiece library itself is the oracle,
+and transformers' own for Llama's.
 """
 
 import json
