@@ -2,9 +2,20 @@
 
 import copy
 
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import LlamaConfig, Phi3Config, Qwen2Config, Qwen3Config
 
 from sa2va_trl import Sa2VAForConditionalGeneration, tiny_sa2va
+
+
+# Phi-3's rotary scaling, for heads of 16 values: other factors past `original_max_position_embeddings` tokens.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "factor": 4096 / 512,
+    "original_max_position_embeddings": 512,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0],
+}
 
 
 def tiny_family(family: str):
@@ -27,6 +38,19 @@ def tiny_family(family: str):
         config.vlm_config.text_config = Qwen2Config(**text)
     elif family == "qwen3":
         config.vlm_config.text_config = Qwen3Config(**text, head_dim=16)
+    elif family == "phi3":
+        config.vlm_config.text_config = Phi3Config(
+            **text,
+            rope_parameters=dict(LONGROPE),
+            original_max_position_embeddings=LONGROPE["original_max_position_embeddings"],
+            sliding_window=40,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+        config.prompt_template = processor.prompt_template = "phi3_chat"
+    elif family == "llama":
+        config.vlm_config.text_config = LlamaConfig(**text, architectures=["LlamaForCausalLM"])
     else:
         rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}
         config.vlm_config.text_config = LlamaConfig(**text, rms_norm_eps=1e-5, rope_parameters=rope)
@@ -41,4 +65,4 @@ def tiny_family(family: str):
     return Sa2VAForConditionalGeneration(config).eval(), processor
 
 
-FAMILIES = ["qwen2", "qwen3", "internlm2", "internlm2_vit_6b", "sa2va_i", "qwen2_5_vl", "qwen3_vl"]
+FAMILIES = ["qwen2", "qwen3", "phi3", "llama", "internlm2", "internlm2_vit_6b", "sa2va_i", "qwen2_5_vl", "qwen3_vl"]

@@ -11,8 +11,10 @@ EMBEDDINGS = ("none", "seg", "full")
 # Options that only stage1 has.
 LORA = ("lora_r", "lora_alpha", "lora_dropout")
 # The language model's linear layers and nothing else: "all-linear" would also adapt the vision tower, the projector
-# and SAM 2's image encoder, and plain names such as "q_proj" the vision tower.
-LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
+# and SAM 2's image encoder, and plain names such as "q_proj" the vision tower. (Phi-3's are fused.)
+LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*\.(q|k|v|qkv|o|gate|up|gate_up|down)_proj"
+# What adapters of earlier versions say, which had no Phi-3: the same layers of every other language model.
+EARLIER_LINEARS = r".*\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 # Not SAM 2's prompt encoder and memory: only clicks, boxes, masks or tracking reach them, and no loss does.
 VLM = ("vlm.", "text_hidden_fcs.")
 FULL = (*VLM, "grounding_encoder.sam2_model.image_encoder.")

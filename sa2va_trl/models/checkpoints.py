@@ -187,11 +187,15 @@ def read_config(folder: Path) -> Sa2VAConfig:
     missing = [token for token, index in ids.items() if index is None or index == tokenizer.unk_token_id]
     if missing:
         raise CheckpointError(f"{folder}: the tokenizer does not hold {', '.join(missing)}.")
+    names = _weight_names(folder)
+    has_head = any(name in names for name in ("language_model.lm_head.weight", "language_model.output.weight"))
+    tied = (content.get("llm_config") or {}).get("tie_word_embeddings", False)
     return native_config(
         content,
         seg_token_id=ids["[SEG]"],
         image_token_id=ids[image_token],
-        separate_tracking_decoder=any(".sam_mask_decoder_modified." in name for name in _weight_names(folder)),
+        separate_tracking_decoder=any(".sam_mask_decoder_modified." in name for name in names),
+        tied_head=bool(tied) and not has_head,
     )
 
 

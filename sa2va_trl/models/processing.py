@@ -280,8 +280,9 @@ class Sa2VAProcessor(ProcessorMixin):
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Strings that end an answer."""
-        return self._template["stop"]
+        """Strings that end an answer: the template's and, as in official inference, the tokenizer's end of a text."""
+        stops, end = self._template["stop"], self.tokenizer.eos_token
+        return stops if end is None or end in stops else (*stops, end)
 
     def stopping(self) -> dict:
         """

@@ -13,6 +13,7 @@ from transformers import (
     InternVLConfig,
     InternVLVisionConfig,
     LlamaConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2_5_VLConfig,
     Qwen2Config,
@@ -27,6 +28,8 @@ from .configuration import Sa2VAConfig, Sa2VAGroundingConfig, official_seg_state
 LANGUAGE_MODELS = {
     "Qwen2ForCausalLM": Qwen2Config,
     "Qwen3ForCausalLM": Qwen3Config,
+    "Phi3ForCausalLM": Phi3Config,
+    "LlamaForCausalLM": LlamaConfig,
     "InternLM2ForCausalLM": LlamaConfig,
 }
 # `text_config.model_type` of the Qwen-VL families.
@@ -116,7 +119,8 @@ _INTERNVL = {
     r"vlm\.model\.multi_modal_projector\.linear_1\.(weight|bias)": r"mlp1.1.\1",
     r"vlm\.model\.multi_modal_projector\.linear_2\.(weight|bias)": r"mlp1.3.\1",
 }
-_QWEN_LM = {
+# Names that only move: of Qwen, Llama, and of Phi-3, whose projections are fused in transformers too.
+_PLAIN_LM = {
     r"vlm\.lm_head\.weight": "language_model.lm_head.weight",
     r"vlm\.model\.language_model\.(.+)": r"language_model.model.\1",
 }
@@ -139,8 +143,19 @@ _QWEN_VL = {r"vlm\.(model\..+|lm_head\.weight)": r"model.\1"}
 def _names(config: Sa2VAConfig) -> dict[str, str]:
     if config.vlm_config.model_type != "internvl":
         return {**_SAM2_AND_HEAD, **_QWEN_VL}
-    language_model = _INTERNLM2 if config.text_config.model_type == "llama" else _QWEN_LM
+    language_model = _INTERNLM2 if is_internlm2(config.text_config) else _PLAIN_LM
     return {**_SAM2_AND_HEAD, **_INTERNVL, **language_model}
+
+
+def is_internlm2(text: PreTrainedConfig) -> bool:
+    """
+    Whether a language model is published as InternLM2, and not as Llama: both are Llama to transformers.
+
+    Args:
+        text (`PreTrainedConfig`): its native config. Llama says so in `architectures`, as it does where it is
+            published; one that says nothing is InternLM2.
+    """
+    return text.model_type == "llama" and "LlamaForCausalLM" not in (text.architectures or [])
 
 
 def published_parts(names: list[str], config: Sa2VAConfig) -> dict[str, Part]:
@@ -189,7 +204,11 @@ def is_published(config: dict) -> bool:
 
 
 def native_config(
-    published: dict, seg_token_id: int, image_token_id: int, separate_tracking_decoder: bool = False
+    published: dict,
+    seg_token_id: int,
+    image_token_id: int,
+    separate_tracking_decoder: bool = False,
+    tied_head: bool = False,
 ) -> Sa2VAConfig:
     """
     The native config of a published one.
@@ -199,6 +218,9 @@ def native_config(
         seg_token_id, image_token_id (`int`): of the tokenizer beside it; no config holds them.
         separate_tracking_decoder (`bool`, *optional*, defaults to `False`):
             Whether there are two mask decoders (Sa2VA-i, arXiv 2509.19082); only the tensors' names say so.
+        tied_head (`bool`, *optional*, defaults to `False`):
+            InternVL's only: whether the language model's head is its embeddings, as in the first Sa2VA-1B. A config
+            may say so of a head that has its own weights; only the tensors' names are to be believed.
 
     Returns:
         `Sa2VAConfig`.
@@ -214,7 +236,7 @@ def native_config(
     if "template" not in published:
         raise ValueError("config.json names no `template`, the prompt template that the model was trained with.")
     try:
-        vlm = _vlm_config(published, image_token_id)
+        vlm = _vlm_config(published, image_token_id, tied_head)
     except KeyError as error:
         raise ValueError(f"config.json lacks {error}.") from error
     # The official code writes SAM 2's sizes into its source. Small checkpoints of this package carry them along.
@@ -226,7 +248,7 @@ def native_config(
         vlm_config=vlm,
         grounding_config=Sa2VAGroundingConfig(**grounding),
         seg_token_id=seg_token_id,
-        prompt_template=published["template"],
+        prompt_template=str(published["template"]).replace("-", "_"),  # as the official code reads it
         dtype=published.get("torch_dtype") or published.get("dtype"),
         seg_state=published.get("seg_state", official_seg_state(vlm.model_type)),
         **({"tracking": "mask_prompt"} if separate_tracking_decoder else {}),
@@ -241,12 +263,12 @@ def _is_llava(published: dict) -> bool:
     return kind == "clip_vision_model" or "llava" in str(classes).lower() or "image_token_index" in published
 
 
-def _vlm_config(published: dict, image_token_id: int) -> PreTrainedConfig:
+def _vlm_config(published: dict, image_token_id: int, tied_head: bool) -> PreTrainedConfig:
     for name in ("llm_config", "text_config", "vision_config"):
         if not isinstance(published.get(name, {}), dict):
             raise ValueError(f"config.json: {name} must be an object, got {published[name]!r}.")
     if "llm_config" in published:
-        return _internvl_config(published, image_token_id)
+        return _internvl_config(published, image_token_id, tied_head)
     text = published.get("text_config", {}).get("model_type")
     if text in QWEN_VL:
         return _qwen_vl_config(published, image_token_id)
@@ -260,7 +282,7 @@ def _network(config: dict) -> dict:
     return {name: value for name, value in config.items() if name not in _NOT_THE_NETWORK}
 
 
-def _internvl_config(published: dict, image_token_id: int) -> InternVLConfig:
+def _internvl_config(published: dict, image_token_id: int, tied_head: bool) -> InternVLConfig:
     vision, language = published["vision_config"], published["llm_config"]
     expected = {
         "ps_version": "v2",
@@ -283,6 +305,10 @@ def _internvl_config(published: dict, image_token_id: int) -> InternVLConfig:
         if language.pop("bias", False):
             raise ValueError("config.json: llm_config.bias=True (InternLM2 with biases) is not supported.")
         language["model_type"] = "llama"
+    elif architecture == "LlamaForCausalLM":
+        language["architectures"] = [architecture]  # what tells it from InternLM2 when it is saved
+    elif architecture == "Phi3ForCausalLM":
+        language = _native_phi3(language)
     tokens = int((vision["image_size"] // vision["patch_size"] * published["downsample_ratio"]) ** 2)
     return InternVLConfig(
         vision_config=InternVLVisionConfig(
@@ -300,12 +326,33 @@ def _internvl_config(published: dict, image_token_id: int) -> InternVLConfig:
             patch_size=vision["patch_size"],
             num_channels=vision.get("num_channels", 3),
         ),
-        text_config=LANGUAGE_MODELS[architecture].from_dict({**language, "tie_word_embeddings": False}),
+        text_config=LANGUAGE_MODELS[architecture].from_dict({**language, "tie_word_embeddings": tied_head}),
         image_token_id=image_token_id,
         image_seq_length=tokens,
         downsample_ratio=published["downsample_ratio"],
-        tie_word_embeddings=False,  # InternVLConfig would tie by default and the head would be lost
+        tie_word_embeddings=tied_head,  # InternVLConfig would tie by default and the head would be lost
     )
+
+
+def _native_phi3(language: dict) -> dict:
+    """Phi-3's config with its rotary scaling by the name that it has today: early files say `su`."""
+    scaling = language.get("rope_scaling")
+    if scaling is None:
+        return language
+    kind = scaling.get("type", scaling.get("rope_type"))
+    if kind not in ("su", "longrope"):
+        raise ValueError(
+            f"config.json: llm_config.rope_scaling is of type {kind!r}; Phi-3's can be 'su' or 'longrope'."
+        )
+    original = language.get("original_max_position_embeddings", Phi3Config.original_max_position_embeddings)
+    scaling = {
+        # (Left to transformers, it would be this too, with a warning.)
+        "factor": language["max_position_embeddings"] / original,
+        **{name: value for name, value in scaling.items() if name != "type"},
+        "rope_type": "longrope",
+        "original_max_position_embeddings": original,
+    }
+    return {**language, "rope_scaling": scaling}
 
 
 def _qwen_vl_config(published: dict, image_token_id: int) -> PreTrainedConfig:
@@ -345,11 +392,13 @@ def published_config(config: Sa2VAConfig, dtype: torch.dtype) -> dict:
     else:
         vision = vlm.vision_config
         language = _published_text(text)
-        if text.model_type == "llama":
+        if is_internlm2(text):
             language.update(model_type="internlm2", bias=False, attn_implementation="eager")
             for key in ("attention_bias", "mlp_bias", "pretraining_tp", "head_dim"):
                 language.pop(key, None)
-        architectures = {kind.model_type: architecture for architecture, kind in LANGUAGE_MODELS.items()}
+        architecture = next(name for name, kind in LANGUAGE_MODELS.items() if kind.model_type == text.model_type)
+        if is_internlm2(text):
+            architecture = "InternLM2ForCausalLM"
         result = {
             "vision_config": {
                 "architectures": ["InternVisionModel"],
@@ -373,7 +422,7 @@ def published_config(config: Sa2VAConfig, dtype: torch.dtype) -> dict:
                 "use_flash_attn": True,
                 "torch_dtype": name,
             },
-            "llm_config": {"architectures": [architectures[text.model_type]], **language, "torch_dtype": name},
+            "llm_config": {"architectures": [architecture], **language, "torch_dtype": name},
             "hidden_size": text.hidden_size,
             "force_image_size": vision.image_size[0],
             "downsample_ratio": vlm.downsample_ratio,
@@ -421,5 +470,21 @@ def _published_text(text: PreTrainedConfig) -> dict:
     config["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("rope_type")
     rope.pop("type", None)
+    if text.model_type == "phi3":
+        return {**config, "rope_scaling": _published_phi3(text, kind, rope), "tie_word_embeddings": False}
     rope = {"type": kind, "rope_type": kind, **rope} if kind != "default" or rope else None
     return {**config, "rope_scaling": rope, "tie_word_embeddings": False}
+
+
+def _published_phi3(text: PreTrainedConfig, kind: str, rope: dict) -> dict | None:
+    """
+    Phi-3's rotary scaling in the three fields, and with the name, that its remote code asks for and transformers 4
+    takes too. What follows from the rest of the config is left out.
+    """
+    derived = {
+        "partial_rotary_factor": 1.0,
+        "original_max_position_embeddings": text.original_max_position_embeddings,
+        "factor": text.max_position_embeddings / text.original_max_position_embeddings,
+    }
+    rope = {name: value for name, value in rope.items() if derived.get(name) != value}
+    return {"type": "su", **rope} if kind == "longrope" else rope or None

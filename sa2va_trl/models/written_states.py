@@ -116,6 +116,11 @@ class WrittenStates:
                 return "generate took steps that no hook saw, as compiled ones are"
             if seen[: len(ids)] != ids[: len(seen)]:
                 return "what generate fed, one token after the other, is not what it returned"
+        rope = getattr(self.model.config.text_config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            longest = self.prompt_length + max(map(len, answers))
+            if self.prompt_length <= rope["original_max_position_embeddings"] < longest:
+                return "other rotary factors apply to a text of this length, and the prompt was read with the first"
         return ""
 
     def _feed_last(self, answers: list[list[int]]) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..adapters.presets import LANGUAGE_MODEL_LINEARS
+from ..adapters.presets import EARLIER_LINEARS, LANGUAGE_MODEL_LINEARS
 from ..models.checkpoints import ADAPTER_CONFIG
 from .run_record import read_record
 
@@ -98,6 +98,8 @@ def check_trained(checkpoint: str, model: nn.Module) -> None:
         if name != "default" and not file.is_file():  # where PEFT saves one by another name
             file = file.parent / name / file.name
     saved = json.loads(file.read_text()) if file.is_file() else None
+    if saved is not None and saved.get("target_modules") == EARLIER_LINEARS:
+        saved["target_modules"] = LANGUAGE_MODEL_LINEARS
     differences = {}
     if _preset(saved) != _preset(own):
         differences["trainable"] = (_preset(saved), _preset(own))

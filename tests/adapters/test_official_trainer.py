@@ -73,7 +73,7 @@ def merged_by_hand(tensors, delta, family):
     return merged
 
 
-@pytest.fixture(params=["qwen2", "qwen3", "internlm2", "qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(params=["qwen2", "phi3", "internlm2", "qwen2_5_vl", "qwen3_vl"])
 def case(request, tmp_path):
     model, processor = tiny_family(request.param)
     folder = tmp_path / "base"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, tiny_family
+from families import FAMILIES, LONGROPE, tiny_family
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from sa2va_trl.adapters.peft_model import SegPeftModel, load_adapter
@@ -105,6 +105,70 @@ def test_fused_rows_of_internlm2_and_internvit_compute_the_same():
     query, key, value = F.linear(pixels, fused[f"{name}.weight"], fused[f"{name}.bias"]).chunk(3, dim=-1)
     for ours, theirs in ((query, attention.q_proj), (key, attention.k_proj), (value, attention.v_proj)):
         assert torch.allclose(ours, theirs(pixels), atol=1e-6)
+
+
+TEACHERS = {"phi3": (Phi3Config, Phi3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+
+
+@pytest.mark.parametrize("family", TEACHERS)
+def test_language_models_are_transformers_own(family, tmp_path, image):
+    """What a published folder holds as `language_model.` is all that transformers' model wants, and they agree."""
+    saved, processor = tiny_family(family)
+    saved.save_pretrained(tmp_path, layout="published")
+    processor.save_pretrained(tmp_path, layout="published")
+    published = json.loads((tmp_path / "config.json").read_text())["llm_config"]
+    kind, teacher = TEACHERS[family]
+    assert published["architectures"] == [teacher.__name__] and published["model_type"] == kind.model_type
+    if family == "phi3":  # as early files have it, which transformers 5 does not read
+        assert published["rope_scaling"] == {
+            "type": "su",
+            **{name: LONGROPE[name] for name in ("short_factor", "long_factor")},
+        }
+        published["rope_scaling"] |= {"type": "longrope"}
+    teacher = teacher(kind.from_dict(published)).eval()
+    prefix = "language_model."
+    tensors = load_file(tmp_path / "model.safetensors")
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    teacher.load_state_dict(own, strict=True)
+
+    model = Sa2VAForConditionalGeneration.from_pretrained(tmp_path)
+    pixels, (block,) = processor.tiles([image])
+    text = f"{block}{'a line, ' * 200}"
+    input_ids = torch.tensor([processor.tokenizer(text, add_special_tokens=False).input_ids])
+    features = []
+    model.vlm.model.multi_modal_projector.register_forward_hook(lambda *args: features.append(args[-1]))
+    # On both sides of the length at which Phi-3's rotary factors change, and past its sliding window.
+    assert input_ids.shape[1] > 540
+    for length in (512, 540):
+        ids = input_ids[:, :length]
+        with torch.no_grad():
+            states = model.hidden_states(ids, **pixels)
+            logits = model(ids, **pixels).logits
+            embeddings = own["model.embed_tokens.weight"][ids]
+            embeddings[ids == processor.image_token_id] = features.pop().flatten(0, 1)
+            output = teacher(inputs_embeds=embeddings, output_hidden_states=True)
+        assert (states - output.hidden_states[-1]).abs().max() < 1e-5
+        assert (logits - output.logits).abs().max() < 1e-5
+
+
+def test_a_tied_head_is_read_where_the_files_hold_none(published, tmp_path):
+    folder, model = published
+    config = json.loads((folder / "config.json").read_text())
+    head, embeddings = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+    edit(folder, lambda tensors: tensors.pop(head))
+    refused(folder, f"missing: {re.escape(head)}")  # nothing says that it is tied
+    config["llm_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    tied = Sa2VAForConditionalGeneration.from_pretrained(folder)
+    assert tied.config.tie_word_embeddings
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+    # Saved, it has a head of its own again; and a head that is there counts, whatever the config says.
+    tied.save_pretrained(tmp_path / "again", layout="published")
+    tensors = load_file(tmp_path / "again" / "model.safetensors")
+    assert torch.equal(tensors[head], tensors[embeddings])
+    edit(folder, lambda tensors: tensors.update({head: tensors[embeddings] + 1}))
+    loaded = Sa2VAForConditionalGeneration.from_pretrained(folder)
+    assert torch.equal(loaded.get_output_embeddings().weight, loaded.get_input_embeddings().weight + 1)
 
 
 def edit(folder, change):

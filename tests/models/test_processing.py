@@ -655,7 +655,8 @@ def test_published_stopping(reference_tokenizer):
     qwen = make_processor(tokenizer=reference_tokenizer, prompt_template="qwen_chat")
     assert qwen.stopping() == {"eos_token_id": [151645, 151643]}
     phi = make_processor(tokenizer=reference_tokenizer, prompt_template="phi3_chat")
-    assert phi.stopping() == {"stop_strings": ["<|end|>"], "tokenizer": reference_tokenizer}
+    # (As in official inference, the tokenizer's own end too.)
+    assert phi.stopping() == {"stop_strings": ["<|end|>", "<|im_end|>"], "tokenizer": reference_tokenizer}
 
 
 def test_published_pixels(shared):

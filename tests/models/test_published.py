@@ -145,6 +145,21 @@ LLAVA = {
 }
 DYNAMIC = {"rms_norm_eps": 1e-5, "rope_scaling": {"type": "dynamic", "factor": 2.0}, "bias": False}
 INTERNLM2 = {"vocab": 92558, "template": "internlm2_chat", **DYNAMIC}
+# InternVL2-4B's sizes (Phi-3-mini-128k) with Sa2VA's five tokens; the factors are made up.
+SU = {"type": "su", "short_factor": [1.0 + index / 48 for index in range(48)], "long_factor": [1.0, *range(2, 49)]}
+PHI3 = {
+    "vocab": 32025,
+    "template": "phi3_chat",
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "rope_scaling": SU,
+    "sliding_window": 262144,
+    "bos_token_id": 1,
+    "eos_token_id": 32000,
+    "pad_token_id": 32000,
+}
 HEAD_AND_SAM2 = 224_430_130
 
 # Totals and numbers of published names: the official checkpoints' (all parameters, 224,430,130 of them SAM 2's).
@@ -160,6 +175,12 @@ FAMILIES = {
         internvl("InternLM2ForCausalLM", 6144, 48, 48, 8, 16384, vision=VIT_6B, **INTERNLM2),
         25_778_005_682,
         1838,
+    ),
+    # The first 4B: InternVL2-4B's 4,146,855,936 parameters, ten rows for the tokens, and what Sa2VA adds.
+    "4B on Phi-3": (
+        internvl("Phi3ForCausalLM", 3072, 32, 32, 32, 8192, **PHI3),
+        4_146_855_936 + 2 * 5 * 3072 + HEAD_AND_SAM2 + 3072 * 3072 + 3072 + 256 * 3072 + 256,
+        340 + 6 + 195 + 904,
     ),
     "InternVL3-2B": (internvl("Qwen2ForCausalLM", 1536, 28, 12, 2, 8960, 151679), 2_316_157_234, 1589),
     "InternVL3-8B": (internvl("Qwen2ForCausalLM", 3584, 28, 28, 4, 18944, 151679), 8_182_606_130, 1589),
@@ -248,9 +269,54 @@ def test_config_there_and_back(family):
     language = again.get("llm_config") or again["text_config"]
     wanted = published.get("llm_config") or published["text_config"]
     assert language["rope_theta"] == wanted["rope_theta"]
+    assert language.get("architectures") == wanted.get("architectures")
     if family in ("8B", "26B"):
         assert language["rope_scaling"]["type"] == "dynamic"
         assert language["rope_scaling"]["factor"] == 2.0
+    if family == "4B on Phi-3":  # its remote code takes these three fields, and this name
+        assert {name: language[name] for name in PHI3 if name in language} == {
+            name: value for name, value in PHI3.items() if name not in ("vocab", "template")
+        }
+
+
+def test_a_native_llama_of_an_earlier_version_is_internlm2():
+    native = native_config(FAMILIES["8B"][0], seg_token_id=7, image_token_id=5)
+    assert native.text_config.architectures is None  # as it always was
+    assert published_config(native, torch.bfloat16)["llm_config"]["model_type"] == "internlm2"
+    llama = native_config(internvl("LlamaForCausalLM", 64, 2, 4, 2, 128, 300), seg_token_id=7, image_token_id=5)
+    again = Sa2VAConfig.from_dict(json.loads(llama.to_json_string()))
+    assert published_config(again, torch.bfloat16)["llm_config"]["model_type"] == "llama"
+
+
+def test_phi3_keeps_rotary_settings_of_its_own():
+    native = native_config(FAMILIES["4B on Phi-3"][0], seg_token_id=7, image_token_id=5)
+    rope = native.text_config.rope_parameters
+    assert (rope["rope_type"], rope["factor"], rope["original_max_position_embeddings"]) == ("longrope", 32.0, 4096)
+    plain = copy.deepcopy(FAMILIES["4B on Phi-3"][0])
+    plain["llm_config"] |= {"rope_scaling": None, "max_position_embeddings": 4096}
+    native = native_config(plain, seg_token_id=7, image_token_id=5)
+    assert published_config(native, torch.bfloat16)["llm_config"]["rope_scaling"] is None
+    for kind in ("yarn", None):
+        plain["llm_config"]["rope_scaling"] = {**SU, "type": kind}
+        with pytest.raises(ValueError, match=f"rope_scaling is of type {kind!r}; Phi-3's can be 'su' or 'longrope'"):
+            native_config(plain, seg_token_id=7, image_token_id=5)
+
+
+def test_the_first_1b_has_a_tied_head():
+    """InternVL2-1B's sizes. Its file is of 3.50 GB (vision tower in bfloat16, all else in float32): without a head."""
+    published = internvl("Qwen2ForCausalLM", 896, 24, 14, 2, 4864, 151660, tie_word_embeddings=True)
+    model = on_meta(published, tied_head=True)
+    assert model.config.tie_word_embeddings and "vlm.lm_head.weight" in model.all_tied_weights_keys
+    parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    tower = sum(count for name, count in parameters.items() if "vision_tower" in name)
+    assert 2 * tower + 4 * (sum(parameters.values()) - tower) == 3_502_951_624
+    assert on_meta(published).config.tie_word_embeddings is False  # where the file holds one
+
+
+@pytest.mark.parametrize("template", ["phi3-chat", "phi3_chat"])
+def test_templates_are_read_as_the_official_code_reads_them(template):
+    published = {**FAMILIES["4B on Phi-3"][0], "template": template}
+    assert native_config(published, seg_token_id=7, image_token_id=5).prompt_template == "phi3_chat"
 
 
 def older(published):
@@ -319,7 +385,7 @@ def test_parts_put_together_are_the_whole(groups, share, width, dims):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"llm_config": {"architectures": ["Phi3ForCausalLM"]}}, "Phi3ForCausalLM"),
+        ({"llm_config": {"architectures": ["Gemma2ForCausalLM"]}}, "'Gemma2ForCausalLM'; known are .*Phi3ForCausalLM"),
         ({"llm_config": {"architectures": None}}, "architectures"),
         ({"ps_version": "v1"}, "ps_version='v1'"),
         ({"select_layer": -4}, "select_layer=-4"),

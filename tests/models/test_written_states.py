@@ -24,7 +24,7 @@ TEXTS = [
 ANSWERS = [TWO_OBJECTS, "No.", "[SEG]", "There are [SEG], [SEG] and, further down on the left, one more: [SEG]."]
 
 
-@pytest.fixture(scope="module", params=["qwen2", "qwen3", "internlm2", "qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(scope="module", params=["qwen2", "phi3", "internlm2", "qwen2_5_vl", "qwen3_vl"])
 def family(request):
     return tiny_family(request.param)
 
@@ -84,6 +84,22 @@ def test_states_of_generation_are_those_of_a_full_pass(cache, family, image, pas
         close(states, expected)
         given_pass, prefill, *steps = seen[start:]
         assert given_pass > 20 and prefill > 20 and set(steps) == {1}
+
+
+def test_phi3s_other_rotary_factors_need_a_second_pass(image, passes):
+    """The prompt in the cache was read with the factors of short texts, and no pass over everything would do that."""
+    model, processor = tiny_family("phi3")
+    seen, lengths = passes(model), []
+    rope = model.config.text_config.rope_parameters
+    for beyond in (100, 3):
+        start = len(seen)
+        written, given, states, expected = both(model, processor, [image], [QUESTION], [TWO_OBJECTS])
+        check(written, given)
+        close(states, expected)
+        lengths.append(seen[start + 1])
+        steps = seen[start + 2 :]
+        assert [length for length in steps if length > 1] == ([] if beyond == 100 else [seen[start]])
+        rope["original_max_position_embeddings"] = lengths[0] + 3
 
 
 @pytest.mark.parametrize("seg_state", SEG_STATES)

@@ -3,8 +3,16 @@
 import json
 
 import pytest
+from peft import get_peft_model
 
-from sa2va_trl.trainers.checkpoints_to_resume import evaluations_waited, read_state, resolve_checkpoint
+from sa2va_trl import tiny_sa2va
+from sa2va_trl.adapters.presets import EARLIER_LINEARS, LANGUAGE_MODEL_LINEARS, get_peft_config
+from sa2va_trl.trainers.checkpoints_to_resume import (
+    check_trained,
+    evaluations_waited,
+    read_state,
+    resolve_checkpoint,
+)
 
 
 def checkpoint(folder, number, state='{"global_step": 1}'):
@@ -47,3 +55,18 @@ def test_evaluations_that_were_waited_for_are_read_from_the_state(tmp_path, call
     folder = checkpoint(tmp_path, 1, json.dumps({"global_step": 7, "stateful_callbacks": saved}))
     state = read_state(folder)
     assert state.global_step == 7 and evaluations_waited(state) == waited
+
+
+def test_an_adapter_that_an_earlier_version_wrote_is_resumed(tmp_path):
+    """It says in other words that all layers of the language model train."""
+    model = get_peft_model(tiny_sa2va(image_size=64)[0], get_peft_config("stage1", seg_token_id=0))
+    model.peft_config["default"].save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    assert config["target_modules"] == LANGUAGE_MODEL_LINEARS
+    for modules in (LANGUAGE_MODEL_LINEARS, EARLIER_LINEARS):
+        file.write_text(json.dumps(config | {"target_modules": modules}))
+        check_trained(str(tmp_path), model)
+    file.write_text(json.dumps(config | {"target_modules": EARLIER_LINEARS, "r": 3}))
+    with pytest.raises(ValueError, match="trained with lora_r=3, and this run has lora_r=64"):
+        check_trained(str(tmp_path), model)
