@@ -16,7 +16,6 @@ from sa2va_trl.evaluation.referring import (
     picture_names,
     predict_clips,
     predict_expressions,
-    referring_question,
 )
 from sa2va_trl.evaluation.results import score
 from sa2va_trl.metrics import track_scores
@@ -159,7 +158,4 @@ def test_a_tiny_model_follows_both_protocols(network, clips, images):
     assert masks.shape == (4, HEIGHT, WIDTH) and masks.dtype == bool
     assert {"j", "f", "j_and_f"} <= set(score(row, masks, 0.5, "rvos"))
     ((row, masks),) = predict_expressions(*network, images.select([0]), progress=False, max_new_tokens=4)
-    assert (
-        masks.shape == (1, HEIGHT, WIDTH)
-        and referring_question("refcoco", "x") == "<image>\n Please segment x in this image."
-    )
+    assert masks.shape == (1, HEIGHT, WIDTH) and masks.dtype == bool

@@ -11,7 +11,7 @@ from datasets import DatasetDict
 from ...errors import BadRow, DatasetError
 from ..rle import check_made_for, coco_counts, runs_mask
 from .annotation_files import naming, stated_size
-from .entries import Reading, Source
+from .entries import Reading, Source, refuse_classes
 from .expressions import META, Draw, ExpressionSet, clip_rows, frame_source, read_meta
 from .folders import SPLITS
 from .large_json import Place, members, value_at
@@ -52,8 +52,10 @@ def find_mevis(folder: Path, reading: Reading) -> dict[str, Source]:
         `dict[str, Source]`, by split; without masks where there is no `mask_dict.json`.
 
     Raises:
+        `ValueError`: classes are asked for.
         `DatasetError`: a file that is not MeViS's.
     """
+    refuse_classes(reading, "mevis")
     return {split: frame_source(_read(place)) for split, place in _places(folder).items()}
 
 

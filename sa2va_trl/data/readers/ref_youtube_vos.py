@@ -12,7 +12,7 @@ from datasets import DatasetDict
 
 from ...errors import DatasetError
 from ...media.pictures import decode_image
-from .entries import Reading, Source
+from .entries import Reading, Source, refuse_classes
 from .expressions import META, Draw, ExpressionSet, clip_rows, frame_source, read_meta
 from .folders import SPLITS
 from .mask_files import mask_state, reason_alone, size_fault
@@ -48,8 +48,10 @@ def find_ref_youtube_vos(folder: Path, reading: Reading) -> dict[str, Source]:
         `dict[str, Source]`, by split; without masks where there is no `Annotations/`.
 
     Raises:
+        `ValueError`: classes are asked for.
         `DatasetError`: a file that is not of this format.
     """
+    refuse_classes(reading, "ref_youtube_vos")
     return {split: frame_source(_read(*place)) for split, place in _places(folder).items()}
 
 

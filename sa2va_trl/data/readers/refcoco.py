@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import BadRow, DatasetError
 from .annotation_files import head_of, image_file, load_json, naming, split_of, stated_size, text_of, warn_left_out
 from .coco import annotation_drawing, coco_key, coco_lists
-from .entries import AnnotatedObject, Entry, Reading, Source
+from .entries import AnnotatedObject, Entry, Reading, Source, refuse_classes
 from .folders import SPLITS, listed_below
 
 
@@ -59,8 +59,10 @@ def find_refcoco(folder: Path, reading: Reading) -> dict[str, Source]:
         captions, as the name of the file says.
 
     Raises:
+        `ValueError`: classes are asked for.
         `DatasetError`: a file that is none of these, or two of one split.
     """
+    refuse_classes(reading, "refcoco")
     if refs := _refs(folder):
         if len(refs) > 1:
             raise DatasetError(f"{folder} has several lists of expressions: {listed_below(refs, folder)}; keep one")
