@@ -16,6 +16,7 @@ import pytest
 from datasets import load_dataset
 from dicom_files import write_dicom
 from prepared import shown, write_runs
+from referring_sets import write_mevis, write_ref_youtube_vos, write_refcoco
 from segmentations import SIZE, write_run
 from tasks import run_task
 
@@ -96,6 +97,12 @@ GENERATED = {
     "my_nifti": (write_nifti, [[90], [90, 182]]),
     "my_clips": (write_clips, [[0], [90], [90, 182]]),
     "my_sa2va": (write_sa2va, [[90, 182]]),
+    "my_mevis": (lambda folder: write_mevis(folder, ("v0",)), [[0, 280, 280]] + [[256, 280, 536]] * 3),
+    "my_rvos": (
+        lambda folder: write_ref_youtube_vos(folder, ("v0",)),
+        [[0, 0, 280, 280]] + [[256] * 2 + [280] * 2] * 3,
+    ),
+    "my_refcoco": (write_refcoco, [[256]] * 4 + [[280]] * 4),
 }
 
 
@@ -149,14 +156,15 @@ def test_the_command_makes_a_data_set(tmp_path, monkeypatch, request, number):
     command[command.index("--source") + 1] = str(source)
     if "--output_dir" not in command:
         command += ["--output_dir", "outputs/data"]
-    run_task("prepare_data", *command, "--key_file", tmp_path / "key")
+    key = () if "keep" in command else ("--key_file", tmp_path / "key")
+    run_task("prepare_data", *command, *key)
     data = load_dataset(os.path.abspath(command[command.index("--output_dir") + 1]), cache_dir=str(tmp_path / "cache"))
     rows = [row for split in data.values() for row in split]
     name = COMMANDS[number][COMMANDS[number].index("--source") + 1]
     if name in GENERATED:
         areas = [[int((np.asarray(mask) > 0).sum()) for mask in row["masks"]] for row in rows]
         assert sorted(areas) == GENERATED[name][1]
-        assert all(row["image"].size == (40, 32) for row in rows)
+        assert all(row["image"].size in ((40, 32), (64, 48)) for row in rows)
     if name in ("my_dicom", "my_videos"):
         assert len({row["video_id"] for row in rows}) == 2 and rows[0]["frame_time_ms"] in (66, 100)
         return

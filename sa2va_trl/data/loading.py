@@ -25,8 +25,11 @@ from .readers.image_metadata import is_image_metadata, read_image_metadata
 from .readers.label_studio import find_label_studio, is_label_studio
 from .readers.labelme import find_labelme, is_labelme
 from .readers.mask_folder import find_mask_folder, is_mask_folder
+from .readers.mevis import find_mevis, is_mevis, read_mevis
 from .readers.nnunet import find_nnunet, is_nnunet
 from .readers.prepared import find_prepared, is_prepared, read_prepared
+from .readers.ref_youtube_vos import find_ref_youtube_vos, is_ref_youtube_vos, read_ref_youtube_vos
+from .readers.refcoco import find_refcoco, is_refcoco
 from .readers.sa2va_json import is_sa2va_json, read_sa2va_json
 from .readers.yolo import find_yolo, is_yolo
 from .selections import SELECTION, read_selection, select_rows
@@ -45,12 +48,15 @@ def _rows_as_source(read: Callable[..., Dataset], folder: Path, reading: Reading
 FORMATS: dict[str, Format] = {
     "prepared": Format(is_prepared, find_prepared, read=lambda folder, phrase: read_prepared(folder)),
     "sa2va_json": Format(is_sa2va_json, partial(_rows_as_source, read_sa2va_json), read=read_sa2va_json),
+    "refcoco": Format(is_refcoco, find_refcoco),
     "coco": Format(is_coco, find_coco),
     "yolo": Format(is_yolo, find_yolo),
     "cvat": Format(is_cvat, find_cvat),
     "labelme": Format(is_labelme, find_labelme),
     "label_studio": Format(is_label_studio, find_label_studio),
     "dicom_seg": Format(is_dicom_seg, find_dicom_seg, ("mask_threshold", "secondary_captures")),
+    "mevis": Format(is_mevis, find_mevis, read=read_mevis),
+    "ref_youtube_vos": Format(is_ref_youtube_vos, find_ref_youtube_vos, read=read_ref_youtube_vos),
     "clips": Format(
         is_clips,
         find_clips,
@@ -65,6 +71,8 @@ FORMATS: dict[str, Format] = {
 }
 # Of these the first is meant where several fit: what names its images says more than the folders that they lie in.
 _TELLING = ("sa2va_json", "prepared", "image_metadata", "mask_folder")
+# A format that has the files of another one and more.
+_MORE = {"refcoco": "coco"}
 
 
 def _fitting(place: Path, form: str) -> list[str]:
@@ -73,7 +81,8 @@ def _fitting(place: Path, form: str) -> list[str]:
         return [form] if (FORMATS[form].fits_named or FORMATS[form].fits)(place) else []
     found = [name for name, own in FORMATS.items() if own.fits(place)]
     telling = [name for name in _TELLING if name in found]
-    return [name for name in found if name not in telling[1:]]
+    less = telling[1:] + [name for more, name in _MORE.items() if more in found]
+    return [name for name in found if name not in less]
 
 
 def _warn_unused(folder: Path, used: set[str]) -> None:
@@ -157,9 +166,9 @@ def formats_in(folder: Path, form: str = "auto") -> dict[str, tuple[Path, str]]:
             "for, in it and in its train/, val/ (or valid/, validation/) and test/: annotations.json with images/ "
             "(Sa2VA polygons); image/ with mask/, or images/ with masks/, or either image folder with a "
             "metadata.jsonl in it; imagesTr/ with labelsTr/ and dataset.json (nnU-Net); an export of COCO, YOLO "
-            "(data.yaml), CVAT, LabelMe or Label Studio; DICOM segmentations beside their pictures; clips and DICOM "
-            "files; Parquet files or metadata.jsonl (what datasets.load_dataset opens); dataset_dict.json or "
-            "state.json (what save_to_disk writes). "
+            "(data.yaml), CVAT, LabelMe or Label Studio; MeViS, Ref-YouTube-VOS or RefCOCO (JSON, no pickle); DICOM "
+            "segmentations beside their pictures; clips and DICOM files; Parquet files or metadata.jsonl (what "
+            "datasets.load_dataset opens); dataset_dict.json or state.json (what save_to_disk writes). "
             f"Found: {', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'nothing'}."
             f"{_in_doubt((folder, *split_folders(folder).values()))}"
         )

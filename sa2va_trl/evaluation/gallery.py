@@ -47,7 +47,7 @@ def make_picture(row: dict, probabilities: Sequence[np.ndarray], facts: Mapping[
     Args:
         row (`dict`): with masks. Of a clip the frame is shown on which most is wrong.
         probabilities (`Sequence[np.ndarray]` of shape `(objects x frames, H, W)`):
-            In [0, 1], of one run or two; the objects are shown as one.
+            In [0, 1], or bool, of one run or two; the objects are shown as one.
         facts (`Mapping[str, float | str]`): what is to be written below it.
 
     Returns:
@@ -58,7 +58,7 @@ def make_picture(row: dict, probabilities: Sequence[np.ndarray], facts: Mapping[
     target = np.stack([np.asarray(mask) > 0 for mask in read["masks"]])
     target = target.reshape(-1, frames, *target.shape[1:]).any(0)
     chances = [own.reshape(-1, frames, *own.shape[1:]).max(0) for own in probabilities]
-    frame = int(sum(np.abs(own - target).sum((1, 2)) for own in chances).argmax())
+    frame = int(sum(_wrong(own, target) for own in chances).argmax())
     facts = {**facts, **({"frame": f"{frame + 1} of {frames}"} if frames > 1 else {})}
     image = read["images"][frame].convert("RGB")
     values = [np.rint(255 * own[frame]).astype(np.uint8) for own in chances]
@@ -73,6 +73,12 @@ def make_picture(row: dict, probabilities: Sequence[np.ndarray], facts: Mapping[
     maps = _bytes(Image.merge("RGB", layers), "PNG", optimize=True)
     image_bytes = jpeg(image)
     return Picture(str(row["sample_id"]), facts, image_bytes, maps, image.size, len(probabilities), is_binary)
+
+
+def _wrong(chances: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """How much of each frame is wrong, in pixels. (Masks may be bool, whose difference numpy does not take.)"""
+    pairs = zip(chances, target, strict=True)
+    return np.array([np.abs(np.subtract(*pair, dtype=np.float32)).sum() for pair in pairs])
 
 
 class KeptExtremes:

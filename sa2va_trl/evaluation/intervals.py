@@ -100,7 +100,27 @@ def bootstrap_interval(
         raise ValueError(f"`resamples` must be at least 1, got {resamples}.")
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
-    groups = by_cluster(values, clusters)
+    return interval_of(by_cluster(values, clusters), confidence, resamples, seed, method, bounds)
+
+
+def interval_of(
+    groups: Clusters,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    method: str = "studentized",
+    bounds: tuple[float, float] | None = None,
+) -> Interval:
+    """
+    [`bootstrap_interval`] of sums over sizes, whatever these are: such as of intersections over unions.
+
+    Args:
+        groups ([`~evaluation.clusters.Clusters`]): what is resampled.
+        confidence, resamples, seed, method, bounds: as there.
+
+    Returns:
+        `Interval`.
+    """
     if len(groups.sums) == 1:
         return Interval(math.nan, math.nan, None)
     mean = groups.mean

@@ -88,7 +88,9 @@ class KeptMasks:
         return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
 
 
-def draw_samples(dataset: Dataset, samples: pd.DataFrame, kept: KeptMasks) -> Iterator[tuple[str, Image.Image]]:
+def draw_samples(
+    dataset: Dataset, samples: pd.DataFrame, kept: KeptMasks, by: str = "dice", most_frames: int | None = None
+) -> Iterator[tuple[str, Image.Image]]:
     """
     Pictures of evaluated samples. The frames of a clip stand below each other.
 
@@ -96,17 +98,22 @@ def draw_samples(dataset: Dataset, samples: pd.DataFrame, kept: KeptMasks) -> It
         dataset (`datasets.Dataset`): the rows that were evaluated.
         samples (`pandas.DataFrame`): those to draw, such as [`~evaluation.results.from_worst_to_best`] chooses.
         kept (`KeptMasks`): what was predicted of them.
+        by (`str`, *optional*, defaults to `"dice"`): the score that names tell.
+        most_frames (`int`, *optional*): of a longer clip as many, spread over it.
 
     Yields:
-        A name that begins with the Dice coefficient, and a picture as of [`overlay`].
+        A name that begins with the score, and a picture as of [`overlay`].
     """
     positions = {sample_id: position for position, sample_id in enumerate(dataset["sample_id"])}
-    for sample_id, dice in zip(samples["sample_id"], samples["dice"], strict=True):
+    for sample_id, score in zip(samples["sample_id"], samples[by], strict=True):
         row = normalize_row(dataset[positions[sample_id]])
         target = by_frame(np.stack([np.asarray(mask) > 0 for mask in row["masks"]]), row)
         prediction = kept.masks(sample_id, target.shape)
-        panels = [np.asarray(overlay(*frame)) for frame in zip(row["images"], prediction, target, strict=True)]
-        yield f"dice_{dice:.3f}_{file_name(sample_id)}", Image.fromarray(np.concatenate(panels))
+        frames = np.arange(len(target))
+        if most_frames is not None and len(frames) > most_frames:
+            frames = np.linspace(0, len(frames) - 1, most_frames).round().astype(int)
+        panels = [np.asarray(overlay(row["images"][index], prediction[index], target[index])) for index in frames]
+        yield f"{by}_{score:.3f}_{file_name(sample_id)}", Image.fromarray(np.concatenate(panels))
 
 
 def draw_beside(

@@ -38,7 +38,8 @@ class Parts:
         folder.mkdir(parents=True, exist_ok=True)
         self.count = math.ceil(len(dataset) / size)
         self.done: set[int] = set()
-        self._own: list[int] = []
+        #: Of those that this process has to score, the numbers; from [`share`].
+        self.own: list[int] = []
 
     def share(self) -> list[int]:
         """
@@ -49,11 +50,9 @@ class Parts:
         """
         self.done = everywhere({int(file.stem) for file in self.folder.glob("*.json")})[0]
         missing = [part for part in range(self.count) if part not in self.done]
-        self._own = missing[process_rank() :: len(everywhere(None))]
+        self.own = missing[process_rank() :: len(everywhere(None))]
         return [
-            row
-            for part in self._own
-            for row in range(part * self.size, min((part + 1) * self.size, len(self.dataset)))
+            row for part in self.own for row in range(part * self.size, min((part + 1) * self.size, len(self.dataset)))
         ]
 
     @property
@@ -95,15 +94,22 @@ class Parts:
                     kept(row, probabilities, scores)
                     entry["masks"] = kept.bits[row["sample_id"]]
                 entries.append(entry if picture is None else {**entry, "picture": picture._asdict()})
-            self._write(part, entries)
-        for part in self._own:  # none of whose rows has a mask
+            self.keep(part, entries)
+        for part in self.own:  # none of whose rows has a mask
             if not self._file(part).exists():
-                self._write(part, [])
+                self.keep(part, [])
 
     def _file(self, part: int) -> Path:
         return self.folder / f"{part:08d}.json"
 
-    def _write(self, part: int, entries: list[dict]) -> None:
+    def keep(self, part: int, entries: list[dict]) -> None:
+        """
+        Keep a part, which is done then.
+
+        Args:
+            part (`int`): its number.
+            entries (`list[dict]`): of its rows, which JSON can hold.
+        """
         with whole_file(self._file(part)) as temporary:
             temporary.write_text(json.dumps(entries, default=_plain))
 
@@ -139,7 +145,9 @@ class Parts:
             raise DatasetError("The dataset has no row with a mask, so there is nothing to score.")
         return pd.DataFrame(samples)
 
-    def kept(self, samples: pd.DataFrame, threshold: float, count: int) -> tuple[KeptMasks, KeptExtremes]:
+    def kept(
+        self, samples: pd.DataFrame, threshold: float, count: int, by: str = "dice"
+    ) -> tuple[KeptMasks, KeptExtremes]:
         """
         What is to be drawn, of all processes.
 
@@ -147,11 +155,12 @@ class Parts:
             samples (`pandas.DataFrame`): those whose masks are needed.
             threshold (`float`): that they were scored at.
             count (`int`): pictures of the worst, and of the best; as many as `extremes` of [`score`] has kept.
+            by (`str`, *optional*, defaults to `"dice"`): score that these were judged by.
 
         Returns:
             The masks of `samples`, and the worst and the best of all.
         """
-        masks, extremes, wanted = KeptMasks(threshold), KeptExtremes(count), set(samples["sample_id"])
+        masks, extremes, wanted = KeptMasks(threshold), KeptExtremes(count, by), set(samples["sample_id"])
         for entry in self.read():
             if (name := entry["scores"]["sample_id"]) in wanted:
                 masks.bits[name] = base64.b85decode(entry["masks"])

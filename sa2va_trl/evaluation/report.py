@@ -62,6 +62,7 @@ def evaluation_report(
     """
     metrics = {name: entry for name, entry in metrics.items() if "mean" in entry}  # without those by patient and video
     drawn = [name for name in metrics if name in samples and len(plots.finite(samples[name]))]
+    drawn = drawn or score_columns(samples)[:1]  # of metrics that are no means of a column
     figure = plots.distributions(samples, drawn)
     scores = [_headline(metrics, len(samples)), *map(Words, remarks), _all_metrics(metrics, samples)]
     spread = [

@@ -1,6 +1,7 @@
 """Scores of a row, tables of them summed up, and the files that they go to."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..data.stored import plain_rows
 from ..files import whole_file, write_json
 from ..metrics import ALL_METRICS, METRICS
 from ..metrics.rows import ScoredPart, check_metric_set, score_masks
-from ..metrics.sets import metric_bounds
+from ..metrics.sets import PROTOCOL_METRICS, metric_bounds
 from ..motion import backward_flows
 from ..postprocessing import IDENTITY, Postprocessing, draw_row
 from .clusters import cluster_name, sample_clusters
@@ -56,10 +57,10 @@ def score(
 
 def row_identifiers(row: dict) -> dict:
     """
-    What a table of scores says a row is: identifiers, the structure that is asked for where rows name one, and of a
-    row from a router which way it went.
+    What a table of scores says a row is: identifiers, the structure that is asked for or the expression of a video
+    where rows name one, and of a row from a router which way it went.
     """
-    names = (*IDENTIFIERS, "structure")
+    names = (*IDENTIFIERS, "structure", "exp_id")
     return {**{name: row[name] for name in names if row.get(name) is not None}, **row.get(ROUTE, {})}
 
 
@@ -67,7 +68,8 @@ def scored_part(row: dict, metrics: str = "overlap", postprocessing: Postprocess
     """
     Args:
         row (`dict`): decoded, with masks.
-        metrics (`str`, *optional*, defaults to `"overlap"`): one of [`~metrics.rows.METRIC_SETS`].
+        metrics (`str`, *optional*, defaults to `"overlap"`):
+            One of [`~metrics.rows.METRIC_SETS`], or a protocol of [`~metrics.sets.PROTOCOL_METRICS`].
         postprocessing ([`~postprocessing.Postprocessing`], *optional*): of the masks.
 
     Returns:
@@ -77,7 +79,8 @@ def scored_part(row: dict, metrics: str = "overlap", postprocessing: Postprocess
     Raises:
         `ValueError`: a set that is none.
     """
-    check_metric_set(metrics)
+    if metrics not in PROTOCOL_METRICS:
+        check_metric_set(metrics)
     layout, frames = normalize_row(row), None
     if (metrics == "all" or postprocessing.needs_motion) and len(layout["images"]) > 1:
         frames = grey_frames(layout)
@@ -108,13 +111,14 @@ def drawn_masks(
     return draw_row(probabilities, threshold, postprocessing, frames, flows)
 
 
-def aggregate(samples: pd.DataFrame) -> dict[str, dict]:
+def aggregate(samples: pd.DataFrame, names: Sequence[str] | None = None) -> dict[str, dict]:
     """
     Mean, spread and interval of every metric over samples. Where there are patients (or else videos), the interval
     comes from resampling them, not their frames.
 
     Args:
         samples (`pandas.DataFrame`): one row a sample, from [`score`].
+        names (`Sequence[str]`, *optional*): of the columns; those of `ALL_METRICS` that there are by default.
 
     Returns:
         `dict[str, dict]`: for each metric `mean`, `std`, `ci95`, `ci95_method` and `n`, the samples that these are
@@ -122,7 +126,7 @@ def aggregate(samples: pd.DataFrame) -> dict[str, dict]:
         NaN there (with `n` 0 the others are `None`); and under `"by_patient"` and `"by_video"`, where these are known,
         the same of the means of each patient or video, which `n` and `undefined` count then.
     """
-    names = [name for name in ALL_METRICS if name in samples]
+    names = [name for name in ALL_METRICS if name in samples] if names is None else list(names)
     if set(names) == set(METRICS):
         clusters = sample_clusters(samples)
         return {name: summarize(samples[name].to_numpy(), clusters, metric_bounds(name)) for name in METRICS}
@@ -161,8 +165,10 @@ def remarks(samples: pd.DataFrame, dataset: Dataset) -> list[str]:
             f"All samples are of one {kind[:-1]}: there is no interval, and the means say nothing of other {kind}."
         )
     # (Of masks with something in them, every Dice is hardly ever 0 or 1, so others need not be read again.)
-    if samples["dice"].isin((0, 1)).all() and not any(
-        np.any(mask) for row in plain_rows(dataset) for mask in normalize_row(row)["masks"]
+    if (
+        "dice" in samples
+        and samples["dice"].isin((0, 1)).all()
+        and not any(np.any(mask) for row in plain_rows(dataset) for mask in normalize_row(row)["masks"])
     ):
         found.append(
             "All masks of the split are empty: this says how often nothing is found where nothing is (Dice 1), and "

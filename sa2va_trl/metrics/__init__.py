@@ -7,6 +7,7 @@ from .clips import backward_flows, flicker, warped_iou
 from .frames import measure, motion
 from .pair import MaskPair, MeasuredMask
 from .presence import absence_sensitivity, absence_specificity
+from .referring import cumulative_iou, generalized_iou
 from .segmentation import (
     METRICS,
     Counts,
@@ -38,6 +39,7 @@ from .topology import (
     missed_connections,
     skeleton_components,
 )
+from .tracks import TrackScores, contour_accuracy, region_similarity, track_scores
 
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "MeasuredMask",
     "NearMask",
     "Reliability",
+    "TrackScores",
     "absence_sensitivity",
     "absence_specificity",
     "accuracy",
@@ -66,12 +69,15 @@ __all__ = [
     "cldice",
     "closed_connections",
     "confusion_counts",
+    "contour_accuracy",
+    "cumulative_iou",
     "dice",
     "dice_by_width",
     "dices",
     "endpoint_count",
     "false_connections",
     "flicker",
+    "generalized_iou",
     "hd95",
     "iou",
     "junction_count",
@@ -83,6 +89,7 @@ __all__ = [
     "nsd",
     "precision",
     "recall",
+    "region_similarity",
     "reliability",
     "segmentation_metrics",
     "skeleton_components",
@@ -90,6 +97,7 @@ __all__ = [
     "specificity",
     "spread",
     "tolerant_dice",
+    "track_scores",
     "volumetric_similarity",
     "warped_iou",
     "width_error",

@@ -10,8 +10,10 @@ import numpy as np
 from ..motion import backward_flows
 from ..postprocessing import IDENTITY, Postprocessing, draw_row
 from .clips import flicker, warped_iou
-from .segmentation import METRICS, segmentation_metrics
-from .sets import ALL_METRICS, calibration_metrics, mask_metrics
+from .presence import absence_sensitivity, absence_specificity
+from .segmentation import METRICS, confusion_counts, iou, segmentation_metrics
+from .sets import ALL_METRICS, PROTOCOL_METRICS, calibration_metrics, mask_metrics
+from .tracks import track_scores
 
 
 #: `"overlap"` is `METRICS` alone, `"all"` is `ALL_METRICS`.
@@ -48,7 +50,8 @@ def score_masks(
         part (`ScoredPart`): of the row.
         probabilities (`np.ndarray` of shape `(masks, H, W)`): in [0, 1].
         threshold (`float`): probability above which a pixel belongs to the mask.
-        metrics (`str`, *optional*, defaults to `"overlap"`): one of `METRIC_SETS`.
+        metrics (`str`, *optional*, defaults to `"overlap"`):
+            One of `METRIC_SETS`, or a protocol of [`~metrics.sets.PROTOCOL_METRICS`].
         postprocessing ([`~postprocessing.Postprocessing`], *optional*): of the masks; calibration is of what they are
             drawn from.
 
@@ -57,6 +60,10 @@ def score_masks(
     """
     flows = None if part.frames is None else backward_flows(part.frames)
     found = draw_row(probabilities, threshold, postprocessing, part.count, flows)
+    if metrics == "rvos":
+        return _track_metrics(found, part)
+    if metrics == "refcoco":
+        return _expression_metrics(found, part)
     if metrics == "overlap":
         values = [segmentation_metrics(mask, target) for mask, target in zip(found, part.targets, strict=True)]
         return {name: float(np.mean([value[name] for value in values])) for name in METRICS}
@@ -77,6 +84,21 @@ def _clip_metrics(found: np.ndarray, flows: np.ndarray | None) -> dict[str, floa
         "flicker": _mean([flicker(masks) for masks in objects]),
         "warped_iou": _mean([warped_iou(masks, flows) for masks in objects]),
     }
+
+
+def _track_metrics(found: np.ndarray, part: ScoredPart) -> dict[str, float]:
+    """J&F, J and F of masks `(objects * T, H, W)`, means over objects."""
+    tracks = (own.reshape(-1, part.count, *own.shape[1:]) for own in (found, part.targets))
+    scores = [track_scores(*pair) for pair in zip(*tracks, strict=True)]
+    return {name: float(np.mean([getattr(own, name) for own in scores])) for name in PROTOCOL_METRICS["rvos"]}
+
+
+def _expression_metrics(found: np.ndarray, part: ScoredPart) -> dict[str, float]:
+    """What cIoU and gIoU are made of: of all masks of a row, which are of one expression."""
+    counts = confusion_counts(found.any(0), part.targets.any(0))
+    values = iou(counts), counts.tp, counts.tp + counts.fp + counts.fn
+    values += absence_sensitivity(counts), absence_specificity(counts)
+    return dict(zip(PROTOCOL_METRICS["refcoco"], map(float, values), strict=True))
 
 
 def _mean(values: list[float]) -> float:

@@ -62,6 +62,12 @@ ALL_METRICS = (
     *CALIBRATION_METRICS,
     *CLIP_METRICS,
 )
+#: What protocols of referring sets measure of a row; the first says how good it is. (Of `refcoco`, the presence
+#: metrics are the T-acc and N-acc of gRefCOCO.)
+PROTOCOL_METRICS = {
+    "rvos": ("j_and_f", "j", "f"),
+    "refcoco": ("iou", "intersection", "union", *PRESENCE_METRICS),
+}
 #: Of these a lower value is the better one.
 LOWER_IS_BETTER = frozenset(
     {
@@ -85,8 +91,8 @@ _UNBOUNDED = {
 
 
 def metric_bounds(name: str) -> tuple[float, float] | None:
-    """The least and the largest value that a metric of `ALL_METRICS` can have; `None` of another column."""
-    if name not in ALL_METRICS:
+    """The least and the largest value that a metric of `ALL_METRICS`, J or F can have; `None` of another column."""
+    if name not in (*ALL_METRICS, *PROTOCOL_METRICS["rvos"]):
         return None
     return 0.0, math.inf if name in _UNBOUNDED else 1.0
 

@@ -19,7 +19,7 @@ SUPPORTED_VLMS = ("internvl", "qwen2_5_vl", "qwen3_vl")
 
 PROMPT_TEMPLATES = ("qwen_chat", "internlm2_chat", "phi3_chat")
 
-FRAME_POLICIES = ("uniform", "first")
+FRAME_POLICIES = ("uniform", "first", "starts")
 TRACKING = ("soft", "mask_prompt")
 
 SEG_STATES = ("normed", "raw")
@@ -185,8 +185,8 @@ class Sa2VAConfig(PreTrainedConfig):
             nobody says another; by default the package's own. `sa2va-trl search_prompts` chooses and stores one.
             `segment` takes its text as it is.
         frame_policy (`str`, *optional*, defaults to `"uniform"`):
-            Which frames of a video the language model sees and prompts: spread over the clip, or its `"first"` ones
-            (Sa2VA's own code).
+            Which frames of a video the language model sees and prompts: spread over the clip, its `"first"` ones
+            (Sa2VA's own code), or the `"starts"` of as many parts, see [`~models.frame_policy.select_frames`].
         num_frames (`int`, *optional*, defaults to 5): how many of them.
         tracking (`str`, *optional*, defaults to `"soft"`):
             How the prompted frames reach the others. `"soft"` is Sa2VA's own way: their masks enter SAM 2's memory as

@@ -12,7 +12,9 @@ def select_frames(policy: str, total: int, count: int) -> list[int]:
     Args:
         policy (`str`):
             `"uniform"`: `int(linspace(0, total - 1, count))`, from the first frame to the last (Sa2VA-i, arXiv
-            2509.19082). `"first"`: the clip's beginning, as Sa2VA's own code takes it.
+            2509.19082). `"first"`: the clip's beginning, as Sa2VA's own code takes it. `"starts"`: `int(i * total /
+            count)`, where each of `count` parts of the clip begins, which never is its end (`uniform`, `uniform_plus`
+            and, of long clips, `wrap_around_plus` of SaSaSa2VA, arXiv 2509.16972; its `wrap_around` is `"first"`).
         total (`int`): frames of the clip, at least 1.
         count (`int`): frames to keep, at least 1. A shorter clip is kept whole.
 
@@ -28,7 +30,9 @@ def select_frames(policy: str, total: int, count: int) -> list[int]:
         return list(range(min(count, total)))
     if policy == "uniform":
         return sorted({int(index) for index in np.linspace(0, total - 1, count)})
-    raise ValueError(f"The frame policy must be 'uniform' or 'first', got {policy!r}.")
+    if policy == "starts":
+        return sorted({index * total // count for index in range(count)})
+    raise ValueError(f"The frame policy must be 'uniform', 'first' or 'starts', got {policy!r}.")
 
 
 def checked_frames(frames: list[int], total: int) -> list[int]:

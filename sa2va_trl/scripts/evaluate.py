@@ -8,6 +8,9 @@ Score a model, or masks that another tool has written, on a data set: at each im
     sa2va-trl evaluate --model_name_or_path BASE --adapter FOLD0 --ensemble FOLD1 FOLD2 --tta vflip gamma0.8 \\
         --dataset_name DIR --output_dir outputs/eval
 
+    sa2va-trl evaluate --protocol rvos --model_name_or_path BASE --dataset_name MEVIS --dataset_split valid_u \\
+        --output_dir outputs/eval
+
 With --tta and --ensemble masks are drawn from the mean of the probabilities. On several processes (accelerate launch
 recipes/evaluate.py) each scores its share, with the same results. A call that was ended is taken up by the same one
 again.
@@ -44,9 +47,11 @@ from ..evaluation.gallery import KeptExtremes, make_picture, save_picture
 from ..evaluation.overlays import draw_samples, save_overlays
 from ..evaluation.page import REPORT
 from ..evaluation.parts import Parts
+from ..evaluation.referring import aggregate_protocol, check_pictures, picture_names, referring_question
 from ..evaluation.report import evaluation_report
 from ..evaluation.results import aggregate, from_worst_to_best, remarks, save_results
 from ..evaluation.routing import Router, fit_router, predict_routed, routing_report
+from ..evaluation.submission import read_masks, write_masks
 from ..evaluation.views import PLAIN, check_sides
 from ..features.encoding import Stored
 from ..features.fingerprint import fingerprint, json_digest
@@ -54,7 +59,7 @@ from ..metrics import ALL_METRICS, LOWER_IS_BETTER
 from ..metrics.rows import check_metric_set
 from ..mining.pieces import partial_folder
 from ..mining.score_files import fingerprint_of
-from ..postprocessing import Postprocessing
+from ..postprocessing import IDENTITY, Postprocessing
 from ..processes import everywhere, leave_process_group
 from ..questions import QUESTIONS, check_question, question_of
 from .arguments import AveragingArguments, ComparedDataArguments, ModelArguments, RecipeParser, RouterArguments
@@ -62,6 +67,7 @@ from .loading import COMPILING, Model, compile_models, get_split, load_data, loa
 from .locks import the_only_one
 from .mask_drawing import HELP as POSTPROCESSING
 from .mask_drawing import check_clips, given_postprocessing, own_postprocessing
+from .protocols import FRAMES, ProtocolArguments, check_rows, finish_submission, protocol_masks, write_submission
 from .reporting import (
     RAW,
     SAMPLES,
@@ -79,6 +85,8 @@ from .screen import finish, say
 
 # Where rows are kept as they are scored, until the results are there.
 PARTIAL = ".partial"
+# Of a protocol, the number that is quoted.
+HEADLINES = {"rvos": ("J&F", "j_and_f"), "refcoco": ("cIoU", "ciou")}
 # Small enough to be read for a digest: those of adapters and of heads, not of the base.
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json", "config.json")
 
@@ -192,6 +200,26 @@ def check_averaging(args: EvaluateArguments, router_args: RouterArguments, avera
         )
 
 
+def check_protocol(
+    args: EvaluateArguments, router_args: RouterArguments, averaging: AveragingArguments, protocol: ProtocolArguments
+) -> None:
+    """
+    Raises:
+        `ValueError`: options that have no effect where the protocol of referring sets is followed.
+    """
+    without = {
+        "metrics": args.metrics != "overlap",
+        "question": args.question is not None,
+        "cache_features": args.cache_features != "auto",
+        "cache_dir": args.cache_dir is not None,
+        "route_split": args.route_split is not None,
+        "router_model and router_adapter": router_args.has_router,
+        averaging.in_words: bool(averaging.in_words),
+        "batch_size": protocol.protocol == "rvos" and args.batch_size != EvaluateArguments.batch_size,
+    }
+    protocol.check(without, args.predictions_dir is None)
+
+
 def own_threshold(threshold: float | None, *models: Model) -> float:
     """
     Args:
@@ -238,7 +266,8 @@ def metrics_table(metrics: dict[str, dict]) -> str:
         `str`: a line a metric with mean, spread and interval and, where images are left out, how many; an arrow where
         less is better.
     """
-    names = {name: f"{name} ↓" if name in LOWER_IS_BETTER else name for name in ALL_METRICS if name in metrics}
+    shown = ALL_METRICS if "dice" in metrics else [name for name in metrics if "mean" in metrics[name]]
+    names = {name: f"{name} ↓" if name in LOWER_IS_BETTER else name for name in shown if name in metrics}
     width = 1 + max(map(len, names.values()))
     lines = [f"{'metric':<{width}}{'mean':>8}{'std':>8}   95 % interval"]
     for name, shown in names.items():
@@ -248,7 +277,8 @@ def metrics_table(metrics: dict[str, dict]) -> str:
             continue
         low, high = (f"{bound:.4f}" if bound is not None else "-" for bound in value["ci95"])
         left_out = f"   ({value['undefined']} images undefined)" if value.get("undefined") else ""
-        lines.append(f"{shown:<{width}}{value['mean']:>8.4f}{value['std']:>8.4f}   {low} - {high}{left_out}")
+        spread = "-" if value["std"] is None else f"{value['std']:.4f}"
+        lines.append(f"{shown:<{width}}{value['mean']:>8.4f}{spread:>8}   {low} - {high}{left_out}")
     return "\n".join(lines)
 
 
@@ -343,12 +373,41 @@ def model_predictor(
     return Predictor(predict, threshold, postprocessing, question_of(model.config), prints, router, fitted)
 
 
-def masks_predictor(args: EvaluateArguments, dataset: Dataset) -> Predictor:
+def protocol_predictor(
+    args: EvaluateArguments, model_args: ModelArguments, protocol: ProtocolArguments, dataset: Dataset
+) -> Predictor:
+    """A model that is asked as referring sets are. It draws masks, which are not post-processed a second time."""
+    state = PartialState()
+    model, processor = load_model(model_args)
+    model = model.to(state.device)
+    if args.torch_compile:
+        compile_models([model])
+    threshold = own_threshold(args.threshold, model)
+    drawing = {"threshold": threshold, "postprocessing": own_postprocessing(args.postprocessing, model)}
+    shown = {"batch_size": args.batch_size, "progress": state.is_main_process, "drawing": drawing}
+
+    def prints() -> list[dict]:
+        names = [dataset[name] for name in ("sample_id", "exp_id") if name in dataset.column_names]
+        return [{**fingerprint(model, processor, parts=("",)), "rows": json_digest([names, dataset._fingerprint])}]
+
+    def predict(rows: list[int]) -> Iterator[tuple[dict, np.ndarray]]:
+        return protocol_masks(protocol, model, processor, dataset.select(rows), **shown)
+
+    asked = referring_question(protocol.protocol, "{phrase}").removeprefix("<image>\n")
+    return Predictor(predict, threshold, IDENTITY, asked, prints)
+
+
+def masks_predictor(args: EvaluateArguments, dataset: Dataset, protocol: str | None = None) -> Predictor:
     """Masks of another tool."""
     if not Path(args.predictions_dir).is_dir():
         raise ValueError(f"predictions_dir={args.predictions_dir!r} is not there: give a folder of masks.")
     return Predictor(
-        lambda rows: read_predictions(args.predictions_dir, dataset),  # (In one process, `rows` are all.)
+        # (In one process, `rows` are all.)
+        lambda rows: (
+            read_masks(Path(args.predictions_dir), dataset)
+            if protocol == "rvos"
+            else read_predictions(args.predictions_dir, dataset)
+        ),
         own_threshold(args.threshold),
         own_postprocessing(args.postprocessing),
     )
@@ -364,7 +423,7 @@ def write_report(
     said: list[str],
 ) -> None:
     """The page of an evaluation, with the curves of the training that its model or adapter comes from."""
-    args, data_args, model_args, _, averaging = options
+    args, data_args, model_args, _, averaging, _ = options
     gallery = {"Worst": extremes.worst, "Best": extremes.best}
     report = evaluation_report(metrics, samples, gallery, predictor.threshold, hard_runs(samples), said)
     if args.predictions_dir is not None:
@@ -386,11 +445,13 @@ def write_report(
 def make_parser() -> RecipeParser:
     """What reads the options of the task, and prints them for `--help`."""
     kinds = (EvaluateArguments, ComparedDataArguments, ModelArguments, RouterArguments, AveragingArguments)
+    kinds = (*kinds, ProtocolArguments)
     return RecipeParser(kinds, prog="sa2va-trl evaluate", description=__doc__)
 
 
 def main() -> None:
-    options = args, data_args, model_args, router_args, averaging = make_parser().parse_args_and_config()
+    options = args, data_args, model_args, router_args, averaging, protocol = make_parser().parse_args_and_config()
+    check_protocol(args, router_args, averaging, protocol)
     check_router(args, router_args)
     check_averaging(args, router_args, averaging)
     if data_args.accept_alike and args.route_split is None:
@@ -399,7 +460,11 @@ def main() -> None:
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     data, chosen_on = load_data(data_args), None
     dataset = get_split(data, args.dataset_split, "dataset_split")
-    check_dataset(dataset, name="dataset")
+    with_masks = protocol.protocol is None or check_rows(protocol, dataset, args.predictions_dir)
+    if with_masks:
+        check_dataset(dataset, name="dataset")
+    else:
+        check_pictures(dataset)
     check_clips(args.postprocessing, dataset)
     if args.question is not None:
         phrases_in(dataset, "question")
@@ -408,7 +473,9 @@ def main() -> None:
         names = args.route_split, args.dataset_split
         check_no_leakage(chosen_on, dataset, names=names, accept_alike=data_args.accept_alike)
     if args.predictions_dir is not None:
-        predictor = masks_predictor(args, dataset)
+        predictor = masks_predictor(args, dataset, protocol.protocol)
+    elif protocol.protocol is not None:
+        predictor = protocol_predictor(args, model_args, protocol, dataset)
     else:
         predictor = model_predictor(args, model_args, router_args, averaging, dataset, chosen_on)
     threshold, router = predictor.threshold, predictor.router
@@ -428,12 +495,15 @@ def main() -> None:
         decided = [threshold, predictor.postprocessing.to_dict(), args.metrics, args.batch_size]
         decided += [averaging.tta, args.keep_pictures, args.num_pictures, args.num_overlays > 0, is_reported]
         decided += [args.torch_compile]
+        if protocol.protocol is not None:
+            decided += [protocol.protocol, protocol.tracking_options, protocol.submission, args.postprocessing]
         decided += [] if router is None else [router.by, router.threshold]
         # (The fingerprint is of rows in any order, and parts are of rows by number.)
         order = [dataset[name] for name in ("sample_id", "structure") if name in dataset.column_names]
         partial = partial_folder(output / PARTIAL, predictor.prints, [*decided, json_digest(order)])
         partial = everywhere(partial)[0]
-    parts, pictures = Parts(partial, dataset, args.batch_size), partial / SAMPLES
+    parts = Parts(partial, dataset, 1 if protocol.protocol == "rvos" else args.batch_size)
+    pictures = partial / SAMPLES
     if args.keep_pictures:
         pictures.mkdir(exist_ok=True)
     count = args.num_pictures if is_reported else 0
@@ -441,25 +511,45 @@ def main() -> None:
     def keep(row: dict, probabilities: np.ndarray, scores: dict) -> None:
         if args.keep_pictures:
             save_picture(pictures, make_picture(row, [probabilities], {}))
+        if protocol.submission:
+            write_masks(partial, row, probabilities)
 
     rows = parts.share()
     if parts.done:
         say(f"{parts.rows_done} of {len(dataset)} images were scored before, and are taken up")
-    if rows:
-        scoring = {"metrics": args.metrics, "workers": args.workers, "postprocessing": predictor.postprocessing}
+    if rows and not with_masks:
+        write_submission(partial, predictor.predict(rows), parts)
+    elif rows:
+        scoring = {
+            "metrics": protocol.protocol or args.metrics,
+            "workers": args.workers,
+            "postprocessing": predictor.postprocessing,
+        }
         scoring["keep_masks"] = args.num_overlays > 0
-        parts.score(predictor.predict(rows), threshold, KeptExtremes(count), on_row=keep, **scoring)
+        parts.score(predictor.predict(rows), threshold, KeptExtremes(count, protocol.by), on_row=keep, **scoring)
     everywhere(None)  # all parts are there
     leave_process_group()
     if not state.is_main_process:
         return
 
     # Results
-    samples = parts.samples()
-    metrics, said = aggregate(samples), remarks(samples, dataset)
-    drawn = from_worst_to_best(samples, args.num_overlays)
-    kept, extremes = parts.kept(drawn, threshold, count)
-    save_overlays(draw_samples(dataset, drawn, kept), output / "overlays")
+    sent = finish_submission(partial, output) if protocol.submission else None
+    if not with_masks:
+        shutil.rmtree(output / PARTIAL, ignore_errors=True)
+        lock.close()
+        finish(f"{len(dataset)} expressions of {args.dataset_split}, without masks to score by", f"masks in {sent}")
+        return
+    samples, by = parts.samples(), protocol.by
+    said = remarks(samples, dataset)
+    if protocol.protocol is None:
+        metrics = aggregate(samples)
+    else:
+        images = picture_names(dataset) if protocol.protocol == "refcoco" else None
+        metrics = aggregate_protocol(samples, protocol.protocol, images)
+    drawn = from_worst_to_best(samples, args.num_overlays, by)
+    kept, extremes = parts.kept(drawn, threshold, count, by)
+    frames = None if protocol.protocol is None else FRAMES
+    save_overlays(draw_samples(dataset, drawn, kept, by, frames), output / "overlays")
     routing = None
     if router is not None:
         chosen = predictor.fitted or {"by": router.by, "threshold": router.threshold}
@@ -490,9 +580,11 @@ def main() -> None:
         say(routing_report(router, samples[["routed", router.by]].to_dict("records")))
     then = f"look at it: {output / (REPORT if is_reported else 'overlays')}"
     if (other := earlier_evaluation(output, samples)) is not None:
-        then = f"compare it with another: {shlex.join(['sa2va-trl', 'compare', other, str(output)])}"
+        which = ["--metric", by] if protocol.protocol else []
+        then = f"compare it with another: {shlex.join(['sa2va-trl', 'compare', other, str(output), *which])}"
+    name, score = ("Dice", "dice") if protocol.protocol is None else HEADLINES[protocol.protocol]
     finish(
-        f"{len(samples)} images of {args.dataset_split}: Dice {metrics['dice']['mean']:.3f}",
+        f"{len(samples)} images of {args.dataset_split}: {name} {metrics[score]['mean']:.3f}",
         f"results in {output}, pictures from the worst to the best image in {output / 'overlays'}",
         then,
         is_shown=True,

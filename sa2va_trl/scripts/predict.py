@@ -116,7 +116,8 @@ class PredictArguments:
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest answer; 256 by default."})
     per_frame: bool = field(default=False, metadata={"help": "Take each frame of a video as an image of its own."})
     frame_policy: str | None = field(
-        default=None, metadata={"help": "Frames of a video to prompt: uniform or first; the model's own by default."}
+        default=None,
+        metadata={"help": "Frames of a video to prompt: uniform, first or starts; the model's own by default."},
     )
     num_frames: int | None = field(
         default=None, metadata={"help": "How many frames of a video to prompt; the model's own number by default."}

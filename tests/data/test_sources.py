@@ -11,6 +11,7 @@ from datasets import Dataset
 from dicom_files import write_dicom
 from PIL import Image
 from prepared import shown
+from referring_sets import write_mevis, write_ref_youtube_vos
 from segmentations import SIZE, write_run
 
 from sa2va_trl.data.columns import FEATURES
@@ -251,6 +252,14 @@ def write_segmentation(folder):
     write_dicom_seg(folder, [Annotated("images/run", SIZE, (Found("vessel", mask),), 0)])
 
 
+def write_captions(folder):
+    write_image(folder / "images" / "a.png")
+    image = {"id": 1, "file_name": "a.png", "height": 8, "width": 12, "caption": "the vessel above"}
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [SQUARE], "iscrowd": 0}
+    content = {"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": "vessel"}]}
+    (folder / "instances_refcoco_train.json").write_text(json.dumps(content))
+
+
 WORDS = {"phrase": "Artery", "templates": ("the {phrase}",)}
 OF_CLASSES = {**WORDS, "classes": ["vessel"], "instances": "separate"}
 OF_MASKS = {"mask_suffix": "_gt", "mask_threshold": 128.0}
@@ -268,6 +277,9 @@ FORMATS = {
     "sa2va_json": (lambda folder: write_json(folder, entry()), OF_CLASSES),
     "image_metadata": (write_metadata_folder, OF_CLASSES),
     "mask_folder": (lambda folder: write_pairs(folder, "a"), {**WORDS, **OF_MASKS}),
+    "mevis": (lambda folder: write_mevis(folder, ("v0",), split="train"), WORDS),
+    "ref_youtube_vos": (lambda folder: write_ref_youtube_vos(folder, ("v0",), split="train"), WORDS),
+    "refcoco": (write_captions, WORDS),
     "clips": (write_clip, {**WORDS, **OF_MASKS, "secondary_captures": True}),
 }
 

@@ -466,7 +466,7 @@ def test_generated_answers_see_one_tile_a_frame(clip):
         ({"video": "none.mp4"}, "no file"),
         ({"image": Image.new("RGB", (8, 8))}, "exactly one of them"),
         ({"images": []}, "exactly one of them"),
-        ({"frame_policy": "last"}, "frame_policy must be one of uniform, first, got 'last'"),
+        ({"frame_policy": "last"}, "frame_policy must be one of uniform, first, starts, got 'last'"),
         ({"num_frames": 0}, "num_frames must be an integer of at least 1"),
         ({"num_frames": 2.5}, "num_frames must be an integer of at least 1"),
         ({"tracking": "hard"}, "tracking must be one of soft, mask_prompt, got 'hard'"),

@@ -81,14 +81,38 @@ def _image_folders(folder: Path, split: str, file: Path) -> list[Path]:
     return [place for place in dict.fromkeys(places) if place.is_dir()]
 
 
-def _key(value: Any, what: str) -> str:
-    """An id as text: some tools write the same one as a number here and as text there."""
+def coco_key(value: Any, what: str) -> str:
+    """
+    An id as text: some tools write the same one as a number here and as text there.
+
+    Args:
+        value: as it came.
+        what (`str`): it is, for the message.
+
+    Returns:
+        `str`.
+
+    Raises:
+        `DatasetError`: with the reason alone: it is neither a whole number nor a text.
+    """
     if isinstance(value, str) or (is_number(value) and value == value // 1):
         return str(value if isinstance(value, str) else int(value))
     raise DatasetError(f"{what} must be a number or a text, not {value!r:.40}")
 
 
-def _lists(data: Any) -> list[list]:
+def coco_lists(data: Any) -> list[list]:
+    """
+    The three lists of COCO's JSON.
+
+    Args:
+        data: what the file holds.
+
+    Returns:
+        `list[list[dict]]`: images, annotations and categories.
+
+    Raises:
+        `DatasetError`: with the reason alone: it is something else.
+    """
     if not isinstance(data, dict):
         raise DatasetError(
             f"expected COCO's object of images, annotations and categories, found {type(data).__name__}"
@@ -108,7 +132,7 @@ def _labels(categories: list[dict], used: set) -> dict[str, str]:
     names: dict[str, str] = {}
     for number, category in enumerate(categories):
         try:
-            key, name = _key(category.get("id"), "`id`"), text_of(category.get("name"), "`name`")
+            key, name = coco_key(category.get("id"), "`id`"), text_of(category.get("name"), "`name`")
         except DatasetError as error:
             raise DatasetError(f"category {number}: {error}") from error
         if names.setdefault(key, name) != name:
@@ -119,14 +143,14 @@ def _labels(categories: list[dict], used: set) -> dict[str, str]:
 
 
 def _source(folder: Path, file: Path, folders: list[Path]) -> Source:
-    images, annotations, categories = _lists(load_json(file))
+    images, annotations, categories = coco_lists(load_json(file))
     problems: list[BadRow] = []
     entries: dict[str, Entry] = {}
     refused = set()  # images with a fault of their own, whose annotations have an image nevertheless
     for number, image in enumerate(images):
         key = name = None
         try:
-            key = _key(image.get("id"), "`id`")
+            key = coco_key(image.get("id"), "`id`")
             name = text_of(image.get("file_name"), "`file_name`")
             if key in entries or key in refused:
                 raise DatasetError(f"the id {key} is that of another image as well")
@@ -142,14 +166,14 @@ def _source(folder: Path, file: Path, folders: list[Path]) -> Source:
     for number, annotation in enumerate(annotations):
         key = None
         try:
-            key = _key(annotation.get("image_id"), "`image_id`")
+            key = coco_key(annotation.get("image_id"), "`image_id`")
             if key not in entries:
                 orphans.update([f"image_id {key}"] * (key not in refused))
                 continue
-            category = _key(annotation.get("category_id"), "`category_id`")
+            category = coco_key(annotation.get("category_id"), "`category_id`")
             if category not in labels:
                 raise DatasetError(f"there is no category {category!r:.40}")
-            objects[key].append(AnnotatedObject(labels[category], _drawing(annotation.get("segmentation"))))
+            objects[key].append(AnnotatedObject(labels[category], annotation_drawing(annotation.get("segmentation"))))
         except DatasetError as error:
             name = entries[key].name if key in entries else None
             problems.append(BadRow(number, None, name, f"annotation (id {annotation.get('id')!r:.40}): {error}"))
@@ -162,7 +186,19 @@ def _source(folder: Path, file: Path, folders: list[Path]) -> Source:
     return Source(file, filled, tuple(dict.fromkeys(labels.values())), problems + doubled(filled))
 
 
-def _drawing(segmentation: Any) -> Callable[[tuple[int, int]], np.ndarray]:
+def annotation_drawing(segmentation: Any) -> Callable[[tuple[int, int]], np.ndarray]:
+    """
+    How an annotation is drawn.
+
+    Args:
+        segmentation: what COCO's JSON has of it: polygons, or RLE as a list or compressed.
+
+    Returns:
+        `Callable`: as `draw` of [`~data.readers.entries.AnnotatedObject`].
+
+    Raises:
+        `DatasetError`: with the reason alone: it is neither.
+    """
     if isinstance(segmentation, dict):
         size, counts = segmentation.get("size"), segmentation.get("counts")
         if not isinstance(size, list) or len(size) != 2 or (stated := stated_size(size[1], size[0])) is None:

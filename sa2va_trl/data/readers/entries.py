@@ -221,6 +221,22 @@ class Reading:
             logger.warning("%s: left out, classes that are not asked for: %s.", place, listed(left))
 
 
+def refuse_classes(reading: Reading, form: str) -> None:
+    """
+    Refuse `classes` for a format whose objects are named by sentences: an image in which none of those that are asked
+    for is said may hold them nevertheless, and would be taken for one without.
+
+    Args:
+        reading ([`Reading`]): how.
+        form (`str`): the format.
+
+    Raises:
+        `ValueError`: classes are given.
+    """
+    if reading.classes is not None:
+        raise ValueError(f"classes has no effect on the format {form}: its expressions are no classes. Leave it out.")
+
+
 def _stored(size: tuple[int, int], mask: dict[str, Any]) -> np.ndarray:
     return np.asarray(decode_mask(mask, size)) > 0
 
