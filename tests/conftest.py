@@ -1,3 +1,4 @@
+import gc
 import logging
 import os
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is imported: no test may need the network
 
+import counted_once
 import longer
 import numpy as np
 import pytest
@@ -53,6 +55,22 @@ def pytest_collection_modifyitems(items):
             item.add_marker("longer")
     order = [*FIRST, ""]
     items.sort(key=lambda item: next(i for i, start in enumerate(order) if start in item.nodeid))
+
+
+def pytest_collection_finish():
+    # What is imported stays, and need not be looked at again whenever a trainer collects garbage before it starts.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _needs_of_equal_steps():
+    """A count of what a step needs takes longer than the steps of most tests do."""
+    counted_once.count_once()
 
 
 @pytest.fixture(autouse=True)
