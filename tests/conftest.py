@@ -1,19 +1,19 @@
+import gc
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is imported: no test may need the network
 
+import counted_once
 import longer
 import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
 from xdist.scheduler import LoadFileScheduling
-
-from sa2va_trl import tiny_sa2va
-from sa2va_trl.models.configuration import SUPPORTED_VLMS
 
 
 # Fewer examples of a property than hypothesis takes by itself, since there are a hundred of them;
@@ -22,8 +22,11 @@ settings.register_profile("fewer", max_examples=25)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fewer"))
 
 TESTS = Path(__file__).parent
-# What takes longest begins first, so that no worker is left with it at the end.
+# Runs of several processes begin, while the other worker computes by itself.
 FIRST = ("distributed/", "models/test_reference.py", "models/test_qwen_reference.py")
+# Of a VLM. (The library is imported where it is used: not in the process that only hands out tests to workers, which
+# would begin as much later.)
+FAMILIES = ("internvl", "qwen2_5_vl", "qwen3_vl")
 
 
 class OneWorkerAFile(LoadFileScheduling):
@@ -46,13 +49,37 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    longer_ones = longer.listed()
+    longer_ones, seconds = longer.listed(), Counter()
+    for name, time in longer_ones.items():
+        seconds[name.partition("::")[0]] += time
     for item in items:
         name = f"{item.path.relative_to(TESTS).as_posix()}::{item.originalname}"
         if name in longer_ones:
             item.add_marker("longer")
     order = [*FIRST, ""]
-    items.sort(key=lambda item: next(i for i, start in enumerate(order) if start in item.nodeid))
+
+    def turn(item):
+        # The file that takes longest is the next one, so that no worker is left with it at the end.
+        first = next(i for i, start in enumerate(order) if start in item.nodeid)
+        return first, -seconds[item.path.relative_to(TESTS).as_posix()] if first else 0
+
+    items.sort(key=turn)
+
+
+def pytest_collection_finish():
+    # What is imported stays, and need not be looked at again whenever a trainer collects garbage before it starts.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _needs_of_equal_steps():
+    """A count of what a step needs takes longer than the steps of most tests do."""
+    counted_once.count_once()
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +93,8 @@ def _log_of_the_library():
 @pytest.fixture
 def tiny():
     """A fresh tiny model, in evaluation mode, and its processor."""
+    from sa2va_trl import tiny_sa2va
+
     model, processor = tiny_sa2va(image_size=128)
     return model.eval(), processor
 
@@ -73,13 +102,19 @@ def tiny():
 @pytest.fixture(scope="module")
 def network():
     """One tiny model for a whole file, in which nothing changes it, and its processor."""
+    from sa2va_trl import tiny_sa2va
+
     model, processor = tiny_sa2va(image_size=128)
     return model.eval(), processor
 
 
-@pytest.fixture(params=SUPPORTED_VLMS)
+@pytest.fixture(params=FAMILIES)
 def any_tiny(request):
     """As `tiny`, of each VLM family in turn."""
+    from sa2va_trl import tiny_sa2va
+    from sa2va_trl.models.configuration import SUPPORTED_VLMS
+
+    assert set(FAMILIES) == set(SUPPORTED_VLMS)
     model, processor = tiny_sa2va(image_size=128, family=request.param)
     return model.eval(), processor
 

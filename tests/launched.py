@@ -13,6 +13,7 @@ import traceback
 from itertools import count
 from pathlib import Path
 
+import counted_once
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
@@ -36,12 +37,14 @@ def run(line):
     GradientState._reset_state()
     torch.manual_seed(FRESH)
     sys.argv = line
+    counted_once.count_once()
     try:
         runpy.run_path(line[0], run_name="__main__")
     finally:
         os.environ.clear()
         os.environ.update(environment)
         gc.collect()
+        gc.freeze()  # what is left are libraries: not to be looked at again in every collection of the next run
 
 
 FRESH = torch.initial_seed()  # of a process that nobody has seeded
@@ -61,6 +64,7 @@ def main():
             (folder / f"{number}-{rank}.failed").write_text(traceback.format_exc())
             raise
         (folder / f"{number}-{rank}.done").touch()
+    gc.unfreeze()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         leave()
         time.sleep(0.5)  # as in `processes.leave_process_group`

@@ -13,21 +13,35 @@ import sa2va_trl
 
 
 ROOT = Path(__file__).resolve().parents[1]
-# What is imported in which order, in a fresh interpreter.
-ORDER = "import sa2va_trl; from transformers import AutoConfig"
-OTHERS = (
+# What is imported in which order.
+ORDERS = (
+    "import sa2va_trl; from transformers import AutoConfig",
     "from transformers import AutoConfig; import sa2va_trl",
-    "import sys, sa2va_trl; [sys.modules.pop(n) for n in list(sys.modules) if n.startswith('sa2va_trl')]; " + ORDER,
+    "import sys, sa2va_trl; [sys.modules.pop(n) for n in list(sys.modules) if n.startswith('sa2va_trl')]; "
+    "import sa2va_trl; from transformers import AutoConfig",
 )
+# Each in a process that has imported neither, but what takes long to import and knows nothing of them.
+IN_EACH = """
+import os, sys
+import datasets, torch, torch._dynamo, torchvision
+
+assert not {"sa2va_trl", "transformers"} & set(sys.modules)
+for order in sys.argv[1:]:
+    process = os.fork()
+    if process == 0:
+        exec(order)
+        print(type(AutoConfig.for_model("sa2va")).__name__, flush=True)
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == 0, order
+"""
 
 
-@pytest.mark.parametrize("order", [ORDER, *(pytest.param(order, marks=pytest.mark.slow) for order in OTHERS)])
-def test_auto_classes_know_the_models_in_whichever_order(order):
-    code = f"{order}\nprint('\\n' + type(AutoConfig.for_model('sa2va')).__name__)"
+def test_auto_classes_know_the_models_in_whichever_order():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    line = [sys.executable, "-c", IN_EACH, *ORDERS]
+    finished = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.splitlines()[-1] == "Sa2VAConfig"
+    assert finished.stdout.split() == 3 * ["Sa2VAConfig"]
 
 
 def test_every_name_comes_from_where_type_checkers_look():

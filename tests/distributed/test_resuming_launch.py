@@ -125,10 +125,9 @@ def test_the_documented_launch_of_zero3_trains_and_goes_on_with_as_many_processe
 
     line = [str(launch.ROOT / "recipes" / "sft.py"), "--config", config, *fast, "--output_dir", "out"]
 
-    def log_of(folder, *options):
+    # (The processes that stand ready were started in the same way.)
+    for folder in (whole := tmp_path / "whole", two := tmp_path / "two"):
         folder.mkdir()
-        return launch.run_alone(ZERO3, [*line, *options], folder)
-
-    expected = log_of(tmp_path / "whole")
-    resume = ("--resume_from_checkpoint", str(tmp_path / "whole" / "out" / "checkpoint-1"))
-    assert_same(expected[:-1], log_of(tmp_path / "two", *resume)[:-1])
+    ZERO3.run(line, whole)
+    resume = ("--resume_from_checkpoint", str(whole / "out" / "checkpoint-1"))
+    assert_same(launch.log_of(whole)[:-1], launch.run_alone(ZERO3, [*line, *resume], two)[:-1])

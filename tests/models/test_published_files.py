@@ -40,10 +40,10 @@ import transformers
 from transformers import AutoProcessor, AutoTokenizer
 
 assert transformers.__version__.startswith("4.57"), transformers.__version__
-folders, texts, image, messages = json.loads(sys.stdin.read())
-result = {}
-for name, folder in folders.items():
-    found = result[name] = {}
+
+
+def read(name, folder, texts, image, messages):
+    found = {}
     for kind, use_fast in (("fast", True), ("slow", False)):
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=use_fast)
         found[kind] = {
@@ -65,7 +65,14 @@ for name, folder in folders.items():
             "pixels": inputs.pixel_values.double().sum().item(),
             "video": [type(processor.video_processor).__name__, dict(processor.video_processor.size)],
         }
-print(json.dumps(result))
+    return found
+
+
+# What the tools say goes to standard error, so that only results are in the output.
+results, sys.stdout = sys.stdout, sys.stderr
+for line in sys.stdin:
+    folders, *asked = json.loads(line)
+    print(json.dumps({name: read(name, folder, *asked) for name, folder in folders.items()}), file=results, flush=True)
 """
 
 
@@ -178,8 +185,11 @@ def test_an_option_without_effect_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def official_python(tmp_path_factory):
-    """The Python of an environment with transformers 4.57, and torch and all else of this one."""
+def official(tmp_path_factory):
+    """
+    What the official tools make of folders and a picture, in one process: Python of an environment with transformers
+    4.57, and torch and all else of this one.
+    """
     folder = tmp_path_factory.mktemp("official") / "venv"
     python = str(folder / "bin" / "python")
     install = [python, "-m", "pip", "install", "--quiet", "transformers==4.57.6"]
@@ -192,26 +202,26 @@ def official_python(tmp_path_factory):
     # Behind its own packages on the path.
     own = folder / "lib" / version / "site-packages" / "parent.pth"
     own.write_text(sysconfig.get_paths()["purelib"] + "\n")
-    return python
-
-
-def official(python, folders, image):
-    """What the official tools make of folders and a picture."""
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\nSegment the vessel."}]}]
-    result = subprocess.run(
-        [python, "-c", OFFICIAL],
-        input=json.dumps([folders, TEXTS, str(image), messages]),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "incorrect regex pattern" not in result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    said, pipes = folder.with_name("said.txt"), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen([python, "-c", OFFICIAL], stderr=stderr, env=environment, **pipes) as process,
+    ):
+
+        def ask(folders, image):
+            process.stdin.write(json.dumps([folders, TEXTS, str(image), messages]) + "\n")
+            process.stdin.flush()
+            result = process.stdout.readline()
+            assert result, said.read_text()[-3000:]
+            assert "incorrect regex pattern" not in said.read_text()
+            return json.loads(result)
+
+        yield ask
 
 
-def test_the_official_tools_read_it(official_python, tmp_path, request):
+def test_the_official_tools_read_it(official, tmp_path, request):
     processors = {family: make_processor(family, tmp_path / f"{family}_source") for family in FAMILIES}
     processors |= {f"tiny_{family}": tiny_family(family)[1] for family in FAMILIES}
     native = make_processor("qwen3_vl", tmp_path)
@@ -225,7 +235,7 @@ def test_the_official_tools_read_it(official_python, tmp_path, request):
     # Of one size in both: ours gives a still image 401,408 pixels at least, the official file far fewer.
     image = Image.radial_gradient("L").resize((1008, 672)).convert("RGB")
     image.save(tmp_path / "image.png")
-    found = official(official_python, folders, tmp_path / "image.png")
+    found = official(folders, tmp_path / "image.png")
     for name, processor in processors.items():
         expected = [processor.tokenizer(text).input_ids for text in TEXTS]
         for kind in ("fast", "slow"):
@@ -252,7 +262,7 @@ def test_the_official_tools_read_it(official_python, tmp_path, request):
 
 
 @pytest.mark.parametrize("kind", ["qwen25", "qwen3", "internvl"])
-def test_published_files_come_out_as_they_went_in(official_python, shared, tmp_path, kind):
+def test_published_files_come_out_as_they_went_in(official, shared, tmp_path, kind):
     """The recorded folders of the official converter, read and written: the official tools find the same."""
     source, written = tmp_path / "source", tmp_path / "written"
     source.mkdir()
@@ -271,7 +281,7 @@ def test_published_files_come_out_as_they_went_in(official_python, shared, tmp_p
     Image.radial_gradient("L").resize((333, 222)).convert("RGB").save(tmp_path / "image.png")
     family = {"qwen25": "qwen2_5_vl", "qwen3": "qwen3_vl"}.get(kind, kind)
     folders = {f"{family}_source": str(source), f"{family}_written": str(written)}
-    found = official(official_python, folders, tmp_path / "image.png")
+    found = official(folders, tmp_path / "image.png")
     assert found[f"{family}_source"] == found[f"{family}_written"]
 
 
