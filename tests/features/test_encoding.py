@@ -8,6 +8,7 @@ from PIL import Image
 from rows import every_kind
 
 from sa2va_trl import SegCollator, tiny_sa2va
+from sa2va_trl.batches import CPU_ROWS
 from sa2va_trl.data import DatasetError
 from sa2va_trl.features.encoding import FeatureCollator, RowEncoder, encoder, unwrapped
 from sa2va_trl.features.fingerprint import fingerprint
@@ -164,3 +165,39 @@ def test_rows_may_be_changed_before_they_are_read():
     assert targets[0].shape[-2:] == own[0]["image"].size[::-1] and changed[0].shape[-2:] == (21, 9)
     assert not torch.allclose(encoded.seg_states, other.seg_states)
     assert torch.equal(rows([0])[2].seg_states, encoded.seg_states)  # as they were
+
+
+def by_size(network, dataset, order, **options):
+    """What an encoder makes of the rows in this order, with what is drawn from it, and the rows of its passes."""
+    model, processor = network
+    encode = RowEncoder(model, processor, dataset, progress=False, by_size=True, **options)
+    made, true = [], encode._encode
+    encode._encode = lambda rows: (made.append([row["sample_id"] for row in rows]), true(rows))[1]
+    rows, masks, features = encode(order)
+    with torch.no_grad():
+        return rows, masks, model(features=features), made
+
+
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
+def test_rows_of_like_size_go_together_and_nothing_else_changes(family):
+    model, processor = network = tiny_sa2va(image_size=128, family=family)
+    model.eval()
+    dataset, order = every_kind(), [4, 2, 0, 3, 5, 1]
+    rows, masks, features = RowEncoder(model, processor, dataset, batch_size=6, progress=False)(order)
+    with torch.no_grad():
+        whole = model(features=features)
+    for size in (2, 6):
+        same_rows, same_masks, drawn, made = by_size(network, dataset, order, batch_size=size)
+        assert [row["sample_id"] for row in same_rows] == [row["sample_id"] for row in rows]
+        assert all(torch.equal(one, other) for one, other in zip(same_masks, masks, strict=True))
+        assert torch.equal(drawn.row_index, whole.row_index) and len(whole.row_index) > len(rows)
+        torch.testing.assert_close(drawn.mask_logits, whole.mask_logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(drawn.iou_scores, whole.iou_scores, rtol=1e-5, atol=1e-5)
+        # A text has no image, and so nothing of its size.
+        assert made[-1] == ["text"] and made[0] != order and all(len(names) <= size for names in made)
+
+
+def test_auto_is_a_few_rows_on_a_cpu_and_refused_where_batches_are_fixed(tiny):
+    assert RowEncoder(*tiny, every_kind(), batch_size="auto", by_size=True).batch_size == CPU_ROWS
+    with pytest.raises(ValueError, match="give a number"):
+        RowEncoder(*tiny, every_kind(), batch_size="auto")
