@@ -21,7 +21,7 @@ from ..errors import DatasetError
 from ..features.decision import Rows, decide_features
 from ..features.encoding import RowEncoder, Stored, encoder, row_collator, to_model
 from ..features.fingerprint import fingerprint
-from ..features.rows import feature_bytes, row_facts
+from ..features.rows import feature_bytes, item_sizes, row_facts
 from ..features.store import FeatureStore, features_folder
 from ..files import file_name
 from ..mask_logits import mask_probabilities, upsample_mask_logits
@@ -85,7 +85,7 @@ def stored_features(
         sizes = {row.key: (row.images, row.segs) for row in facts}
 
         def need(which: Iterable[str]) -> int:
-            return sum(feature_bytes(model.config, *sizes[key], model.dtype.itemsize) for key in which)
+            return sum(feature_bytes(model.config, *sizes[key], *item_sizes(model)) for key in which)
 
         return Rows(FeatureStore(root(), fingerprint(model, processor)).open(), list(sizes), need)
 

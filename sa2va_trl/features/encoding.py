@@ -22,7 +22,7 @@ from ..models import Sa2VAProcessor
 from ..models.outputs import SegFeatures, join_features
 from ..questions import question_of
 from .packed_masks import PackedMasks, draw_masks
-from .rows import KEY, MASKS_KEY, feature_bytes, view_key
+from .rows import KEY, MASKS_KEY, feature_bytes, item_sizes, view_key
 from .store import FeatureStore
 
 
@@ -39,11 +39,12 @@ def to_model(model: nn.Module, batch: dict) -> dict:
         batch (`dict`): from [`~data.collator.SegCollator`] or [`FeatureCollator`].
 
     Returns:
-        `dict` without what losses are taken against; floating-point tensors in the model's type, others in their own.
+        `dict` without what losses are taken against; floating-point tensors in the VLM's type, others and SAM 2's
+        pixels, which it casts itself, in their own.
     """
     return {
         name: value.to(model.device)
-        if name == "features"
+        if name in ("features", "grounding_pixel_values")
         else value.to(model.device, model.dtype if value.is_floating_point() else None)
         for name, value in batch.items()
         if name not in TARGETS
@@ -80,7 +81,7 @@ def rows_in_memory(model: nn.Module) -> int:
     if model.device.type != "cuda":
         return CPU_ROWS
     quarter = torch.cuda.mem_get_info(model.device)[0] // 4
-    return max(1, min(GPU_ROWS, quarter // feature_bytes(model.config, 1, 1, model.dtype.itemsize)))
+    return max(1, min(GPU_ROWS, quarter // feature_bytes(model.config, 1, 1, *item_sizes(model))))
 
 
 def row_collator(model: nn.Module, processor: Sa2VAProcessor, question: str | None = None) -> SegCollator:

@@ -10,9 +10,9 @@ from rows import every_kind
 from sa2va_trl import SegCollator, tiny_sa2va
 from sa2va_trl.batches import CPU_ROWS
 from sa2va_trl.data import DatasetError
-from sa2va_trl.features.encoding import FeatureCollator, RowEncoder, encoder, unwrapped
+from sa2va_trl.features.encoding import FeatureCollator, RowEncoder, encoder, to_model, unwrapped
 from sa2va_trl.features.fingerprint import fingerprint
-from sa2va_trl.features.rows import KEY, feature_bytes, row_keys, row_sizes
+from sa2va_trl.features.rows import KEY, feature_bytes, item_sizes, row_keys, row_sizes
 from sa2va_trl.features.store import FeatureStore
 from sa2va_trl.models.configuration import SEG_STATES, SUPPORTED_VLMS
 
@@ -90,25 +90,24 @@ def test_losses_and_gradients_from_the_store_are_those_of_the_pixels(tmp_path, f
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * max(scale, 1e-3))
 
 
-def test_half_precision_is_stored_as_it_is(tmp_path):
+@pytest.mark.parametrize("part", ["all", "VLM"])
+def test_half_precision_is_stored_as_it_is(tmp_path, part):
     model, processor = tiny_sa2va(image_size=128)
-    model = model.to(torch.bfloat16).eval()
+    (model if part == "all" else model.vlm).to(torch.bfloat16)
+    model.eval()
     dataset = every_kind()
     store = FeatureStore(tmp_path, fingerprint(model, processor))
     keys = row_keys(dataset, QUESTION, ANSWER)
-
-    def prepare(batch):
-        return {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in batch.items()}
-
-    encode = encoder(model, SegCollator(processor), prepare)
+    encode = encoder(model, SegCollator(processor), lambda batch: to_model(model, batch))
     store.build({key: (dataset, index) for index, key in enumerate(keys)}, encode, 1, progress=False)
     found, _ = store.read(keys[:1])
     expected = encode([dataset[0]])[0]
     for one, other in zip((found.seg_states, *found.pyramid), (expected.seg_states, *expected.pyramid), strict=True):
         assert one.dtype == other.dtype and torch.equal(one, other)
+    assert found.seg_states.dtype == torch.bfloat16 and item_sizes(model) == (2, 2 if part == "all" else 4)
     sizes = row_sizes(dataset)
     for key, (images, segs) in zip(keys, sizes, strict=True):
-        assert store.records[key].size == feature_bytes(model.config, images, segs, 2)
+        assert store.records[key].size == feature_bytes(model.config, images, segs, *item_sizes(model))
 
 
 def test_encoding_leaves_the_model_in_its_mode(tmp_path, tiny):
