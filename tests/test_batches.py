@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa2va_trl import batches
@@ -10,6 +10,7 @@ from sa2va_trl.batches import CPU_ROWS, GPU_ROWS, Batches, like_sized, parse_bat
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 5000), max_size=40), st.integers(1, 9))
 def test_groups_hold_every_row_once_and_little_padding(work, size):
     groups = like_sized(work, size)
