@@ -340,9 +340,7 @@ class SegTrainerMixin(
             given = ["DeepSpeed with mixed precision"] * half
             given += [name for name in ("bf16_full_eval", "fp16_full_eval") if getattr(self.args, name)]
             if given:
-                raise ValueError(
-                    f"{given[0]} casts all weights, and grounding_dtype has no effect: leave one out."
-                )
+                raise ValueError(f"{given[0]} casts all weights, and grounding_dtype has no effect: leave one out.")
 
     def _keep_trained_in_float32(self) -> None:
         # PEFT does so for LoRA only. An update at these learning rates is less than one step of a bfloat16 weight;
