@@ -153,7 +153,7 @@ def predict_averaged(
     members: Sequence[Member],
     dataset: Dataset,
     views: Sequence[View] = (),
-    batch_size: int = 4,
+    batch_size: int | str = 4,
     progress: bool = True,
 ) -> Iterator[tuple[dict, np.ndarray]]:
     """
@@ -165,7 +165,7 @@ def predict_averaged(
         members (`Sequence[Member]`): one or several.
         dataset (`datasets.Dataset`): rows as in [`~data.checks.check_dataset`].
         views (`Sequence[View]`, *optional*): from [`~evaluation.views.parse_views`], besides the image as it is.
-        batch_size (`int`, *optional*, defaults to 4): rows a forward pass.
+        batch_size (`int` or `"auto"`, *optional*, defaults to 4): as there.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
 
     Yields:
@@ -180,9 +180,9 @@ def predict_averaged(
     own = []
     for member in members:
         with member.active() as model:
-            own.append(RowEncoder(model, member.processor, dataset, None, batch_size, False))
+            own.append(RowEncoder(model, member.processor, dataset, None, batch_size, False, by_size=True))
     changed = [[encoder.changed(change) for view in views for change in view.changes] for encoder in own]
-    rows = own[0].dataset
+    rows, batch_size = own[0].dataset, own[0].batch_size
     for encoder in own:
         check_sides((*encoder.collator.questions, *encoder.collator.answers), views)
     check_sides(texts_of(rows), views)

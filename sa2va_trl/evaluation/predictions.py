@@ -11,6 +11,7 @@ from datasets import Dataset
 from PIL import Image
 from torch import nn
 
+from ..batches import AUTO, CPU_ROWS
 from ..data.checks import check_dataset
 from ..data.fit import check_fit
 from ..data.layout import normalize_row
@@ -20,7 +21,7 @@ from ..errors import DatasetError
 from ..features.decision import Rows, decide_features
 from ..features.encoding import RowEncoder, Stored, encoder, row_collator, to_model
 from ..features.fingerprint import fingerprint
-from ..features.rows import feature_bytes, row_facts
+from ..features.rows import feature_bytes, item_sizes, row_facts
 from ..features.store import FeatureStore, features_folder
 from ..files import file_name
 from ..mask_logits import mask_probabilities, upsample_mask_logits
@@ -37,7 +38,7 @@ def stored_features(
     dataset: Dataset,
     cache_features: str = "auto",
     cache_dir: str | os.PathLike | None = None,
-    batch_size: int = 4,
+    batch_size: int | str = 4,
     progress: bool = True,
 ) -> Stored | None:
     """
@@ -50,7 +51,7 @@ def stored_features(
         dataset (`datasets.Dataset`): checked before anything is computed.
         cache_features (`str`, *optional*, defaults to `"auto"`): `"auto"`, `"on"` (computes what is missing), `"off"`.
         cache_dir (`str` or `os.PathLike`, *optional*): of the features; beside the data set by default.
-        batch_size (`int`, *optional*, defaults to 4): rows a pass.
+        batch_size (`int` or `"auto"`, *optional*, defaults to 4): rows a pass; a few with `"auto"`.
         progress (`bool`, *optional*, defaults to `True`): show a bar, and log what was decided.
 
     Returns:
@@ -84,7 +85,7 @@ def stored_features(
         sizes = {row.key: (row.images, row.segs) for row in facts}
 
         def need(which: Iterable[str]) -> int:
-            return sum(feature_bytes(model.config, *sizes[key], model.dtype.itemsize) for key in which)
+            return sum(feature_bytes(model.config, *sizes[key], *item_sizes(model)) for key in which)
 
         return Rows(FeatureStore(root(), fingerprint(model, processor)).open(), list(sizes), need)
 
@@ -95,7 +96,7 @@ def stored_features(
         return None
     store, rows = decision.rows.store, {key: (dataset, index) for index, key in enumerate(keys)}
     encode = encoder(model, collator, lambda batch: to_model(model, batch))
-    store.build(rows, encode, batch_size, decision.rows.need, progress)
+    store.build(rows, encode, CPU_ROWS if batch_size == AUTO else batch_size, decision.rows.need, progress)
     return store, keys
 
 
@@ -103,7 +104,7 @@ def predict_probabilities(
     model: nn.Module,
     processor: Sa2VAProcessor,
     dataset: Dataset,
-    batch_size: int = 4,
+    batch_size: int | str = 4,
     progress: bool = True,
     features: Stored | None = None,
 ) -> Iterator[tuple[dict, np.ndarray]]:
@@ -114,7 +115,8 @@ def predict_probabilities(
         model (`Sa2VAForConditionalGeneration` or `PeftModel`): in evaluation mode afterwards.
         processor (`Sa2VAProcessor`): of the model.
         dataset (`datasets.Dataset`): rows as in [`~data.checks.check_dataset`].
-        batch_size (`int`, *optional*, defaults to 4): rows a forward pass.
+        batch_size (`int` or `"auto"`, *optional*, defaults to 4): rows a batch; as many as memory takes. Those of a
+            batch that are of like size go through the model together.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
         features (*optional*): from [`stored_features`] of the same model and rows; only the mask head runs then.
 
@@ -122,7 +124,7 @@ def predict_probabilities(
         The decoded row and its probabilities, `np.ndarray` of shape `(masks, H, W)`, float32 in [0, 1], at the image's
         own size. Rows without masks are left out.
     """
-    yield from probabilities(RowEncoder(model, processor, dataset, features, batch_size, progress))
+    yield from probabilities(RowEncoder(model, processor, dataset, features, batch_size, progress, by_size=True))
 
 
 @torch.no_grad()

@@ -208,7 +208,8 @@ def _both(
                 second[position] = probabilities_of(router.model, others, position, targets[position])
         elif chosen:
             part = rows.dataset.select([start + position for position in chosen])
-            whole = RowEncoder(router.model, router.processor, part, batch_size=rows.batch_size, progress=False)
+            own = {"batch_size": rows.batch_size, "progress": False, "by_size": True}
+            whole = RowEncoder(router.model, router.processor, part, **own)
             second = {position: found for position, (_, found) in zip(chosen, probabilities(whole), strict=True)}
         for position, value in values.items():
             first = probabilities_of(rows.model, outputs, position, targets[position])
@@ -220,7 +221,7 @@ def predict_routed(
     processor: Sa2VAProcessor,
     router: Router,
     dataset: Dataset,
-    batch_size: int = 4,
+    batch_size: int | str = 4,
     progress: bool = True,
     features: Stored | None = None,
 ) -> Iterator[tuple[dict, np.ndarray]]:
@@ -238,7 +239,7 @@ def predict_routed(
     Yields:
         As there.
     """
-    rows = RowEncoder(model, processor, dataset, features, batch_size, progress)
+    rows = RowEncoder(model, processor, dataset, features, batch_size, progress, by_size=True)
     for row, value, first, second in _both(rows, router, router.is_hard):
         yield {**row, ROUTE: router.route(value)}, first if second is None else second
 
@@ -293,7 +294,7 @@ def fit_router(
     router: Router,
     dataset: Dataset,
     threshold: float = 0.5,
-    batch_size: int = 4,
+    batch_size: int | str = 4,
     progress: bool = True,
     features: Stored | None = None,
     postprocessing: Postprocessing = IDENTITY,
@@ -316,7 +317,7 @@ def fit_router(
         `ValueError`: no row with a mask.
     """
     values, first, second = [], [], []
-    rows = RowEncoder(model, processor, dataset, features, batch_size, progress)
+    rows = RowEncoder(model, processor, dataset, features, batch_size, progress, by_size=True)
     for row, value, one, other in _both(rows, router, lambda value: True):
         values.append(value)
         first.append(score(row, one, threshold, postprocessing=postprocessing)["dice"])

@@ -12,14 +12,17 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..batches import AUTO, CPU_ROWS, GPU_ROWS, Batches
 from ..data.collator import TARGETS, SegCollator, join_pairs
-from ..data.fit import check_fit
+from ..data.fit import check_fit, image_tokens
+from ..data.layout import row_layout
 from ..data.stored import plain_rows
+from ..media.pictures import displayed_size
 from ..models import Sa2VAProcessor
-from ..models.outputs import SegFeatures
+from ..models.outputs import SegFeatures, join_features
 from ..questions import question_of
 from .packed_masks import PackedMasks, draw_masks
-from .rows import KEY, MASKS_KEY, view_key
+from .rows import KEY, MASKS_KEY, feature_bytes, item_sizes, view_key
 from .store import FeatureStore
 
 
@@ -36,11 +39,12 @@ def to_model(model: nn.Module, batch: dict) -> dict:
         batch (`dict`): from [`~data.collator.SegCollator`] or [`FeatureCollator`].
 
     Returns:
-        `dict` without what losses are taken against; floating-point tensors in the model's type, others in their own.
+        `dict` without what losses are taken against; floating-point tensors in the VLM's type, others and SAM 2's
+        pixels, which it casts itself, in their own.
     """
     return {
         name: value.to(model.device)
-        if name == "features"
+        if name in ("features", "grounding_pixel_values")
         else value.to(model.device, model.dtype if value.is_floating_point() else None)
         for name, value in batch.items()
         if name not in TARGETS
@@ -64,6 +68,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def max_positions(model: nn.Module) -> int:
     """The most tokens of a row that a model, or a `PeftModel` around one, has positions for."""
     return model.config.text_config.max_position_embeddings
+
+
+def rows_in_memory(model: nn.Module) -> int:
+    """
+    How many rows are good to have the features of at a time, where memory decides: on a GPU those that take a quarter
+    of what is free.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration` or `PeftModel`): on its device.
+    """
+    if model.device.type != "cuda":
+        return CPU_ROWS
+    quarter = torch.cuda.mem_get_info(model.device)[0] // 4
+    return max(1, min(GPU_ROWS, quarter // feature_bytes(model.config, 1, 1, *item_sizes(model))))
 
 
 def row_collator(model: nn.Module, processor: Sa2VAProcessor, question: str | None = None) -> SegCollator:
@@ -93,9 +111,16 @@ class RowEncoder:
         processor (`Sa2VAProcessor`): of the model.
         dataset (`datasets.Dataset`): rows as in [`~data.checks.check_dataset`].
         features (*optional*): a store and the key of each row, from [`~evaluation.stored_features`].
-        batch_size (`int`, *optional*, defaults to 4): rows a pass.
+        batch_size (`int` or `"auto"`, *optional*, defaults to 4): rows a batch; as many as memory takes.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
         question (`str`, *optional*): template to ask with; by default the model's own, see [`~questions.question_of`].
+        by_size (`bool`, *optional*, defaults to `False`):
+            Let only rows of like size go through the model together, so that a batch may take several passes. Not for
+            a model whose weights are sharded among processes, which have to make as many passes each.
+
+    Raises:
+        `ValueError`: `"auto"` without `by_size`.
+        `DatasetError`: rows that do not fit the model.
     """
 
     def __init__(
@@ -104,12 +129,17 @@ class RowEncoder:
         processor: Sa2VAProcessor,
         dataset: Dataset,
         features: Stored | None = None,
-        batch_size: int = 4,
+        batch_size: int | str = 4,
         progress: bool = True,
         question: str | None = None,
+        by_size: bool = False,
     ):
         self.model, self.bare, self.dataset = model, unwrapped(model), plain_rows(dataset)
-        self.batch_size, self.progress = batch_size, progress
+        if batch_size == AUTO and not by_size:
+            raise ValueError("batch_size=auto is for evaluation; here the rows of a batch are fixed: give a number.")
+        self.passes = Batches(batch_size, self.bare.device) if by_size and features is None else None
+        self.batch_size = rows_in_memory(self.bare) if batch_size == AUTO else batch_size
+        self.progress = progress
         self.collator, self.keys = row_collator(self.bare, processor, question), None
         if features is not None:
             store, self.keys = features
@@ -143,13 +173,30 @@ class RowEncoder:
         """
         numbers = [int(number) for number in numbers]
         rows = [self.dataset[number] for number in numbers]
-        if self.keys is None:
-            batch = self.collator(rows)
-            encoded = self.model(**to_model(self.bare, batch), encode_only=True).features
-        else:
+        if self.keys is not None:
             batch = self.collator([{**row, KEY: self.keys[number]} for row, number in zip(rows, numbers, strict=True)])
-            encoded = batch["features"].to(self.bare.device)
-        return rows, batch["original_masks"], encoded
+            return rows, batch["original_masks"], batch["features"].to(self.bare.device)
+        if self.passes is None:
+            return rows, *self._encode(rows)
+        parts, masks = [], {}
+        work = [self._work(row) for row in rows]
+        for own, (drawn, encoded) in self.passes.run(lambda own: self._encode([rows[row] for row in own]), work):
+            parts.append((own, encoded))
+            masks |= dict(zip(own, drawn, strict=True))
+        return rows, [masks[row] for row in range(len(rows))], join_features(parts)
+
+    def _encode(self, rows: list[dict]) -> tuple[list[torch.Tensor], SegFeatures]:
+        batch = self.collator(rows)
+        encoded = self.model(**to_model(self.bare, batch), encode_only=True).features
+        return batch["original_masks"], encoded
+
+    def _work(self, row: dict) -> int:
+        """Tokens of the images of a row, which its text adds little to."""
+        try:
+            sizes = [displayed_size(image) for image in row_layout(row).images]
+            return sum(image_tokens(self.collator.processor, sizes))
+        except ValueError:  # the collator says of which row, and all that is wrong with it
+            return 0
 
     def batches(self, title: str) -> Iterator[tuple[int, list[dict], list[torch.Tensor], SegFeatures]]:
         """

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from datasets import Dataset
+from torch import nn
 
 from ..data.collator import SegCollator
 from ..data.columns import IDENTIFIERS
@@ -191,7 +192,22 @@ def view_key(key: str, collator: SegCollator, row_index: int) -> str:
     return json_digest(content)[:32]
 
 
-def feature_bytes(config: Sa2VAConfig, images: int, segs: int, itemsize: int) -> int:
+def item_sizes(model: nn.Module) -> tuple[int, int]:
+    """
+    What [`feature_bytes`] takes of a model without autocast.
+
+    Args:
+        model (`Sa2VAForConditionalGeneration` or `PeftModel`): not changed.
+
+    Returns:
+        Bytes of a number in the types of the VLM and of SAM 2.
+    """
+    return model.dtype.itemsize, model.grounding_encoder.dtype.itemsize
+
+
+def feature_bytes(
+    config: Sa2VAConfig, images: int, segs: int, itemsize: int, grounding_itemsize: int | None = None
+) -> int:
     """
     Bytes that the features of one row take.
 
@@ -199,6 +215,7 @@ def feature_bytes(config: Sa2VAConfig, images: int, segs: int, itemsize: int) ->
         config (`Sa2VAConfig`): of the model.
         images, segs (`int`): images and `[SEG]`s of the row.
         itemsize (`int`): bytes of a number in the type that is computed in.
+        grounding_itemsize (`int`, *optional*): in SAM 2, where that has a type of its own.
 
     Returns:
         `int`: exact, but for a few bytes of the line that describes them.
@@ -206,5 +223,6 @@ def feature_bytes(config: Sa2VAConfig, images: int, segs: int, itemsize: int) ->
     side = config.grounding_config.image_size
     fine, middle, coarse = ((side // stride) ** 2 for stride in (4, 8, 16))
     # The neck adds the coarse level up in float32, whatever it computes in.
-    pyramid = config.grounding_config.hidden_dim * (itemsize * (fine + middle) + 4 * coarse)
+    grounding_itemsize = grounding_itemsize or itemsize
+    pyramid = config.grounding_config.hidden_dim * (grounding_itemsize * (fine + middle) + 4 * coarse)
     return images * pyramid + segs * config.text_config.hidden_size * itemsize

@@ -199,6 +199,8 @@ class Sa2VAConfig(PreTrainedConfig):
             Which of a `[SEG]` token's last hidden states its mask is drawn from: `"normed"` is the one after the
             language model's final norm, `"raw"` the last layer's output before it. It is what the weights were
             trained with: `"raw"` for Qwen3-VL as published, `"normed"` for all other families.
+        grounding_dtype (`str`, *optional*):
+            `"float32"` loads SAM 2 and `text_hidden_fcs`, which masks feel, in float32 whatever the rest is loaded in.
     """
 
     model_type = "sa2va"
@@ -222,6 +224,7 @@ class Sa2VAConfig(PreTrainedConfig):
     tracking: str = "soft"
     tracking_trained: bool = True
     seg_state: str = "normed"
+    grounding_dtype: str | None = None
     # PEFT and transformers read it here; `__post_init__` copies the VLM's value, the only one that counts.
     tie_word_embeddings: bool = False
 
@@ -250,6 +253,8 @@ class Sa2VAConfig(PreTrainedConfig):
         check_video_options(self.frame_policy, self.num_frames, self.tracking)
         if self.seg_state not in SEG_STATES:
             raise ValueError(f"seg_state must be one of {', '.join(SEG_STATES)}, got {self.seg_state!r}.")
+        if self.grounding_dtype not in (None, "float32"):
+            raise ValueError(f"grounding_dtype must be float32 or left out, got {self.grounding_dtype!r}.")
         self.tie_word_embeddings = self.vlm_config.tie_word_embeddings
 
     @classmethod

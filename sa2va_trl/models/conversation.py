@@ -173,7 +173,7 @@ class Conversation:
     def _features(self, answers: Answers) -> SegFeatures:
         model = self._model
         if self._pyramid is None:
-            pixels = self._processor.grounding_inputs(self._pictures).to(model.device, model.dtype)
+            pixels = self._processor.grounding_inputs(self._pictures).to(model.device)
             self._pyramid = model.grounding_encoder.encode(pixels)
         image_counts = answers.rows.new_tensor([len(self._pictures)])
         return SegFeatures(answers.seg_states, *pair_masks(answers.rows, image_counts), self._pyramid)

@@ -173,7 +173,7 @@ def track_clip(
         for index, mask_logits, iou_scores in track(
             model.grounding_encoder,
             prompts,
-            lambda index: processor.grounding_inputs([clip[index]]).to(model.device, model.dtype),
+            lambda index: processor.grounding_inputs([clip[index]]).to(model.device),
             total,
             prompted,
             mask_prompt=(result.threshold, result.size) if tracking == "mask_prompt" else None,

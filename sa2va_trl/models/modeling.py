@@ -60,6 +60,8 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         self.text_hidden_fcs = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.grounding_config.hidden_dim), nn.Dropout(0.0)
         )
+        if config.grounding_dtype == "float32":
+            self._keep_in_fp32_modules_strict = ["grounding_encoder", "text_hidden_fcs"]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

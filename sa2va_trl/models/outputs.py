@@ -80,6 +80,29 @@ class SegFeatures:
         return SegFeatures(*map(change, tensors), tuple(map(change, self.pyramid)))
 
 
+def join_features(parts: list[tuple[list[int], SegFeatures]]) -> SegFeatures:
+    """
+    Features of one batch, from those of its parts.
+
+    Args:
+        parts (`list[tuple[list[int], SegFeatures]]`): for each part the rows of the batch that it holds, in its order.
+
+    Returns:
+        `SegFeatures`: masks in the order of the rows; states and pyramid in that of the parts.
+    """
+    if len(parts) == 1 and parts[0][0] == sorted(parts[0][0]):
+        return parts[0][1]
+    columns, segs, images = [], 0, 0
+    for rows, part in parts:
+        row_index = torch.tensor(rows, device=part.row_index.device)[part.row_index]
+        columns.append(torch.stack([part.seg_index + segs, part.image_index + images, row_index]))
+        segs, images = segs + len(part.seg_states), images + len(part.pyramid[0])
+    index = torch.cat(columns, dim=1)
+    index = index[:, torch.argsort(index[2], stable=True)]
+    levels = zip(*(part.pyramid for _, part in parts), strict=True)
+    return SegFeatures(torch.cat([part.seg_states for _, part in parts]), *index, tuple(map(torch.cat, levels)))
+
+
 @dataclass
 class Sa2VAOutput(ModelOutput):
     """

@@ -41,6 +41,7 @@ class PretrainedMixin:
         config: Sa2VAConfig | None = None,
         dtype: str | torch.dtype | None = "auto",
         subfolder: str = "",
+        grounding_dtype: str | None = None,
         **kwargs: Any,
     ) -> "Sa2VAForConditionalGeneration":
         """
@@ -57,6 +58,9 @@ class PretrainedMixin:
                 Of the weights; `"auto"` is what the config says, or else what is stored. A published config may say
                 bfloat16 where the files hold float32: say `"float32"` to have every value as it was published.
             subfolder (`str`, *optional*): of the folder or repository.
+            grounding_dtype (`str`, *optional*, defaults to the config's own):
+                `"float32"` leaves SAM 2 and `text_hidden_fcs` in float32 beside a VLM in half precision. It is saved
+                with the model.
             kwargs:
                 As in transformers: `device_map`, `attn_implementation`, `output_loading_info`, `quantization_config`
                 (bitsandbytes; the language model's layers only, everything else stays as it is; not for a checkpoint
@@ -72,6 +76,8 @@ class PretrainedMixin:
             `ValueError`: an option that has no meaning here.
         """
         if pretrained_model_name_or_path is None:
+            if grounding_dtype is not None:
+                raise ValueError("grounding_dtype is of a checkpoint: without one, set it in the config.")
             return super().from_pretrained(None, *args, config=config, dtype=dtype, **kwargs)
         if "use_flash_attn" in kwargs:
             raise ValueError("use_flash_attn is the remote code's: give attn_implementation='flash_attention_2'.")
@@ -89,6 +95,9 @@ class PretrainedMixin:
         hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
         folder, commit = checkpoint_folder(pretrained_model_name_or_path, subfolder=subfolder, **hub_options)
         config = read_config(folder) if config is None else copy.deepcopy(config)
+        if grounding_dtype not in (None, "float32"):
+            raise ValueError(f"grounding_dtype must be float32 or left out, got {grounding_dtype!r}.")
+        config.grounding_dtype = grounding_dtype or config.grounding_dtype
         try:
             with whole_weights(), torch.device("meta"):
                 skeleton = cls(copy.deepcopy(config))
@@ -141,6 +150,8 @@ class PretrainedMixin:
         Raises:
             `ValueError`: an unknown layout, or an option that it does not take.
         """
+        if self.grounding_encoder.dtype != torch.float32:  # cast since it was loaded
+            self.config.grounding_dtype = None
         if layout == "native":
             earlier = weight_times(save_directory)
             super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)

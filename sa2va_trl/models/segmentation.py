@@ -171,7 +171,7 @@ class SegmentationMixin:
             raise ValueError(f"{counts} do not pair up.")
         requests = make_requests(_user_turns(texts), [[entry] for entry in batch], processor)
         answers = read(self, requests, processor, given, **generate_kwargs)
-        pixels = processor.grounding_inputs(batch).to(self.device, self.dtype)
+        pixels = processor.grounding_inputs(batch).to(self.device)  # (SAM 2 casts them)
         features = self.with_pyramid(answers.seg_states, answers.rows, len(batch), pixels)
         mask_logits, iou_scores = (decode or self.decode_masks)(features)
         results = []

@@ -34,6 +34,8 @@ class ModelArguments:
         model_revision (`str`, *optional*): branch, tag or commit of a Hub id; pin it, published models do change.
         adapter (`str`, *optional*): folder or Hub id of an adapter for it.
         dtype (`str`, *optional*, defaults to `"float32"`): of the weights.
+        grounding_dtype (`str`, *optional*):
+            `"float32"` leaves SAM 2 and `text_hidden_fcs` in float32 beside a VLM in half precision.
         attn_implementation (`str`, *optional*, defaults to `"sdpa"`): of the VLM.
         grounding_image_size (`int`, *optional*):
             Side of SAM 2's square in pixels, in place of the model's own (tiny: 256). No weight depends on it; the
@@ -54,6 +56,10 @@ class ModelArguments:
     adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of an adapter."})
     dtype: str = field(
         default="float32", metadata={"help": "Type of the model's weights: float32, bfloat16 or float16."}
+    )
+    grounding_dtype: str | None = field(
+        default=None,
+        metadata={"help": "float32: SAM 2 and text_hidden_fcs stay so beside a VLM in half precision."},
     )
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "Attention of the VLM: sdpa, flash_attention_2 or eager."}
@@ -86,6 +92,10 @@ class ModelArguments:
             raise ValueError("quantization has no effect on a tiny model, which is small enough as it is.")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {self.dtype!r}.")
+        if self.grounding_dtype not in (None, "float32"):
+            raise ValueError(f"grounding_dtype must be float32 or left out, got {self.grounding_dtype!r}.")
+        if self.grounding_dtype is not None and self.dtype == "float32":
+            raise ValueError("grounding_dtype has no effect with dtype=float32, in which everything is.")
         if self.grounding_image_size is not None and (
             self.grounding_image_size < 64 or self.grounding_image_size % 32
         ):

@@ -176,7 +176,8 @@ def of_trained(training: Training, folder: Path) -> dict:
     model_args = training.part(ModelArguments)
     if (folder / "adapter_config.json").exists():
         return {**of_model(model_args), "adapter": str(folder)}
-    options = {name: getattr(model_args, name) for name in ("dtype", "attn_implementation", "prompt_style")}
+    names = ("dtype", "grounding_dtype", "attn_implementation", "prompt_style")
+    options = {name: getattr(model_args, name) for name in names}
     return {"model_name_or_path": str(folder), **{name: own for name, own in options.items() if own is not None}}
 
 

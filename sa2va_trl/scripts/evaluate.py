@@ -31,6 +31,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 
+from ..batches import AUTO, CPU_ROWS, parse_batch_size
 from ..data.checks import check_dataset
 from ..data.splits import check_no_leakage
 from ..evaluation import predict_probabilities, read_predictions, stored_features
@@ -111,7 +112,12 @@ class EvaluateArguments:
         default="overlap", metadata={"help": "overlap, or all: also topology, boundary, shape, calibration and more."}
     )
     workers: int = field(default=0, metadata={"help": "Processes that score beside this one, with the same scores."})
-    batch_size: int = field(default=8, metadata={"help": "Images in a forward pass."})
+    batch_size: str = field(
+        default="8",
+        metadata={
+            "help": "Images in a forward pass at most, those of like size together; auto: as many as memory takes."
+        },
+    )
     torch_compile: bool = field(default=False, metadata={"help": COMPILING})
     cache_features: str = field(
         default="auto", metadata={"help": "Frozen features: auto (use those that are there), on (compute) or off."}
@@ -145,6 +151,7 @@ class EvaluateArguments:
             raise ValueError(
                 "postprocessing with predictions_dir is of single masks: no hysteresis, nothing of clips."
             )
+        self.batch_size: int | str = parse_batch_size(self.batch_size)
         check_metric_set(self.metrics)
         if self.workers < 0:
             raise ValueError(f"workers must be 0 or more, got {self.workers}.")
@@ -502,7 +509,9 @@ def main() -> None:
         order = [dataset[name] for name in ("sample_id", "structure") if name in dataset.column_names]
         partial = partial_folder(output / PARTIAL, predictor.prints, [*decided, json_digest(order)])
         partial = everywhere(partial)[0]
-    parts = Parts(partial, dataset, 1 if protocol.protocol == "rvos" else args.batch_size)
+    # (The same wherever it is taken up; clips go one at a time.)
+    size = CPU_ROWS if args.batch_size == AUTO else args.batch_size
+    parts = Parts(partial, dataset, 1 if protocol.protocol == "rvos" else size)
     pictures = partial / SAMPLES
     if args.keep_pictures:
         pictures.mkdir(exist_ok=True)

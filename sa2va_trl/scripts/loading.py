@@ -82,7 +82,8 @@ def load_model(args: ModelArguments, merge: bool = False) -> tuple[Model, Sa2VAP
     if args.model_name_or_path in TINY:
         own = {"family": TINY[args.model_name_or_path], "pretrained": args.model_name_or_path == PRETRAINED}
         model, processor = tiny_sa2va(image_size=args.grounding_image_size or 256, **own)
-        model = model.to(getattr(torch, args.dtype))
+        model.config.grounding_dtype = args.grounding_dtype
+        (model if args.grounding_dtype is None else model.vlm).to(getattr(torch, args.dtype))
         model.set_attn_implementation(args.attn_implementation)
     else:
         if (Path(args.model_name_or_path) / ADAPTER_CONFIG).is_file():
@@ -98,6 +99,7 @@ def load_model(args: ModelArguments, merge: bool = False) -> tuple[Model, Sa2VAP
             args.model_name_or_path,
             config=config,
             dtype=args.dtype,
+            grounding_dtype=args.grounding_dtype,
             attn_implementation=args.attn_implementation,
             quantization_config=quantization_config(args.quantization, args.dtype),
             revision=args.model_revision,

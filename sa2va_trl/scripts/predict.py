@@ -21,8 +21,9 @@ The results of an earlier call in `output_dir` are replaced, as soon as all of t
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -31,6 +32,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..batches import AUTO, Batches, parse_batch_size
 from ..data.angiography import generate_video
 from ..data.export.annotated import Annotated
 from ..data.export.folder import WRITERS, Images
@@ -68,6 +70,8 @@ RESULT = "predictions.json"
 # The input that is generated, and which of the runs: pretraining of the tiny model has not seen it.
 SYNTHETIC = "synthetic"
 RUN = {"seed": 20261, "video": 3, "num_frames": 8, "scene": "named"}
+# Pictures and prompts that are looked at for those of like size: so many batches, and not more pixels.
+WINDOW, WINDOW_PIXELS = 4, 100_000_000
 # Of a model that has not learned to track.
 UNTRAINED = (
     "this model's tracking is not trained, so masks are lost between the frames that it is asked about: add "
@@ -113,6 +117,13 @@ class PredictArguments:
             "else as the prompt does."
         },
     )
+    batch_size: str = field(
+        default="1",
+        metadata={
+            "help": "Pictures and prompts at a time at most, those of like size together; auto: as many as memory "
+            "takes. A router, tta and ensemble take one picture after the other, and so do clips."
+        },
+    )
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest answer; 256 by default."})
     per_frame: bool = field(default=False, metadata={"help": "Take each frame of a video as an image of its own."})
     frame_policy: str | None = field(
@@ -153,6 +164,9 @@ class PredictArguments:
         return {"frame_policy": self.frame_policy, "num_frames": self.num_frames, "tracking": self.tracking}
 
     def __post_init__(self):
+        self.batch_size: int | str = parse_batch_size(self.batch_size)
+        if self.batch_size not in (AUTO, 1) and self.is_video and not self.per_frame:
+            raise ValueError("batch_size has no effect on a video that is tracked as a whole: leave it out.")
         if isinstance(self.prompt, str):  # of a YAML, or of Python
             self.prompt = [self.prompt]
         if self.prompt is not None and (not self.prompt or len(set(self.prompt)) < len(self.prompt)):
@@ -184,10 +198,12 @@ class PredictArguments:
 def check_router(args: PredictArguments, router_args: RouterArguments) -> None:
     """
     Raises:
-        `ValueError`: a router without a threshold, or for a video that is tracked as a whole.
+        `ValueError`: a router without a threshold, for a video that is tracked as a whole, or with a `batch_size`.
     """
     if router_args.has_router and router_args.route_threshold is None:
         raise ValueError("A router needs route_threshold; sa2va-trl evaluate can choose one (route_split).")
+    if router_args.has_router and args.batch_size not in (AUTO, 1):
+        raise ValueError("A router sends one picture after the other: leave out batch_size.")
     if router_args.has_router and args.is_video and not args.per_frame:
         raise ValueError("A router sends frames, and a video is tracked as a whole: add per_frame.")
 
@@ -195,10 +211,12 @@ def check_router(args: PredictArguments, router_args: RouterArguments) -> None:
 def check_averaging(args: PredictArguments, router_args: RouterArguments, averaging: AveragingArguments) -> None:
     """
     Raises:
-        `ValueError`: averages beside a router or of a video that is tracked as a whole, or a prompt that a view makes
-            wrong.
+        `ValueError`: averages beside a router, of a video that is tracked as a whole or with a `batch_size`, or a
+            prompt that a view makes wrong.
     """
     averaging.check_router(router_args)
+    if averaging.in_words and args.batch_size not in (AUTO, 1):
+        raise ValueError(f"{averaging.in_words} average one picture after the other: leave out batch_size.")
     if (names := averaging.in_words) and args.is_video and not args.per_frame:
         raise ValueError(f"{names} average the masks of frames, and a video is tracked as a whole: add per_frame.")
     check_sides([*(args.prompt or []), args.answer or ""], averaging.views)
@@ -288,18 +306,73 @@ def segmentations(
             for prompt, result in results.items():
                 yield picture, prompt, result.frame(picture.frame), {}
         return
-    for picture in pictures:
-        for prompt in args.prompt:
-            with named(picture.file if picture.frame is None else f"{picture.file}, frame {picture.frame}"):
-                own, route = {"image": picture.image, "text": prompt, **request}, {}
-                if members:
-                    result = segment_averaged(members, views, **own)
-                elif router is None:
-                    result = model.segment(processor=processor, **own)
-                else:
-                    result, route = router.segment(model, processor, **own)
-            warn(f"{picture.name}, {prompt!r}", result)
-            yield picture, prompt, result, route
+    asked = ((picture, prompt) for picture in pictures for prompt in args.prompt)
+    if router is None and not members:
+        yield from in_batches(model, processor, asked, args.batch_size, request)
+        return
+    for picture, prompt in asked:
+        with named(place(picture)):
+            own, route = {"image": picture.image, "text": prompt, **request}, {}
+            if members:
+                result = segment_averaged(members, views, **own)
+            else:
+                result, route = router.segment(model, processor, **own)
+        warn(f"{picture.name}, {prompt!r}", result)
+        yield picture, prompt, result, route
+
+
+def in_batches(
+    model: Model,
+    processor: Sa2VAProcessor,
+    asked: Iterable[tuple[Picture, str]],
+    batch_size: int | str,
+    request: dict,
+) -> Iterator[tuple[Picture, str, Segmentation, dict]]:
+    """What [`segmentations`] gives of pictures and prompts, in their order; those of like size go together."""
+    batches = Batches(batch_size, model.device)
+
+    def segment(window: list[tuple[Picture, str]], numbers: list[int]) -> list[Segmentation]:
+        pictures, prompts = zip(*(window[number] for number in numbers), strict=True)
+        with named(place(pictures[0])) if len(numbers) == 1 else nullcontext():
+            try:
+                images = [picture.image for picture in pictures]
+                return model.segment(images=images, text=list(prompts), processor=processor, **request)
+            except (ValueError, RuntimeError) as error:
+                if len(numbers) == 1 or isinstance(error, torch.OutOfMemoryError):
+                    raise
+        # One by one, so that the error says of which picture it is.
+        return [result for number in numbers for result in segment(window, [number])]
+
+    for window in windows(asked, WINDOW * batches.most):
+        work = []
+        for picture, _ in window:
+            with named(place(picture)):
+                work.append(processor.num_image_tokens(picture.image.size))
+        results = {}
+        for numbers, own in batches.run(partial(segment, window), work):
+            results |= dict(zip(numbers, own, strict=True))
+        for number, (picture, prompt) in enumerate(window):
+            warn(f"{picture.name}, {prompt!r}", results[number])
+            yield picture, prompt, results[number], {}
+
+
+def windows(asked: Iterable[tuple[Picture, str]], count: int) -> Iterator[list[tuple[Picture, str]]]:
+    """Pictures and prompts, in their order, that are in memory together: so many, and not too many pixels."""
+    window, pixels, latest = [], 0, None
+    for picture, prompt in asked:
+        area, is_new = picture.image.width * picture.image.height, picture is not latest
+        if window and (len(window) == count or (is_new and pixels + area > WINDOW_PIXELS)):
+            yield window
+            window, pixels, is_new = [], 0, True
+        window.append((picture, prompt))
+        pixels, latest = pixels + area * is_new, picture
+    if window:
+        yield window
+
+
+def place(picture: Picture) -> str:
+    """What an error says of where a picture comes from."""
+    return str(picture.file) if picture.frame is None else f"{picture.file}, frame {picture.frame}"
 
 
 @contextmanager

@@ -54,7 +54,8 @@ STEPS = ("stage1", "preferences", "stage2", "mining", "stage3", "grpo", "control
 # What steps learn from, and what they share.
 DECIDED = (
     "model_name_or_path adapter dataset_name synthetic phrase dataset_split dataset_train_split dataset_eval_split "
-    "preferences scores output_dir seed cache_features cache_dir dtype attn_implementation"
+    "preferences scores output_dir seed cache_features cache_dir dtype grounding_dtype "
+    "attn_implementation"
 ).split()
 
 
@@ -227,8 +228,9 @@ def main() -> None:
     if data_args.phrase is not None:
         dataset["phrase"] = data_args.phrase
     loading = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
-    if model_args.prompt_style is not None:
-        loading["prompt_style"] = model_args.prompt_style
+    for name in ("grounding_dtype", "prompt_style"):
+        if getattr(model_args, name) is not None:
+            loading[name] = getattr(model_args, name)
     sizes = {} if (size := model_args.grounding_image_size) is None else {"grounding_image_size": size}
     stored = {"cache_features": args.cache_features}
     if args.cache_features == "on":

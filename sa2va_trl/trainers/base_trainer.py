@@ -311,7 +311,8 @@ class SegTrainerMixin(
         Call at the end of a trainer's constructor.
 
         Raises:
-            `ValueError`: nothing trains, or half-precision weights do; features cannot be cached as asked for.
+            `ValueError`: nothing trains, or half-precision weights do; SAM 2 is to stay in float32 and would not;
+                features cannot be cached as asked for.
             `FeatureError`: there is no room for features.
         """
         args = self.args
@@ -321,6 +322,7 @@ class SegTrainerMixin(
                 "Nothing of the model trains: "
                 + (f"load its adapter with {how}." if isinstance(self.model, PeftModel) else "unfreeze some of it.")
             )
+        self._check_grounding_dtype()
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             self._keep_trained_in_float32()
         self.add_callback(EpochToCollator(self.data_collator))
@@ -331,6 +333,14 @@ class SegTrainerMixin(
         self.prepare_to_save()
         self._tell(self.trainable_summary, shown=True)
         self.setup_features()
+
+    def _check_grounding_dtype(self) -> None:
+        half = self.is_deepspeed_enabled and (self.args.bf16 or self.args.fp16)
+        if self.model.config.grounding_dtype is not None and self.model.dtype != torch.float32:
+            given = ["DeepSpeed with mixed precision"] * half
+            given += [name for name in ("bf16_full_eval", "fp16_full_eval") if getattr(self.args, name)]
+            if given:
+                raise ValueError(f"{given[0]} casts all weights, and grounding_dtype has no effect: leave one out.")
 
     def _keep_trained_in_float32(self) -> None:
         # PEFT does so for LoRA only. An update at these learning rates is less than one step of a bfloat16 weight;

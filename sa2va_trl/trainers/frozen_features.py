@@ -11,7 +11,7 @@ from ..features.decision import Rows, decide_features
 from ..features.encoding import FeatureCollator, encoder
 from ..features.fingerprint import before_the_cut, fingerprint, random_before_the_cut
 from ..features.packed_masks import MASK_COLUMNS, PackedMasks, mask_keys, mask_prints, pack_masks
-from ..features.rows import NumberedRows, View, feature_bytes, row_facts, view_key
+from ..features.rows import NumberedRows, View, feature_bytes, item_sizes, row_facts, view_key
 from ..features.store import FeatureStore, features_folder
 from .callbacks import BuildFeatures
 
@@ -155,9 +155,9 @@ class FrozenFeaturesMixin:
 
     def _feature_need(self, keys) -> int:
         dtype, autocast = self._feature_dtypes
-        itemsize = 2 if autocast or dtype else self.accelerator.unwrap_model(self.model).dtype.itemsize
+        sizes = (2, 2) if autocast or dtype else item_sizes(self.accelerator.unwrap_model(self.model))
         config = self.model.config
-        return sum(feature_bytes(config, *self._feature_sizes[key], itemsize) for key in keys)
+        return sum(feature_bytes(config, *self._feature_sizes[key], *sizes) for key in keys)
 
     def build_features(self) -> None:
         """

@@ -311,7 +311,7 @@ def _inputs(model, batch, cached):
             # (The coarse level is float32 whatever the others are.)
             torch.empty(
                 (images, config.hidden_dim, config.image_size // stride, config.image_size // stride),
-                dtype=torch.float32 if stride == 16 else model.dtype,
+                dtype=torch.float32 if stride == 16 else model.grounding_encoder.dtype,
             )
             for stride in (4, 8, 16)
         )

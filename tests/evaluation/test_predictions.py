@@ -53,7 +53,7 @@ def test_predictions_are_those_of_segment(network):
     assert np.abs(predicted[2][1].mean() - predicted[4][1].mean()) > 1e-4
 
 
-@pytest.mark.parametrize("batch_size", [2, 3, 50])
+@pytest.mark.parametrize("batch_size", [2, 3, 50, "auto"])
 def test_predictions_do_not_depend_on_the_batch_size(network, batch_size):
     dataset = stored([*rows_to_predict()[:3], text_only(), sample("two", TARGET, ~TARGET), *rows_to_predict()[3:]])
     one, several = (

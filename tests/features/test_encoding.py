@@ -8,10 +8,11 @@ from PIL import Image
 from rows import every_kind
 
 from sa2va_trl import SegCollator, tiny_sa2va
+from sa2va_trl.batches import CPU_ROWS
 from sa2va_trl.data import DatasetError
-from sa2va_trl.features.encoding import FeatureCollator, RowEncoder, encoder, unwrapped
+from sa2va_trl.features.encoding import FeatureCollator, RowEncoder, encoder, to_model, unwrapped
 from sa2va_trl.features.fingerprint import fingerprint
-from sa2va_trl.features.rows import KEY, feature_bytes, row_keys, row_sizes
+from sa2va_trl.features.rows import KEY, feature_bytes, item_sizes, row_keys, row_sizes
 from sa2va_trl.features.store import FeatureStore
 from sa2va_trl.models.configuration import SEG_STATES, SUPPORTED_VLMS
 
@@ -89,25 +90,24 @@ def test_losses_and_gradients_from_the_store_are_those_of_the_pixels(tmp_path, f
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * max(scale, 1e-3))
 
 
-def test_half_precision_is_stored_as_it_is(tmp_path):
+@pytest.mark.parametrize("part", ["all", "VLM"])
+def test_half_precision_is_stored_as_it_is(tmp_path, part):
     model, processor = tiny_sa2va(image_size=128)
-    model = model.to(torch.bfloat16).eval()
+    (model if part == "all" else model.vlm).to(torch.bfloat16)
+    model.eval()
     dataset = every_kind()
     store = FeatureStore(tmp_path, fingerprint(model, processor))
     keys = row_keys(dataset, QUESTION, ANSWER)
-
-    def prepare(batch):
-        return {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in batch.items()}
-
-    encode = encoder(model, SegCollator(processor), prepare)
+    encode = encoder(model, SegCollator(processor), lambda batch: to_model(model, batch))
     store.build({key: (dataset, index) for index, key in enumerate(keys)}, encode, 1, progress=False)
     found, _ = store.read(keys[:1])
     expected = encode([dataset[0]])[0]
     for one, other in zip((found.seg_states, *found.pyramid), (expected.seg_states, *expected.pyramid), strict=True):
         assert one.dtype == other.dtype and torch.equal(one, other)
+    assert found.seg_states.dtype == torch.bfloat16 and item_sizes(model) == (2, 2 if part == "all" else 4)
     sizes = row_sizes(dataset)
     for key, (images, segs) in zip(keys, sizes, strict=True):
-        assert store.records[key].size == feature_bytes(model.config, images, segs, 2)
+        assert store.records[key].size == feature_bytes(model.config, images, segs, *item_sizes(model))
 
 
 def test_encoding_leaves_the_model_in_its_mode(tmp_path, tiny):
@@ -164,3 +164,39 @@ def test_rows_may_be_changed_before_they_are_read():
     assert targets[0].shape[-2:] == own[0]["image"].size[::-1] and changed[0].shape[-2:] == (21, 9)
     assert not torch.allclose(encoded.seg_states, other.seg_states)
     assert torch.equal(rows([0])[2].seg_states, encoded.seg_states)  # as they were
+
+
+def by_size(network, dataset, order, **options):
+    """What an encoder makes of the rows in this order, with what is drawn from it, and the rows of its passes."""
+    model, processor = network
+    encode = RowEncoder(model, processor, dataset, progress=False, by_size=True, **options)
+    made, true = [], encode._encode
+    encode._encode = lambda rows: (made.append([row["sample_id"] for row in rows]), true(rows))[1]
+    rows, masks, features = encode(order)
+    with torch.no_grad():
+        return rows, masks, model(features=features), made
+
+
+@pytest.mark.parametrize("family", SUPPORTED_VLMS)
+def test_rows_of_like_size_go_together_and_nothing_else_changes(family):
+    model, processor = network = tiny_sa2va(image_size=128, family=family)
+    model.eval()
+    dataset, order = every_kind(), [4, 2, 0, 3, 5, 1]
+    rows, masks, features = RowEncoder(model, processor, dataset, batch_size=6, progress=False)(order)
+    with torch.no_grad():
+        whole = model(features=features)
+    for size in (2, 6):
+        same_rows, same_masks, drawn, made = by_size(network, dataset, order, batch_size=size)
+        assert [row["sample_id"] for row in same_rows] == [row["sample_id"] for row in rows]
+        assert all(torch.equal(one, other) for one, other in zip(same_masks, masks, strict=True))
+        assert torch.equal(drawn.row_index, whole.row_index) and len(whole.row_index) > len(rows)
+        torch.testing.assert_close(drawn.mask_logits, whole.mask_logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(drawn.iou_scores, whole.iou_scores, rtol=1e-5, atol=1e-5)
+        # A text has no image, and so nothing of its size.
+        assert made[-1] == ["text"] and made[0] != order and all(len(names) <= size for names in made)
+
+
+def test_auto_is_a_few_rows_on_a_cpu_and_refused_where_batches_are_fixed(tiny):
+    assert RowEncoder(*tiny, every_kind(), batch_size="auto", by_size=True).batch_size == CPU_ROWS
+    with pytest.raises(ValueError, match="give a number"):
+        RowEncoder(*tiny, every_kind(), batch_size="auto")

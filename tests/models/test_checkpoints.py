@@ -12,15 +12,18 @@ import torch
 import torch.nn.functional as F
 from families import FAMILIES, LONGROPE, tiny_family
 from peft import LoraConfig
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from sa2va_trl.adapters.peft_model import SegPeftModel, load_adapter
+from sa2va_trl.data.angiography import generate_video
 from sa2va_trl.errors import CheckpointError
 from sa2va_trl.files import written_beside
 from sa2va_trl.models import checkpoints
 from sa2va_trl.models.checkpoints import save_published
+from sa2va_trl.questions import QUESTIONS, ask
 from sa2va_trl.scripts.arguments import ModelArguments
 from sa2va_trl.scripts.loading import load_model
 
@@ -545,3 +548,50 @@ def test_two_sets_of_weights_are_refused(published):
 def test_what_only_the_remote_code_knows_is_refused_with_a_hint(published):
     with pytest.raises(ValueError, match="attn_implementation='flash_attention_2'"):
         Sa2VAForConditionalGeneration.from_pretrained(published[0], use_flash_attn=True)
+
+
+# In two types
+
+PHRASES = ("blood vessel", "catheter", "diaphragm")
+
+
+def drawn(model, processor, frames):
+    """Masks and probabilities of every phrase on every frame alone, and on the frames as a clip."""
+    asked, found = [ask(QUESTIONS[0], phrase) for phrase in PHRASES], []
+    for text in asked:
+        found += model.segment(images=frames, text=text, processor=processor, answer="Sure, [SEG].")
+    found.append(model.segment(video=frames, text=asked[0], processor=processor, answer="Sure, [SEG]."))
+    return [own.masks for own in found], [own.probabilities for own in found]
+
+
+def test_sam2_in_float32_beside_a_vlm_in_half_precision_draws_the_same_masks(tmp_path):
+    model, processor = tiny_sa2va(pretrained=True)
+    model.eval().save_pretrained(tmp_path / "whole")
+    run = generate_video(seed=20261, video=1, num_frames=3, scene="named")
+    frames = [Image.fromarray(frame).convert("RGB") for frame in run.frames]
+    masks, maps = drawn(model, processor, frames)
+    assert all(0.001 < mask.float().mean() < 0.5 for mask in masks)
+    options = {"dtype": "bfloat16", "grounding_dtype": "float32"}
+    half = Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "whole", **options)
+    half.save_pretrained(tmp_path / "half")
+    again = Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "half")  # which says itself what it is in
+    for name, value in again.state_dict().items():
+        kind = torch.bfloat16 if name.startswith("vlm.") else torch.float32
+        assert value.dtype == kind and torch.equal(value, half.state_dict()[name]), name
+        assert torch.equal(value, model.state_dict()[name].to(kind)), name
+    half_masks, half_maps = drawn(again, processor, frames)
+    assert any(not torch.equal(one, other) for one, other in zip(half_maps, maps, strict=True))
+    for one, other in zip(half_masks, masks, strict=True):
+        assert (one & other).sum() >= 0.999 * (one | other).sum()
+    again.to(torch.bfloat16).save_pretrained(tmp_path / "cast")
+    cast = Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "cast")
+    assert cast.config.grounding_dtype is None and cast.grounding_encoder.dtype == torch.bfloat16
+
+
+def test_sam2_s_type_is_float32_or_the_model_s():
+    with pytest.raises(ValueError, match="grounding_dtype must be float32 or left out, got 'float16'"):
+        Sa2VAConfig(grounding_dtype="float16")
+    with pytest.raises(ValueError, match="grounding_dtype must be float32 or left out, got 'float16'"):
+        ModelArguments(dtype="bfloat16", grounding_dtype="float16")
+    with pytest.raises(ValueError, match="grounding_dtype has no effect with dtype=float32"):
+        ModelArguments(grounding_dtype="float32")

@@ -286,6 +286,14 @@ def test_evaluate_averages_over_images_and_models(tmp_path, second, capsys):
     assert (both["dice"] - alone["dice"]).abs().max() > 1e-3
 
 
+def test_scores_do_not_depend_on_the_batch(tmp_path):
+    first = ("--model_name_or_path", "tiny-random", "--grounding_image_size", 64)
+    one, auto = (evaluated(tmp_path, size, *first, "--batch_size", size) for size in ("1", "auto"))
+    pd.testing.assert_frame_equal(one, auto, atol=1e-5)
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, or auto; got '0'"):
+        evaluated(tmp_path, "none", *first, "--batch_size", 0)
+
+
 def test_folds_of_one_base_are_an_ensemble(tmp_path):
     """Adapters: the first as `adapter`, the others as `ensemble`."""
     folds = []

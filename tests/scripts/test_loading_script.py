@@ -45,6 +45,15 @@ def test_a_tiny_model_of_each_family(family):
     assert processor.grounding_image_size == model.config.grounding_config.image_size == 64
 
 
+def test_a_tiny_model_in_two_types():
+    whole, _ = load_model(ModelArguments(model_name_or_path="tiny", grounding_image_size=64))
+    options = {"dtype": "bfloat16", "grounding_dtype": "float32"}
+    model, _ = load_model(ModelArguments(model_name_or_path="tiny", grounding_image_size=64, **options))
+    for name, value in model.state_dict().items():
+        kind = torch.bfloat16 if name.startswith("vlm.") else torch.float32
+        assert value.dtype == kind and torch.equal(value, whole.state_dict()[name].to(kind)), name
+
+
 def test_the_style_of_prompts_is_the_options_the_adapters_or_the_models(tmp_path):
     from peft import get_peft_model
 

@@ -1,10 +1,12 @@
 import json
 import logging
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,8 +24,10 @@ from sa2va_trl.data.readers.entries import Reading
 from sa2va_trl.data.readers.labelme import find_labelme
 from sa2va_trl.evaluation.overlays import object_names
 from sa2va_trl.files import file_name
+from sa2va_trl.media.clips import Picture
 from sa2va_trl.models import processing
 from sa2va_trl.scripts import loading
+from sa2va_trl.scripts import predict as predict_module
 from sa2va_trl.scripts.arguments import ModelArguments, RouterArguments
 from sa2va_trl.scripts.predict import PHRASES, RUN, default_prompts, make_parser
 
@@ -375,6 +379,96 @@ def watch_segment(monkeypatch):
     return clips
 
 
+@pytest.mark.parametrize("answer", ["Sure, [SEG].", None])
+def test_results_do_not_depend_on_the_batch(segment, tmp_path, answer):
+    (tmp_path / "input").mkdir()
+    # (Qwen sees the wide ones with four times as many tokens.)
+    for number, size in enumerate([(64, 48), (300, 40), (60, 50), (50, 60), (310, 44)]):
+        picture(number).resize(size).save(tmp_path / "input" / f"{number}.png")
+    passes, found = [], []
+    segment(lambda true, given: (passes[-1].append([image.width > 100 for image in given["images"]]), true())[1])
+    line = ("--model_name_or_path", "tiny-qwen3_vl", "--grounding_image_size", 64, "--input", tmp_path / "input")
+    line += ("--prompt", *PROMPTS[:2], *(("--answer", answer) if answer else ("--max_new_tokens", 4)))
+    for size in ("1", "3", "auto"):
+        passes.append([])
+        run_task("predict", *line, "--output_dir", tmp_path / size, "--batch_size", size)
+        found.append(json.loads((tmp_path / size / "predictions.json").read_text())["predictions"])
+    assert sorted(passes[0]) == [[False]] * 6 + [[True]] * 4
+    assert passes[1] == [[True] * 3, [True], [False] * 3, [False] * 3]
+    assert passes[2] == [[True] * 4, [False] * 4, [False] * 2]
+    for size, entries in zip(("3", "auto"), found[1:], strict=True):
+        assert len(entries) == 10 and any(entry["objects"] for entry in entries) == (answer is not None)
+        for one, other in zip(found[0], entries, strict=True):
+            scores = [[item.pop("predicted_iou") for item in deepcopy(entry["objects"])] for entry in (one, other)]
+            assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+            assert {**one, "objects": len(scores[0])} == {**other, "objects": len(scores[1])}
+            for name in ("phrase", "mask", "probabilities", "overlay"):
+                assert [item[name] for item in one["objects"]] == [item[name] for item in other["objects"]]
+            for item in one["objects"]:
+                maps = [np.load(tmp_path / name / item["probabilities"]) for name in ("1", size)]
+                assert np.abs(maps[0] - maps[1]).max() < 1e-5
+                masks = [(tmp_path / name / item["mask"]).read_bytes() for name in ("1", size)]
+                assert masks[0] == masks[1]
+
+
+def test_an_error_in_a_batch_is_of_one_picture_and_where_memory_runs_out_fewer_go(predict, segment, tmp_path):
+    (tmp_path / "input").mkdir()
+    for number in range(4):
+        picture(number).save(tmp_path / "input" / f"{number}.png")
+    bad, passes = np.asarray(picture(2)), []
+
+    def failing(true, given):
+        if any(np.array_equal(np.asarray(image), bad) for image in given["images"]):
+            raise RuntimeError("no more")
+        return true()
+
+    def short(true, given):
+        passes.append(len(given["images"]))
+        if passes[-1] > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return true()
+
+    segment(failing)
+    with pytest.raises(RuntimeError, match=r"input/2\.png: no more"):
+        predict(tmp_path / "input", "--batch_size", 4)
+    segment(short)
+    assert len(predict(tmp_path / "input", "--batch_size", 4)) == 4 and passes == [4, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("--batch_size", 0), "batch_size must be a whole number of at least 1, or auto; got '0'"),
+        (("--batch_size", 2, "--tta", "vflip"), "tta average one picture after the other: leave out batch_size"),
+        (("--batch_size", 2, "--router_model", "tiny", "--route_threshold", 0.5), "A router sends one picture"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(predict, tmp_path, line, message):
+    picture().save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=message):
+        predict(tmp_path / "a.png", *line)
+
+
+def test_a_clip_is_one_request(predict, tmp_path):
+    with pytest.raises(ValueError, match="batch_size has no effect on a video that is tracked as a whole"):
+        predict(save_run(tmp_path, "tif", [picture(0), picture(1)]), "--batch_size", 2)
+
+
+def test_what_is_in_memory_together_is_few_pictures_of_few_pixels(monkeypatch):
+    monkeypatch.setattr(predict_module, "WINDOW_PIXELS", 1000)
+    sizes = (30, 30, 30, 30, 2000, 1)
+    pictures = [Picture(str(size), Path("a"), None, Image.new("RGB", (size, 10))) for size in sizes]
+    asked = [(picture, prompt) for picture in pictures for prompt in "ab"]
+    found = list(predict_module.windows(asked, 5))
+    assert [entry for window in found for entry in window] == asked
+    assert [[int(picture.name) for picture, _ in window] for window in found] == [
+        [30] * 5,
+        [30] * 3,
+        [2000] * 2,
+        [1] * 2,
+    ]
+
+
 def test_bad_pictures_of_a_folder_are_reported_together(tmp_path, trained):
     folder = tmp_path / "input"
     folder.mkdir()
@@ -419,7 +513,7 @@ def test_a_generated_angiogram_is_segmented_frame_by_frame(predict, segment, tmp
     asked = []
 
     def watched(true, given):
-        asked.append((np.asarray(given["image"]), given["text"]))
+        asked.extend((np.asarray(image), text) for image, text in zip(given["images"], given["text"], strict=True))
         return true()
 
     segment(watched)

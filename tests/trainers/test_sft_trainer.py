@@ -572,6 +572,27 @@ def test_trained_weights_are_float32_on_a_half_precision_model(tmp_path, data):
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
 
 
+def test_a_head_trains_in_float32_beside_a_vlm_in_half_precision(tmp_path, data):
+    def make(**options):
+        model, processor = tiny_sa2va(image_size=128)
+        model.config.grounding_dtype = "float32"
+        model.vlm.to(torch.bfloat16)
+        common = {"use_cpu": True, "report_to": "none", "trainable": "head", "max_steps": 1, "lm_weight": 0}
+        common |= {"gradient_checkpointing": False, "cache_features": "on", "cache_dir": str(tmp_path / "features")}
+        args = SegSFTConfig(str(tmp_path), **common, **options)
+        return SegSFTTrainer(model=model, args=args, train_dataset=data[0], processing_class=processor)
+
+    with pytest.raises(ValueError, match="bf16_full_eval casts all weights, and grounding_dtype has no effect"):
+        make(bf16_full_eval=True)
+    run = make(bf16=False)
+    before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+    run.train()
+    for name, parameter in run.model.named_parameters():
+        assert parameter.dtype == (torch.bfloat16 if ".vlm." in name else torch.float32), name
+        assert parameter.requires_grad or torch.equal(parameter, before[name]), name
+    assert any(not torch.equal(p, before[name]) for name, p in run.model.named_parameters() if p.requires_grad)
+
+
 def test_column_of_the_trainers_own_is_refused(tmp_path, data):
     with pytest.raises(DatasetError, match="row_index"):
         trainer(tmp_path, (data[0].add_column("row_index", list(range(len(data[0])))), None))
