@@ -222,7 +222,7 @@ def check_protocol(
         "route_split": args.route_split is not None,
         "router_model and router_adapter": router_args.has_router,
         averaging.in_words: bool(averaging.in_words),
-        "batch_size": protocol.protocol == "rvos" and args.batch_size != EvaluateArguments.batch_size,
+        "batch_size": protocol.protocol == "rvos" and str(args.batch_size) != EvaluateArguments.batch_size,
     }
     protocol.check(without, args.predictions_dir is None)
 
