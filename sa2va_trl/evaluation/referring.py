@@ -9,13 +9,14 @@ from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..batches import Batches
 from ..data.layout import normalize_row, read_pictures, row_layout
 from ..data.stored import iter_undecoded, plain_rows
 from ..errors import BadRow, DatasetError
 from ..media.pictures import quiet_pillow
 from ..metrics import Counts, cumulative_iou
 from ..metrics.sets import PRESENCE_METRICS, PROTOCOL_METRICS
-from ..models import Sa2VAProcessor
+from ..models import Sa2VAProcessor, Segmentation
 from .clusters import Clusters
 from .differences import summarize
 from .intervals import interval_of
@@ -147,7 +148,7 @@ def predict_expressions(
     model: nn.Module,
     processor: Sa2VAProcessor,
     dataset: Dataset,
-    batch_size: int = 4,
+    batch_size: int | str = 4,
     progress: bool = True,
     **options: Any,
 ) -> Iterator[tuple[dict, np.ndarray]]:
@@ -157,22 +158,34 @@ def predict_expressions(
     Args:
         model, processor, progress, options: as in [`predict_clips`].
         dataset (`datasets.Dataset`): rows of one image and one phrase.
-        batch_size (`int`, *optional*, defaults to 4): rows that are answered together.
+        batch_size (`int` or `"auto"`, *optional*, defaults to 4): rows that are answered together, at most.
 
     Yields:
         The decoded row and its mask, `np.ndarray` of shape `(1, H, W)`, bool.
     """
     model.eval()
     dataset = plain_rows(dataset)
+    batches = Batches(batch_size, model.device)
+    window = batches.most
     with tqdm(total=len(dataset), desc="predict", unit="image", disable=not progress) as bar:
-        for start in range(0, len(dataset), batch_size):
-            rows = [dataset[number] for number in range(start, min(start + batch_size, len(dataset)))]
+        for start in range(0, len(dataset), window):
+            rows = [dataset[number] for number in range(start, min(start + window, len(dataset)))]
             read = [normalize_row(row) for row in rows]
             texts = [referring_question("refcoco", own["phrases"][0]) for own in read]
             images = [own["images"][0] for own in read]
-            results = model.segment(images=images, text=texts, processor=processor, **options)
-            for row, image, result in zip(rows, images, results, strict=True):
-                masks = result.masks.cpu().numpy()
+
+            def segment(numbers: list[int], images=images, texts=texts) -> list[Segmentation]:
+                asked = {
+                    "images": [images[number] for number in numbers],
+                    "text": [texts[number] for number in numbers],
+                }
+                return model.segment(**asked, processor=processor, **options)
+
+            results = {}
+            for numbers, own in batches.run(segment, [processor.num_image_tokens(image.size) for image in images]):
+                results |= dict(zip(numbers, own, strict=True))
+            for number, (row, image) in enumerate(zip(rows, images, strict=True)):
+                masks = results[number].masks.cpu().numpy()
                 yield row, (masks.any(0) if len(masks) else np.zeros(image.size[::-1], dtype=bool))[None]
                 bar.update()
 

@@ -118,7 +118,7 @@ def protocol_masks(
     model: Model,
     processor: Sa2VAProcessor,
     dataset: Dataset,
-    batch_size: int,
+    batch_size: int | str,
     progress: bool,
     drawing: dict[str, Any],
 ) -> Iterator[tuple[dict, np.ndarray]]:
@@ -129,7 +129,7 @@ def protocol_masks(
         args ([`ProtocolArguments`]): which protocol, and options of clips.
         model (`Sa2VAForConditionalGeneration` or `PeftModel`), processor (`Sa2VAProcessor`): what draws.
         dataset (`datasets.Dataset`): rows.
-        batch_size (`int`): images that are answered together.
+        batch_size (`int` or `"auto"`): images that are answered together, at most.
         progress (`bool`): show a bar.
         drawing (`dict`): `threshold` and `postprocessing`.
 

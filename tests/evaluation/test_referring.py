@@ -35,6 +35,8 @@ def images(tmp_path_factory):
 class Told:
     """A model whose answers are known: it draws what a function says, and keeps what it was asked."""
 
+    device = torch.device("cpu")
+
     def __init__(self, draw):
         self.draw, self.asked = draw, []
 
@@ -106,7 +108,7 @@ def test_images_are_asked_by_expression_and_masks_joined(images):
         return [] if "of [-1]" in text else [moving(0), standing(0)]
 
     model = Told(lambda text: np.array(draw(text)).reshape(-1, HEIGHT, WIDTH))
-    rows = list(predict_expressions(model, None, images, 4, progress=False))
+    rows = list(predict_expressions(model, SimpleNamespace(num_image_tokens=sum), images, "auto", progress=False))
     assert model.asked[0] == "<image>\n Please segment box 0 in this image." and len(rows) == len(images) == 6
     samples = pd.DataFrame([score(row, mask, 0.5, "refcoco") for row, mask in rows])
     both, one, other = (int(own.sum()) for own in (moving(0) | standing(0), moving(0), standing(0)))
