@@ -333,7 +333,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--count_only", action="store_true", help="train nothing: operations and memory of a published size alone")
     args = parser.parse_args(arguments)
-    check(args)
+    try:
+        check(args)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 
