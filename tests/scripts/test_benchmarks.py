@@ -238,6 +238,8 @@ def test_rows_are_timed_part_by_part(monkeypatch, tmp_path, capsys):
     content = json.loads((tmp_path / "data.json").read_text())
     seconds = content["64"]["seconds"]
     assert all(value > 0 for value in seconds.values())
+    assert content["64"]["extra_bytes"].keys() == seconds.keys()
+    assert content["64"]["extra_bytes"]["whole"] >= 4 * 3 * 448**2  # one of the three tiles
     assert content["64"]["rows_per_second_a_core"] == pytest.approx(1 / seconds["whole"])
     assert content["64"]["profile"] and content["64"]["loaders"]["0"]["rows_per_second"] > 0
     assert "step" not in content and "rows a second and core" in capsys.readouterr().out
