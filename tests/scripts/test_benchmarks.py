@@ -176,6 +176,7 @@ def test_a_training_says_what_its_steps_took(monkeypatch, tmp_path, capsys):
     for case in results.values():
         assert len(case["runs"]["seconds_per_step"]) == 2  # the warm-up is not among them
         assert case["seconds_per_step"] == median(case["runs"]["seconds_per_step"]) > case["waiting_seconds_per_step"]
+        assert case["processor_seconds_per_step"] == median(case["runs"]["processor_seconds_per_step"]) > 0
         assert case["samples_per_second"] == pytest.approx(2 / case["seconds_per_step"])
         assert case["tflops"] == pytest.approx(case["tflop_per_step"] / case["seconds_per_step"])
         assert case["utilisation"] == pytest.approx(case["tflops"] / 0.5)
