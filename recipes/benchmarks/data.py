@@ -34,8 +34,9 @@ from sa2va_trl.models.tiny import tiny_tokenizer
 from sa2va_trl.trainers.step_bytes import Batch, step_flops
 
 
-_sizes = runpy.run_path(str(Path(__file__).with_name("memory.py")))
+_sizes, _clocks = (runpy.run_path(str(Path(__file__).with_name(name))) for name in ("memory.py", "inference.py"))
 published, skeleton = _sizes["published"], _sizes["skeleton"]
+peak_memory = _clocks["memory"]
 AUGMENTATION = {"flip": 0.5, "rotation": 15, "scale": 0.1, "shift": 0.05, "gamma": 0.3, "contrast": 0.2}
 ANSWERS = 10  # tokens
 
@@ -60,19 +61,21 @@ def processor_of(tiles: int, side: int) -> Sa2VAProcessor:
     return Sa2VAProcessor(images, tiny_tokenizer(), grounding_image_size=side)
 
 
-def seconds(call: Callable[[], object], repeats: int) -> float:
-    """Median of processor time: other processes of the machine do not count."""
+def taken(call: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Median of processor time, in which other processes do not count, and the most that is added to this one."""
     call()
-    found = []
+    found, extra = [], []
     for _ in range(repeats):
+        before, _ = peak_memory(reset=True)
         start = time.process_time()
         call()
         found.append(time.process_time() - start)
-    return median(found)
+        extra.append(peak_memory()[1] - before)
+    return {"seconds": median(found), "extra_bytes": max(extra)}
 
 
-def parts(size: int, processor: Sa2VAProcessor, repeats: int) -> dict[str, float]:
-    """Seconds of a row on one core: whole, and each part by itself."""
+def parts(size: int, processor: Sa2VAProcessor, repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds and bytes of a row on one core: whole, and each part by itself."""
     data = synthetic_dataset(num_videos=1, frames_per_video=1, size=size)
     stored = next(iter_undecoded(data))[0]
     plain, collator = plain_rows(data), SegCollator(processor)
@@ -93,7 +96,7 @@ def parts(size: int, processor: Sa2VAProcessor, repeats: int) -> dict[str, float
         "masks": lambda: (stack_masks(row["masks"], None), stack_masks(row["masks"], collator.mask_size)),
         "prompt": lambda: processor.encode_chat(chat, blocks),
     }
-    return {name: seconds(call, repeats) for name, call in calls.items()}
+    return {name: taken(call, repeats) for name, call in calls.items()}
 
 
 def profile(size: int, processor: Sa2VAProcessor, repeats: int, most: int = 8) -> list[dict]:
@@ -169,14 +172,18 @@ def main():
     result["about"]["torch"] = torch.__version__
     for size in args.sizes:
         found = parts(size, processor, args.repeats)
-        result[str(size)] = {"seconds": found, "rows_per_second_a_core": 1 / found["whole"]}
+        rate = 1 / found["whole"]["seconds"]
+        result[str(size)] = {
+            key: {name: part[key] for name, part in found.items()} for key in ("seconds", "extra_bytes")
+        }
+        result[str(size)]["rows_per_second_a_core"] = rate
         result[str(size)]["profile"] = profile(size, processor, args.repeats)
         result[str(size)]["loaders"] = {
             str(workers): reading(size, processor, workers, args.rows) for workers in args.workers
         }
-        print(f"\n{size} x {size} pixels, {args.tiles} tiles, {1 / found['whole']:.1f} rows a second and core:")
-        for name, value in found.items():
-            print(f"  {1e3 * value:8.1f} ms  {name}")
+        print(f"\n{size} x {size} pixels, {args.tiles} tiles, {rate:.1f} rows a second and core:")
+        for name, part in found.items():
+            print(f"  {1e3 * part['seconds']:8.1f} ms{part['extra_bytes'] / 2**20:8.0f} MiB  {name}")
         print("  most time in")
         for line in result[str(size)]["profile"]:
             print(f"  {1e3 * line['seconds']:8.1f} ms  {line['function']}")

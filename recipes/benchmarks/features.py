@@ -3,11 +3,13 @@ What frozen features save: an epoch of `trainable: head` from the cache and with
 hard samples, and the mask head's forward and backward passes alone, in turn, on the tiny model; how fast one process
 reads; then what the features of a large model take, from its sizes. Seconds are of this process's processor time,
 which a busy machine changes less than the clock on the wall; with workers, whose time it does not see, of the latter.
+Bytes are what an epoch adds to the process at its peak.
 
     python recipes/benchmarks/features.py --output_dir outputs/features
 """
 
 import argparse
+import runpy
 import statistics
 import tempfile
 import time
@@ -37,25 +39,31 @@ from sa2va_trl.models.grounding import whole_weights
 from sa2va_trl.models.outputs import SegFeatures
 
 
+memory = runpy.run_path(str(Path(__file__).with_name("inference.py")))["memory"]
+
+
 class Epochs(TrainerCallback):
-    """Seconds of each epoch, without what is before the first and after the last step."""
+    """Seconds of each epoch, without what is before the first and after the last step, and the bytes that it adds."""
 
     def __init__(self, clock: Callable[[], float]):
-        self.clock, self.seconds = clock, []
+        self.clock, self.seconds, self.extra_bytes = clock, [], []
 
     def on_epoch_begin(self, args, state, control, **kwargs):
+        self.before, _ = memory(reset=True)
         self.start = self.clock()
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self.seconds.append(self.clock() - self.start)
+        self.extra_bytes.append(memory()[1] - self.before)
 
 
 def epoch(
     mode: str, data, size: int, tiles: int, batch_size: int, workers: int, folder: Path, hard: bool = False
-) -> tuple[float, float]:
+) -> tuple[float, float, int]:
     """
-    Seconds of the second epoch of a run, and of reading its batches alone. (The first warms up; features are computed
-    before it.) On hard samples, every other row is hard, so that an epoch has as many rows as the data set.
+    Seconds of the second epoch of a run, and of reading its batches alone, and bytes of the former. (The first warms
+    up; features are computed before it.) On hard samples, every other row is hard, so that an epoch has as many rows
+    as the data set.
     """
     model, processor = tiny_sa2va(image_size=size, max_patches=tiles)
     clock = time.perf_counter if workers else time.process_time
@@ -93,11 +101,11 @@ def epoch(
     start = clock()
     for _ in run.get_train_dataloader():
         pass
-    return epochs.seconds[-1], clock() - start
+    return epochs.seconds[-1], clock() - start, epochs.extra_bytes[-1]
 
 
-def head_alone(rows: int, size: int, batch_size: int, clock: Callable[[], float]) -> float:
-    """Seconds of the mask head's forward and backward passes over as many rows, of features that are in memory."""
+def head_alone(rows: int, size: int, batch_size: int, clock: Callable[[], float]) -> tuple[float, int]:
+    """Seconds and bytes of the mask head's passes forward and backward over as many rows, of features in memory."""
     model, _ = tiny_sa2va(image_size=size)
     model.requires_grad_(False).train()
     for part in (model.text_hidden_fcs, model.grounding_encoder.mask_decoder):
@@ -109,10 +117,11 @@ def head_alone(rows: int, size: int, batch_size: int, clock: Callable[[], float]
         model.zero_grad()
 
     step()
+    before, _ = memory(reset=True)
     start = clock()
     for _ in range(rows // batch_size):
         step()
-    return clock() - start
+    return clock() - start, memory()[1] - before
 
 
 def large_rows(config: Sa2VAConfig, folder: Path, count: int = 8) -> float:
@@ -229,29 +238,36 @@ def main():
         runs = {"cache": runs["cache"]}
     reads = [f"reading, {name}" for name in runs if "hard" not in name]
     seconds = {name: [] for name in (*runs, "head alone", *reads)}
+    extra = {name: 0 for name in (*runs, "head alone")}
     clock = time.perf_counter if args.workers else time.process_time
     with tempfile.TemporaryDirectory() as folder:
         # In turn, so that a busy machine is busy for all of them.
         for _ in range(args.repeats):
             for name, (mode, hard) in runs.items():
                 sizes = (args.image_size, args.max_patches, args.batch_size, args.workers)
-                whole, reading = epoch(mode, data, *sizes, Path(folder), hard)
+                whole, reading, taken = epoch(mode, data, *sizes, Path(folder), hard)
                 seconds[name].append(whole)
+                extra[name] = max(extra[name], taken)
                 if not hard:
                     seconds[f"reading, {name}"].append(reading)
                 if name == "cache":
-                    seconds["head alone"].append(head_alone(len(data), args.image_size, args.batch_size, clock))
+                    alone, taken = head_alone(len(data), args.image_size, args.batch_size, clock)
+                    seconds["head alone"].append(alone)
+                    extra["head alone"] = max(extra["head alone"], taken)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     overheads = [cache / alone for cache, alone in zip(seconds["cache"], seconds["head alone"], strict=True)]
     rates = {name: len(data) / value for name, value in median.items()}
     result = {
         "seconds": median,
         "rows_per_second": rates,
+        "extra_bytes": extra,
+        "runs": seconds,
         "overhead": statistics.median(overheads),
     }
     print(f"\nAn epoch of {len(data)} rows, tiny model at {args.image_size} pixels, median of {args.repeats}:")
     for name, value in median.items():
-        print(f"  {name:<22}{value:8.3f} s{rates[name]:10.1f} rows a second")
+        taken = f"{extra[name] / 2**30:10.3f} GiB" if name in extra else ""
+        print(f"  {name:<22}{value:8.3f} s{rates[name]:10.1f} rows a second{taken}")
     if not args.cache_only:
         ratios = [without / cache for without, cache in zip(seconds["without"], seconds["cache"], strict=True)]
         result["speed_up"] = statistics.median(ratios)

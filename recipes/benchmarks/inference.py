@@ -307,9 +307,11 @@ def main():
     frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     image = Image.fromarray(frames[0])
     results, first = {}, {}
+    # Compiled, every number of memories (seven at most) may be a new shape.
+    short = frames[: 8 if args.torch_compile else 2]
     for name, function, numbers, media, warm_up, repeats in (
         ("image", segment, (1, 5), {"image": image}, {"image": image}, args.repeats),
-        ("clip", segment, (1, 5), {"video": frames}, {"video": frames[:8]}, args.clip_repeats),
+        ("clip", segment, (1, 5), {"video": frames}, {"video": short}, args.clip_repeats),
         ("answer", answer, args.new_tokens, {"image": image}, {"image": image}, args.repeats),
     ):
         if name not in args.cases:

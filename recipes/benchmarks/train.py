@@ -21,6 +21,7 @@ import os
 import platform
 import runpy
 import tempfile
+import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,24 +65,27 @@ DTYPES = ("float32", "bfloat16")
 
 class Steps(TrainerCallback):
     """
-    Seconds of each step, from the end of the one before, and of these the ones in which it waited for its batch; bytes
-    at the peak of the training. (Features are computed before.)
+    Seconds of each step, from the end of the one before, and of these the ones in which it waited for its batch; those
+    of this process's processor time, which a busy machine changes less; bytes at the peak of the training. (Features
+    are computed before.)
     """
 
     def __init__(self):
-        self.seconds, self.waiting, self.start, self.before, self.peak = [], [], 0.0, 0, 0
+        self.seconds, self.waiting, self.processor, self.before, self.peak = [], [], [], 0, 0
+        self.start, self.processor_start = 0.0, 0.0
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.before, _ = peak_memory(reset=True)
-        self.start = now()
+        self.start, self.processor_start = now(), time.process_time()
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.waiting.append(now() - self.start)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds.append(now() - self.start)
+        self.processor.append(time.process_time() - self.processor_start)
         _, self.peak = peak_memory()
-        self.start = now()
+        self.start, self.processor_start = now(), time.process_time()
 
 
 def sized(args: argparse.Namespace) -> tuple[Sa2VAConfig, Sa2VAProcessor]:
@@ -240,13 +244,14 @@ def measure(args: argparse.Namespace, case: str) -> dict[str, float | dict | Non
         trainer.train()
     if len(clock.seconds) != args.warm_up + args.steps:
         raise RuntimeError(f"{len(clock.seconds)} steps were taken, not {args.warm_up + args.steps}.")
-    timed, waited = clock.seconds[args.warm_up :], clock.waiting[args.warm_up :]
+    timed, waited, processor = (each[args.warm_up :] for each in (clock.seconds, clock.waiting, clock.processor))
     step = median(timed)
     tflops = sizes["tflop_per_step"] / step
     return {
         "computed_in": dtype_of(args, packed),
         "seconds_per_step": step,
         "waiting_seconds_per_step": median(waited),
+        "processor_seconds_per_step": median(processor),
         "samples_per_second": args.batch_size / step,
         # Features stand in for them.
         "tokens_per_second": None if cached else args.batch_size * batch.tokens / step,
@@ -256,7 +261,11 @@ def measure(args: argparse.Namespace, case: str) -> dict[str, float | dict | Non
         "tflops": tflops,
         "utilisation": None if args.peak_tflops is None else tflops / args.peak_tflops,
         **sizes,
-        "runs": {"seconds_per_step": timed, "waiting_seconds_per_step": waited},
+        "runs": {
+            "seconds_per_step": timed,
+            "waiting_seconds_per_step": waited,
+            "processor_seconds_per_step": processor,
+        },
     }
 
 
@@ -279,6 +288,7 @@ COLUMNS = (
     # Of the file, on the screen, its decimals
     ("seconds_per_step", "s a step", 3),
     ("waiting_seconds_per_step", "waiting", 3),
+    ("processor_seconds_per_step", "processor", 3),
     ("samples_per_second", "samples/s", 3),
     ("tokens_per_second", "tokens/s", 0),
     ("peak_gib", "peak GiB", 2),
@@ -333,7 +343,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--count_only", action="store_true", help="train nothing: operations and memory of a published size alone")
     args = parser.parse_args(arguments)
-    check(args)
+    try:
+        check(args)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 

@@ -114,8 +114,8 @@ def test_numbers_of_the_file_belong_together(monkeypatch, tmp_path, capsys):
     turns = [1, 1, 2, 2, 2, 2, 1, 1, 1, 1, 2, 2]
     assert [objects for objects, _ in segmented] == [1, 5, 1, 5, 5, 1, 1, 5] + [1, 5, 1, 5, 5, 1] + [1] + turns
     assert [dimensions for _, dimensions in segmented] == [3] * 8 + [4] * 6 + [3] * 13
-    # Once an image and once a frame, however many objects; and once a dialogue.
-    assert len(encoded) == 8 + 3 * 6 + 13 + 4
+    # Once an image and once a frame, however many objects, where two frames warm up; and once a dialogue.
+    assert len(encoded) == 8 + 2 * 2 + 3 * 4 + 13 + 4
     assert len(generated) == 8 + 13 + 2 + 3 * 3 and set(generated[8:]) == {20}
     # Every given answer is a pass, and of every pair of written ones the one with two passes is.
     assert passes == [*range(14), 16, 18, 19, 21, 24, 26]
@@ -185,6 +185,7 @@ def test_a_training_says_what_its_steps_took(monkeypatch, tmp_path, capsys):
     for case in results.values():
         assert len(case["runs"]["seconds_per_step"]) == 2  # the warm-up is not among them
         assert case["seconds_per_step"] == median(case["runs"]["seconds_per_step"]) > case["waiting_seconds_per_step"]
+        assert case["processor_seconds_per_step"] == median(case["runs"]["processor_seconds_per_step"]) > 0
         assert case["samples_per_second"] == pytest.approx(2 / case["seconds_per_step"])
         assert case["tflops"] == pytest.approx(case["tflop_per_step"] / case["seconds_per_step"])
         assert case["utilisation"] == pytest.approx(case["tflops"] / 0.5)
@@ -225,16 +226,18 @@ def test_a_training_says_what_its_steps_took(monkeypatch, tmp_path, capsys):
         ),
     ],
 )
-def test_options_of_a_training_that_cannot_take_effect_are_refused(monkeypatch, tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_options_of_a_training_that_cannot_take_effect_are_refused(monkeypatch, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit):
         benchmark(monkeypatch, *options, "--output_dir", tmp_path / "output", name="train")
+    assert message in capsys.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_deepspeed_takes_one_case(monkeypatch, tmp_path):
+def test_deepspeed_takes_one_case(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ValueError, match="one of the cases"):
+    with pytest.raises(SystemExit):
         benchmark(monkeypatch, "--output_dir", tmp_path, name="train")
+    assert "one of the cases" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_rows_are_timed_part_by_part(monkeypatch, tmp_path, capsys):
@@ -245,6 +248,22 @@ def test_rows_are_timed_part_by_part(monkeypatch, tmp_path, capsys):
     content = json.loads((tmp_path / "data.json").read_text())
     seconds = content["64"]["seconds"]
     assert all(value > 0 for value in seconds.values())
+    assert content["64"]["extra_bytes"].keys() == seconds.keys()
+    assert content["64"]["extra_bytes"]["whole"] >= 4 * 3 * 448**2  # one of the three tiles
     assert content["64"]["rows_per_second_a_core"] == pytest.approx(1 / seconds["whole"])
     assert content["64"]["profile"] and content["64"]["loaders"]["0"]["rows_per_second"] > 0
     assert "step" not in content and "rows a second and core" in capsys.readouterr().out
+
+
+def test_checkouts_are_compared_pair_by_pair_in_turns():
+    compare = runpy.run_path(str(SCRIPT.with_stem("checkouts")))["compare"]
+    turns, taken = [], {"before": iter([1.0, 2.0, 4.0]), "after": iter([2.0, 2.0, 2.0])}
+
+    def run(name):
+        turns.append(name)
+        return {"seconds": next(taken[name]), "peak_bytes": len(turns)}
+
+    found = compare(lambda: run("before"), lambda: run("after"), repeats=3)
+    assert turns == ["before", "after", "after", "before", "before", "after"]
+    assert found["ratios"] == [2.0, 1.0, 0.5] and found["ratio"] == 1.0 and found["ratio_of_fastest"] == 2.0
+    assert found["before"] == {"seconds": 2.0, "peak_bytes": 5} and found["after"] == {"seconds": 2.0, "peak_bytes": 6}
