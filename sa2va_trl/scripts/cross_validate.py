@@ -167,7 +167,9 @@ def read_evaluation(given: str | dict) -> dict:
             raise ValueError(f"evaluation: sa2va-trl evaluate has no option {name}{hint}")
     line = flags({**options, "model_name_or_path": "MODEL"})  # (that of a fold, which is not there yet)
     try:
-        args, _, _, router_args, averaging = parser.parse_args_into_dataclasses(line, look_for_args_file=False)
+        read = parser.parse_args_into_dataclasses(line, look_for_args_file=False)
+        args, _, _, router_args, averaging, protocol = read
+        evaluate.check_protocol(args, router_args, averaging, protocol)
         evaluate.check_router(args, router_args)
         evaluate.check_averaging(args, router_args, averaging)
     except ValueError as error:

@@ -346,8 +346,8 @@ def test_the_folds_models_are_evaluated_alone_and_together_on_the_test_split(two
 
 def test_values_that_evaluate_cannot_read_are_said_as_it_says_them(tmp_path, steps, capsys):
     with pytest.raises(SystemExit):
-        cross_validate(tmp_path, *configs(tmp_path, A=A), "--evaluation", '{"batch_size": "many"}')
-    assert "argument --batch_size/--batch-size: invalid int value: 'many'" in capsys.readouterr().err
+        cross_validate(tmp_path, *configs(tmp_path, A=A), "--evaluation", '{"workers": "many"}')
+    assert "argument --workers: invalid int value: 'many'" in capsys.readouterr().err
     assert steps.lines == []
 
 
