@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset, concatenate_datasets
 from peft import PeftConfig, PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
@@ -72,6 +73,8 @@ class SegTrainerMixin(
 
     # Of the training rows, where something is known of them.
     largest_row: Largest | None = None
+    # What gradients are clipped of, and the optimizer of the run that it is for.
+    _clipped: tuple[Any, list[torch.nn.Parameter]] = (None, [])
     # Fingerprints of the sets that fit the model, with the trainer's own collators.
     _fitting: frozenset[str] = frozenset()
 
@@ -352,6 +355,17 @@ class SegTrainerMixin(
             )
         for parameter in half:
             parameter.data = parameter.data.float()
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        # Only what trains has gradients, and to walk through a frozen model for it takes longer than to clip. (What
+        # clips itself, such as DeepSpeed, is asked as ever.)
+        if self.accelerator.distributed_type != DistributedType.NO or self._has_mixed_mesh_grads(model):
+            return super()._clip_grad_norm(model)
+        optimizer, clipped = self._clipped
+        if optimizer is not self.optimizer:
+            clipped = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            self._clipped = self.optimizer, clipped
+        return self.accelerator.clip_grad_norm_(clipped, self.args.max_grad_norm)
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = ROW_COLUMNS

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -285,6 +286,27 @@ def test_a_stream_that_comes_later_is_checked_as_it_comes(tmp_path, kind):
         with pytest.raises(DatasetError, match="'later-1' cannot be used: ") as caught:
             run.evaluate(make({}, changed, prefix="later").to_iterable_dataset())
         assert reason in str(caught.value)
+
+
+def test_gradients_of_all_that_trains_are_clipped(tmp_path, monkeypatch):
+    run, norms = trainer(tmp_path, make({}, {}), max_grad_norm=1e-3), []
+    clip = run._clip_grad_norm
+
+    def norm_of(model):
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        return torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+
+    def watched(model):
+        whole = norm_of(model)
+        told = clip(model)
+        norms.append((whole, told.item(), norm_of(model)))
+        return told
+
+    monkeypatch.setattr(run, "_clip_grad_norm", watched)
+    run.train()
+    assert len(norms) == 2 and norms[0][0] > 1e-2
+    for whole, told, left in norms:
+        assert told == pytest.approx(whole, rel=1e-5) and left == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_the_training_set_may_be_evaluated(tmp_path):
