@@ -6,7 +6,8 @@ import re
 SEG_TOKEN = "[SEG]"
 IMAGE_PLACEHOLDER = "<image>"
 # What the processor writes itself. In a text it would stand for an image that is not there, or end the turn.
-RESERVED = re.compile(r"</?img>|<IMG_CONTEXT>|<\|\w+\|>")
+# (Or, of `<vp>`, for a region.)
+RESERVED = re.compile(r"</?img>|</?vp>|<IMG_CONTEXT>|<\|\w+\|>")
 
 
 def reserved_tokens(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from datasets import Dataset, IterableDataset
 
 from ..errors import BadRow, DatasetError
 from ..media.pictures import MAX_PIXELS, file_of, quiet_pillow
-from .columns import check_columns, check_features
+from .columns import REGIONS, check_columns, check_features, mask_mode
 from .known import is_good, remember, row_key
 from .layout import read_pictures, row_layout, row_mask_mode
 from .sightings import remember_sight
@@ -50,8 +50,9 @@ def check_dataset(
         `DatasetError`: If the dataset is empty, lacks columns, or has rows that cannot be trained on: a missing,
             truncated or too large image, or one of several pages; a mask of another size than its image, or whose raw
             pixels are none ([`~media.masks.binary_mask`]); a number of masks other than that of the phrases or of the
-            [SEG]s (times the frames); an empty phrase; malformed `messages`; a `sample_id` that is empty or used
-            twice. An all-zero mask is legal. `problems` holds every bad row.
+            [SEG]s (times the frames); an empty phrase; malformed `messages`; regions of a clip or beyond their image,
+            or empty ones; a `sample_id` that is empty or used twice. An all-zero mask is legal. `problems` holds every
+            bad row.
         `TypeError`: If it is no `datasets.Dataset`.
     """
     if isinstance(dataset, IterableDataset):
@@ -69,13 +70,15 @@ def check_dataset(
 
     first_row: dict[str, int] = {}
     bad, start = [], 0
+    region_mode = mask_mode(dataset.features, REGIONS)
 
     def check(row: dict[str, Any]) -> list[str]:
         layout, mode = row_layout(row), row_mask_mode(row, dataset.features)
-        key = row_key(layout, mode, max_pixels)
+        key = row_key(layout, mode, max_pixels, region_mode)
         if is_good(key):
             return layout.problems
-        problems = read_pictures(layout, mode, max_pixels, keep=False, seen=remember_sight).problems
+        read = read_pictures(layout, mode, max_pixels, keep=False, seen=remember_sight, region_mode=region_mode)
+        problems = read.problems
         if len(problems) == len(layout.problems):
             remember(key)
         return problems

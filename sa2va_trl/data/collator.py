@@ -1,6 +1,8 @@
 """Rows to batches: prompts and teacher-forced answers, tiles, pixels and masks."""
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,9 +14,11 @@ from ..losses import tubed_skeleton
 from ..models.modeling import MASK_TARGETS
 from ..models.processing import Sa2VAProcessor
 from .augment import Augmentation
+from .columns import REGIONS
 from .fit import image_tokens, too_long
 from .layout import bad_row, normalize_row, read_pair, worse_pair
 from .prompts import ANSWERS, QUESTIONS, check_templates, conversation
+from .row_regions import read_region, region_cells
 
 
 # It could be imported from here before it had a file of its own.
@@ -55,7 +59,8 @@ class SegCollator:
     Returns:
         `dict` with
             - `input_ids`, `attention_mask`, `labels` of shape `(batch, tokens)`, right-padded, int64;
-            - the VLM's pixels as [`Sa2VAProcessor.tiles`] gives them; absent when no row has an image;
+            - the VLM's pixels as [`Sa2VAProcessor.tiles`] gives them; absent when no row has an image. With
+            `region_masks` and `region_counts` where a row has regions;
             - `grounding_pixel_values` of shape `(images, 3, S, S)`, float32, and `image_counts` of shape `(batch,)`;
             - `masks` of shape `(masks, mask_size, mask_size)`, uint8 {0, 1}, in the order of the model's masks;
             - `original_masks`, a list with a `(masks of the row, H, W)` uint8 tensor for each row, at its image's
@@ -106,11 +111,20 @@ class SegCollator:
     ) -> tuple[list[Image.Image], list[Image.Image]]:
         """
         Images and masks of a row as the present epoch shows them. Of the masks alone, they are what they would be
-        beside their images.
+        beside their images. A row whose regions would move out of sight is shown as it is.
         """
         if self.augmentation is None:
             return images, masks
-        return self.augmentation(images, masks, self._generator(row, position, stream=0))
+        rng = self._generator(row, position, stream=0)
+        pictures = [*images, *masks]
+        given = (row.get(REGIONS) or []) if pictures and isinstance(self.augmentation, Augmentation) else []
+        regions = [read_region(region, pictures[0].size) for region in given]
+        changed, moved = self.augmentation(images, [*masks, *regions], rng)
+        try:
+            region_cells(self.processor, moved[len(masks) :])
+        except DatasetError:
+            return images, masks
+        return changed, moved[: len(masks)]
 
     def _pick(self, templates, count: int, rng: np.random.Generator) -> list[str]:
         if len(templates) == 1:
@@ -118,12 +132,19 @@ class SegCollator:
         return [templates[index] for index in rng.integers(len(templates), size=count)]
 
     def __call__(self, rows: list[dict]) -> dict:
-        chats, images, counts, masks, pairs = [], [], [], [], []
+        chats, images, counts, masks, pairs, regions = [], [], [], [], [], []
         for position, raw in enumerate(rows):
             row = normalize_row(raw)
+            with _of_row(raw):
+                region_cells(self.processor, row[REGIONS])
             pair, number = self.pair(raw, row["masks"], len(row["images"])), len(row["masks"])
-            row["images"], changed = self.augment(raw, row["images"], [*row["masks"], *pair], position)
-            row["masks"], pair = changed[:number], changed[number:]
+            drawn = [*row["masks"], *pair, *row[REGIONS]]
+            row["images"], changed = self.augment({**raw, REGIONS: row[REGIONS]}, row["images"], drawn, position)
+            row["masks"], pair, row[REGIONS] = (
+                changed[:number],
+                changed[number : number + len(pair)],
+                changed[number + len(pair) :],
+            )
             chat = row["messages"]
             if chat is None:
                 rng = self._generator(raw, position, stream=1)
@@ -136,19 +157,16 @@ class SegCollator:
             counts.append(len(row["images"]))
             masks.append(row["masks"])
             pairs.append(pair)
+            regions.append(row[REGIONS])
 
         for raw, group in zip(rows, images, strict=True):
-            try:
+            with _of_row(raw):
                 image_tokens(self.processor, [image.size for image in group])
-            except DatasetError as error:
-                raise DatasetError(bad_row(raw, [str(error)])) from error
-        pixels, blocks = self._tiles(images)
+        pixels, blocks = self._tiles(images, regions)
         encoded = []
         for raw, chat, block in zip(rows, chats, blocks, strict=True):
-            try:
+            with _of_row(raw):
                 encoded.append(self.processor.encode_chat(chat, block))
-            except ValueError as error:
-                raise DatasetError(bad_row(raw, [str(error)])) from error
             if fault := too_long(len(encoded[-1][0]), self.max_length):
                 raise DatasetError(bad_row(raw, [fault]))
         lengths = torch.tensor([len(ids) for ids, _ in encoded])
@@ -182,10 +200,8 @@ class SegCollator:
         fault = None
         if self.with_pairs is False:
             return []
-        try:
+        with _of_row(raw):
             pair = read_pair(raw, masks[0].size if masks else None)
-        except DatasetError as error:
-            raise DatasetError(bad_row(raw, [str(error)])) from error
         if not pair:
             fault = "chosen_mask and rejected_mask are missing (None)" if self.with_pairs else None
         elif frames != 1:
@@ -198,9 +214,21 @@ class SegCollator:
             raise DatasetError(bad_row(raw, [fault]))
         return pair
 
-    def _tiles(self, images: list[list[Image.Image]]) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+    def _tiles(
+        self, images: list[list[Image.Image]], regions: list[list[Image.Image]]
+    ) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
         # A clip's frames get fewer pixels than a still image.
-        parts = [self.processor.tiles(group, clip=len(group) > 1) for group in images]
+        parts = [
+            self.processor.tiles(group, clip=len(group) > 1, regions=[own] if own else None)
+            for group, own in zip(images, regions, strict=True)
+        ]
+        if any(regions):
+            # Images without regions say so, beside others.
+            side = self.processor.region_side
+            for part, _ in parts:
+                if part and "region_counts" not in part:
+                    part["region_masks"] = torch.zeros((0, side, side), dtype=torch.bool)
+                    part["region_counts"] = torch.zeros(len(part["pixel_values"]), dtype=torch.long)
         pixels = [part for part, _ in parts if part]
         names = pixels[0] if pixels else ()
         # (A batch of one is not copied.)
@@ -208,6 +236,15 @@ class SegCollator:
             pixels[0] if len(pixels) == 1 else {name: torch.cat([part[name] for part in pixels]) for name in names}
         )
         return joined, [blocks for _, blocks in parts]
+
+
+@contextmanager
+def _of_row(raw: dict) -> Iterator[None]:
+    """Whatever is wrong in it is wrong with a row, which is named."""
+    try:
+        yield
+    except ValueError as error:
+        raise DatasetError(bad_row(raw, [str(error)])) from error
 
 
 def preference_pair(row: dict) -> list[Image.Image]:

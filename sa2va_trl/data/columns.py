@@ -17,6 +17,8 @@ PHRASE_COLUMNS = ("phrase", "phrases")
 GROUP_COLUMNS = ("patient_id", "video_id", "sample_id")
 #: A preferred and a rejected mask of a row's one object.
 PAIR_COLUMNS = ("chosen_mask", "rejected_mask")
+#: Regions of a row's image, which its text speaks of as region1, region2 and so on.
+REGIONS = "regions"
 # What tables of scores say a row is.
 IDENTIFIERS = ("sample_id", "patient_id", "video_id", "frame_index")
 #: What every reader of `sa2va_trl.data.readers` returns.
@@ -37,6 +39,13 @@ ACCEPTED_COLUMNS = (
 def is_image_list(feature: Any) -> bool:
     """Whether a feature is a list of images."""
     return isinstance(feature, List | LargeList) and isinstance(feature.feature, Image)
+
+
+def is_box_list(feature: Any) -> bool:
+    """Whether a feature is a list of lists of numbers."""
+    inner = feature.feature if isinstance(feature, List | LargeList) else None
+    number = inner.feature if isinstance(inner, List | LargeList) else None
+    return isinstance(number, Value) and number.dtype.startswith(("int", "uint", "float"))
 
 
 def mask_mode(features: Features | None, column: str) -> str | None:
@@ -97,6 +106,12 @@ def check_features(features: Features, name: str) -> None:
                 f"{name}: column `{column}` is {features[column]}, not a list of images; "
                 f'cast it: dataset.cast_column("{column}", datasets.List(datasets.Image()))'
             )
+    if REGIONS in features and not (is_image_list(features[REGIONS]) or is_box_list(features[REGIONS])):
+        raise DatasetError(
+            f"{name}: column `regions` is {features[REGIONS]}, neither a list of images (masks) nor a list of boxes; "
+            'cast it: dataset.cast_column("regions", datasets.List(datasets.Image())), or for boxes '
+            'datasets.List(datasets.List(datasets.Value("float32")))'
+        )
 
 
 # What could be imported from here before it had a file of its own.

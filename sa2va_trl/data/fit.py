@@ -9,9 +9,10 @@ from datasets import Dataset
 from ..errors import BadRow, DatasetError
 from ..media.pictures import displayed_size, quiet_pillow
 from ..models.processing import Sa2VAProcessor
-from .columns import IMAGE_COLUMNS, PHRASE_COLUMNS
+from .columns import IMAGE_COLUMNS, PHRASE_COLUMNS, REGIONS, mask_mode
 from .layout import Layout, row_layout
 from .prompts import conversation
+from .row_regions import read_region, region_cells
 from .stored import iter_undecoded
 
 
@@ -73,9 +74,10 @@ def too_long(length: int, max_length: int | None) -> str | None:
 
 def check_fit(dataset: Dataset, collator: "SegCollator", name: str = "train_dataset") -> Largest | None:
     """
-    Check that rows fit the model, all at once: images of a size that the VLM takes, and no more tokens than it has
-    positions. No pixel is decoded, and each text is tokenised once. Of rows with a `with_transform`, which may change
-    both, nothing is known before the collator sees them.
+    Check that rows fit the model, all at once: images of a size that the VLM takes, regions of as many cells as it is
+    trained with, and no more tokens than it has positions. No pixel is decoded but those of regions, and each text is
+    tokenised once. Of rows with a `with_transform`, which may change both, nothing is known before the collator sees
+    them.
 
     Args:
         dataset (`datasets.Dataset`): rows that have passed [`~data.checks.check_dataset`].
@@ -90,14 +92,14 @@ def check_fit(dataset: Dataset, collator: "SegCollator", name: str = "train_data
     """
     if dataset.format["type"] == "custom":
         return None
-    wanted = [*IMAGE_COLUMNS, *PHRASE_COLUMNS, "messages", "sample_id"]
+    wanted = [*IMAGE_COLUMNS, *PHRASE_COLUMNS, "messages", "sample_id", REGIONS]
     dataset = dataset.select_columns([column for column in wanted if column in dataset.column_names])
     processor, lengths, bad, position = collator.processor, {}, [], 0
     longest, images, masks = (0, 0), 0, 0
-    one = processor.image_block(1)
+    region_mode = mask_mode(dataset.features, REGIONS)
 
-    def length(messages: list[dict], frames: int = 0) -> int:
-        return len(processor.encode_chat(messages, [one] * frames)[0])
+    def length(messages: list[dict], frames: int = 0, cells: tuple[int, ...] = ()) -> int:
+        return len(processor.encode_chat(messages, [processor.image_block(1, cells)] * frames)[0])
 
     # Each turn is tokenised on its own, so the longest turns make the longest conversation.
     answer = _longest(collator.answers, lambda answer: length([{"role": "assistant", "content": answer}]))
@@ -108,10 +110,16 @@ def check_fit(dataset: Dataset, collator: "SegCollator", name: str = "train_data
 
         return _longest(collator.questions, of)
 
-    def text_length(layout: Layout) -> int:
-        """Of the longest that the templates can make, with one token an image."""
+    def cells_of(layout: Layout, sizes: list[tuple[int, int]]) -> tuple[int, ...]:
+        """Cells of each region; of those that augmentation moves, as many as there can be."""
+        regions = [read_region(region, sizes[0], mode=region_mode) for region in layout.regions]
+        cells = region_cells(processor, regions)
+        return tuple(cells) if collator.augmentation is None else (processor.image_seq_length,) * len(cells)
+
+    def text_length(layout: Layout, cells: tuple[int, ...]) -> int:
+        """Of the longest that the templates can make, with one token an image, and those of its regions."""
         frames = len(layout.images)
-        key = (frames, json.dumps(layout.messages or layout.phrases))
+        key = (frames, cells, json.dumps(layout.messages or layout.phrases))
         if key not in lengths:
             chat = layout.messages
             if chat is None:
@@ -120,7 +128,7 @@ def check_fit(dataset: Dataset, collator: "SegCollator", name: str = "train_data
                 shown = [frames] + [0] * (number - 1)
                 questions = [question(phrase, count) for phrase, count in zip(layout.phrases, shown, strict=True)]
                 chat = conversation(layout.phrases, questions, [answer] * number)
-            lengths[key] = length(chat, frames)
+            lengths[key] = length(chat, frames, cells)
         return lengths[key]
 
     with quiet_pillow():
@@ -128,8 +136,9 @@ def check_fit(dataset: Dataset, collator: "SegCollator", name: str = "train_data
             for row in rows:
                 layout = row_layout(row)
                 try:
-                    counts = image_tokens(processor, [displayed_size(image) for image in layout.images])
-                    tokens = text_length(layout) + sum(counts) - len(counts)
+                    sizes = [displayed_size(image) for image in layout.images]
+                    counts = image_tokens(processor, sizes)
+                    tokens = text_length(layout, cells_of(layout, sizes)) + sum(counts) - len(counts)
                     fault = too_long(tokens, collator.max_length)
                     longest = max(longest, (tokens, sum(counts)))
                     images, masks = max(images, len(layout.images)), max(masks, len(layout.masks))

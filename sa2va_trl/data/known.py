@@ -13,6 +13,8 @@ from typing import Any
 from datasets import Features
 
 from ..media.pictures import MAX_PIXELS
+from ..models.regions import is_box
+from .columns import REGIONS, mask_mode
 from .layout import Layout, row_layout, row_mask_mode
 
 
@@ -50,9 +52,14 @@ def content_key(pictures: Iterable[Any], *options: Any) -> bytes | None:
     return found.digest()
 
 
-def row_key(layout: Layout, mode: str | None, max_pixels: int = MAX_PIXELS) -> bytes | None:
+def row_key(
+    layout: Layout, mode: str | None, max_pixels: int = MAX_PIXELS, region_mode: str | None = None
+) -> bytes | None:
     """As [`content_key`], of all pictures of a row and what [`~data.layout.read_pictures`] says of them."""
-    return content_key([*layout.images, *layout.masks], len(layout.images), mode, max_pixels)
+    drawn = [region for region in layout.regions if not is_box(region)]
+    boxes = [[number, list(region)] for number, region in enumerate(layout.regions) if is_box(region)]
+    pictures = [*layout.images, *layout.masks, *drawn]
+    return content_key(pictures, len(layout.images), len(layout.masks), mode, max_pixels, boxes, region_mode)
 
 
 def is_good(key: bytes | None) -> bool:
@@ -68,4 +75,4 @@ def remember(key: bytes | None) -> None:
 
 def is_good_row(row: dict[str, Any], features: Features) -> bool:
     """Whether [`~data.checks.check_dataset`] has found the pictures of an undecoded row good."""
-    return is_good(row_key(row_layout(row), row_mask_mode(row, features)))
+    return is_good(row_key(row_layout(row), row_mask_mode(row, features), region_mode=mask_mode(features, REGIONS)))

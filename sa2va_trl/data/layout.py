@@ -10,9 +10,10 @@ from ..errors import DatasetError
 from ..media.pictures import MAX_PIXELS, file_of, picture_source, read_image, too_deep
 from ..rewards import dice_reward
 from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN, reserved_tokens
-from .columns import IMAGE_COLUMNS, PAIR_COLUMNS, mask_mode
+from .columns import IMAGE_COLUMNS, PAIR_COLUMNS, REGIONS, mask_mode
 from .masks import decode_mask
 from .prompts import check_messages
+from .row_regions import read_region
 
 
 class Layout(NamedTuple):
@@ -25,6 +26,7 @@ class Layout(NamedTuple):
         phrases (`list` or `None`): one an object; `None` where the row has `messages`.
         messages (`list` or `None`): the conversation.
         problems (`list[str]`): what is wrong with the row.
+        regions (`list`, *optional*): of its image, that the text speaks of: boxes and masks.
     """
 
     images: list
@@ -32,6 +34,7 @@ class Layout(NamedTuple):
     phrases: list | None
     messages: list | None
     problems: list[str]
+    regions: list = []
 
 
 def row_layout(row: dict[str, Any]) -> Layout:
@@ -49,7 +52,7 @@ def row_layout(row: dict[str, Any]) -> Layout:
     problems = []
 
     lists = {}
-    for name in ("images", "masks", "phrases"):
+    for name in ("images", "masks", "phrases", REGIONS):
         value = row.get(name, ())
         if isinstance(value, (str, bytes, dict, PIL.Image.Image)) or not hasattr(value, "__len__"):
             problems.append(f"`{name}` is a {type(value).__name__}, not a list")
@@ -89,14 +92,18 @@ def row_layout(row: dict[str, Any]) -> Layout:
             problems.append("has neither a phrase nor messages")
         objects, unit = len(phrases), "phrases"
 
-    if not images and (masks or messages is None):
+    regions = lists[REGIONS]
+    problems += [f"region{number} is missing (None)" for number, own in enumerate(regions, start=1) if own is None]
+    if len(images) > 1 and regions:
+        problems.append(f"has regions and {len(images)} images: regions are of a single one")
+    if not images and (masks or regions or messages is None):
         problems.append("has no image")
     expected = objects * max(len(images), 1)
     if len(masks) != expected and (phrases or messages is not None):
         relation = "more masks than" if len(masks) > expected else "fewer masks than"
         frames_note = f" x {len(images)} frames = {expected}" if len(images) > 1 else ""
         problems.append(f"{relation} {unit}: {len(masks)} masks, {objects} {unit}{frames_note}")
-    return Layout(images, masks, None if messages is not None else phrases, messages, problems)
+    return Layout(images, masks, None if messages is not None else phrases, messages, problems, regions)
 
 
 def normalize_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -117,6 +124,7 @@ def normalize_row(row: dict[str, Any]) -> dict[str, Any]:
               and frame, object-major (`masks[object * frames + frame]`).
             - `phrases` (list of `str`, or `None`): one an object; None where the row has `messages`.
             - `messages` (list of `dict`, or `None`): as stored; its [SEG]s pair with the masks in order.
+            - `regions` (list of `PIL.Image.Image`): mode `L`, values 0 and 255, drawn boxes among them.
             - `sample_id` (`str` or `None`).
 
     Raises:
@@ -130,6 +138,7 @@ def normalize_row(row: dict[str, Any]) -> dict[str, Any]:
         "masks": layout.masks,
         "phrases": layout.phrases,
         "messages": layout.messages,
+        REGIONS: layout.regions,
         "sample_id": row.get("sample_id"),
     }
 
@@ -222,9 +231,10 @@ def read_pictures(
     max_pixels: int = MAX_PIXELS,
     keep: bool = True,
     seen: Callable[[Any, PIL.Image.Image], object] = lambda image, decoded: None,
+    region_mode: str | None = None,
 ) -> Layout:
     """
-    Read a row's images and masks.
+    Read a row's images, masks and regions.
 
     Args:
         layout (`Layout`): of the row, decoded or not.
@@ -233,9 +243,10 @@ def read_pictures(
         keep (`bool`, *optional*, defaults to `True`):
             Otherwise they are only looked at, one after the other: all frames of a clip at once need memory.
         seen (`Callable`, *optional*): called with each image that is good, as it came and decoded.
+        region_mode (`str`, *optional*): as `mode`, of its regions.
 
     Returns:
-        `Layout` with decoded images and masks, and every fault of theirs behind those that it had.
+        `Layout` with decoded images and masks, regions as masks, and every fault of theirs behind those that it had.
     """
     problems, images, masks, sizes = list(layout.problems), [], [], []
     for number, image in enumerate(layout.images):
@@ -268,7 +279,18 @@ def read_pictures(
         except DatasetError as error:
             where = f" ({file_of(mask)})" if file_of(mask) else ""
             problems.append(f"mask {number}{where} {error}")
-    return layout._replace(images=images, masks=masks, problems=problems)
+    regions = []
+    for number, region in enumerate(layout.regions, start=1):
+        if region is None or size is None or len(sizes) > 1:
+            continue
+        try:
+            decoded = read_region(region, size, max_pixels, region_mode)
+            if keep:
+                regions.append(decoded)
+        except DatasetError as error:
+            where = f" ({file_of(region)})" if file_of(region) else ""
+            problems.append(f"region{number}{where} {error}")
+    return layout._replace(images=images, masks=masks, problems=problems, regions=regions)
 
 
 def row_mask_mode(row: dict[str, Any], features: Features | None) -> str | None:

@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Image, IterableDataset, List
 from ..errors import DatasetError
 from ..media.masks import binary_mask
 from ..media.pictures import file_of, loses_depth
-from .columns import PAIR_COLUMNS, is_image_list
+from .columns import PAIR_COLUMNS, REGIONS, is_image_list
 from .masks import LOST, conversion_fault
 
 
@@ -77,7 +77,7 @@ class _JudgedImage(Image):
         return fault and f"{fault}, before `map` and `filter`"
 
 
-def _judging_steps(steps: Any, masks: frozenset[str] = frozenset({"mask", "masks", *PAIR_COLUMNS})) -> Any:
+def _judging_steps(steps: Any, masks: frozenset[str] = frozenset({"mask", "masks", REGIONS, *PAIR_COLUMNS})) -> Any:
     """
     A copy of a stream's steps (`datasets` has no public way to them) that decodes pictures by [`_JudgedImage`].
     `masks` are the columns of masks as they are called behind the steps.

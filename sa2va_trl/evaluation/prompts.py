@@ -11,9 +11,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.checks import check_dataset
+from ..data.columns import REGIONS
 from ..data.fit import check_fit, image_tokens
 from ..data.layout import normalize_row, row_layout
 from ..data.prompts import ANSWERS, conversation
+from ..data.row_regions import region_cells
 from ..data.stored import iter_undecoded, plain_rows
 from ..errors import DatasetError
 from ..features.encoding import row_collator, to_model
@@ -104,7 +106,11 @@ class AskedRows:
         self.has_foreground |= any(bool(target.any()) for target in targets)
         layouts = [normalize_row(row) for row in rows]
         sizes = [[image.size for image in layout["images"]] for layout in layouts]
-        blocks = [[self.processor.image_block(n) for n in image_tokens(self.processor, own)] for own in sizes]
+        cells = [region_cells(self.processor, layout[REGIONS]) for layout in layouts]
+        blocks = [
+            [self.processor.image_block(n, drawn) for n in image_tokens(self.processor, own)]
+            for own, drawn in zip(sizes, cells, strict=True)
+        ]
         inputs, pyramid, found = to_model(self.model, batch), None, []
         for question in questions:
             texts = to_model(self.model, self._texts(question, layouts, blocks))

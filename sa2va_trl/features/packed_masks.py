@@ -12,11 +12,11 @@ import torch
 from datasets import Dataset
 
 from ..data.collator import SegCollator, stack_masks
-from ..data.columns import IMAGE_COLUMNS, PAIR_COLUMNS, mask_mode
+from ..data.columns import IMAGE_COLUMNS, PAIR_COLUMNS, REGIONS, mask_mode
 from ..data.layout import read_masks
 from ..data.stored import iter_undecoded
 from ..losses import tubed_skeleton
-from .rows import NumberedRows, picture_digest, view_key
+from .rows import NumberedRows, picture_digest, region_digest, view_key
 from .store import RowStore
 
 
@@ -67,7 +67,8 @@ def draw_masks(collator: SegCollator, row: dict) -> DrawnMasks:
 
 def mask_keys(dataset: Dataset) -> list[str]:
     """
-    What tells the masks of rows apart: their pictures, those of a pair among them, and how these are converted.
+    What tells the masks of rows apart: their pictures, those of a pair among them, how these are converted, and the
+    regions of the row, which augmentation keeps in sight.
 
     Args:
         dataset (`datasets.Dataset`): checked rows.
@@ -86,11 +87,14 @@ def mask_keys(dataset: Dataset) -> list[str]:
                 found.update(json.dumps([name, modes[name], len(pictures)]).encode())
                 for picture in pictures:
                     found.update(b"none" if picture is None else picture_digest(picture))
+        if row.get(REGIONS):
+            found.update(region_digest(row[REGIONS]))
         return found.hexdigest()[:32]
 
-    if not columns:
+    read = [*columns, *({REGIONS} & {*dataset.column_names})]
+    if not read:
         return [key({})] * len(dataset)
-    return [key(row) for rows in iter_undecoded(dataset.select_columns(columns)) for row in rows]
+    return [key(row) for rows in iter_undecoded(dataset.select_columns(read)) for row in rows]
 
 
 class PackedMasks(RowStore):

@@ -11,12 +11,13 @@ from datasets import Dataset
 from torch import nn
 
 from ..data.collator import SegCollator
-from ..data.columns import IDENTIFIERS
+from ..data.columns import IDENTIFIERS, REGIONS
 from ..data.layout import Layout, normalize_row, row_layout
 from ..data.prompts import conversation
 from ..data.stored import iter_undecoded
 from ..errors import DatasetError
 from ..models.configuration import Sa2VAConfig
+from ..models.regions import is_box
 from ..tokens import SEG_TOKEN
 from .fingerprint import json_digest
 
@@ -34,7 +35,7 @@ class RowFacts(NamedTuple):
     Args:
         images, segs (`int`): its images and `[SEG]`s.
         key (`str`):
-            What tells its features apart: rows with the same images and the same text have one key; their masks and
+            What tells its features apart: rows with the same images, regions and text have one key; their masks and
             identifiers play no part.
         digest (`str` or `None`): what tells it apart in whole: images, text, masks and identifiers.
     """
@@ -90,6 +91,8 @@ def _key(layout: Layout, question: str, answer: str) -> str:
         number = len(layout.phrases)
         chat = conversation(layout.phrases, [question] * number, [answer] * number)
     found.update(json.dumps(chat, sort_keys=True).encode())
+    if layout.regions:  # (older stores stay good)
+        found.update(region_digest(layout.regions))
     return found.hexdigest()[:32]
 
 
@@ -106,6 +109,15 @@ def picture_digest(picture: dict) -> bytes:
     """SHA-256 of the bytes of an undecoded picture, wherever they are."""
     stored = picture["bytes"] if picture["bytes"] is not None else Path(picture["path"]).read_bytes()
     return hashlib.sha256(stored).digest()
+
+
+def region_digest(regions: list) -> bytes:
+    """SHA-256 that tells the regions of an undecoded row apart, boxes and masks, in their order."""
+    parts = (
+        json.dumps([float(value) for value in region]).encode() if is_box(region) else picture_digest(region)
+        for region in regions
+    )
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def _segs(layout: Layout) -> int:
@@ -169,9 +181,11 @@ class View:
 
     def __getitem__(self, index: int) -> dict:
         row = self.dataset[index]
-        images, _ = self.collator.augment(row, normalize_row(row)["images"], [])
+        read = normalize_row(row)
+        images, regions = self.collator.augment(row, read["images"], read[REGIONS])
         # (Masks play no part in features.)
-        return {**row, **({"image": images[0]} if row.get("image") is not None else {"images": images})}
+        shown = {"image": images[0]} if row.get("image") is not None else {"images": images}
+        return {**row, **shown, REGIONS: regions}
 
 
 def view_key(key: str, collator: SegCollator, row_index: int) -> str:

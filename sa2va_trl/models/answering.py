@@ -1,6 +1,7 @@
 """Requests answered: token ids in, answers and the states at their `[SEG]` tokens out."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +30,7 @@ _OTHER_RETURNS = (
     "output_scores",
 )
 _OWN_INPUTS = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "pixel_values", "image_grid_thw")
-_OWN_INPUTS += ("cache", "past_key_values", "position_ids")
+_OWN_INPUTS += ("cache", "past_key_values", "position_ids", "region_masks", "region_counts")
 
 
 class Requests(NamedTuple):
@@ -63,7 +64,11 @@ class Answers(NamedTuple):
 
 
 def make_requests(
-    conversations: list[list[dict]], groups: list[list[Image.Image]], processor: Sa2VAProcessor, clip: bool = False
+    conversations: list[list[dict]],
+    groups: list[list[Image.Image]],
+    processor: Sa2VAProcessor,
+    clip: bool = False,
+    regions: Sequence[Sequence[Any]] | None = None,
 ) -> Requests:
     """
     Tile and tokenise.
@@ -73,11 +78,12 @@ def make_requests(
         groups (`list[list[PIL.Image.Image]]`): the images of each.
         processor (`Sa2VAProcessor`): of the model.
         clip (`bool`, *optional*, defaults to `False`): the images of a conversation are frames of a clip.
+        regions (`Sequence[Sequence]`, *optional*): of each image, see `Sa2VAProcessor.tiles`.
 
     Raises:
-        `ValueError`: as `Sa2VAProcessor.encode_chat`.
+        `ValueError`: as `Sa2VAProcessor.encode_chat` and `Sa2VAProcessor.tiles`.
     """
-    pixels, blocks = processor.tiles([image for group in groups for image in group], clip=clip)
+    pixels, blocks = processor.tiles([image for group in groups for image in group], clip=clip, regions=regions)
     remaining = iter(blocks)
     parts = [[next(remaining) for _ in group] for group in groups]
     prompts = [processor.encode_chat(chat, part)[0] for chat, part in zip(conversations, parts, strict=True)]

@@ -44,9 +44,10 @@ def encode_chat(
         labels.extend(ids if learned else [IGNORED] * len(ids))
 
     official = opening is not None
-    # What stands between two images, and between the last one and a text that does not say where it is.
-    newline = "" if official else "\n"
-    texts = _placed([(message["role"], text_of(message, newline)) for message in messages], image_blocks, official)
+    # What stands between images and a text that does not say where they are. (The clause of regions has it already.)
+    newline = "" if official or (image_blocks and image_blocks[-1].endswith("\n")) else "\n"
+    texts = [(message["role"], text_of(message, newline)) for message in messages]
+    texts = _placed(texts, image_blocks, newline, official)
     if official and (not messages or messages[0]["role"] != "system"):
         add(opening)
     for position, (message, text) in enumerate(zip(messages, texts, strict=True)):
@@ -110,7 +111,7 @@ def text_of(message: dict, newline: str = "\n") -> str:
     return content
 
 
-def _placed(texts: list[tuple[str, str]], blocks: list[str], official: bool) -> list[str]:
+def _placed(texts: list[tuple[str, str]], blocks: list[str], newline: str, official: bool) -> list[str]:
     """The texts of all turns, the user's with the blocks of the images that have their place there."""
     marked = sum(text.count(IMAGE_PLACEHOLDER) for role, text in texts if role == "user")
     if fault := places_fault(marked, len(blocks)):
@@ -122,7 +123,7 @@ def _placed(texts: list[tuple[str, str]], blocks: list[str], official: bool) -> 
     for position, (role, text) in enumerate(texts):
         if role == "user":
             if blocks and not marked and position == first_user:
-                text = IMAGE_PLACEHOLDER + ("" if official else "\n") + text
+                text = IMAGE_PLACEHOLDER + newline + text
             pieces = text.split(IMAGE_PLACEHOLDER)
             own = [next(waiting) for _ in pieces[1:]]
             if official:  # in front of the turn that marks them

@@ -1,6 +1,7 @@
 """Dialogues with masks: one question after the other, each read on from where the last one ended."""
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ class Conversation:
         drawing ([`~models.drawing.Drawing`]): how masks are made.
         image, images, video: see `chat`.
         clip_options ([`~models.drawing.ClipOptions`]): of a video.
+        regions (`Sequence`, *optional*): of `image`, see `chat`.
 
     Attributes:
         messages (`list[dict]`): `{"role", "content"}` of all turns so far; an answer's text is without its end marker.
@@ -56,9 +58,12 @@ class Conversation:
         images: list[Given] | None,
         video: list[Given] | np.ndarray | str | os.PathLike | None,
         clip_options: ClipOptions,
+        regions: Sequence[Any] | None = None,
     ):
         if sum(given is not None for given in (image, images, video)) > 1:
             raise ValueError("chat takes one of `image`, `images` and `video`, or none of them.")
+        if regions is not None and image is None:
+            raise ValueError("chat takes regions with `image` only: which of several images region1 is of, none says.")
         if is_deepspeed_zero3_enabled():
             raise ValueError(
                 "With ZeRO-3 all processes run the same passes, which the turns of a conversation do not: load the "
@@ -70,6 +75,7 @@ class Conversation:
         self._prefix = PrefixCache(processor.image_token_id)
         self._ids: list[int] = []  # of the whole conversation, the latest answer's end marker included
         self._pixels: dict[str, torch.Tensor] = {}
+        self._regions = None if regions is None else [regions]
         self._clip, self._pyramid, self._sizes = None, None, None
         if video is not None:
             self._options = clip_options.of(model.config)
@@ -111,7 +117,8 @@ class Conversation:
             raise ValueError("`messages` must be a question, or a list of {'role', 'content'}.")
         if messages[-1]["role"] != "user":
             raise ValueError("`messages` must end with a user turn, which is answered.")
-        requests = make_requests([messages], [self._pictures], self._processor, clip=self._clip is not None)
+        clip, groups = self._clip is not None, [self._pictures]
+        requests = make_requests([messages], groups, self._processor, clip=clip, regions=self._regions)
         return self._answer(list(messages), requests, answer, **generate_kwargs)
 
     @torch.no_grad()

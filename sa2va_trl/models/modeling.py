@@ -1,4 +1,4 @@
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .outputs import (
 )
 from .pretrained import PretrainedMixin
 from .quantization import UNQUANTISED  # noqa: F401  (defined here once)
+from .regions import fed_regions
 from .segmentation import SegmentationMixin
 
 
@@ -125,6 +126,8 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
+        region_masks: torch.Tensor | None = None,
+        region_counts: torch.LongTensor | None = None,
     ) -> torch.Tensor:
         """
         The language model's hidden states after its final norm.
@@ -136,11 +139,19 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
                 Of all images in order, as [`Sa2VAProcessor.tiles`] gives them: `(tiles, 3, size, size)` for InternVL,
                 `(patches, values of a patch)` for Qwen.
             image_grid_thw (`torch.LongTensor` of shape `(images, 3)`, *optional*): with Qwen's `pixel_values`.
+            region_masks (`torch.Tensor` of shape `(regions, side, side)`, bool, *optional*):
+                Of InternVL's images: the cells of all regions that the text speaks of, in order.
+            region_counts (`torch.LongTensor` of shape `(tiles,)`, *optional*):
+                With `region_masks`: how many of them are of each tile, see [`~models.regions.with_regions`].
 
         Returns:
             `torch.Tensor` of shape `(batch, tokens, D)`.
+
+        Raises:
+            `ValueError`: regions without images, or of Qwen, or that do not go with the tiles.
         """
-        return self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)[0]
+        regions = (region_masks, region_counts)
+        return self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw, *regions)[0]
 
     def states_to_segment(
         self,
@@ -148,6 +159,8 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
+        region_masks: torch.Tensor | None = None,
+        region_counts: torch.LongTensor | None = None,
         cache: Cache | None = None,
     ) -> torch.Tensor:
         """
@@ -155,7 +168,7 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         (`config.seg_state`).
 
         Args:
-            input_ids, attention_mask, pixel_values, image_grid_thw: see `hidden_states`.
+            input_ids, attention_mask, pixel_values, image_grid_thw, region_masks, region_counts: see `hidden_states`.
             cache (`Cache`, *optional*):
                 Keys and values of what stands before `input_ids`, to which theirs are added. Images in it have been
                 read, so that their pixels are not given again.
@@ -163,7 +176,8 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         Returns:
             `torch.Tensor` of shape `(batch, tokens, D)`.
         """
-        return self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw, cache)[1]
+        regions = (region_masks, region_counts)
+        return self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw, *regions, cache)[1]
 
     def _last_states(
         self,
@@ -171,10 +185,13 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         attention_mask: torch.Tensor | None,
         pixel_values: torch.Tensor | None,
         image_grid_thw: torch.LongTensor | None,
+        region_masks: torch.Tensor | None = None,
+        region_counts: torch.LongTensor | None = None,
         cache: Cache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`hidden_states`, which language logits are made of, and those that `[SEG]` tokens are read from."""
         length = input_ids.shape[1]
+        regions = self._regions(pixel_values, region_masks, region_counts)
         if pixel_values is None and cache is None and self.must_run_everything:
             # An empty image behind the padding of the first row, where nothing sees it. Running the vision tower by
             # itself would not do: ZeRO-3 wants the modules of all ranks in one order.
@@ -192,7 +209,7 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         if self.config.seg_state == "raw":
             norm = self.vlm.model.language_model.norm
             hook = norm.register_forward_pre_hook(lambda _, args: raw.append(args[0]), prepend=True)
-        with torch.set_grad_enabled(trains), hook:
+        with torch.set_grad_enabled(trains), hook, regions:
             outputs = self.vlm.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -214,6 +231,21 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
             return {}
         kinds = (input_ids == self.config.image_token_id).int()
         return {"image_grid_thw": image_grid_thw, "mm_token_type_ids": kinds}
+
+    def _regions(
+        self,
+        pixel_values: torch.Tensor | None,
+        region_masks: torch.Tensor | None,
+        region_counts: torch.LongTensor | None,
+    ) -> AbstractContextManager[None]:
+        """A context in which the VLM reads regions of its images, if there are any."""
+        if region_masks is None and region_counts is None:
+            return nullcontext()
+        if self.config.vlm_config.model_type != "internvl":
+            raise ValueError("Regions are InternVL's: Sa2VA on Qwen was neither trained with them nor takes them.")
+        if pixel_values is None:
+            raise ValueError("region_masks are of images: pass their `pixel_values`.")
+        return fed_regions(self.vlm.model.multi_modal_projector, region_masks, region_counts)
 
     def _empty_image(self, device: torch.device) -> tuple[torch.Tensor, torch.LongTensor | None, int]:
         """The VLM's pixels of its smallest black image, their grid, and the number of placeholder tokens."""
@@ -293,6 +325,8 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         grounding_pixel_values: torch.Tensor | None = None,
         image_counts: torch.LongTensor | None = None,
         image_grid_thw: torch.LongTensor | None = None,
+        region_masks: torch.Tensor | None = None,
+        region_counts: torch.LongTensor | None = None,
     ) -> SegFeatures:
         """
         The costly half: hidden states at the `[SEG]` tokens (each token's own position, `config.seg_state`) and SAM
@@ -301,7 +335,7 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         An image goes through SAM 2's encoder once, however many `[SEG]` its row has.
 
         Args:
-            input_ids, attention_mask, pixel_values, image_grid_thw: see `hidden_states`.
+            input_ids, attention_mask, pixel_values, image_grid_thw, region_masks, region_counts: see `hidden_states`.
             grounding_pixel_values (`torch.Tensor` of shape `(images, 3, S, S)`, *optional*): SAM 2's pixels.
             image_counts (`torch.LongTensor` of shape `(batch,)`, *optional*):
                 Images of each row: 0 for text only, 1 for an image, the frames of a clip. Defaults to one each.
@@ -310,9 +344,11 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
             `SegFeatures`.
 
         Raises:
-            `ValueError`: images and rows do not pair up and `image_counts` was not given.
+            `ValueError`: images and rows do not pair up and `image_counts` was not given; or as `hidden_states`.
         """
-        _, states = self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)
+        _, states = self._last_states(
+            input_ids, attention_mask, pixel_values, image_grid_thw, region_masks, region_counts
+        )
         return self._at_seg(input_ids, states, grounding_pixel_values, image_counts)
 
     def mask_prompts(self, seg_states: torch.Tensor) -> torch.Tensor:
@@ -410,6 +446,8 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         prompts: torch.Tensor | None = None,
         encode_only: bool = False,
         output_candidates: bool = False,
+        region_masks: torch.Tensor | None = None,
+        region_counts: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> Sa2VAOutput:
         """
@@ -421,7 +459,7 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
         (`output_candidates`) and masks of other prompts than the model's own (`prompts`).
 
         Args:
-            input_ids, attention_mask, pixel_values, image_grid_thw: see `hidden_states`.
+            input_ids, attention_mask, pixel_values, image_grid_thw, region_masks, region_counts: see `hidden_states`.
             grounding_pixel_values, image_counts: see `encode`.
             labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): -100 where nothing is to be learned.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
@@ -464,7 +502,9 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
             raise ValueError("output_candidates has no effect with encode_only=True, which draws no masks.")
         if input_ids is None:
             raise ValueError("The model needs `input_ids`, or the `features` of an earlier `encode`.")
-        states, seg_states = self._last_states(input_ids, attention_mask, pixel_values, image_grid_thw)
+        states, seg_states = self._last_states(
+            input_ids, attention_mask, pixel_values, image_grid_thw, region_masks, region_counts
+        )
         features = self._at_seg(input_ids, seg_states, grounding_pixel_values, image_counts)
         if encode_only:
             return Sa2VAOutput(seg_states=features.seg_states, row_index=features.row_index, features=features)
@@ -484,7 +524,11 @@ class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrain
     def generate(
         self, inputs: torch.LongTensor | None = None, *args: Any, **kwargs: Any
     ) -> torch.LongTensor | ModelOutput:
-        """The VLM's own `generate`, with the positions of `hidden_states`. SAM 2 takes no part in it."""
+        """
+        The VLM's own `generate`, with the positions and the regions of `hidden_states`. SAM 2 takes no part in it.
+        """
         input_ids = kwargs.pop("input_ids", inputs)
         kwargs |= self._grid_inputs(input_ids, kwargs.get("image_grid_thw"))
-        return self.vlm.generate(input_ids, *args, **kwargs)
+        regions = (kwargs.pop("region_masks", None), kwargs.pop("region_counts", None))
+        with self._regions(kwargs.get("pixel_values"), *regions):
+            return self.vlm.generate(input_ids, *args, **kwargs)

@@ -1,7 +1,8 @@
 """Text and images as the model takes them."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from .pixels import (
 )
 from .published import is_published
 from .published_files import read_published_processor, save_published_processor
+from .regions import REGION_END, REGION_START, image_regions, region_clause
 from .templates import (
     CHATML,  # noqa: F401  (defined here once)
     OFFICIAL_CONTENT,
@@ -294,8 +296,43 @@ class Sa2VAProcessor(ProcessorMixin):
             return {"eos_token_id": [stop[0] for stop in ids]}
         return {"stop_strings": list(self.stop_strings), "tokenizer": self.tokenizer}
 
+    @property
+    def region_side(self) -> int:
+        """
+        Side of the grid that regions are drawn on: the tokens of a tile, along one side.
+
+        Raises:
+            `ValueError`: the VLM takes no regions: it is Qwen, or its tokenizer has no `<vp>`.
+        """
+        if isinstance(self.image_processor, Qwen2VLImageProcessorPil):
+            raise ValueError("Regions are InternVL's: Sa2VA on Qwen was neither trained with them nor takes them.")
+        for token in (REGION_START, REGION_END):
+            if len(self._ids(token)) != 1:
+                raise ValueError(f"The tokenizer does not hold {token!r} as one token, so there can be no regions.")
+        return math.isqrt(self.image_seq_length)
+
+    def region_cells(self, regions: Sequence[Any], size: tuple[int, int]) -> torch.Tensor:
+        """
+        The cells of an image's regions, see [`~models.regions.image_regions`].
+
+        Args:
+            regions (`Sequence`):
+                Masks of the image's size (PIL images, bool or uint8 arrays and tensors of shape `(H, W)`), or boxes
+                (x0, y0, x1, y1) in pixels. In a text, the first is region1.
+            size (`tuple[int, int]`): (width, height) of the image.
+
+        Returns:
+            `torch.Tensor` of shape `(regions, side, side)`, bool.
+
+        Raises:
+            `ValueError`: as `region_side`; or a region that cannot be read, is of another size, or holds no cell.
+        """
+        return image_regions(regions, size, self.region_side)
+
     # What differs between VLM families is here and nowhere else in the package.
-    def tiles(self, images: list[Image.Image], clip: bool = False) -> tuple[dict[str, torch.Tensor], list[str]]:
+    def tiles(
+        self, images: list[Image.Image], clip: bool = False, regions: Sequence[Sequence[Any]] | None = None
+    ) -> tuple[dict[str, torch.Tensor], list[str]]:
         """
         The VLM's pixels, and the text block that stands for each image.
 
@@ -304,13 +341,26 @@ class Sa2VAProcessor(ProcessorMixin):
             clip (`bool`, *optional*, defaults to `False`):
                 Frames of a clip get fewer pixels than still images, as Sa2VA does: one tile each, or `clip_size`
                 (but in official prompts, see `prompt_style`).
+            regions (`Sequence[Sequence]`, *optional*):
+                Of each image, which may have none: see `region_cells`. InternVL's, and of still images. A block then
+                ends with the clause that announces them.
 
         Returns:
-            Keyword arguments of the VLM, none without images, and a string for each image. InternVL takes
+            Keyword arguments of the model, none without images, and a string for each image. InternVL takes
             `pixel_values` of shape `(tiles, 3, size, size)`; Qwen `pixel_values` of shape
             `(patches, values of a patch)` and `image_grid_thw` of shape `(images, 3)`, int64: 1 and the patches down
-            and across each image.
+            and across each image. With `regions` there are `region_masks` of shape `(regions, side, side)`, bool, and
+            `region_counts` of shape `(tiles,)`, int64, too: regions are seen on the last tile of their image.
+
+        Raises:
+            `ValueError`: `regions` of a clip, or of another number of images; or as `region_cells`.
         """
+        if regions is not None:
+            if clip:
+                raise ValueError("Regions are of still images; the frames of a clip have none.")
+            if len(regions) != len(images):
+                raise ValueError(f"{len(images)} images and regions of {len(regions)} images do not pair up.")
+            regions = [self.region_cells(own, image.size) for own, image in zip(regions, images, strict=True)]
         if not images:
             return {}, []
         qwen = isinstance(self.image_processor, Qwen2VLImageProcessorPil)
@@ -334,16 +384,25 @@ class Sa2VAProcessor(ProcessorMixin):
             counts = (outputs["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist()
         else:
             counts = [self.image_seq_length * int(tiles) for tiles in outputs["num_patches"]]
-        return pixels, [self.image_block(count) for count in counts]
+        if regions is None:
+            return pixels, [self.image_block(count) for count in counts]
+        last = torch.tensor(counts).cumsum(0) // self.image_seq_length - 1
+        pixels["region_masks"] = torch.cat(regions)
+        pixels["region_counts"] = torch.zeros(len(pixels["pixel_values"]), dtype=torch.long)
+        pixels["region_counts"][last] = torch.tensor([len(own) for own in regions])
+        cells = [own.sum((1, 2)).tolist() for own in regions]
+        return pixels, [self.image_block(count, own) for count, own in zip(counts, cells, strict=True)]
 
-    def image_block(self, count: int) -> str:
+    def image_block(self, count: int, region_cells: Sequence[int] = ()) -> str:
         """
         The text block of an image.
 
         Args:
             count (`int`): its image tokens, see `num_image_tokens`.
+            region_cells (`Sequence[int]`, *optional*): cells of each of its regions, see `region_cells`.
         """
-        return f"{self._image_start}{self.image_token * count}{self._image_end}"
+        clause = region_clause(region_cells, self.image_token)
+        return f"{self._image_start}{self.image_token * count}{self._image_end}{clause}"
 
     def num_image_tokens(self, size: tuple[int, int], clip: bool = False) -> int:
         """
@@ -436,6 +495,7 @@ class Sa2VAProcessor(ProcessorMixin):
                 the turn that marks them, and no newline is added.
             image_blocks (`list[str]`):
                 From `tiles`, one an image. Those that stand together are joined by newlines (official: by nothing).
+                One that ends with a newline, as with regions, gets none of the training convention's.
 
         Returns:
             `input_ids` and `labels` (lists of `int` of one length); labels are -100 except on answers and their end.

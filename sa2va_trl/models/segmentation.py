@@ -1,7 +1,7 @@
 """Inference: questions answered and drawn, on images and clips."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +73,7 @@ class SegmentationMixin:
         tracking: str | None = None,
         decode: Callable[[SegFeatures], tuple[torch.Tensor, torch.Tensor]] | None = None,
         postprocessing: Postprocessing | None = None,
+        regions: Sequence[Any] | None = None,
         **generate_kwargs: Any,
     ) -> Segmentation | list[Segmentation]:
         """
@@ -111,6 +112,10 @@ class SegmentationMixin:
             decode (`Callable`, *optional*): of images, in place of `decode_masks`; see [`~evaluation.routing.Router`].
             postprocessing ([`~postprocessing.Postprocessing`], *optional*, defaults to `config.mask_postprocessing`):
                 Of the result's masks. What acts between frames is of no effect on images.
+            regions (`Sequence`, *optional*):
+                Of `image`, which the text can speak of as region1, region2 and so on: masks of its size, or boxes
+                (x0, y0, x1, y1) in pixels, see [`Sa2VAProcessor.region_cells`]. Of `images`, a list for each, empty
+                where one has none. InternVL's alone.
             generate_kwargs: for the VLM's `generate`; none with `answer`.
 
         Returns:
@@ -120,7 +125,8 @@ class SegmentationMixin:
             `ValueError`: not exactly one of `image`, `images` and `video`, no processor, texts that are none, do not
             pair with images or hold reserved tokens, options of `generate` that change what it returns, what is no
             image or has more than 8 bits a channel, a threshold outside (0, 1), a file that cannot be read, a video
-            without frames, options of a video without one, or frames to prompt that it does not have.
+            without frames, options of a video without one, frames to prompt that it does not have, or regions of a
+            video, of Qwen, of another number of images, of another size than their image's, or that are empty.
             `FileNotFoundError`: there is no such file.
 
         Example:
@@ -148,6 +154,8 @@ class SegmentationMixin:
         if video is not None:
             if decode is not None:
                 raise ValueError("segment takes decode with `image` or `images` only: a video's masks are tracked.")
+            if regions is not None:
+                raise ValueError("segment takes regions with `image` or `images` only: a video's frames have none.")
             if isinstance(text, (list, tuple)) or isinstance(answer, (list, tuple)):
                 raise ValueError("A video has one text and at most one answer; got a list.")
             given = None if answer is None else _texts("answer", answer, 1)
@@ -169,7 +177,8 @@ class SegmentationMixin:
         if len(texts) != len(batch) or (given is not None and len(given) != len(batch)):
             counts = f"{len(batch)} images, {len(texts)} texts and {len(given or batch)} answers"
             raise ValueError(f"{counts} do not pair up.")
-        requests = make_requests(_user_turns(texts), [[entry] for entry in batch], processor)
+        regions = regions if regions is None or images is not None else [regions]
+        requests = make_requests(_user_turns(texts), [[entry] for entry in batch], processor, regions=regions)
         answers = read(self, requests, processor, given, **generate_kwargs)
         pixels = processor.grounding_inputs(batch).to(self.device)  # (SAM 2 casts them)
         features = self.with_pyramid(answers.seg_states, answers.rows, len(batch), pixels)
@@ -197,6 +206,7 @@ class SegmentationMixin:
         frames: list[int] | None = None,
         tracking: str | None = None,
         postprocessing: Postprocessing | None = None,
+        regions: Sequence[Any] | None = None,
         **generate_kwargs: Any,
     ) -> Conversation:
         """
@@ -213,14 +223,15 @@ class SegmentationMixin:
                 Several images in one dialogue, each with as many pixels as an image alone. Every `[SEG]` is drawn on
                 each of them.
             answer (`str`, *optional*): of the first question; see `segment`.
+            regions (`Sequence`, *optional*): of `image`, as in `segment`; every turn can speak of them.
             generate_kwargs: for the VLM's `generate`, of the first answer.
 
         Returns:
             [`~models.conversation.Conversation`].
 
         Raises:
-            `ValueError`: as `segment`; more than one of `image`, `images` and `video`, or messages that do not end
-            with a user turn.
+            `ValueError`: as `segment`; more than one of `image`, `images` and `video`, regions of anything but
+            `image`, or messages that do not end with a user turn.
             `FileNotFoundError`: there is no such file.
 
         Example:
@@ -243,7 +254,7 @@ class SegmentationMixin:
             raise ValueError("chat needs `processor`, the Sa2VAProcessor of this model.")
         drawing = Drawing.of(self.config, threshold, postprocessing)
         options = ClipOptions(frame_policy, num_frames, frames, tracking)
-        conversation = Conversation(self, processor, drawing, image, images, video, options)
+        conversation = Conversation(self, processor, drawing, image, images, video, options, regions)
         conversation.begin(messages, answer, **generate_kwargs)
         return conversation
 

@@ -101,6 +101,13 @@ class PredictArguments:
     answer: str | None = field(
         default=None, metadata={"help": 'Take this answer as given ("Sure, [SEG].") instead of generating one.'}
     )
+    regions: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Boxes x0,y0,x1,y1 in pixels of the one image that is given, which the prompt speaks of as "
+            "region1, region2 and so on. For models on InternVL."
+        },
+    )
     threshold: float | None = field(
         default=None, metadata={"help": "Probability above which a pixel is foreground; the model's own by default."}
     )
@@ -159,6 +166,19 @@ class PredictArguments:
         return self.input == SYNTHETIC
 
     @property
+    def boxes(self) -> list[list[float]] | None:
+        """`regions`, as `segment` takes them."""
+        if self.regions is None:
+            return None
+        try:
+            boxes = [[float(value) for value in region.split(",")] for region in self.regions]
+        except ValueError:
+            boxes = []
+        if not boxes or any(len(box) != 4 for box in boxes):
+            raise ValueError(f"regions must be boxes x0,y0,x1,y1, such as 10,20,110,90; got {self.regions}.")
+        return boxes
+
+    @property
     def tracking_options(self) -> dict:
         """Options of `segment` that only a video takes."""
         return {"frame_policy": self.frame_policy, "num_frames": self.num_frames, "tracking": self.tracking}
@@ -185,6 +205,8 @@ class PredictArguments:
             raise ValueError(f"cache_implementation must be dynamic or static, got {self.cache_implementation!r}.")
         if self.per_frame and not self.is_video:
             raise ValueError(f"per_frame is for a video; input {self.input} is none.")
+        if self.boxes is not None and (self.is_synthetic or self.is_video or Path(self.input).is_dir()):
+            raise ValueError(f"regions are of one image; input {self.input} is none.")
         given = [name for name, value in self.tracking_options.items() if value is not None]
         if given and (self.per_frame or not self.is_video):
             raise ValueError(f"{', '.join(given)} is for a video whose frames are not taken one by one (per_frame).")
@@ -211,10 +233,12 @@ def check_router(args: PredictArguments, router_args: RouterArguments) -> None:
 def check_averaging(args: PredictArguments, router_args: RouterArguments, averaging: AveragingArguments) -> None:
     """
     Raises:
-        `ValueError`: averages beside a router, of a video that is tracked as a whole or with a `batch_size`, or a
-            prompt that a view makes wrong.
+        `ValueError`: averages beside a router, of a video that is tracked as a whole, with a `batch_size` or with
+            regions, or a prompt that a view makes wrong.
     """
     averaging.check_router(router_args)
+    if averaging.is_on and args.regions is not None:
+        raise ValueError(f"regions have no effect on changed images: leave {averaging.in_words} out, or regions.")
     if averaging.in_words and args.batch_size not in (AUTO, 1):
         raise ValueError(f"{averaging.in_words} average one picture after the other: leave out batch_size.")
     if (names := averaging.in_words) and args.is_video and not args.per_frame:
@@ -290,6 +314,8 @@ def segmentations(
     """The picture, the prompt, the result and the route of every image or frame and every prompt."""
     request = {"threshold": args.threshold, "answer": args.answer}
     request["postprocessing"] = given_postprocessing(args.postprocessing)
+    if args.regions is not None:
+        request["regions"] = args.boxes
     if args.answer is None:
         request["max_new_tokens"] = args.max_new_tokens or 256
         if args.cache_implementation is not None:
@@ -335,8 +361,10 @@ def in_batches(
         pictures, prompts = zip(*(window[number] for number in numbers), strict=True)
         with named(place(pictures[0])) if len(numbers) == 1 else nullcontext():
             try:
-                images = [picture.image for picture in pictures]
-                return model.segment(images=images, text=list(prompts), processor=processor, **request)
+                own = {"images": [picture.image for picture in pictures], "text": list(prompts), **request}
+                if "regions" in request:
+                    own["regions"] = [request["regions"]] * len(pictures)
+                return model.segment(processor=processor, **own)
             except (ValueError, RuntimeError) as error:
                 if len(numbers) == 1 or isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -474,6 +502,8 @@ def main() -> None:
                 images[picture.name] = Annotated(exported.keep(picture), picture.image.size, frame=picture.frame)
             predictions.append({**save(folder, picture, name, result, route, taken), **asked})
         content = {"prompt": args.prompt if len(args.prompt) > 1 else args.prompt[0], "predictions": predictions}
+        if args.regions is not None:
+            content["regions"] = args.boxes
         if not args.is_synthetic and Path(args.input).is_dir():
             content["left_out"] = folder_images(Path(args.input))[1]
         if args.export:

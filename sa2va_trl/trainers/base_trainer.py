@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The columns that reach the collator.
-ROW_COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "sample_id"]
+ROW_COLUMNS = ["image", "images", "mask", "masks", "phrase", "phrases", "messages", "regions", "sample_id"]
 # Of the config, the options of [`~losses.mask_losses`].
 MASK_LOSS_OPTIONS = (
     *("mask_weight", "dice_weight", "skeleton_recall_weight", "cldice_weight", "scnp_weight", "iou_weight"),

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from ..data.collator import SegCollator
-from ..data.columns import IMAGE_COLUMNS
+from ..data.columns import IMAGE_COLUMNS, REGIONS
 from ..features.decision import Rows, decide_features
 from ..features.encoding import FeatureCollator, encoder
 from ..features.fingerprint import before_the_cut, fingerprint, random_before_the_cut
@@ -207,7 +207,7 @@ class FrozenFeaturesMixin:
         drop, masks = IMAGE_COLUMNS, self._mask_keys[fingerprint_of_rows]
         # Likewise of masks.
         if description == "Training" or not self.eval_collator.packed.missing(masks):
-            drop = (*drop, *MASK_COLUMNS)
+            drop = (*drop, *MASK_COLUMNS, REGIONS)
         else:
             masks = None
         return NumberedRows(dataset.remove_columns([name for name in drop if name in dataset.features]), keys, masks)

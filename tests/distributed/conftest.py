@@ -1,6 +1,6 @@
 import launch
 import pytest
-from datasets import DatasetDict, Features, List, Value
+from datasets import DatasetDict, Features, List, Value, load_from_disk
 from datasets import Image as ImageFeature
 
 from sa2va_trl.data import synthetic_dataset
@@ -45,4 +45,22 @@ def mixed(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("mixed")
     DatasetDict(train=split(0, {0, 3, 5}), validation=split(2, {1})).save_to_disk(folder / "data")
+    return str(folder / "data")
+
+
+@pytest.fixture(scope="session")
+def mixed_regions(mixed, tmp_path_factory):
+    """The same rows, some of which have regions: what InternVL alone is trained with."""
+    boxes = List(List(Value("float32")))
+
+    def with_regions(row, index):
+        regions = [[0, 0, 40, 64], [8, 8, 60, 40]][: index % 3]
+        return {"regions": regions if row["image"] is not None else None}
+
+    data = load_from_disk(mixed)
+    for split, rows in data.items():
+        features = Features({**rows.features, "regions": boxes})
+        data[split] = rows.map(with_regions, with_indices=True, features=features)
+    folder = tmp_path_factory.mktemp("mixed_regions")
+    data.save_to_disk(folder / "data")
     return str(folder / "data")

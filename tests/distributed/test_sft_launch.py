@@ -18,7 +18,7 @@ def run(launcher, folder, dataset, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainable", ["stage1", "full"])
-def test_one_process_equals_ddp_equals_zero3(tmp_path, mixed, trainable):
+def test_one_process_equals_ddp_equals_zero3(tmp_path, mixed_regions, trainable):
     options = {"trainable": trainable}
     if trainable == "stage1":
         options |= {"lora_r": 4, "lora_dropout": 0.0}
@@ -27,11 +27,11 @@ def test_one_process_equals_ddp_equals_zero3(tmp_path, mixed, trainable):
         model.save_pretrained(tmp_path / "model")
         processor.save_pretrained(tmp_path / "model")
         options |= {"model_name_or_path": str(tmp_path / "model"), "grounding_image_size": None, "mask_size": 64}
-    one = run(ONE, tmp_path / "one", mixed, per_device_train_batch_size=2, per_device_eval_batch_size=2, **options)
+    sizes = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    one = run(ONE, tmp_path / "one", mixed_regions, **sizes, **options)
     for name, launcher in (("ddp", DDP), ("zero3", ZERO3)):
-        two = run(
-            launcher, tmp_path / name, mixed, per_device_train_batch_size=1, per_device_eval_batch_size=1, **options
-        )
+        options |= {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+        two = run(launcher, tmp_path / name, mixed_regions, **options)
         assert_same(one, two)
     if trainable == "stage1":
         weights = [

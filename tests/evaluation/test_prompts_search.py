@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 from datasets import concatenate_datasets
+from region_rows import rows_with_regions
 
-from sa2va_trl import tiny_sa2va
+from sa2va_trl import SegCollator, tiny_sa2va
 from sa2va_trl.data import DatasetError, named_dataset, structure_dataset, synthetic_dataset
 from sa2va_trl.evaluation import predict_probabilities, score
 from sa2va_trl.evaluation.prompts import AskedRows, as_json, search_questions
@@ -53,6 +54,20 @@ def test_images_go_through_sam_2_once_and_not_once_a_question(tiny, rows, monkey
     monkeypatch.setattr(model.grounding_encoder, "encode", lambda pixels: images.append(len(pixels)) or encode(pixels))
     AskedRows(model, processor, rows, ASKED, batch_size=4, progress=False)([0, 1, 2], list(range(9)))
     assert images == [4, 4, 1]
+
+
+def test_prompts_of_rows_with_regions_speak_of_them(network):
+    """The very texts of a batch, which features of regions go with."""
+    model, processor = network
+    asked = AskedRows(model, processor, rows_with_regions(), ASKED[:2], progress=False)
+    assert len(asked.positions) == 3
+    texts, seen = asked._texts, []
+    asked._texts = lambda question, *rest: seen.append((question, texts(question, *rest))) or seen[-1][1]
+    assert asked([0, 1], [0, 1, 2]).shape == (2, 3)
+    rows = [rows_with_regions()[position] for position in asked.positions]
+    for question, own in seen:
+        expected = SegCollator(processor, questions=[question])(rows)
+        assert all((own[name] == expected[name]).all() for name in ("input_ids", "attention_mask"))
 
 
 def test_rows_without_masks_are_left_out_and_own_messages_stay(network, predicted):

@@ -1,7 +1,11 @@
+import pytest
+from datasets import Dataset
 from datasets import Image as ImageFeature
 from feature_stores import ANSWER, QUESTION, built
+from region_rows import rows_with_regions
 from rows import chat, every_kind, make, mask, noise
 
+from sa2va_trl.features.packed_masks import mask_keys
 from sa2va_trl.features.rows import KEY, NumberedRows, feature_bytes, row_keys, row_sizes
 
 
@@ -43,6 +47,20 @@ def test_a_key_is_of_images_and_text_alone():
     assert len(set(keys)) == len(keys) - 1
     assert row_keys(make([base]), "Where is the {phrase}?", ANSWER) != keys[:1]
     assert row_keys(make([base]), QUESTION, "It is [SEG].") != keys[:1]
+
+
+@pytest.mark.parametrize("form", ["boxes", "masks"])
+def test_a_key_is_of_regions_too(form):
+    """Which their order is part of; without any it is what it was before there were regions."""
+    rows = rows_with_regions(form)
+    two, one = rows[0]["regions"], rows[1]["regions"]
+    features = rows.features
+    chosen = [two, two[::-1], two[:1], one, [], None]
+    same = Dataset.from_list([{**rows[0], "regions": own} for own in chosen], features=features)
+    keys, packed = row_keys(same, QUESTION, ANSWER), mask_keys(same)
+    assert len(set(keys)) == len(set(packed)) == len(keys) - 1 and keys[-1] == keys[-2]
+    bare = same.remove_columns("regions")
+    assert set(row_keys(bare, QUESTION, ANSWER)) == {keys[-1]} and set(mask_keys(bare)) == {packed[-1]}
 
 
 def test_a_key_follows_the_content_of_a_file(tmp_path):

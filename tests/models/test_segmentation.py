@@ -325,7 +325,7 @@ def test_a_request_is_tiled_and_its_prompt_tokenised_once(media, how, tiny, imag
     model, processor = tiny
     tiled, encoded = [], []
     tiles, encode = processor.tiles, processor.encode_chat
-    monkeypatch.setattr(processor, "tiles", lambda images, clip: tiled.append(clip) or tiles(images, clip=clip))
+    monkeypatch.setattr(processor, "tiles", lambda images, **own: tiled.append(own["clip"]) or tiles(images, **own))
     monkeypatch.setattr(processor, "encode_chat", lambda chat, *rest: encoded.append(len(chat)) or encode(chat, *rest))
     model.segment(**{media: image if media == "image" else [image]}, text=QUESTION, processor=processor, **how)
     assert tiled == [media == "video"]

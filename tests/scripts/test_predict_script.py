@@ -662,6 +662,41 @@ def test_averages_that_cannot_be_are_refused(predict, tmp_path, options, message
     assert not (tmp_path / "output" / "predictions.json").exists()
 
 
+# Regions
+
+
+def test_the_regions_of_an_image_are_those_of_segment(predict, segment, tmp_path):
+    path = tmp_path / "picture.png"
+    picture().save(path)
+    seen = []
+    segment(lambda true, given: seen.append(given["regions"]) or true())
+    options = ("--regions", "0,0,32,48", "10.5,10,60,40", "--prompt", "Please segment region1.")
+    (entry,) = predict(path, *options)
+    assert seen == [[[[0, 0, 32, 48], [10.5, 10, 60, 40]]]] and len(entry["objects"]) == 1
+    assert json.loads((tmp_path / "output" / "predictions.json").read_text())["regions"] == seen[0][0]
+    # Several prompts of the one image may be a batch, and share them.
+    assert len(predict(path, *options, "What is region2?", "--batch_size", 2)) == 2
+    assert len(seen[-1]) == 2 and seen[-1][0] == seen[-1][1] == seen[0][0]
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("picture.png", ("0,0,32",), "regions must be boxes x0,y0,x1,y1"),
+        ("picture.png", ("a,b,c,d",), "regions must be boxes x0,y0,x1,y1"),
+        ("picture.png", ("0,0,99,48",), "picture.png: region1 is the box .* inside its image of 64 x 48"),
+        ("picture.png", ("0,0,32,48", "--tta", "hflip"), "regions have no effect on changed images: leave tta out"),
+        ("", ("0,0,32,48",), "regions are of one image; input .* is none"),
+        ("synthetic", ("0,0,32,48",), "regions are of one image; input .* is none"),
+    ],
+)
+def test_regions_that_cannot_be_are_refused(predict, tmp_path, source, options, message):
+    picture().save(tmp_path / "picture.png")
+    with pytest.raises(ValueError, match=message):
+        predict(source if source == "synthetic" else tmp_path / source, "--regions", *options)
+    assert not (tmp_path / "output").exists()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Back to the annotation tool
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import concatenate_datasets
 from peft import LoraConfig, get_peft_model
+from region_rows import rows_with_regions
 from rows import every_kind, noise
 from transformers import TrainerCallback
 
@@ -123,6 +124,24 @@ def test_rows_of_every_kind_train_from_the_cache(tmp_path):
         run.train()
         runs.append(log_of(run))
     assert_same(*runs)
+
+
+def test_rows_with_regions_train_from_the_cache(tmp_path):
+    """In views whose regions move with the image, beside rows without; a row whose regions leave is shown as it is."""
+    rows = rows_with_regions()
+    held_out = rows.select([1]).map(lambda row: {"sample_id": "other", "image": noise(7)})
+    augmentation = {"flip": 0.5, "shift": 0.4}
+    collator = SegCollator(TINY[1], augmentation=Augmentation(**augmentation), views=2, seed=3)
+    options = {"max_steps": 5, "seed": 3, "eval_strategy": "steps", "eval_steps": 5}
+    without = trainer(tmp_path, (rows, held_out), "off", data_collator=collator, **options)
+    without.train()
+    cached = trainer(tmp_path, (rows, held_out), "on", augmentation=augmentation, cache_views=2, **options)
+    cached.train()
+    assert_same(log_of(without), log_of(cached))
+    # The features of other regions are others.
+    whole = rows.map(lambda row: {"regions": [[0, 0, 48, 40]] if row["regions"] else None})
+    others = trainer(tmp_path, (whole, held_out), "on", augmentation=augmentation, cache_views=2, **options)
+    assert not set(others._keys[whole._fingerprint][:3]) & set(cached._keys[rows._fingerprint])
 
 
 def test_an_evaluation_before_training_sees_the_pixels(tmp_path, data):

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from ...errors import BadRow, DatasetError
 from ...files import name_bytes
+from ..columns import REGIONS
 from ..masks import decode_mask
 from ..stored import iter_undecoded
 from .entries import FACTS, AnnotatedObject, Entry, Reading, Source
@@ -186,6 +187,10 @@ def _source(folder: Path, split: str, rows: Dataset, files: Sequence[Path], is_p
         raise DatasetError(
             f"{folder}, {split}: rows have {', '.join(rows.column_names)}; what is prepared again has an image and "
             "masks. Train on the folder as it is."
+        )
+    if REGIONS in columns:
+        raise DatasetError(
+            f"{folder}, {split}: rows have regions, which are not prepared again. Train on the folder as it is."
         )
     if not isinstance(rows.features["image"], datasets.Image):
         raise DatasetError(f"{folder}, {split}: the column image holds no pictures, but {rows.features['image']}")

@@ -115,6 +115,10 @@ def test_bad_rows_and_other_rows(tmp_path):
     Dataset.from_dict({"messages": ["x"], "sample_id": ["a"]}).to_parquet(tmp_path / "talk" / "rows.parquet")
     with pytest.raises(DatasetError, match="rows have messages, sample_id; .* Train on the folder as it is"):
         find_prepared(tmp_path / "talk", Reading())
+    (tmp_path / "regions").mkdir()
+    rows.add_column("regions", [[[0, 0, 2, 2]]] * len(rows)).to_parquet(tmp_path / "regions" / "rows.parquet")
+    with pytest.raises(DatasetError, match="rows have regions, .* Train on the folder as it is"):
+        find_prepared(tmp_path / "regions", Reading())
 
 
 def test_folders_of_splits_with_pictures_in_their_rows(tmp_path):
