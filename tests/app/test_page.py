@@ -231,6 +231,9 @@ def ask_further(page, question, answer):
 
 def test_further_questions_follow_the_first(page, server, calls, image, tmp_path):
     _, views, _, _ = server
+    image.save(tmp_path / "run.gif", save_all=True, append_images=[image.rotate(90)])
+    upload(page, tmp_path / "run.gif")
+    page.get_by_role("heading", name="run", exact=True).wait_for()
     segment(page, answer="[SEG]")  # frame by frame
     page.get_by_role("slider", name="Threshold").wait_for()
     ask_further(page, "And the catheter?", "[SEG]")
@@ -250,14 +253,14 @@ def test_further_questions_follow_the_first(page, server, calls, image, tmp_path
     assert [" ".join(line.split()) for line in page.locator("#talk p").all_inner_texts()] == turns
     (view,) = (view for _, view in views._of_page.values() if view.clip.name == "talk")
     expected = painted(image, view.chats["tiny"].result, 100, legend(view))
-    assert np.array_equal(drawn(page), expected) and (expected != np.asarray(image)).any()
+    assert np.array_equal(drawn(page), expected) and (np.asarray(expected) != np.asarray(image)).any()
 
     ask_further(page, "What is <image>?", "No.")
     status(page, "<image> stands in an earlier turn of this conversation")
     assert page.locator("#talk p").count() == 4
     ask_further(page, "And now?", "One more: [SEG].")
     page.get_by_role("checkbox", name="object 1").wait_for()
-    assert page.locator("#talk p").count() == 6 and calls[16:] == ["image"]
+    assert page.locator("#talk p").count() == 6 and calls == 3 * ["image"]
     page.get_by_role("tab", name="Generated clip").click()
     page.get_by_role("button", name="Open this clip").click()
     page.get_by_role("heading", name=f"h1_v{FIRST_CLIP:04d}").wait_for()
