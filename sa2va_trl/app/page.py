@@ -1,5 +1,6 @@
 """The page: what one opens and asks on its left, and the viewer (viewer.js) on its right."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from html import escape
@@ -7,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..media.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from ..models.conversation import Conversation
 from .clips import Clip, generated_clip, read_clip
-from .results import Asked, View, segment_clip
+from .results import Asked, View, ask_further, segment_clip
 from .server import Views
 
 
@@ -36,6 +38,9 @@ CSS = """
 #status p { margin: 0; }
 #status .fault { color: #c2410c; font-weight: 600; }
 .dark #status .fault { color: #fdba74; }
+#talk { max-height: 16em; overflow: auto; }
+#talk p { margin: 2px 0; overflow-wrap: anywhere; }
+#talk .answer { padding-left: 1em; opacity: 0.8; }
 """
 
 
@@ -58,6 +63,22 @@ def said(message: str | Exception) -> str:
     kind = ' class="fault" role="alert"' if isinstance(message, Exception) else ""
     text = str(message).strip() or type(message).__name__
     return f"<p{kind}>{escape(text.splitlines()[0])}</p>"
+
+
+def talk(chats: dict[str, Conversation]) -> str:
+    """
+    HTML of what has been said of a clip: questions and answers, by the title of each model where there are several.
+
+    Args:
+        chats (`dict[str, Conversation]`): of a view.
+    """
+    lines = []
+    for title, chat in chats.items():
+        lines += [f"<p><b>{escape(title)}</b></p>"] * (len(chats) > 1)
+        for message in chat.messages:
+            kind = ' class="answer"' if message["role"] == "assistant" else ""
+            lines.append(f"<p{kind}>{escape(re.sub('</?p>', '', message['content']))}</p>")
+    return "".join(lines)
 
 
 def make_page(
@@ -84,16 +105,16 @@ def make_page(
         try:
             clip = read()
         except FAULTS as error:
-            return gr.skip(), said(error), gr.skip()
+            return gr.skip(), said(error), gr.skip(), gr.skip()
         width, height = clip.frames[0].size
         frames = f", {len(clip.frames)} frames" if clip.moving else ""
         less = f" (the {clip.left_out} after them are left out)" if clip.left_out else ""
         text = f"{clip.file}: {width} × {height}{frames}{less}. Ask for something in it."
-        return show(View(clip, step=step), request), said(text), gr.update(visible=clip.moving)
+        return show(View(clip, step=step), request), said(text), gr.update(visible=clip.moving), ""
 
     def open_upload(path: str | None, request: gr.Request) -> tuple:
         if path is None:
-            return None, *3 * [gr.skip()]
+            return None, *4 * [gr.skip()]
         try:
             return None, *open_clip(lambda: read_clip(path, max_frames), request)
         finally:
@@ -108,9 +129,9 @@ def make_page(
     def segment(
         prompt: str, answer: str | None, one_by_one: bool, request: gr.Request, progress: gr.Progress = bar
     ) -> tuple:
-        view, start, results = views.of(request.session_hash), time.perf_counter(), {}
+        view, start, results, chats = views.of(request.session_hash), time.perf_counter(), {}, {}
         if view is None:
-            return gr.skip(), said(ValueError("Open an image or a clip first."))
+            return gr.skip(), said(ValueError("Open an image or a clip first.")), gr.skip()
         frames = len(view.clip.frames)
 
         def tell(done: int) -> None:
@@ -120,18 +141,36 @@ def make_page(
         try:
             for asked in models:
                 given = (prompt, (answer or "").strip() or None, one_by_one, max_new_tokens)
-                results[asked.title] = segment_clip(asked, view.clip, *given, on_frame=tell)
+                results[asked.title], chat = segment_clip(asked, view.clip, *given, on_frame=tell)
+                if chat is not None:
+                    chats[asked.title] = chat
         except FAULTS as error:
-            return gr.skip(), said(error)
-        shown = views.of(request.session_hash)
+            return gr.skip(), said(error), gr.skip()
+        return answered(View(view.clip, prompt, results, step, chats), start, request)
+
+    def further(prompt: str, answer: str | None, request: gr.Request) -> tuple:
+        view, start, results = views.of(request.session_hash), time.perf_counter(), {}
+        try:
+            if view is None or not view.results:
+                raise ValueError("Segment something first: further questions follow that one.")
+            if not view.chats:
+                raise ValueError("Frame by frame there are no further questions: segment the clip as a whole.")
+            for title, chat in view.chats.items():
+                results[title] = ask_further(chat, prompt, (answer or "").strip() or None, max_new_tokens)
+        except FAULTS as error:
+            return gr.skip(), said(error), gr.skip()
+        return answered(View(view.clip, prompt, results, step, view.chats), start, request)
+
+    def answered(view: View, start: float, request: gr.Request) -> tuple:
+        shown, results = views.of(request.session_hash), view.results
         if shown is None or shown.clip is not view.clip:  # closed, or another one was opened meanwhile
-            return gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip()
         silent = [title for title, found in results.items() if not any(len(each.phrases) for each in found)]
         done = f"Done in {time.perf_counter() - start:.1f} s."
         if silent:
             whose = f" of {' and '.join(silent)}" if len(models) > 1 else ""
             done += f" The answer{whose} holds no [SEG], so there is no mask."
-        return show(View(view.clip, prompt, results, step), request), said(done)
+        return show(view, request), said(done), talk(view.chats)
 
     def close(request: gr.Request) -> None:
         views.forget(request.session_hash)
@@ -156,6 +195,9 @@ def make_page(
                     examples = [gr.Button(name, size="sm", min_width=60) for name in PROMPTS]
                 ask = gr.Button("Segment", variant="primary")
                 status = gr.HTML(said(""), elem_id="status", padding=False)
+                said_so_far = gr.HTML("", elem_id="talk", padding=False)
+                question = gr.Textbox(label="Further question", placeholder="And the catheter?", lines=1, max_lines=4)
+                ask_on = gr.Button("Ask further", size="sm")
                 with gr.Accordion("More", open=False):
                     one_by_one = gr.Checkbox(
                         per_frame, label="Frame by frame", info="Each frame of a clip as an image of its own."
@@ -168,14 +210,16 @@ def make_page(
             with gr.Column(scale=5, min_width=300):
                 viewer = gr.HTML(elem_id="viewer", padding=False)
         own = {"api_visibility": "private"}
-        opened = [viewer, status, one_by_one]
+        opened = [viewer, status, one_by_one, said_so_far]
         generated = {"fn": open_generated, "inputs": [hospital, number], "outputs": opened, **own}
         page.load(**generated, show_progress="hidden")
         generate.click(**generated)
         upload.upload(open_upload, upload, [upload, *opened], **own)
         for button, text in zip(examples, PROMPTS.values(), strict=True):
             button.click(None, None, prompt, js=f"() => {text!r}", **own)
-        asking = {"fn": segment, "inputs": [prompt, answer, one_by_one], "outputs": [viewer, status], **own}
-        gr.on([ask.click, prompt.submit, answer.submit], **asking, trigger_mode="once")
+        # (One at a time runs a model, whichever question it is.)
+        own |= {"outputs": [viewer, status, said_so_far], "trigger_mode": "once", "concurrency_id": "model"}
+        gr.on([ask.click, prompt.submit, answer.submit], segment, [prompt, answer, one_by_one], **own)
+        gr.on([ask_on.click, question.submit], further, [question, answer], **own)
         page.unload(close)
     return page

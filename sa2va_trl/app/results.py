@@ -14,6 +14,7 @@ from PIL import Image
 from ..evaluation.overlays import object_names
 from ..files import file_name
 from ..models import Sa2VAProcessor, Segmentation
+from ..models.conversation import Conversation
 from ..postprocessing import Postprocessing
 from .clips import Clip
 
@@ -58,12 +59,14 @@ class View:
         prompt (`str`, *optional*, defaults to `""`): what they were asked.
         results (`dict[str, list[Segmentation]]`, *optional*): by the model's title one a frame.
         step (`int`, *optional*, defaults to `STEPS // 2`): of the threshold to begin with.
+        chats (`dict[str, Conversation]`, *optional*): by the model's title what further questions are asked of.
     """
 
     clip: Clip
     prompt: str = ""
     results: dict[str, list[Segmentation]] = field(default_factory=dict)
     step: int = STEPS // 2
+    chats: dict[str, Conversation] = field(default_factory=dict)
 
 
 def step_of(threshold: float) -> int:
@@ -122,7 +125,7 @@ def segment_clip(
     per_frame: bool = False,
     max_new_tokens: int = 256,
     on_frame: Callable[[int], None] = lambda done: None,
-) -> list[Segmentation]:
+) -> tuple[list[Segmentation], Conversation | None]:
     """
     Ask a model about a clip.
 
@@ -136,27 +139,56 @@ def segment_clip(
         on_frame (`Callable[[int], None]`, *optional*): told how many frames are done, where they are taken one by one.
 
     Returns:
-        `list[Segmentation]`: one a frame, on the CPU, without post-processing.
+        The results, one a frame, on the CPU, without post-processing; and the dialogue, where the clip was asked about
+        as a whole or is one picture.
 
     Raises:
         `ValueError`: no prompt, or as `segment`.
     """
+    # (The page draws with a threshold alone.)
+    request = {"processor": asked.processor, "postprocessing": Postprocessing()}
+    request |= _answering(prompt, answer, max_new_tokens)
+    if clip.moving and per_frame:
+        results = []
+        for number, frame in enumerate(clip.frames, start=1):
+            results += _of_frames(asked.model.segment(image=frame, text=prompt, **request))
+            on_frame(number)
+        return results, None
+    media = {"video": clip.frames} if clip.moving else {"image": clip.frames[0]}
+    chat = asked.model.chat(prompt, **media, **request)
+    return _of_frames(chat.result), chat
+
+
+def ask_further(
+    chat: Conversation, prompt: str, answer: str | None = None, max_new_tokens: int = 256
+) -> list[Segmentation]:
+    """
+    One more question about the same clip.
+
+    Args:
+        chat ([`~models.conversation.Conversation`]): of [`segment_clip`].
+        prompt, answer, max_new_tokens: as there.
+
+    Returns:
+        `list[Segmentation]`: one a frame.
+
+    Raises:
+        `ValueError`: no prompt, or as [`~models.conversation.Conversation.ask`].
+    """
+    return _of_frames(chat.ask(prompt, **_answering(prompt, answer, max_new_tokens)))
+
+
+def _answering(prompt: str, answer: str | None, max_new_tokens: int) -> dict[str, Any]:
+    """How a question is answered."""
     if not prompt.strip():
         raise ValueError("There is no prompt: write what to segment.")
-    # (The page draws with a threshold alone.)
-    request = {"text": prompt, "processor": asked.processor, "answer": answer or None}
-    request["postprocessing"] = Postprocessing()
-    if request["answer"] is None:
-        request["max_new_tokens"] = max_new_tokens
-    if clip.moving and not per_frame:
-        tracked = asked.model.segment(video=clip.frames, **request)
-        return [tracked.frame(index) for index in range(len(clip.frames))]
-    results = []
-    for number, frame in enumerate(clip.frames, start=1):
-        result = asked.model.segment(image=frame, **request)
-        results.append(replace(result, low_res_logits=result.low_res_logits.cpu(), iou_scores=result.iou_scores.cpu()))
-        on_frame(number)
-    return results
+    return {"answer": answer} if answer else {"max_new_tokens": max_new_tokens}
+
+
+def _of_frames(result: Segmentation) -> list[Segmentation]:
+    if result.low_res_logits.ndim == 4:
+        return [result.frame(index) for index in range(result.low_res_logits.shape[1])]
+    return [replace(result, low_res_logits=result.low_res_logits.cpu(), iou_scores=result.iou_scores.cpu())]
 
 
 def object_labels(phrases: list[str | None]) -> list[str]:

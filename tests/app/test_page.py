@@ -39,14 +39,20 @@ def server(browser, network, tmp_path_factory):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What `segment` is called with."""
-    segment, calls = Sa2VAForConditionalGeneration.segment, []
+    """What `segment` and `chat` are called with."""
+    calls = []
 
-    def watched(self, **given):
-        calls.append("image" if "image" in given else "video")
-        return segment(self, **given)
+    def watch(name):
+        method = getattr(Sa2VAForConditionalGeneration, name)
 
-    monkeypatch.setattr(Sa2VAForConditionalGeneration, "segment", watched)
+        def watched(self, *args, **given):
+            calls.append("image" if "image" in given else "video")
+            return method(self, *args, **given)
+
+        monkeypatch.setattr(Sa2VAForConditionalGeneration, name, watched)
+
+    watch("segment")
+    watch("chat")
     return calls
 
 
@@ -215,6 +221,50 @@ def test_a_file_is_read_and_deleted(page, server, calls, image, tmp_path):
     assert "/" not in page.locator("#status").inner_text() and "Traceback" not in page.content()
     page.get_by_role("heading", name="run").wait_for()  # what was there stays
     assert not any(files_below(folder).values())
+
+
+def ask_further(page, question, answer):
+    page.get_by_label("Answer").fill(answer)
+    page.get_by_label("Further question").fill(question)
+    page.get_by_role("button", name="Ask further").click()
+
+
+def test_further_questions_follow_the_first(page, server, calls, image, tmp_path):
+    _, views, _, _ = server
+    image.save(tmp_path / "run.gif", save_all=True, append_images=[image.rotate(90)])
+    upload(page, tmp_path / "run.gif")
+    page.get_by_role("heading", name="run", exact=True).wait_for()
+    segment(page, answer="[SEG]")  # frame by frame
+    page.get_by_role("slider", name="Threshold").wait_for()
+    ask_further(page, "And the catheter?", "[SEG]")
+    status(page, "Frame by frame there are no further questions: segment the clip as a whole.")
+    image.save(tmp_path / "talk.png")
+    upload(page, tmp_path / "talk.png")
+    page.get_by_role("heading", name="talk", exact=True).wait_for()
+    ask_further(page, "And the catheter?", "[SEG]")
+    status(page, "Segment something first: further questions follow that one.")
+
+    segment(page, prompt="What is this?", answer="A picture.")
+    status(page, "The answer holds no [SEG], so there is no mask.")
+    ask_further(page, "Segment <both>.", TWO)
+    page.get_by_role("checkbox", name="catheter").wait_for()
+    turns = ["What is this?", "A picture.", "Segment <both>.", "The catheter [SEG] and the vessel [SEG]."]
+    page.locator("#talk").get_by_text("Segment <both>.").wait_for()
+    assert [" ".join(line.split()) for line in page.locator("#talk p").all_inner_texts()] == turns
+    (view,) = (view for _, view in views._of_page.values() if view.clip.name == "talk")
+    expected = painted(image, view.chats["tiny"].result, 100, legend(view))
+    assert np.array_equal(drawn(page), expected) and (np.asarray(expected) != np.asarray(image)).any()
+
+    ask_further(page, "What is <image>?", "No.")
+    status(page, "<image> stands in an earlier turn of this conversation")
+    assert page.locator("#talk p").count() == 4
+    ask_further(page, "And now?", "One more: [SEG].")
+    page.get_by_role("checkbox", name="object 1").wait_for()
+    assert page.locator("#talk p").count() == 6 and calls == 3 * ["image"]
+    page.get_by_role("tab", name="Generated clip").click()
+    page.get_by_role("button", name="Open this clip").click()
+    page.get_by_role("heading", name=f"h1_v{FIRST_CLIP:04d}").wait_for()
+    assert page.locator("#talk p").count() == 0
 
 
 def test_faults_are_lines_in_the_page(page, calls):

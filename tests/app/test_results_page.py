@@ -17,6 +17,7 @@ from sa2va_trl.app.results import (
     Asked,
     View,
     archive,
+    ask_further,
     at_step,
     describe,
     legend,
@@ -155,7 +156,7 @@ def test_an_entry_is_as_predict_writes_it(tmp_path, image, network, monkeypatch,
     from sa2va_trl.app.clips import read_clip
 
     clip = read_clip(file, 9)
-    found = segment_clip(Asked("one", *network), clip, "Please segment the blood vessel.", given, per_frame=True)
+    found, _ = segment_clip(Asked("one", *network), clip, "Please segment the blood vessel.", given, per_frame=True)
     entries = predictions(View(clip, "", {"one": found}), "one", 100)["predictions"]
     assert len(entries) == len(written) == 1 + moving
     for entry, theirs in zip(entries, written, strict=True):
@@ -175,12 +176,12 @@ def test_a_clip_is_tracked_or_taken_frame_by_frame(image, network):
     model, processor = network
     clip = Clip("run", "run.gif", [image, image.rotate(180)], moving=True)
     done = []
-    each = segment_clip(Asked("", model, processor), clip, "a", "[SEG]", per_frame=True, on_frame=done.append)
-    assert done == [1, 2] and len(each) == 2
+    each, chat = segment_clip(Asked("", model, processor), clip, "a", "[SEG]", per_frame=True, on_frame=done.append)
+    assert done == [1, 2] and len(each) == 2 and chat is None
     for frame, found in zip(clip.frames, each, strict=True):
         own = model.segment(image=frame, text="a", processor=processor, answer="[SEG]")
         assert torch.equal(found.probabilities, own.probabilities)
-    tracked = segment_clip(Asked("", model, processor), clip, "a", "[SEG]")
+    tracked, _ = segment_clip(Asked("", model, processor), clip, "a", "[SEG]")
     own = model.segment(video=clip.frames, text="a", processor=processor, answer="[SEG]")
     assert torch.equal(torch.stack([found.masks for found in tracked], dim=1), own.masks)
     assert not torch.equal(tracked[1].low_res_logits, each[1].low_res_logits)
@@ -191,14 +192,33 @@ def test_the_page_draws_with_the_threshold_alone(image, network, monkeypatch):
     monkeypatch.setattr(model.config, "mask_postprocessing", {"min_size": 500, "majority_frames": 3})
     clip = Clip("run", "run.gif", [image, image.rotate(180)], moving=True)
     for per_frame in (False, True):
-        for found in segment_clip(Asked("", model, processor), clip, "a", "[SEG]", per_frame=per_frame):
+        for found in segment_clip(Asked("", model, processor), clip, "a", "[SEG]", per_frame=per_frame)[0]:
             assert torch.equal(found.masks, found.probabilities > found.threshold)
 
 
 def test_without_an_answer_one_is_generated_of_at_most_so_many_tokens(image, network):
     clip = Clip("one", "one.png", [image], moving=False)
-    (found,) = segment_clip(Asked("", *network), clip, "Hello?", max_new_tokens=3)
+    (found,), chat = segment_clip(Asked("", *network), clip, "Hello?", max_new_tokens=3)
     own = network[0].segment(image=image, text="Hello?", processor=network[1], max_new_tokens=3)
     assert found.text == own.text != ""
+    (further,) = ask_further(chat, "And then?", max_new_tokens=4)
+    assert further.text == chat.messages[-1]["content"] != ""
     with pytest.raises(ValueError, match="no prompt"):
         segment_clip(Asked("", *network), clip, " \n")
+    with pytest.raises(ValueError, match="no prompt"):
+        ask_further(chat, " \n")
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_further_questions_are_about_the_same_clip(moving, image, network):
+    model, processor = network
+    clip = Clip("run", "run.gif", [image, image.rotate(180)][: 1 + moving], moving=moving)
+    found, chat = segment_clip(Asked("", model, processor), clip, "a", "[SEG]")
+    further = ask_further(chat, "b", "Two: [SEG] and [SEG]")
+    assert [len(each.masks) for each in further] == [2] * len(clip.frames)
+    media = {"video": clip.frames} if moving else {"image": image}
+    own = model.chat("a", **media, processor=processor, answer="[SEG]")
+    own.ask("b", answer="Two: [SEG] and [SEG]")
+    for results, expected in zip((found, further), own.results, strict=True):
+        masks = torch.stack([each.masks for each in results], dim=1)
+        assert torch.equal(masks if moving else masks[:, 0], expected.masks)
