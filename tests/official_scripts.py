@@ -83,9 +83,9 @@ def once(encode):
     return encode_once
 
 
-def predicted(monkeypatch, model, tokenizer, answer, **request):
+def predicted(monkeypatch, model, answer, **request):
     """What `predict_forward` returns where this answer is written, and what `segment` gives it."""
-    written(monkeypatch, model, tokenizer, answer)
+    written(monkeypatch, model, request.get("tokenizer") or request["processor"].tokenizer, answer)
     segment, results = model.segment, []
     monkeypatch.setattr(model, "segment", lambda **given: results.append(segment(**given)) or results[-1])
     return model.predict_forward(**request), results[0]

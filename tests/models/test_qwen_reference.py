@@ -100,7 +100,7 @@ def test_predict_forward(official, monkeypatch):
     model, wanted = official.model, official.wanted
     processor = AutoProcessor.from_pretrained(model.config._name_or_path)  # Qwen's own
     request = {"image": official.image, "text": REQUEST["text"], "processor": processor}
-    prediction, result = predicted(monkeypatch, model, processor.tokenizer, REQUEST["answer"], **request)
+    prediction, result = predicted(monkeypatch, model, REQUEST["answer"], **request)
     assert prediction["prediction"] == "Sure, [SEG].<|im_end|>"
     (mask,) = prediction["prediction_masks"]
     assert mask.shape == tuple(wanted["mask0"].shape)

@@ -72,9 +72,9 @@ def test_projected_seg_state(reference):
 
 def assert_predicted(monkeypatch, model, wanted, **request):
     """Text, masks and logits of `predict_forward` are the recorded ones, and it returns what `segment` says."""
-    tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
-    request |= {"text": REQUEST["text"], "tokenizer": tokenizer}
-    prediction, result = predicted(monkeypatch, model, tokenizer, REQUEST["answer"], **request)
+    request["tokenizer"] = AutoTokenizer.from_pretrained(model.config._name_or_path)
+    request["text"] = REQUEST["text"]
+    prediction, result = predicted(monkeypatch, model, REQUEST["answer"], **request)
     assert prediction["prediction"] == "Sure, [SEG].<|im_end|>"
     (masks,) = prediction["prediction_masks"]
     for mask, expected in zip(torch.from_numpy(masks), wanted["mask0"].bool(), strict=True):
