@@ -84,8 +84,8 @@ def once(encode):
 
 
 def predicted(monkeypatch, model, answer, **request):
-    """What `predict_forward` returns where this answer is written, and what `segment` gives it."""
+    """What `predict_forward` returns where this answer is written, and the result that it translates."""
     written(monkeypatch, model, request.get("tokenizer") or request["processor"].tokenizer, answer)
-    segment, results = model.segment, []
-    monkeypatch.setattr(model, "segment", lambda **given: results.append(segment(**given)) or results[-1])
-    return model.predict_forward(**request), results[0]
+    chat, chats = model.chat, []
+    monkeypatch.setattr(model, "chat", lambda *args, **given: chats.append(chat(*args, **given)) or chats[-1])
+    return model.predict_forward(**request), chats[0].result

@@ -1,15 +1,11 @@
 """docs/migration.md, followed from top to bottom on a small checkpoint: the official calls, and those beside them."""
 
-import shlex
-
 import numpy as np
 import pytest
 from house import ROOT
 from official_scripts import without_a_gpu, write_published
-from pages import blocks, commands, text_of
+from pages import blocks, text_of
 from prepared import shown
-from tasks import run_task
-from test_your_data import write_sa2va
 
 
 PAGE = text_of(ROOT / "docs" / "migration.md")

@@ -1,6 +1,7 @@
 """The official code's `predict_forward`, so that scripts which call it run on: it only translates."""
 
 import copy
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from ..media.given import Given, given_picture
 from ..postprocessing import IDENTITY
 from ..tokens import IMAGE_PLACEHOLDER
 from .configuration import Sa2VAConfig
@@ -28,8 +30,8 @@ class PredictForwardMixin:
     @torch.no_grad()
     def predict_forward(
         self: "Sa2VAForConditionalGeneration",
-        image: Image.Image | list[Image.Image] | None = None,
-        video: list[Image.Image] | None = None,
+        image: Given | list[Given] | None = None,
+        video: list[Given] | np.ndarray | str | os.PathLike | None = None,
         text: str | None = None,
         past_text: str = "",
         mask_prompts: np.ndarray | list[np.ndarray] | None = None,
@@ -92,33 +94,37 @@ class PredictForwardMixin:
             raise ValueError(f"predict_forward needs `text`, the request as a string, got {text!r}.")
         own = official_processor(self.config, tokenizer if processor is None else processor)
         turns = earlier_turns(past_text or "", own)
-        written = _Written()
-        options = {"processor": own, "streamer": written, **_stopping(own)}
-        if image is None and video is None:
-            if any(IMAGE_PLACEHOLDER in turn["content"] for turn in turns):
-                raise ValueError("`past_text` speaks of an image: give it again, as `image` or `video`.")
-            turns.append({"role": "user", "content": text.replace(IMAGE_PLACEHOLDER, "")})
-            self.answer([turns], [[]], **options)
-            return {"prediction": written.text(own), "prediction_masks": []}
-        _check_places(text, turns, own)
-        options |= {"threshold": 0.5, "postprocessing": IDENTITY}
-        if mask_prompts is not None:
-            options["regions"] = _regions(mask_prompts)
+        seen = image is not None or video is not None
+        text = _placed(text, turns, own) if seen else _without_images(text, turns)
         is_i = self.config.grounding_config.separate_tracking_decoder
-        if sample_num_frames is not None and not is_i:
+        if sample_num_frames is not None and not (is_i and video is not None):
             raise ValueError(
-                "sample_num_frames is Sa2VA-i's: Sa2VA's own code prompts the first five frames of a clip."
+                "sample_num_frames is of videos and Sa2VA-i: Sa2VA's own code prompts the first five frames."
             )
-        if video is not None:
-            options |= {
-                "num_frames": 5 if sample_num_frames is None else sample_num_frames,
-                "frame_policy": "uniform" if is_i else "first",
-                "tracking": "mask_prompt" if is_i else "soft",
-            }
-        elif sample_num_frames is not None:
-            raise ValueError("predict_forward takes sample_num_frames with `video` only.")
-        result = self.segment(image=image, video=video, text=text, **options)
-        masks = result.masks if video is not None else result.masks[:, None]
+        written = _Written()
+        options = {
+            "processor": own,
+            "threshold": 0.5,
+            "postprocessing": IDENTITY,
+            "streamer": written,
+            **_stopping(own),
+        }
+        if mask_prompts is not None:
+            if video is not None or not seen or isinstance(image, (list, tuple)) or turns:
+                raise ValueError("mask_prompts are regions of one `image`, in the first turn of a dialogue.")
+            result = self.segment(image=image, text=text, regions=_regions(mask_prompts), **options)
+        else:
+            if video is not None:
+                options |= {
+                    "num_frames": 5 if sample_num_frames is None else sample_num_frames,
+                    "frame_policy": "uniform" if is_i else "first",
+                    "tracking": "mask_prompt" if is_i else "soft",
+                }
+            several = isinstance(image, (list, tuple))
+            pictures = {"images": _of_one_size(image)} if several else {"image": image}
+            messages = [*turns, {"role": "user", "content": text}]
+            result = self.chat(messages, video=video, **pictures, **options).result
+        masks = result.masks if result.low_res_logits.ndim == 4 else result.masks[:, None]
         prediction = {"prediction": written.text(own), "prediction_masks": list(masks.cpu().numpy())}
         return {**prediction, "sample_idx": result.prompted_frames} if is_i and video is not None else prediction
 
@@ -233,8 +239,8 @@ def earlier_turns(past_text: str, processor: Sa2VAProcessor) -> list[dict]:
     return turns
 
 
-def _check_places(text: str, turns: list[dict], processor: Sa2VAProcessor) -> None:
-    """A `ValueError` where the image has no place in the dialogue, or a second one."""
+def _placed(text: str, turns: list[dict], processor: Sa2VAProcessor) -> str:
+    """The text of a request about an image; a `ValueError` where the image has no place in the dialogue, or two."""
     before = any(IMAGE_PLACEHOLDER in turn["content"] for turn in turns)
     if before and IMAGE_PLACEHOLDER in text:
         raise ValueError(f"{IMAGE_PLACEHOLDER} stands in `past_text` already: leave it out of {text!r}.")
@@ -242,6 +248,25 @@ def _check_places(text: str, turns: list[dict], processor: Sa2VAProcessor) -> No
         raise ValueError(
             f"{IMAGE_PLACEHOLDER} must say where the image stands in the text, as in {IMAGE_PLACEHOLDER + text!r}."
         )
+    return text
+
+
+def _without_images(text: str, turns: list[dict]) -> str:
+    """The text of a request about no image; a `ValueError` where earlier turns speak of one."""
+    if any(IMAGE_PLACEHOLDER in turn["content"] for turn in turns):
+        raise ValueError("`past_text` speaks of an image: give it again, as `image` or `video`.")
+    return text.replace(IMAGE_PLACEHOLDER, "")
+
+
+def _of_one_size(images: list[Given]) -> list[Image.Image]:
+    """Several images, which share the arrays of masks."""
+    pictures = [given_picture(each, f"Image {index}") for index, each in enumerate(images)]
+    if len(sizes := {f"{picture.width} x {picture.height}" for picture in pictures}) > 1:
+        raise ValueError(
+            "predict_forward has one array of masks for all images, which differ in size here "
+            f"({', '.join(sorted(sizes))}): take model.chat(images=...)."
+        )
+    return pictures
 
 
 def _regions(mask_prompts: np.ndarray | list[np.ndarray]) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import torch
 from official_scripts import load_as_the_demo, load_as_the_model_card, without_a_gpu, write_published, written
 from PIL import Image
 
-from sa2va_trl import Sa2VAProcessor
+from sa2va_trl import Sa2VAProcessor, tiny_sa2va
 from sa2va_trl.models.predict_forward import official_processor
 from sa2va_trl.models.templates import QWEN2_5_OPENING
 
@@ -32,6 +32,13 @@ def internvl(published):
 def qwen(request, tmp_path_factory):
     """The same of the other families."""
     return load_as_the_demo(write_published(tmp_path_factory.mktemp("published") / "Sa2VA-Qwen", request.param))
+
+
+@pytest.fixture(scope="module", params=["internvl", "qwen2_5_vl", "qwen3_vl"])
+def any_family(request):
+    """A tiny model of each family and its own processor, which shows it fewer pixels than the official code would."""
+    model, processor = tiny_sa2va(image_size=128, family=request.param)
+    return model.eval(), processor
 
 
 def frames_of(image, count=7):
@@ -72,11 +79,11 @@ def test_scripts_for_qwen_run_as_they_are(qwen, image, monkeypatch):
     seen = written(monkeypatch, model, tokenizer, *["It is [SEG] and [SEG]."] * 2, "Hello!")
     opening = "" if model.config.vlm_config.model_type == "qwen3_vl" else QWEN2_5_OPENING
     block = "<|vision_start|>(N)<|vision_end|>"
-    for name, pictures, shape in (("image", image, (1, 60, 100)), ("video", frames_of(image), (7, 60, 100))):
+    for name, pictures, shape in (("image", image, (1, 60, 100)), ("video", frames_of(image, 3), (3, 60, 100))):
         result = model.predict_forward(**{name: pictures}, text=REQUEST, **given)
         assert result["prediction"] == "It is [SEG] and [SEG].<|im_end|>"
         assert [(mask.shape, mask.dtype) for mask in result["prediction_masks"]] == [(shape, bool)] * 2
-        asked = turn(block * (1 if name == "image" else 5) + "Please segment the blood vessel.")
+        asked = turn(block * shape[0] + "Please segment the blood vessel.")
         assert re.sub(r"\(\d+\)", "(N)", prompt_of(seen, tokenizer)) == opening + asked
     result = model.predict_forward(text=REQUEST, **given)
     assert result == {"prediction": "Hello!<|im_end|>", "prediction_masks": []}
@@ -100,6 +107,46 @@ def test_prompts_are_those_of_the_official_arithmetic(internvl, image, monkeypat
     assert prompt_of(seen, tokenizer) == turn("Hello, you!")
     for asked in seen:
         assert asked["max_new_tokens"] == 2048 and not asked["do_sample"]
+
+
+@pytest.mark.parametrize("kind", ["image", "video", "text"])
+def test_earlier_turns_stand_in_the_prompt_as_they_were(any_family, image, monkeypatch, kind):
+    """Written by hand, with the tokens of the image or `<image>` in its place."""
+    model, processor = any_family
+    own, tokenizer = official_processor(model.config, processor), processor.tokenizer
+    seen = written(monkeypatch, model, tokenizer, "First [SEG].", "Then [SEG] and [SEG].", "So [SEG] it.")
+    pictures = {"image": {"image": image}, "video": {"video": frames_of(image, 6)}, "text": {}}[kind]
+    request = {**pictures, "processor": processor}
+
+    def asked():
+        return tokenizer.decode(seen[-1]["input_ids"][0])
+
+    first = model.predict_forward(text="<image>Where is it?", **request)["prediction"]
+    prompt = asked()
+    past = prompt.removeprefix(own.official_opening or "") + first
+    second = model.predict_forward(text="And the other?", past_text=past, **request)
+    assert asked() == f"{prompt}{first}\n{turn('And the other?')}"
+    assert len(second["prediction_masks"]) == (2 if pictures else 0)
+    # As a script may have noted it down: a newline behind an answer, another without its end.
+    past = turn("<image>Where is it?" if pictures else "Where is it?", first + "\n")
+    past += turn("And the other?", "Then [SEG] and [SEG].")
+    third = model.predict_forward(text="Thanks.", past_text=past, **request)
+    assert asked() == f"{prompt}{first}\n{turn('And the other?', second['prediction'])}\n{turn('Thanks.')}"
+    if not pictures:
+        return
+    said = ("<image>Where is it?", "First [SEG].", "And the other?", "Then [SEG] and [SEG].", "Thanks.")
+    dialogue = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(said)]
+    options = {"frame_policy": "first"} if kind == "video" else {}
+    expected = model.chat(dialogue, processor=own, answer="So [SEG] it.", **pictures, **options).result.masks[0]
+    assert np.array_equal(third["prediction_masks"][0], expected.numpy().reshape(-1, 60, 100))
+
+
+def test_several_images_share_the_arrays(internvl, image, monkeypatch):
+    model, given = internvl
+    seen = written(monkeypatch, model, given["tokenizer"], "Here [SEG] and there [SEG].")
+    result = model.predict_forward(image=frames_of(image, 2), text="<image>Where?", **given)
+    assert prompt_of(seen, given["tokenizer"]) == turn("<img>(448)</img>\n<img>(448)</img>Where?")
+    assert [mask.shape for mask in result["prediction_masks"]] == [(2, 60, 100)] * 2
 
 
 def test_an_answer_that_is_cut_has_no_end_marker(internvl, image, monkeypatch):
@@ -179,19 +226,22 @@ def test_sa2va_i_spreads_its_frames_and_says_which(tmp_path, image, monkeypatch)
         ({"tokenizer": "Sa2VA-4B"}, "got str"),
         ({"text": "Where?"}, r"as in '<image>Where\?'"),
         ({"text": "<image><image>"}, "<image>"),
+        ({"image": ["a.png", "b.png"]}, "no file a.png"),
+        ({"image": [Image.new("L", (9, 8)), Image.new("L", (8, 8))]}, r"differ in size here \(8 x 8, 9 x 8\)"),
         ({"video": ["a.png"]}, "`image` or `video`, not both"),
-        ({"sample_num_frames": 3}, "Sa2VA-i's"),
+        ({"sample_num_frames": 3}, "of videos and Sa2VA-i"),
         ({"text": "<image><|im_end|>"}, r"holds <\|im_end\|>"),
         ({"past_text": "USER: Where?"}, r"turns as the prompt template wraps them.*got 'USER: Where\?'"),
         ({"past_text": turn("<img><IMG_CONTEXT></img>Where?", "Here.")}, "stands in `past_text` already"),
         ({"image": None, "past_text": turn("<image>Where?", "Here.")}, "speaks of an image"),
+        ({"mask_prompts": np.ones((1, 60, 100)), "past_text": turn("Hello!", "Yes?")}, "in the first turn"),
         ({"mask_prompts": np.ones((60, 100))}, r"shape \(regions, H, W\)"),
     ],
 )
 def test_what_cannot_be_is_refused_before_work_starts(internvl, image, monkeypatch, request_, message):
     model, given = internvl
     seen = written(monkeypatch, model, given["tokenizer"])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         model.predict_forward(**{"image": image, "text": REQUEST, **given, **request_})
     assert not seen
 
