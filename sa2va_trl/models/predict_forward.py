@@ -3,21 +3,24 @@
 import copy
 import os
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import LlamaTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..media.given import Given, given_picture
 from ..postprocessing import IDENTITY
 from ..tokens import IMAGE_PLACEHOLDER
+from .checkpoints import checkpoint_folder
 from .configuration import Sa2VAConfig
 from .pixels import published_image_processor
 from .processing import Sa2VAProcessor
 from .published_files import template_opening
 from .templates import TEMPLATES
+from .tokenization import load_tokenizer
 
 
 if TYPE_CHECKING:
@@ -102,13 +105,7 @@ class PredictForwardMixin:
                 "sample_num_frames is of videos and Sa2VA-i: Sa2VA's own code prompts the first five frames."
             )
         written = _Written()
-        options = {
-            "processor": own,
-            "threshold": 0.5,
-            "postprocessing": IDENTITY,
-            "streamer": written,
-            **_stopping(own),
-        }
+        options = {"processor": own, "threshold": 0.5, "postprocessing": IDENTITY, "streamer": written}
         if mask_prompts is not None:
             if video is not None or not seen or isinstance(image, (list, tuple)) or turns:
                 raise ValueError("mask_prompts are regions of one `image`, in the first turn of a dialogue.")
@@ -171,6 +168,9 @@ def official_processor(config: Sa2VAConfig, given: ProcessorMixin | PreTrainedTo
     if isinstance(given, Sa2VAProcessor):
         processor = copy.copy(given)
     else:
+        if isinstance(tokenizer, LlamaTokenizer) and tokenizer.name_or_path:
+            # transformers 5 builds it with spaces of its own.
+            tokenizer = _from_the_files(tokenizer.name_or_path)
         processor = Sa2VAProcessor(
             published_image_processor(config.vlm_config),
             tokenizer,
@@ -188,6 +188,11 @@ def official_processor(config: Sa2VAConfig, given: ProcessorMixin | PreTrainedTo
         )
     processor.prompt_style = "official"
     return processor
+
+
+@lru_cache(maxsize=4)
+def _from_the_files(name_or_path: str) -> PreTrainedTokenizerBase:
+    return load_tokenizer(checkpoint_folder(name_or_path, weights=False)[0])
 
 
 def earlier_turns(past_text: str, processor: Sa2VAProcessor) -> list[dict]:
@@ -280,11 +285,3 @@ def _regions(mask_prompts: np.ndarray | list[np.ndarray]) -> list[np.ndarray]:
             f"{[mask.shape for mask in masks]}."
         )
     return [mask != 0 for mask in masks]
-
-
-def _stopping(processor: Sa2VAProcessor) -> dict[str, Any]:
-    """Options of `generate`: the official code stops at the tokenizer's end of sequence too."""
-    stopping, end = processor.stopping(), processor.tokenizer.eos_token_id
-    if end is not None:
-        stopping["eos_token_id"] = sorted({end, *stopping.get("eos_token_id", [])})
-    return stopping

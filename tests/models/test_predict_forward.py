@@ -1,16 +1,23 @@
 """`predict_forward`: the calls of official scripts, on small checkpoints in the published layout."""
 
+import copy
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
+from families import tiny_family
 from official_scripts import load_as_the_demo, load_as_the_model_card, without_a_gpu, write_published, written
 from PIL import Image
+from test_tokenization import write_phi3
+from transformers import AutoTokenizer
 
 from sa2va_trl import Sa2VAProcessor, tiny_sa2va
 from sa2va_trl.models.predict_forward import official_processor
+from sa2va_trl.models.published import published_config
 from sa2va_trl.models.templates import QWEN2_5_OPENING
+from sa2va_trl.models.tokenization import load_tokenizer
 
 
 REQUEST = "<image>Please segment the blood vessel."
@@ -203,18 +210,32 @@ def test_tokenizer_and_processor_say_the_same(internvl, qwen, published, image):
         assert torch.equal(pixels["pixel_values"], made[0].tiles([image])[0]["pixel_values"])
 
 
+def test_llamas_tokenizer_is_read_as_it_was_trained(tmp_path):
+    """(AutoTokenizer of transformers 5 builds another one.)"""
+    write_phi3(tmp_path, legacy=True)
+    model, _ = tiny_family("phi3")
+    config = copy.deepcopy(model.config)
+    wanted = load_tokenizer(tmp_path)
+    config.seg_token_id, config.vlm_config.image_token_id = wanted.convert_tokens_to_ids(["[SEG]", "<IMG_CONTEXT>"])
+    (tmp_path / "config.json").write_text(json.dumps(published_config(config, torch.float32)))
+    given = AutoTokenizer.from_pretrained(tmp_path)
+    text = "<|user|>\nsegment<|end|>\n<|assistant|>\nSure, [SEG]."
+    assert given(text).input_ids != wanted(text).input_ids
+    assert official_processor(config, given).tokenizer(text).input_ids == wanted(text).input_ids
+
+
 def test_sa2va_i_spreads_its_frames_and_says_which(tmp_path, image, monkeypatch):
     model, given = load_as_the_demo(write_published(tmp_path / "Sa2VA-i", "sa2va_i"))
     written(monkeypatch, model, given["tokenizer"], *["Sure, [SEG]."] * 3)
-    result = model.predict_forward(video=frames_of(image, 9), text=REQUEST, **given)
-    assert result["sample_idx"] == [0, 2, 4, 6, 8]
+    result = model.predict_forward(video=frames_of(image), text=REQUEST, **given)
+    assert result["sample_idx"] == [0, 1, 3, 4, 6]
     own = Sa2VAProcessor.from_pretrained(tmp_path / "Sa2VA-i")
     expected = model.segment(
-        video=frames_of(image, 9), text=REQUEST, processor=own, answer="Sure, [SEG].", tracking="mask_prompt"
+        video=frames_of(image), text=REQUEST, processor=own, answer="Sure, [SEG].", tracking="mask_prompt"
     )
     assert np.array_equal(result["prediction_masks"], expected.masks)
-    result = model.predict_forward(video=frames_of(image, 9), text=REQUEST, sample_num_frames=3, **given)
-    assert result["sample_idx"] == [0, 4, 8]
+    result = model.predict_forward(video=frames_of(image, 3), text=REQUEST, sample_num_frames=2, **given)
+    assert result["sample_idx"] == [0, 2]
     assert "sample_idx" not in model.predict_forward(image=image, text=REQUEST, **given)
 
 
