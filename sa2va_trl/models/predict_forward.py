@@ -83,11 +83,15 @@ class PredictForwardMixin:
             ```python
             >>> from PIL import Image
             >>> from sa2va_trl import tiny_sa2va
+            >>> from sa2va_trl.data.angiography import generate_video
 
-            >>> model, processor = tiny_sa2va(image_size=128)
-            >>> result = model.eval().predict_forward(text="Hello!", tokenizer=processor.tokenizer)
-            >>> result["prediction_masks"]
-            []
+            >>> model, processor = tiny_sa2va(pretrained=True)
+            >>> image = Image.fromarray(generate_video(seed=0, video=0, num_frames=1, scene="named").frames[0])
+            >>> result = model.eval().predict_forward(
+            ...     image=image, text="<image>Please segment the blood vessel.", tokenizer=processor.tokenizer
+            ... )
+            >>> result["prediction"], result["prediction_masks"][0].shape
+            ('Sure, [SEG].<|im_end|>', (1, 256, 256))
 
             ```
         """
@@ -97,31 +101,21 @@ class PredictForwardMixin:
             raise ValueError(f"predict_forward needs `text`, the request as a string, got {text!r}.")
         own = official_processor(self.config, tokenizer if processor is None else processor)
         turns = earlier_turns(past_text or "", own)
-        seen = image is not None or video is not None
-        text = _placed(text, turns, own) if seen else _without_images(text, turns)
+        text = _without_images(text, turns) if image is None and video is None else _placed(text, turns, own)
         is_i = self.config.grounding_config.separate_tracking_decoder
-        if sample_num_frames is not None and not (is_i and video is not None):
-            raise ValueError(
-                "sample_num_frames is of videos and Sa2VA-i: Sa2VA's own code prompts the first five frames."
-            )
+        clip = _clip_options(video, is_i, sample_num_frames)
         written = _Written()
-        options = {"processor": own, "threshold": 0.5, "postprocessing": IDENTITY, "streamer": written}
+        options = {"processor": own, "threshold": 0.5, "postprocessing": IDENTITY, "streamer": written, **clip}
+        several = isinstance(image, (list, tuple))
         if mask_prompts is not None:
-            if video is not None or not seen or isinstance(image, (list, tuple)) or turns:
+            if image is None or several or turns:
                 raise ValueError("mask_prompts are regions of one `image`, in the first turn of a dialogue.")
             result = self.segment(image=image, text=text, regions=_regions(mask_prompts), **options)
         else:
-            if video is not None:
-                options |= {
-                    "num_frames": 5 if sample_num_frames is None else sample_num_frames,
-                    "frame_policy": "uniform" if is_i else "first",
-                    "tracking": "mask_prompt" if is_i else "soft",
-                }
-            several = isinstance(image, (list, tuple))
             pictures = {"images": _of_one_size(image)} if several else {"image": image}
             messages = [*turns, {"role": "user", "content": text}]
             result = self.chat(messages, video=video, **pictures, **options).result
-        masks = result.masks if result.low_res_logits.ndim == 4 else result.masks[:, None]
+        masks = result.masks if video is not None or several else result.masks[:, None]
         prediction = {"prediction": written.text(own), "prediction_masks": list(masks.cpu().numpy())}
         return {**prediction, "sample_idx": result.prompted_frames} if is_i and video is not None else prediction
 
@@ -216,7 +210,7 @@ def earlier_turns(past_text: str, processor: Sa2VAProcessor) -> list[dict]:
         >>> from sa2va_trl.models.predict_forward import earlier_turns
 
         >>> _, processor = tiny_sa2va(image_size=128)
-        >>> past = "<|im_start|>user\n<img><IMG_CONTEXT></img>Where?<|im_end|>\n<|im_start|>assistant\nHere.<|im_end|>"
+        >>> past = "<|im_start|>user\\n<img></img>Where?<|im_end|>\\n<|im_start|>assistant\\nHere.<|im_end|>"
         >>> [turn["content"] for turn in earlier_turns(past, processor)]
         ['<image>Where?', 'Here.']
 
@@ -261,6 +255,17 @@ def _without_images(text: str, turns: list[dict]) -> str:
     if any(IMAGE_PLACEHOLDER in turn["content"] for turn in turns):
         raise ValueError("`past_text` speaks of an image: give it again, as `image` or `video`.")
     return text.replace(IMAGE_PLACEHOLDER, "")
+
+
+def _clip_options(video: Any, is_i: bool, count: int | None) -> dict[str, Any]:
+    """Which frames the official code of Sa2VA or of Sa2VA-i prompts, and how it tracks from them."""
+    if count is not None and (video is None or not is_i):
+        raise ValueError("sample_num_frames is of videos and Sa2VA-i: Sa2VA's own code prompts the first five frames.")
+    if video is None:
+        return {}
+    if is_i:
+        return {"frame_policy": "uniform", "num_frames": 5 if count is None else count, "tracking": "mask_prompt"}
+    return {"frame_policy": "first", "num_frames": 5, "tracking": "soft"}
 
 
 def _of_one_size(images: list[Given]) -> list[Image.Image]:

@@ -212,14 +212,17 @@ def test_tokenizer_and_processor_say_the_same(internvl, qwen, published, image):
 
 def test_llamas_tokenizer_is_read_as_it_was_trained(tmp_path):
     """(AutoTokenizer of transformers 5 builds another one.)"""
-    write_phi3(tmp_path, legacy=True)
+    write_phi3(tmp_path / "model", legacy=True)
+    load_tokenizer(tmp_path / "model").save_pretrained(tmp_path)
+    write_phi3(tmp_path, legacy=False)  # as beside InternVL2-4B: it says another thing than the file does
+    (tmp_path / "tokenizer.model").unlink()
     model, _ = tiny_family("phi3")
     config = copy.deepcopy(model.config)
     wanted = load_tokenizer(tmp_path)
     config.seg_token_id, config.vlm_config.image_token_id = wanted.convert_tokens_to_ids(["[SEG]", "<IMG_CONTEXT>"])
     (tmp_path / "config.json").write_text(json.dumps(published_config(config, torch.float32)))
     given = AutoTokenizer.from_pretrained(tmp_path)
-    text = "<|user|>\nsegment<|end|>\n<|assistant|>\nSure, [SEG]."
+    text = "<|user|>\n<img></img>segment<|end|>\n<|assistant|>\nSure, [SEG]."
     assert given(text).input_ids != wanted(text).input_ids
     assert official_processor(config, given).tokenizer(text).input_ids == wanted(text).input_ids
 
