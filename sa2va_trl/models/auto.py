@@ -1,5 +1,6 @@
 """What transformers' Auto classes and pipelines make of a Sa2VA, native or as it is published."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -9,12 +10,16 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMaskGeneration,
     AutoProcessor,
+    AutoTokenizer,
     PreTrainedConfig,
+    PreTrainedTokenizerFast,
 )
 
+from .checkpoints import HUB_OPTIONS, checkpoint_folder
 from .configuration import Sa2VAConfig, Sa2VAGroundingConfig
 from .modeling import Sa2VAForConditionalGeneration
 from .processing import Sa2VAProcessor
+from .tokenization import load_tokenizer
 
 
 class UnsupportedTask(Exception):
@@ -52,6 +57,28 @@ class _PublishedModel(Sa2VAForConditionalGeneration):
         return Sa2VAForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
+class InternLM2Tokenizer(PreTrainedTokenizerFast):
+    """
+    What `AutoTokenizer` loads where `tokenizer_config.json` names this class, as beside Sa2VA-8B and Sa2VA-26B: the
+    same ids without the remote code, which was written for transformers 4.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, subfolder: str = "", **kwargs: Any
+    ) -> PreTrainedTokenizerFast:
+        """As in transformers; of the keyword arguments only those of the Hub have an effect."""
+        hub_options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        options = {"weights": False, "subfolder": subfolder, **hub_options}
+        tokenizer = load_tokenizer(checkpoint_folder(pretrained_model_name_or_path, **options)[0])
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
+        return tokenizer
+
+
+class _InternLM2Config(PreTrainedConfig):
+    """No checkpoint's: transformers keeps a registered tokenizer under a config, and looks for it by its own name."""
+
+
 class _MaskGeneration:
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -73,3 +100,4 @@ def register() -> None:
     for config in (Sa2VAConfig, PublishedSa2VAConfig):
         AutoModelForMaskGeneration.register(config, _MaskGeneration)
         AutoProcessor.register(config, Sa2VAProcessor)
+    AutoTokenizer.register(_InternLM2Config, tokenizer_class=InternLM2Tokenizer)

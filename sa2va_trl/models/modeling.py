@@ -15,6 +15,7 @@ from .outputs import (
     Segmentation,  # noqa: F401  (defined here once)
     pair_masks,
 )
+from .predict_forward import PredictForwardMixin
 from .pretrained import PretrainedMixin
 from .quantization import UNQUANTISED  # noqa: F401  (defined here once)
 from .regions import fed_regions
@@ -30,7 +31,9 @@ _IDLE = {"output_attentions": False, "output_hidden_states": False, "return_dict
 MASK_TARGETS = ("masks", "original_masks", "skeletons", "chosen_masks", "rejected_masks")
 
 
-class Sa2VAForConditionalGeneration(SegmentationMixin, PretrainedMixin, PreTrainedModel, GenerationMixin):
+class Sa2VAForConditionalGeneration(
+    SegmentationMixin, PredictForwardMixin, PretrainedMixin, PreTrainedModel, GenerationMixin
+):
     """
     Sa2VA (arXiv 2501.04001): a native vision-language model whose `[SEG]` tokens prompt SAM 2.
 

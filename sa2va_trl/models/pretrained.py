@@ -2,10 +2,12 @@
 
 import copy
 import logging
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 from ..errors import CheckpointError
 from .checkpoints import (
@@ -62,7 +64,9 @@ class PretrainedMixin:
                 `"float32"` leaves SAM 2 and `text_hidden_fcs` in float32 beside a VLM in half precision. It is saved
                 with the model.
             kwargs:
-                As in transformers: `device_map`, `attn_implementation`, `output_loading_info`, `quantization_config`
+                As in transformers: `device_map`, `attn_implementation` (or `use_flash_attn=True` of the official code,
+                which is `"flash_attention_2"` where it is installed and the weights are of half precision, and
+                otherwise changes nothing but for a line in the log), `output_loading_info`, `quantization_config`
                 (bitsandbytes; the language model's layers only, everything else stays as it is; not for a checkpoint
                 that was saved quantised, whose own config says how), and `revision`, `token`, `cache_dir`,
                 `force_download` and `local_files_only` of the Hub.
@@ -79,8 +83,12 @@ class PretrainedMixin:
             if grounding_dtype is not None:
                 raise ValueError("grounding_dtype is of a checkpoint: without one, set it in the config.")
             return super().from_pretrained(None, *args, config=config, dtype=dtype, **kwargs)
-        if "use_flash_attn" in kwargs:
-            raise ValueError("use_flash_attn is the remote code's: give attn_implementation='flash_attention_2'.")
+        use_flash_attn = kwargs.pop("use_flash_attn", None)
+        if use_flash_attn and kwargs.get("attn_implementation") is not None:
+            raise ValueError(
+                "use_flash_attn is the official code's word for attn_implementation='flash_attention_2': give one of "
+                "the two."
+            )
         meaningless = {"gguf_file", "variant", "key_mapping", "ignore_mismatched_sizes", "state_dict", "weights_only"}
         if given := sorted(name for name in meaningless & kwargs.keys() if kwargs[name]):
             raise ValueError(
@@ -117,6 +125,8 @@ class PretrainedMixin:
                 name, dtype = dtype, getattr(torch, dtype.removeprefix("torch."), None)
                 if not isinstance(dtype, torch.dtype):
                     raise ValueError(f"dtype must be 'auto' or a torch dtype such as 'bfloat16', got {name!r}.")
+            if use_flash_attn:
+                kwargs |= _flash_attention(dtype)
             state_dict = weights.state_dict(dtype, keep=tuple(skeleton._keep_in_fp32_modules_strict or ()))
             loaded = super().from_pretrained(None, *args, config=config, state_dict=state_dict, dtype=dtype, **kwargs)
         finally:
@@ -170,3 +180,19 @@ class PretrainedMixin:
                 )
         else:
             raise ValueError(f"layout must be 'native' or 'published', got {layout!r}.")
+
+
+def _flash_attention(dtype: torch.dtype) -> dict[str, str]:
+    """The attention that `use_flash_attn=True` asks for, where it can be had."""
+    if not is_flash_attn_2_available():
+        _say_once("use_flash_attn has no effect: flash-attn is not installed, or there is no GPU.")
+    elif dtype not in (torch.float16, torch.bfloat16):
+        _say_once(f"use_flash_attn has no effect: flash-attn computes in half precision, and the weights are {dtype}.")
+    else:
+        return {"attn_implementation": "flash_attention_2"}
+    return {}
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.warning(message)

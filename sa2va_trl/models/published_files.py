@@ -91,6 +91,21 @@ def published_opening(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str |
     # (transformers' processors, which official inference asks, prefer the older of their files to the tokenizer's.)
     if (folder / "chat_template.json").is_file() and not (folder / "chat_template.jinja").is_file():
         template = read_json(folder / "chat_template.json").get("chat_template")
+    return template_opening(template, tokenizer, f"{folder}: ")
+
+
+def template_opening(template: str | None, tokenizer: PreTrainedTokenizerBase, where: str = "") -> str | None:
+    """
+    What a chat template begins with.
+
+    Args:
+        template (`str`, *optional*): Jinja.
+        tokenizer (`PreTrainedTokenizerBase`): whose template it is.
+        where (`str`, *optional*): what messages begin with.
+
+    Returns:
+        `str`, or `None` where there is no template, or it is one of this package's.
+    """
     if is_ours(template):
         return None
     chat = [{"role": "user", "content": [{"type": "text", "text": "Where?"}]}]
@@ -101,7 +116,7 @@ def published_opening(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str |
     opening, turn, _ = text.partition(CHATML["user"].split("{content}")[0])
     if not turn:
         logger.warning(
-            f"{folder}: its chat template writes no user turn ({text[:200]!r}). With prompt_style=official there will "
+            f"{where}its chat template writes no user turn ({text[:200]!r}). With prompt_style=official there will "
             "be no system turn, unless the processor's `official_opening` is set."
         )
     return opening if turn else ""

@@ -38,7 +38,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 def _fast_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     settings = _json(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").is_file() and ("auto_map" in settings or _is_llama(settings)):
+    is_remote = "auto_map" in settings or str(settings.get("tokenizer_class")).startswith("InternLM2")
+    if (folder / "tokenizer.json").is_file() and (is_remote or _is_llama(settings)):
         # A remote class would only be asked to read the same file. Llama's (which Phi-3 has too) builds a new
         # tokenizer in transformers 5, with spaces of its own; Sa2VA was trained with version 4, which took the
         # file, and had Llama's first token come first unless it was told not to.

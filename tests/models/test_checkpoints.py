@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -14,14 +15,21 @@ from families import FAMILIES, LONGROPE, tiny_family
 from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import (
+    AutoModelForImageTextToText,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+)
 
 from sa2va_trl import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor, tiny_sa2va
 from sa2va_trl.adapters.peft_model import SegPeftModel, load_adapter
 from sa2va_trl.data.angiography import generate_video
 from sa2va_trl.errors import CheckpointError
 from sa2va_trl.files import written_beside
-from sa2va_trl.models import checkpoints
+from sa2va_trl.models import checkpoints, pretrained
 from sa2va_trl.models.checkpoints import save_published
 from sa2va_trl.questions import QUESTIONS, ask
 from sa2va_trl.scripts.arguments import ModelArguments
@@ -545,9 +553,33 @@ def test_two_sets_of_weights_are_refused(published):
     refused(folder, "holds both model.safetensors and model.safetensors.index.json")
 
 
-def test_what_only_the_remote_code_knows_is_refused_with_a_hint(published):
-    with pytest.raises(ValueError, match="attn_implementation='flash_attention_2'"):
-        Sa2VAForConditionalGeneration.from_pretrained(published[0], use_flash_attn=True)
+@pytest.mark.parametrize(
+    ("installed", "dtype", "said"),
+    [
+        (False, torch.bfloat16, "not installed"),
+        (True, torch.float32, "computes in half precision"),
+        (True, torch.bfloat16, None),
+    ],
+)
+def test_flash_attention_as_the_official_code_asks_for_it(published, monkeypatch, caplog, installed, dtype, said):
+    """Taken where it can be had; elsewhere a line says so once."""
+    asked = []
+
+    def record(self, attn_implementation, *args, **kwargs):
+        asked.append(attn_implementation)
+        return "sdpa"
+
+    monkeypatch.setattr(pretrained, "is_flash_attn_2_available", lambda: installed)
+    monkeypatch.setattr(PreTrainedModel, "_check_and_adjust_attn_implementation", record)
+    pretrained._say_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            Sa2VAForConditionalGeneration.from_pretrained(published[0], use_flash_attn=True, dtype=dtype)
+    lines = [record.message for record in caplog.records if "use_flash_attn" in record.message]
+    assert len(lines) == (said is not None) and all(said in line for line in lines)
+    assert ("flash_attention_2" in asked) == (said is None)
+    with pytest.raises(ValueError, match="give one of the two"):
+        Sa2VAForConditionalGeneration.from_pretrained(published[0], use_flash_attn=True, attn_implementation="sdpa")
 
 
 # In two types

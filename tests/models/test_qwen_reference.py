@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_scripts import once, predicted
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoProcessor
 
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_trl.models.grounding import upsample_mask_logits
@@ -26,20 +28,6 @@ class Official:
     image: Image.Image
     model: Sa2VAForConditionalGeneration
     processor: Sa2VAProcessor
-
-
-def once(encode):
-    """SAM 2's image encoder, which takes ten seconds and sees the same picture in every test."""
-    seen = []
-
-    def encode_once(pixel_values):
-        for pixels, found in seen:
-            if torch.equal(pixels, pixel_values):
-                return found
-        seen.append((pixel_values, encode(pixel_values)))
-        return seen[-1][1]
-
-    return encode_once
 
 
 @pytest.fixture(scope="session", params=["qwen25", "qwen3"])
@@ -106,6 +94,18 @@ def test_from_the_picture(official):
     assert (inputs["pixel_values"][::64, ::49] - wanted["pixel_sample"]).abs().max() <= 0.02
     assert (result.mask_logits[:, ::8, ::8] - wanted["logits0"][:, 0]).abs().max() <= 2e-3
     assert iou(result.masks, wanted["mask0"].bool()) >= 0.999
+
+
+def test_predict_forward(official, monkeypatch):
+    model, wanted = official.model, official.wanted
+    processor = AutoProcessor.from_pretrained(model.config._name_or_path)  # Qwen's own
+    request = {"image": official.image, "text": REQUEST["text"], "processor": processor}
+    prediction, result = predicted(monkeypatch, model, REQUEST["answer"], **request)
+    assert prediction["prediction"] == "Sure, [SEG].<|im_end|>"
+    (mask,) = prediction["prediction_masks"]
+    assert mask.shape == tuple(wanted["mask0"].shape)
+    assert iou(torch.from_numpy(mask), wanted["mask0"].bool()) >= 0.999
+    assert (result.mask_logits[:, ::8, ::8] - wanted["logits0"][:, 0]).abs().max() <= 2e-3
 
 
 def test_the_state_and_the_style_matter(official):

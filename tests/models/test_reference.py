@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import torch
+from official_scripts import once, predicted
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from sa2va_trl import Sa2VAForConditionalGeneration, Sa2VAProcessor
 
@@ -22,6 +24,7 @@ def reference(shared, tmp_path_factory):
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     subprocess.run([sys.executable, str(folder / "make_checkpoint.py"), str(checkpoint)], check=True)
     model = Sa2VAForConditionalGeneration.from_pretrained(checkpoint)
+    model.grounding_encoder.encode = once(model.grounding_encoder.encode)
     processor = Sa2VAProcessor.from_pretrained(checkpoint)
     yield folder, model, processor
     shutil.rmtree(checkpoint)  # a gigabyte
@@ -67,19 +70,33 @@ def test_projected_seg_state(reference):
         assert (model.text_hidden_fcs(states) - wanted["seg0"]).abs().max() <= 1e-3
 
 
+def assert_predicted(monkeypatch, model, wanted, **request):
+    """Text, masks and logits of `predict_forward` are the recorded ones, and it returns what `segment` says."""
+    request["tokenizer"] = AutoTokenizer.from_pretrained(model.config._name_or_path)
+    request["text"] = REQUEST["text"]
+    prediction, result = predicted(monkeypatch, model, REQUEST["answer"], **request)
+    assert prediction["prediction"] == "Sure, [SEG].<|im_end|>"
+    (masks,) = prediction["prediction_masks"]
+    for mask, expected in zip(torch.from_numpy(masks), wanted["mask0"].bool(), strict=True):
+        assert_masks_agree(mask, expected)
+    logits = result.mask_logits.view(wanted["logits0"].shape[0], 1, 1024, 1024)[:, :, ::8, ::8]
+    assert (logits - wanted["logits0"]).abs().max() <= 1e-3
+    return result
+
+
+def test_predict_forward(reference, monkeypatch):
+    folder, model, _ = reference
+    wanted = recorded(folder, "image_640x512.safetensors")
+    assert_predicted(monkeypatch, model, wanted, image=Image.open(folder / "image_640x512.png"))
+
+
 @pytest.mark.slow
-def test_video(reference):
+def test_predict_forward_of_a_video(reference, monkeypatch):
     """Five prompted frames and two propagated ones."""
     folder, model, processor = reference
     wanted = recorded(folder, "video_7_frames.safetensors")
     frames = [Image.open(folder / f"video_{index}.png") for index in range(7)]
     pixels = processor.tiles(frames[:5], clip=True)[0]["pixel_values"]
     assert (pixels[:, :, ::64, ::64] - wanted["pixel_sample"]).abs().max() <= 1e-5
-
-    result = model.segment(video=frames, processor=processor, frame_policy="first", **REQUEST)
+    result = assert_predicted(monkeypatch, model, wanted, video=frames)
     assert result.prompted_frames == [0, 1, 2, 3, 4]
-    logits = result.mask_logits[0][:, None, ::8, ::8]
-    assert logits.shape == wanted["logits0"].shape
-    assert (logits - wanted["logits0"]).abs().max() <= 1e-3
-    for mask, expected in zip(result.masks[0], wanted["mask0"].bool(), strict=True):
-        assert_masks_agree(mask, expected)

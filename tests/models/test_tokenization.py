@@ -11,7 +11,7 @@ import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from transformers import LlamaTokenizer
+from transformers import AutoTokenizer, LlamaTokenizer
 
 from sa2va_trl import Sa2VAProcessor, tiny_sa2va
 from sa2va_trl.models.tokenization import internlm2_tokenizer, load_tokenizer
@@ -156,6 +156,21 @@ def test_a_remote_class_beside_a_fast_tokenizer_is_not_needed(pair, tmp_path):
     again = load_tokenizer(tmp_path)
     for text in [*CORPUS, "<|im_start|>user\n [SEG] <p> a </p>"]:
         assert again(text).input_ids == tokenizer(text).input_ids
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_auto_tokenizer_needs_no_remote_code(pair, tmp_path, trust):
+    _, tokenizer = pair
+    write_internlm2(tmp_path, dummy_prefix="▁" in tokenizer.tokenize("a")[0])
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sa2va_chat", "template": "internlm2_chat"}))
+    (tmp_path / "tokenization_internlm2.py").write_text("raise RuntimeError('remote code')")
+    for saved in (False, True):  # without tokenizer.json, and with it
+        if saved:
+            tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+        again = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=trust, use_fast=False)
+        assert again.name_or_path == str(tmp_path)
+        for text in [*CORPUS, "<|im_start|>user\n [SEG] <p> a </p>"]:
+            assert again(text).input_ids == tokenizer(text).input_ids
 
 
 def test_a_processor_with_it_writes_bos_once(tmp_path):
