@@ -107,7 +107,7 @@ class Batches:
             For every pass the numbers of its rows, and what `call` made of them.
 
         Raises:
-            `torch.OutOfMemoryError`: a single row does not fit.
+            `OutOfMemoryError`: a single row does not fit (of torch).
         """
         left = list(range(len(work)))
         while left:
