@@ -29,6 +29,15 @@ def test_of_a_long_clip_the_first_frames_are_taken(tmp_path):
     assert read_clip(tmp_path / "run.tif", max_frames=9).left_out == 0
 
 
+def test_frames_of_other_sizes_are_shown_in_that_of_the_first(tmp_path):
+    first, *others = frames(3)
+    others[0] = others[0].resize((90, 10))
+    first.save(tmp_path / "run.tif", save_all=True, append_images=others)
+    clip = read_clip(tmp_path / "run.tif", max_frames=3)
+    assert [frame.size for frame in clip.frames] == [(30, 20)] * 3
+    assert [np.asarray(frame).max() for frame in clip.frames] == [0, 40, 80]
+
+
 @pytest.mark.parametrize("name", ["torn.png", "text.txt", "torn.gif"])
 def test_what_cannot_be_read_is_named_without_its_folder(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x89PNG no more")
