@@ -21,7 +21,7 @@ ANSWERS = {
     "Several objects": (["Sure, [SEG] and [SEG]."], ["Sure, [SEG] and [SEG]."]),
     "A caption with masks": (["A <p> vessel </p> [SEG] and a <p> catheter </p> [SEG]."],) * 2,
     "A dialogue": (["It is [SEG]."], ["An angiogram.", "It is [SEG]."]),
-    "Regions": (["A vessel."], ["A vessel."]),
+    "Regions": (["A <p> vessel </p> [SEG]."],) * 2,
 }
 
 
@@ -34,8 +34,8 @@ def desk(tmp_path_factory):
     for number in range(6):
         shown(number).save(folder / "clip" / f"{number}.png")
     shown(0).save(folder / "frame.png")
-    regions = np.zeros((2, 32, 40))
-    regions[0, 4:20, 5:25], regions[1, 15:28, 22:36] = 1, 1
+    regions = np.zeros((2, 32, 40), dtype=bool)
+    regions[0, 4:20, 5:25], regions[1, 15:28, 22:36] = True, True
     np.save(folder / "regions.npy", regions)
     return folder
 

@@ -107,14 +107,13 @@ class PredictForwardMixin:
         written = _Written()
         options = {"processor": own, "threshold": 0.5, "postprocessing": IDENTITY, "streamer": written, **clip}
         several = isinstance(image, (list, tuple))
+        pictures = {"images": _of_one_size(image)} if several else {"image": image}
         if mask_prompts is not None:
             if image is None or several or turns:
                 raise ValueError("mask_prompts are regions of one `image`, in the first turn of a dialogue.")
-            result = self.segment(image=image, text=text, regions=_regions(mask_prompts), **options)
-        else:
-            pictures = {"images": _of_one_size(image)} if several else {"image": image}
-            messages = [*turns, {"role": "user", "content": text}]
-            result = self.chat(messages, video=video, **pictures, **options).result
+            pictures["regions"] = _regions(mask_prompts)
+        messages = [*turns, {"role": "user", "content": text}]
+        result = self.chat(messages, video=video, **pictures, **options).result
         masks = result.masks if video is not None or several else result.masks[:, None]
         prediction = {"prediction": written.text(own), "prediction_masks": list(masks.cpu().numpy())}
         return {**prediction, "sample_idx": result.prompted_frames} if is_i and video is not None else prediction

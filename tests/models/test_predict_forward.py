@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from families import tiny_family
 from official_scripts import load_as_the_demo, load_as_the_model_card, without_a_gpu, write_published, written
 from PIL import Image
@@ -146,6 +147,25 @@ def test_earlier_turns_stand_in_the_prompt_as_they_were(any_family, image, monke
     options = {"frame_policy": "first"} if kind == "video" else {}
     expected = model.chat(dialogue, processor=own, answer="So [SEG] it.", **pictures, **options).result.masks[0]
     assert np.array_equal(third["prediction_masks"][0], expected.numpy().reshape(-1, 60, 100))
+
+
+@pytest.mark.parametrize("form", ["array", "list", "floats"])
+def test_regions_as_official_scripts_give_them(internvl, image, monkeypatch, form):
+    model, given = internvl
+    masks = np.zeros((2, 60, 100), dtype=np.uint8)
+    masks[0, 10:30, 20:70], masks[1, :, 50:] = 1, 255
+    mask_prompts = {"array": masks, "list": [masks], "floats": [masks.astype(np.float64) / 255]}[form]
+    seen = written(monkeypatch, model, given["tokenizer"], "region1 is [SEG].")
+    text = "<image>What is region1?"
+    result = model.predict_forward(image=image, text=text, mask_prompts=mask_prompts, **given)
+    # (Every eighth of a side of the image has a cell, and the nearest pixel decides: the official arithmetic.)
+    first, second = (F.interpolate(torch.tensor(mask)[None, None], size=(8, 8)).bool().sum().item() for mask in masks)
+    clause = f"There are 2 part regions in the picture: region1<vp>({first})</vp>, region2<vp>({second})</vp>."
+    asked = turn(f"<img>(448)</img>\n{clause}\nWhat is region1?")
+    assert prompt_of(seen, given["tokenizer"]) == asked
+    own = official_processor(model.config, given["tokenizer"])
+    expected = model.segment(image=image, text=text, regions=list(masks), processor=own, answer="region1 is [SEG].")
+    assert np.array_equal(result["prediction_masks"], expected.masks[:, None])
 
 
 def test_several_images_share_the_arrays(internvl, image, monkeypatch):
