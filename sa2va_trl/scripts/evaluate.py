@@ -542,7 +542,7 @@ def main() -> None:
         return
 
     # Results
-    sent = finish_submission(partial, output) if protocol.submission else None
+    sent = finish_submission(partial, output, protocol.submission) if protocol.submission else None
     if not with_masks:
         shutil.rmtree(output / PARTIAL, ignore_errors=True)
         lock.close()
