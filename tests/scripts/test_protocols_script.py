@@ -61,9 +61,12 @@ def test_ciou_and_giou_of_masks_of_another_tool(tmp_path):
         mask[:, mask.shape[1] // 2 :] = 0
         Image.fromarray(mask).save(tmp_path / "masks" / f"{row['sample_id']}.png")
     line = ["--protocol", "refcoco", "--predictions_dir", tmp_path / "masks", "--dataset_name", folder]
+    output.mkdir()
+    (output / "submission.zip").touch()  # of an earlier call, of other masks
     run_task("evaluate", *line, "--dataset_split", "testA", "--output_dir", output)
     metrics = json.loads((output / "metrics.json").read_text())
     samples = pd.read_parquet(output / "per_sample.parquet")
+    assert set(samples["picture"]) == {samples["sample_id"][0]} and not (output / "submission.zip").exists()
     assert list(metrics) == ["ciou", "giou", "n_acc", "t_acc"] and metrics["n_acc"]["mean"] == 1
     assert metrics["ciou"]["mean"] == pytest.approx(samples["intersection"].sum() / samples["union"].sum())
     assert metrics["giou"]["mean"] == pytest.approx(samples["iou"].mean())
