@@ -44,7 +44,7 @@ def compare(
         `means`, `std`); `differences`, one a pair, with `before`, `after`, what `paired_difference` says (its
         `minimum_detectable` for as many tests as there are pairs), `wilcoxon_p_holm`, `permutation_p_holm` and
         `seeds_se` (standard error of the difference from the choice of the seeds alone; `None` unless both runs have
-        several); `clusters` (as of [`~evaluation.cluster_name`]: what is resampled); `undefined`, by run how many
+        several); `clusters` (what is resampled, [`~evaluation.clusters.cluster_name`]); `undefined`, by run how many
         samples the metric was not defined of, and `left_out`, the samples; and `notes`, sentences that belong to the
         numbers.
 
