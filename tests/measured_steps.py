@@ -70,7 +70,13 @@ def trainer_of(folder, family="internvl", width=256, layers=4, rows=2, size=64, 
     )
 
 
-def counted(trainer) -> int:
+def asked(trainer) -> tuple[tuple, dict]:
+    """What `step_of` is called with."""
     model = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
     features = {"cached": trainer.features is not None, "mask_options": trainer.mask_loss_options}
-    return step_of(model, trainer.batch_sizes(), trainer.args, gpu=False, **features)
+    return (model, trainer.batch_sizes(), trainer.args), {"gpu": False, **features}
+
+
+def counted(trainer) -> int:
+    args, options = asked(trainer)
+    return step_of(*args, **options)

@@ -1,10 +1,14 @@
-"""What is resampled, tested and counted: patients, or else videos, or else images."""
+"""What is resampled, tested and counted: patients, or else videos, or else pictures, or else samples themselves."""
 
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+
+# From the widest on: the column that names them, and what they are.
+_KINDS = {"patient_id": "patients", "video_id": "videos", "picture": "pictures"}
 
 
 class Clusters(NamedTuple):
@@ -93,17 +97,18 @@ def check_values(values: Sequence[float], name: str = "values") -> np.ndarray:
 
 def sample_clusters(samples: pd.DataFrame) -> list[Hashable] | None:
     """
-    What the samples of a table are resampled by: patients, or else videos, or else themselves.
+    What the samples of a table are resampled by: patients, or else videos, or else pictures, or else themselves.
 
     Args:
         samples (`pandas.DataFrame`):
-            One row a sample, with `sample_id` and, where they are known, `patient_id` and `video_id`.
+            One row a sample, with `sample_id` and, where they are known, `patient_id` and `video_id`; `picture` where
+            several samples are of one.
 
     Returns:
-        `list`: one label a sample; a sample whose patient and video are not known counts as its own. `None` for a
-        table that has neither column.
+        `list`: one label a sample; a sample of which none of these is known counts as its own. `None` for a table that
+        has no such column.
     """
-    groups = [samples[name] for name in ("patient_id", "video_id") if name in samples]
+    groups = [samples[name] for name in _KINDS if name in samples]
     if not groups:
         return None
     return pd.concat([*groups, samples["sample_id"]], axis=1).bfill(axis=1).iloc[:, 0].tolist()
@@ -117,9 +122,10 @@ def cluster_name(samples: pd.DataFrame) -> str:
         samples (`pandas.DataFrame`): one row a sample.
 
     Returns:
-        `str`: `"patients"`, `"videos"` or `"images"`, whichever the first rows that have any are grouped by.
+        `str`: `"patients"`, `"videos"`, `"pictures"` or `"images"`, whichever the first rows that have any are grouped
+        by.
     """
-    for column, name in (("patient_id", "patients"), ("video_id", "videos")):
+    for column, name in _KINDS.items():
         if column in samples and samples[column].notna().any():
             return name
     return "images"

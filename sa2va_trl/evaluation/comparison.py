@@ -44,7 +44,7 @@ def compare(
         `means`, `std`); `differences`, one a pair, with `before`, `after`, what `paired_difference` says (its
         `minimum_detectable` for as many tests as there are pairs), `wilcoxon_p_holm`, `permutation_p_holm` and
         `seeds_se` (standard error of the difference from the choice of the seeds alone; `None` unless both runs have
-        several); `clusters` (`"patients"`, `"videos"` or `"images"`: what is resampled); `undefined`, by run how many
+        several); `clusters` (what is resampled, [`~evaluation.clusters.cluster_name`]); `undefined`, by run how many
         samples the metric was not defined of, and `left_out`, the samples; and `notes`, sentences that belong to the
         numbers.
 
@@ -302,8 +302,8 @@ def _align(seeds: dict[str, list[pd.DataFrame]], metric: str) -> dict[str, list[
             other = [sample for sample, one, two in zip(table["sample_id"], groups, others, strict=True) if one != two]
             if other:
                 raise ValueError(
-                    f"runs {first!r} and {title} name other patients or videos for {some(other)}. Evaluate both on "
-                    "the same data."
+                    f"runs {first!r} and {title} name other patients, videos or pictures for {some(other)}. "
+                    "Evaluate both on the same data, and by the same protocol."
                 )
             aligned[name].append(table)
     return aligned

@@ -1,6 +1,7 @@
 """Referring sets as their official evaluations ask: whole clips tracked, images by expression; and cIoU and gIoU."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..media.pictures import quiet_pillow
 from ..metrics import Counts, cumulative_iou
 from ..metrics.sets import PRESENCE_METRICS, PROTOCOL_METRICS
 from ..models import Sa2VAProcessor, Segmentation
-from .clusters import Clusters
+from .clusters import Clusters, sample_clusters
 from .differences import summarize
 from .intervals import interval_of
 from .results import aggregate
@@ -195,42 +196,46 @@ def picture_names(dataset: Dataset) -> list[str]:
     What tells the pictures of rows apart, since expressions of one picture are no independent samples.
 
     Args:
-        dataset (`datasets.Dataset`): rows of one image.
+        dataset (`datasets.Dataset`): rows of one image, with `sample_id`.
 
     Returns:
-        `list[str]`: one a row, equal where the file or the bytes are.
+        `list[str]`: one a row, the `sample_id` of the first row whose picture is the same file, or the same bytes.
     """
+    first: dict[str | bytes, str] = {}
     found = []
     for row in (row for rows in iter_undecoded(dataset) for row in rows):
         image = row.get("image") or row["images"][0]
-        found.append(image["path"] if image["bytes"] is None else f"{hash(image['bytes']):x}")
+        key = image["path"] if image["bytes"] is None else hashlib.sha256(image["bytes"]).digest()
+        found.append(first.setdefault(key, row["sample_id"]))
     return found
 
 
-def aggregate_protocol(samples: pd.DataFrame, protocol: str, pictures: Sequence[str] | None = None) -> dict[str, dict]:
+def aggregate_protocol(samples: pd.DataFrame, protocol: str) -> dict[str, dict]:
     """
     What a protocol reports.
 
     Args:
-        samples (`pandas.DataFrame`): one row a sample, with the columns of [`~metrics.sets.PROTOCOL_METRICS`].
+        samples (`pandas.DataFrame`):
+            One row a sample, with the columns of [`~metrics.sets.PROTOCOL_METRICS`], and those that
+            [`~evaluation.sample_clusters`] resamples by. Of `refcoco` `picture` is one of these, see
+            [`picture_names`].
         protocol (`str`): which.
-        pictures (`Sequence[str]`, *optional*): of `refcoco`, which picture each sample is of, see [`picture_names`].
 
     Returns:
         `dict[str, dict]`, entries as of [`~evaluation.results.aggregate`]. Of `rvos` `j_and_f`, `j` and `f`, means
         over expressions, and `by_video`. Of `refcoco` `ciou` (in which `std` is `None`), `giou`, and, where some
-        expressions have no target, `n_acc` and `t_acc` (Liu et al., CVPR 2023); intervals resample pictures.
+        expressions have no target, `n_acc` and `t_acc` (Liu et al., CVPR 2023).
     """
     if protocol == "rvos":
         return aggregate(samples, PROTOCOL_METRICS["rvos"])
-    clusters = list(pictures) if pictures is not None else None
+    clusters = sample_clusters(samples)
     sums = _by_cluster(samples["intersection"], samples["union"], clusters)
     counts = [
         Counts(int(own), int(whole - own), 0, 0)
         for own, whole in zip(samples["intersection"], samples["union"], strict=True)
     ]
     found = {"ciou": {"mean": cumulative_iou(counts), "std": None, "ci95": [None, None], "n": len(samples)}}
-    if sums.sizes.sum():
+    if len(sums.sizes):
         interval = interval_of(sums, bounds=(0, 1))
         found["ciou"] |= {"ci95": interval.ends(), "ci95_method": interval.method}
     found["giou"] = summarize(samples["iou"].to_numpy(), clusters, (0, 1))
@@ -243,9 +248,13 @@ def aggregate_protocol(samples: pd.DataFrame, protocol: str, pictures: Sequence[
     return found
 
 
-def _by_cluster(intersections: pd.Series, unions: pd.Series, clusters: Sequence[str] | None) -> Clusters:
-    """Intersections over unions, summed by cluster, in an order that does not depend on that of the rows."""
+def _by_cluster(intersections: pd.Series, unions: pd.Series, clusters: Sequence[Hashable] | None) -> Clusters:
+    """
+    Intersections over unions, summed by cluster, in an order that does not depend on that of the rows. Clusters in
+    which nothing is and nothing was drawn say nothing of cIoU.
+    """
     labels = range(len(unions)) if clusters is None else clusters
     sums = pd.DataFrame({"sums": intersections, "sizes": unions}).groupby(list(labels))[["sums", "sizes"]].sum()
+    sums = sums[sums["sizes"] > 0]
     order = np.lexsort((sums["sums"], sums["sizes"]))
     return Clusters(*(sums[name].to_numpy(dtype=np.float64)[order] for name in ("sums", "sizes")))

@@ -96,7 +96,8 @@ def _all_metrics(metrics: Mapping[str, Mapping], samples: pd.DataFrame) -> Table
         rows.append([name, entry["mean"], low, high, entry["std"], median, entry["n"], left_out, better])
     columns = ["metric", "mean", "95 % from", "95 % to", "std", "median", "images", "left out", "better"]
     caption = (
-        "Means over images, with intervals that resample patients (or else videos) where they are known. Left out: "
+        "Means over images, with intervals that resample patients (or else videos, or pictures that several samples "
+        "are of) where they are known. Left out: "
         "images of which a metric says nothing."
     )
     return Table(columns, rows, caption)

@@ -1,4 +1,4 @@
-"""Masks of referring videos as their evaluation servers take them: `Annotations/VIDEO/EXPRESSION/FRAME.png`."""
+"""Masks of referring videos as their evaluation servers take them: `VIDEO/EXPRESSION/FRAME.png`, in one archive."""
 
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +15,9 @@ from ..files import whole_file
 
 
 FOLDER = "Annotations"
+#: By set, the folder of its archive that holds those of videos: MeViS's README has them at the top, and what evaluates
+#: Ref-YouTube-VOS sends `Annotations/`.
+SERVERS = {"mevis": "", "ref_youtube_vos": FOLDER}
 _NAMES = ("video_id", "exp_id", "frames")
 
 
@@ -35,7 +38,7 @@ def check_submittable(dataset: Dataset, option: str) -> None:
     names = list(zip(dataset["video_id"], dataset["exp_id"], strict=True))
     if len(set(names)) < len(names):
         raise DatasetError(f"{option}: two rows are of one expression of one video.")
-    if odd := [own for pair in names for own in pair if own is None or Path(own).name != own]:
+    if odd := [own for pair in names for own in pair if own in (None, "", "..") or Path(own).name != own]:
         raise DatasetError(f"{option}: {odd[0]!r} cannot name a folder.")
 
 
@@ -57,17 +60,20 @@ def write_masks(folder: Path, row: dict, masks: np.ndarray) -> None:
             Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(temporary, "PNG")
 
 
-def zip_masks(folder: Path, file: Path) -> None:
+def zip_masks(folder: Path, file: Path, server: str) -> None:
     """
     Put all masks into one archive, in the order of their names.
 
     Args:
         folder (`Path`): with `Annotations/`.
         file (`Path`): of the archive, which appears whole.
+        server (`str`): whose, of `SERVERS`.
     """
+    masks = folder / FOLDER
     with whole_file(file) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for path in sorted((folder / FOLDER).rglob("*.png")):
-            archive.write(path, path.relative_to(folder).as_posix())  # (PNG is compressed already)
+        for path in sorted(masks.rglob("*.png")):
+            # (PNG is compressed already.)
+            archive.write(path, Path(SERVERS[server], path.relative_to(masks)).as_posix())
 
 
 def read_masks(folder: Path, dataset: Dataset) -> Iterator[tuple[dict, np.ndarray]]:

@@ -171,7 +171,7 @@ def write_report(
 
 def _another(args: CompareArguments, folders: list[str], tables: dict[str, list[pd.DataFrame]]) -> str:
     """This comparison by a metric that the tables have, too."""
-    usual = [name for name in ("cldice", "iou", "dice") if name != args.metric]
+    usual = [name for name in ("cldice", "iou", "dice", "j_and_f", "j") if name != args.metric]
     every = [table for own in tables.values() for table in own]
     metric = next((name for name in usual if all(name in table for table in every)), "METRIC")
     kept = ("names", "reference", "dataset_name", "dataset_split", "phrase")

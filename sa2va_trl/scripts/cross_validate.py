@@ -158,6 +158,11 @@ def read_evaluation(given: str | dict) -> dict:
         raise ValueError(f'evaluation must be names with values such as {{"metrics": "all"}}, got {given!r}.')
     if decided := [name for name in DECIDED if name in options]:
         raise ValueError(f"evaluation: {', '.join(decided)} cannot be set there, cross_validate decides it.")
+    if options.get("protocol") is not None:
+        raise ValueError(
+            "evaluation: protocol cannot be set there, folds are compared by metrics of single masks. Evaluate the "
+            "folds' models by the protocol afterwards."
+        )
     parser = evaluate.make_parser()
     known = [entry.name for kind in parser.dataclass_types for entry in fields(kind)]
     for name in options:
@@ -167,9 +172,7 @@ def read_evaluation(given: str | dict) -> dict:
             raise ValueError(f"evaluation: sa2va-trl evaluate has no option {name}{hint}")
     line = flags({**options, "model_name_or_path": "MODEL"})  # (that of a fold, which is not there yet)
     try:
-        read = parser.parse_args_into_dataclasses(line, look_for_args_file=False)
-        args, _, _, router_args, averaging, protocol = read
-        evaluate.check_protocol(args, router_args, averaging, protocol)
+        args, _, _, router_args, averaging, _ = parser.parse_args_into_dataclasses(line, look_for_args_file=False)
         evaluate.check_router(args, router_args)
         evaluate.check_averaging(args, router_args, averaging)
     except ValueError as error:

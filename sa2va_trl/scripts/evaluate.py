@@ -68,7 +68,15 @@ from .loading import COMPILING, Model, compile_models, get_split, load_data, loa
 from .locks import the_only_one
 from .mask_drawing import HELP as POSTPROCESSING
 from .mask_drawing import check_clips, given_postprocessing, own_postprocessing
-from .protocols import FRAMES, ProtocolArguments, check_rows, finish_submission, protocol_masks, write_submission
+from .protocols import (
+    FRAMES,
+    SUBMISSION,
+    ProtocolArguments,
+    check_rows,
+    finish_submission,
+    protocol_masks,
+    write_submission,
+)
 from .reporting import (
     RAW,
     SAMPLES,
@@ -253,11 +261,12 @@ def set_question(question: str | None, model: Model) -> None:
         model.config.default_question = question
 
 
-def earlier_evaluation(output: Path, samples: pd.DataFrame) -> str | None:
-    """The latest evaluation of the same samples in a folder beside this one."""
+def earlier_evaluation(output: Path, samples: pd.DataFrame, by: str) -> str | None:
+    """The latest evaluation of the same samples, by the same score, in a folder beside this one."""
     files = [file for file in output.parent.glob("*/per_sample.parquet") if file.parent.name != output.name]
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
-        if set(pd.read_parquet(file, columns=["sample_id"])["sample_id"]) == set(samples["sample_id"]):
+        table = pd.read_parquet(file)
+        if by in table and set(table["sample_id"]) == set(samples["sample_id"]):
             return str(file.parent)
     return None
 
@@ -542,19 +551,18 @@ def main() -> None:
         return
 
     # Results
-    sent = finish_submission(partial, output) if protocol.submission else None
+    (output / SUBMISSION).unlink(missing_ok=True)  # of an earlier call
+    sent = finish_submission(partial, output, protocol.submission) if protocol.submission else None
     if not with_masks:
         shutil.rmtree(output / PARTIAL, ignore_errors=True)
         lock.close()
         finish(f"{len(dataset)} expressions of {args.dataset_split}, without masks to score by", f"masks in {sent}")
         return
     samples, by = parts.samples(), protocol.by
+    if protocol.protocol == "refcoco":
+        samples["picture"] = picture_names(dataset)
     said = remarks(samples, dataset)
-    if protocol.protocol is None:
-        metrics = aggregate(samples)
-    else:
-        images = picture_names(dataset) if protocol.protocol == "refcoco" else None
-        metrics = aggregate_protocol(samples, protocol.protocol, images)
+    metrics = aggregate(samples) if protocol.protocol is None else aggregate_protocol(samples, protocol.protocol)
     drawn = from_worst_to_best(samples, args.num_overlays, by)
     kept, extremes = parts.kept(drawn, threshold, count, by)
     frames = None if protocol.protocol is None else FRAMES
@@ -588,7 +596,7 @@ def main() -> None:
     if router is not None:
         say(routing_report(router, samples[["routed", router.by]].to_dict("records")))
     then = f"look at it: {output / (REPORT if is_reported else 'overlays')}"
-    if (other := earlier_evaluation(output, samples)) is not None:
+    if (other := earlier_evaluation(output, samples, by)) is not None:
         which = ["--metric", by] if protocol.protocol else []
         then = f"compare it with another: {shlex.join(['sa2va-trl', 'compare', other, str(output), *which])}"
     name, score = ("Dice", "dice") if protocol.protocol is None else HEADLINES[protocol.protocol]

@@ -10,9 +10,10 @@ from datasets import Dataset
 
 from ..evaluation.parts import Parts
 from ..evaluation.referring import check_expressions, predict_clips, predict_expressions
-from ..evaluation.submission import check_submittable, write_masks, zip_masks
+from ..evaluation.submission import SERVERS, check_submittable, write_masks, zip_masks
 from ..metrics.sets import PROTOCOL_METRICS
 from ..models import Sa2VAProcessor
+from ..models.configuration import FRAME_POLICIES, TRACKING, check_video_options
 from .loading import Model
 
 
@@ -34,9 +35,9 @@ class ProtocolArguments:
             evaluation asks, and writes its answers.
         frame_policy (`str`, *optional*), num_frames (`int`, *optional*), tracking (`str`, *optional*):
             Of clips, in place of the model's own.
-        submission (`bool`, *optional*, defaults to `False`):
-            Also leave `submission.zip`, as the servers of MeViS and Ref-YouTube-VOS take it. Of a split without masks
-            it is all that there is.
+        submission (`str`, *optional*):
+            Also leave `submission.zip`, as the server of `"mevis"` or `"ref_youtube_vos"` takes it. Of a split without
+            masks it is all that there is.
     """
 
     protocol: str | None = field(
@@ -50,8 +51,11 @@ class ProtocolArguments:
     tracking: str | None = field(
         default=None, metadata={"help": "Of protocol=rvos, how masks reach the other frames: soft or mask_prompt."}
     )
-    submission: bool = field(
-        default=False, metadata={"help": "Of protocol=rvos, leave submission.zip for a server; needs no masks."}
+    submission: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of protocol=rvos, leave submission.zip for the server of mevis or ref_youtube_vos; needs no mask."
+        },
     )
 
     @property
@@ -61,6 +65,11 @@ class ProtocolArguments:
         return {name: value for name, value in options.items() if value is not None}
 
     @property
+    def of_clips(self) -> list[str]:
+        """Names of the options that are given, of those that are for clips a model tracks."""
+        return [*self.tracking_options, *(["submission"] if self.submission is not None else [])]
+
+    @property
     def by(self) -> str:
         """The score that samples are ordered by."""
         return "dice" if self.protocol is None else PROTOCOL_METRICS[self.protocol][0]
@@ -68,9 +77,12 @@ class ProtocolArguments:
     def __post_init__(self):
         if self.protocol not in (None, *PROTOCOL_METRICS):
             raise ValueError(f"protocol must be {' or '.join(PROTOCOL_METRICS)}, got {self.protocol!r}.")
-        given = [*self.tracking_options, *(["submission"] if self.submission else [])]
-        if self.protocol != "rvos" and given:
+        if self.protocol != "rvos" and (given := self.of_clips):
             raise ValueError(f"{', '.join(given)} has no effect without protocol=rvos.")
+        if self.submission not in (None, *SERVERS):
+            raise ValueError(f"submission must be {' or '.join(SERVERS)}, got {self.submission!r}.")
+        others = {"frame_policy": FRAME_POLICIES[0], "num_frames": 1, "tracking": TRACKING[0]}
+        check_video_options(**{**others, **self.tracking_options})  # before a model is loaded
 
     def check(self, without: dict[str, bool], has_model: bool) -> None:
         """
@@ -85,9 +97,8 @@ class ProtocolArguments:
             return
         if given := [name for name, is_given in without.items() if is_given]:
             raise ValueError(f"{', '.join(given)} has no effect with protocol={self.protocol}: leave it out.")
-        if not has_model and (self.tracking_options or self.submission):
-            names = [*self.tracking_options, *(["submission"] if self.submission else [])]
-            raise ValueError(f"{', '.join(names)} has no meaning with predictions_dir: no model runs.")
+        if not has_model and (given := self.of_clips):
+            raise ValueError(f"{', '.join(given)} has no meaning with predictions_dir: no model runs.")
 
 
 def check_rows(args: ProtocolArguments, dataset: Dataset, predictions_dir: str | None) -> bool:
@@ -108,7 +119,7 @@ def check_rows(args: ProtocolArguments, dataset: Dataset, predictions_dir: str |
     if args.protocol == "rvos" and (args.submission or predictions_dir is not None):
         check_submittable(dataset, "submission" if args.submission else "predictions_dir")
     if not with_masks and not args.submission:
-        also = ", or --submission true to have them for the server that scores them" if args.protocol == "rvos" else ""
+        also = f", or --submission {' or '.join(SERVERS)} to have them scored" if args.protocol == "rvos" else ""
         raise ValueError(f"The split has no masks, so nothing can be scored: give another one{also}.")
     return with_masks
 
@@ -157,16 +168,17 @@ def write_submission(partial: Path, predictions: Iterator[tuple[dict, np.ndarray
         parts.keep(part, [])
 
 
-def finish_submission(partial: Path, output: Path) -> Path:
+def finish_submission(partial: Path, output: Path, server: str) -> Path:
     """
     Bring masks to their place, as one archive.
 
     Args:
         partial (`Path`): with `Annotations/`.
         output (`Path`): of the evaluation.
+        server (`str`): whose, of [`~evaluation.submission.SERVERS`].
 
     Returns:
         `Path`: of the archive.
     """
-    zip_masks(partial, output / SUBMISSION)
+    zip_masks(partial, output / SUBMISSION, server)
     return output / SUBMISSION

@@ -87,8 +87,8 @@ def change(column, value, row=1):
         (lambda table: table.assign(dice="high"), "run 'two': column dice holds no numbers"),
         (change("dice", math.inf), "run 'two' has an infinite dice of frame1"),
         (lambda table: table.assign(dice=math.nan), r"No sample has a dice in all runs .*0 of 6 in 'one', 6 of 6 in"),
-        (change("patient_id", "c"), "name other patients or videos for frame1"),
-        (lambda table: table.drop(columns="patient_id"), "name other patients or videos for frame0, frame1"),
+        (change("patient_id", "c"), "name other patients, videos or pictures for frame1"),
+        (lambda table: table.drop(columns="patient_id"), "name other patients, videos or pictures for frame0, frame1"),
     ],
 )
 def test_tables_that_do_not_belong_together_are_refused(damage, message):

@@ -113,7 +113,9 @@ def test_images_are_asked_by_expression_and_masks_joined(images):
     samples = pd.DataFrame([score(row, mask, 0.5, "refcoco") for row, mask in rows])
     both, one, other = (int(own.sum()) for own in (moving(0) | standing(0), moving(0), standing(0)))
     assert samples["iou"].tolist() == pytest.approx([one / both] * 2 + [other / both] * 2 + [1, 1])
-    found = aggregate_protocol(samples, "refcoco", picture_names(images))
+    samples["picture"] = picture_names(images)
+    assert samples["picture"].tolist() == [images[0]["sample_id"]] * 6
+    found = aggregate_protocol(samples, "refcoco")
     assert found["ciou"]["mean"] == pytest.approx((2 * one + 2 * other + both) / (5 * both))
     assert found["giou"]["mean"] == pytest.approx(samples["iou"].mean())
     assert found["n_acc"]["mean"] == found["t_acc"]["mean"] == 1 and found["n_acc"]["n"] == 1
@@ -125,16 +127,37 @@ def test_the_interval_of_ciou_holds_it_and_is_by_picture():
     unions = rng.integers(10, 1000, 40)
     shares = np.repeat(rng.random(20), 2)
     samples = pd.DataFrame({"union": unions, "intersection": (shares * unions).astype(int)})
+    samples["sample_id"] = [f"row{number}" for number in range(40)]
     samples["iou"], samples["absence_sensitivity"] = samples["intersection"] / samples["union"], np.nan
-    pictures = [str(number // 2) for number in range(40)]
-    found = aggregate_protocol(samples, "refcoco", pictures)
+    by_picture = samples.assign(picture=[str(number // 2) for number in range(40)])
+    found = aggregate_protocol(by_picture, "refcoco")
     low, high = found["ciou"]["ci95"]
     assert low < found["ciou"]["mean"] < high and set(found) == {"ciou", "giou"}
     alone = aggregate_protocol(samples, "refcoco")["ciou"]["ci95"]
     assert alone[1] - alone[0] < high - low  # two expressions of a picture are not two
-    order = rng.permutation(40)
-    again = aggregate_protocol(samples.iloc[order], "refcoco", [pictures[row] for row in order])
+    again = aggregate_protocol(by_picture.iloc[rng.permutation(40)], "refcoco")
     assert again["ciou"]["ci95"] == found["ciou"]["ci95"]
+    # What is known of patients counts more: their pictures are not independent either.
+    of_two = aggregate_protocol(by_picture.assign(patient_id=np.repeat(["p", "q"], 20)), "refcoco")
+    assert of_two["ciou"]["ci95"] != found["ciou"]["ci95"] and of_two["ciou"]["mean"] == found["ciou"]["mean"]
+    assert of_two["giou"] == aggregate_protocol(samples.assign(picture=np.repeat(["p", "q"], 20)), "refcoco")["giou"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_with_nothing_in_them_say_nothing_of_ciou():
+    samples = pd.DataFrame({"intersection": [5, 90, 30], "union": [10, 100, 40]})
+    samples["iou"], samples["absence_sensitivity"] = samples["intersection"] / samples["union"], np.nan
+    nothing = pd.DataFrame({"intersection": [0] * 9, "union": 0, "iou": 1.0, "absence_sensitivity": 1.0})
+    both = pd.concat([samples, nothing], ignore_index=True)
+    both["absence_specificity"] = both["absence_sensitivity"].isna().map({True: 1.0, False: np.nan})
+    both["sample_id"] = [str(number) for number in range(len(both))]
+    pictures = ["p", "q", "r", *map(str, range(9))]
+    alone = aggregate_protocol(samples.assign(sample_id=list("abc"), picture=pictures[:3]), "refcoco")["ciou"]
+    found = aggregate_protocol(both.assign(picture=pictures), "refcoco")["ciou"]
+    assert found["ci95"] == alone["ci95"] and found["mean"] == alone["mean"] == 125 / 150
+    # Where one picture alone says something, there is no interval.
+    one = aggregate_protocol(both.assign(picture=["p"] * 3 + ["q"] * 9), "refcoco")["ciou"]
+    assert one["ci95"] == [None, None] and one["mean"] == 125 / 150
 
 
 def test_rows_of_another_kind_are_refused(clips, images, tmp_path):

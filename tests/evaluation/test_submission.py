@@ -23,9 +23,10 @@ def test_what_is_written_for_a_server_is_read_again(tmp_path, rows):
     check_submittable(rows, "submission")
     for number, row in enumerate(rows):
         write_masks(tmp_path / "out", row, masks(number))
-    zip_masks(tmp_path / "out", tmp_path / "submission.zip")
-    names = zipfile.ZipFile(tmp_path / "submission.zip").namelist()
-    assert names == [f"Annotations/{v}/{e}/{f}.png" for v in ("v0", "v1") for e in "012" for f in FRAMES]
+    for server, top in (("mevis", ""), ("ref_youtube_vos", "Annotations/")):
+        zip_masks(tmp_path / "out", tmp_path / "submission.zip", server)
+        names = zipfile.ZipFile(tmp_path / "submission.zip").namelist()
+        assert names == [f"{top}{v}/{e}/{f}.png" for v in ("v0", "v1") for e in "012" for f in FRAMES]
     picture = Image.open(tmp_path / "out" / "Annotations" / "v1" / "2" / "00005.png")
     assert picture.mode == "L" and ((np.asarray(picture) == 255) == masks(5)[1]).all()
     for place in (tmp_path / "out", tmp_path / "out" / "Annotations"):
@@ -51,6 +52,7 @@ def test_rows_without_names_are_no_submission(rows):
         check_submittable(rows.remove_columns("exp_id"), "submission")
     with pytest.raises(DatasetError, match="two rows are of one expression"):
         check_submittable(rows.select([0, 0]), "submission")
-    odd = rows.remove_columns("exp_id").add_column("exp_id", ["../0", *"12345"])
-    with pytest.raises(DatasetError, match="'../0' cannot name a folder"):
-        check_submittable(odd, "submission")
+    for name in ("../0", "..", "."):
+        odd = rows.remove_columns("exp_id").add_column("exp_id", [name, *"12345"])
+        with pytest.raises(DatasetError, match=f"'{name}' cannot name a folder"):
+            check_submittable(odd, "submission")

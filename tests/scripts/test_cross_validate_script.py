@@ -263,6 +263,8 @@ def test_videos_are_divided_where_patients_are_not_known(tmp_path, steps, capsys
         (["--validation_share", "1"], "validation_share must lie between 0 and 1"),
         (["--num_pictures", "-1"], "num_pictures must not be negative"),
         (["--evaluation", '{"dataset_split": "test"}'], "evaluation: dataset_split cannot be set there"),
+        (["--evaluation", '{"protocol": "rvos"}'], "evaluation: protocol cannot be set there"),
+        (["--evaluation", '{"num_frames": 2}'], "evaluation: num_frames has no effect without protocol=rvos"),
         (["--evaluation", '["all"]'], "evaluation must be names with values"),
         (["--evaluation", "all"], "evaluation must be JSON, got 'all'"),
         (["--evaluation", '{"metrix": "all"}'], "evaluation: .* has no option metrix, did you mean metrics?"),

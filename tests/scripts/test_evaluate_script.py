@@ -253,12 +253,15 @@ def test_evaluate_chooses_the_threshold_on_another_split(run, second, capsys):
 
 
 def test_only_an_evaluation_of_the_same_samples_is_one_to_compare_with(tmp_path):
-    for name, samples in {"old": "ab", "latest": "ab", "other": "abc", "own": "ab"}.items():
+    for name, samples in {"old": "ab", "latest": "ab", "other": "abc", "protocol": "ab", "own": "ab"}.items():
         (tmp_path / name).mkdir()
-        pd.DataFrame({"sample_id": list(samples)}).to_parquet(tmp_path / name / "per_sample.parquet")
+        score = "j_and_f" if name == "protocol" else "dice"
+        pd.DataFrame({"sample_id": list(samples), score: 0.5}).to_parquet(tmp_path / name / "per_sample.parquet")
         os.utime(tmp_path / name / "per_sample.parquet", (len(list(tmp_path.iterdir())),) * 2)
-    assert earlier_evaluation(tmp_path / "own", pd.DataFrame({"sample_id": ["b", "a"]})) == str(tmp_path / "latest")
-    assert earlier_evaluation(tmp_path / "own", pd.DataFrame({"sample_id": ["d"]})) is None
+    samples = pd.DataFrame({"sample_id": ["b", "a"]})
+    assert earlier_evaluation(tmp_path / "own", samples, "dice") == str(tmp_path / "latest")
+    assert earlier_evaluation(tmp_path / "own", samples, "j_and_f") == str(tmp_path / "protocol")
+    assert earlier_evaluation(tmp_path / "own", pd.DataFrame({"sample_id": ["d"]}), "dice") is None
 
 
 # Averages

@@ -37,7 +37,7 @@ def test_masks_of_another_tool_are_scored_as_mevis_does(tmp_path):
 
 
 def test_a_model_is_scored_and_leaves_what_a_server_takes(tmp_path, capsys):
-    line = ["--protocol", "rvos", "--submission", "true", "--dataset_split", "validation", *TINY]
+    line = ["--protocol", "rvos", "--submission", "ref_youtube_vos", "--dataset_split", "validation", *TINY]
     folder = write_ref_youtube_vos(tmp_path / "rvos", ("v0",))
     run_task("evaluate", *line, "--dataset_name", folder, "--output_dir", tmp_path / "a")
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
@@ -61,9 +61,12 @@ def test_ciou_and_giou_of_masks_of_another_tool(tmp_path):
         mask[:, mask.shape[1] // 2 :] = 0
         Image.fromarray(mask).save(tmp_path / "masks" / f"{row['sample_id']}.png")
     line = ["--protocol", "refcoco", "--predictions_dir", tmp_path / "masks", "--dataset_name", folder]
+    output.mkdir()
+    (output / "submission.zip").touch()  # of an earlier call, of other masks
     run_task("evaluate", *line, "--dataset_split", "testA", "--output_dir", output)
     metrics = json.loads((output / "metrics.json").read_text())
     samples = pd.read_parquet(output / "per_sample.parquet")
+    assert set(samples["picture"]) == {samples["sample_id"][0]} and not (output / "submission.zip").exists()
     assert list(metrics) == ["ciou", "giou", "n_acc", "t_acc"] and metrics["n_acc"]["mean"] == 1
     assert metrics["ciou"]["mean"] == pytest.approx(samples["intersection"].sum() / samples["union"].sum())
     assert metrics["giou"]["mean"] == pytest.approx(samples["iou"].mean())
@@ -75,7 +78,11 @@ def test_ciou_and_giou_of_masks_of_another_tool(tmp_path):
     [
         (["--protocol", "vos"], "protocol must be rvos or refcoco, got 'vos'"),
         (["--frame_policy", "first"], "frame_policy has no effect without protocol=rvos"),
-        (["--protocol", "refcoco", "--submission", "true"], "submission has no effect without protocol=rvos"),
+        (["--protocol", "refcoco", "--submission", "mevis"], "submission has no effect without protocol=rvos"),
+        (["--protocol", "rvos", "--submission", "true"], "submission must be mevis or ref_youtube_vos, got 'true'"),
+        (["--protocol", "rvos", "--frame_policy", "last"], "frame_policy must be one of uniform, first, starts"),
+        (["--protocol", "rvos", "--num_frames", "0"], "num_frames must be an integer of at least 1"),
+        (["--protocol", "rvos", "--tracking", "none"], "tracking must be one of soft, mask_prompt"),
         (["--protocol", "rvos", "--metrics", "all"], "metrics has no effect with protocol=rvos"),
         (["--protocol", "rvos", "--question", "Segment {phrase}."], "question has no effect with protocol=rvos"),
         (["--protocol", "rvos", "--batch_size", "2"], "batch_size has no effect with protocol=rvos"),
@@ -86,13 +93,14 @@ def test_ciou_and_giou_of_masks_of_another_tool(tmp_path):
 )
 def test_options_that_have_no_effect_are_refused(line, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        run_task("evaluate", *line, "--output_dir", tmp_path)
+        run_task("evaluate", *line, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_split_that_cannot_be_scored_is_refused(tmp_path):
     folder = write_mevis(tmp_path / "mevis", masks=False, split="valid")
     line = ["--dataset_name", folder, "--dataset_split", "validation", "--output_dir", tmp_path / "out"]
-    with pytest.raises(ValueError, match="has no masks.*or --submission true"):
+    with pytest.raises(ValueError, match="has no masks.*or --submission mevis or ref_youtube_vos"):
         run_task("evaluate", "--protocol", "rvos", *line)
     with pytest.raises(DatasetError, match="is not one image"):
         run_task("evaluate", "--protocol", "refcoco", *line)

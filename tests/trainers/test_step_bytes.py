@@ -4,10 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from measured_steps import counted, trainer_of
+from counted_once import key_of
+from measured_steps import asked, counted, trainer_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from sa2va_trl.trainers.step_bytes import CPU_ATTENTION, step_flops
+
+
+# What has been counted here, by what other tests take a count of again.
+COUNTS = {}
 
 
 @pytest.mark.parametrize(
@@ -30,7 +35,10 @@ def test_the_count_is_what_the_allocator_gives(tmp_path, monkeypatch, options):
     trainer = trainer_of(tmp_path, **options)
     monkeypatch.setattr(trainer, "tell_needs", lambda: None)  # which counts too
     trainer.train()
-    assert counted(trainer) == pytest.approx(trainer.measured, rel=0.08)
+    count = counted(trainer)
+    assert count == pytest.approx(trainer.measured, rel=0.08)
+    args, options = asked(trainer)
+    assert COUNTS.setdefault(key_of(*args, **options), count) == count
 
 
 def test_counting_leaves_the_model_alone(tmp_path):

@@ -93,11 +93,32 @@ class ExpressionSet(NamedTuple):
     annotated: bool
 
 
+def meta_videos(file: Path) -> dict[str, Any]:
+    """
+    What a `meta_expressions.json` says of videos, by their names.
+
+    Args:
+        file (`Path`): it.
+
+    Returns:
+        `dict`.
+
+    Raises:
+        `DatasetError`: no such file.
+    """
+    with naming(file):
+        data = load_json(file)
+        if not isinstance(data, dict) or not isinstance(data.get("videos"), dict):
+            raise DatasetError("expected an object with `videos`, by their names")
+    return data["videos"]
+
+
 def read_meta(
     file: Path,
     images: Path,
     describe: Callable[[str, dict, list[str]], Draw | None],
     masked: Callable[[str], Collection[str]] | None = None,
+    others: Collection[str] = (),
 ) -> tuple[list[Video], list[BadRow]]:
     """
     The videos of a `meta_expressions.json`: `{"videos": {NAME: {"frames": [...], "expressions": {ID: {"exp": ...}}}}}`
@@ -111,6 +132,7 @@ def read_meta(
         masked (`Callable`, *optional*):
             From the name of a video to those of its frames that have a mask; the others are not read, which is logged.
             All frames by default.
+        others (`Collection[str]`, *optional*): videos of another split, which are not read.
 
     Returns:
         The videos, and what is wrong with others.
@@ -118,12 +140,10 @@ def read_meta(
     Raises:
         `DatasetError`: no such file.
     """
-    with naming(file):
-        data = load_json(file)
-        if not isinstance(data, dict) or not isinstance(data.get("videos"), dict):
-            raise DatasetError("expected an object with `videos`, by their names")
     videos, problems, left_out, without = [], [], 0, []
-    for number, (name, said) in enumerate(data["videos"].items()):
+    for number, (name, said) in enumerate(meta_videos(file).items()):
+        if name in others:
+            continue
         try:
             files = _frames(name, said, images)
             expressions = said.get("expressions")

@@ -1,6 +1,7 @@
 import json
 import logging
 import pickle
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -46,6 +47,24 @@ def test_frames_without_a_mask_are_left_out_and_counted(tmp_path, caplog):
     assert "left out, 4 frames without a mask" in caplog.text
     assert rows[0]["frames"] == list(FRAMES[::2]) and len(rows[0]["masks"]) == 2
     assert ((np.asarray(rows[2]["masks"][1]) > 0) == standing(2)).all()
+
+
+def test_videos_of_test_are_left_out_of_valid(tmp_path):
+    # As distributed: the list of `valid` names those of `test` too, whose frames need not be there.
+    folder = write_ref_youtube_vos(tmp_path / "rvos", ("v0", "v1", "v2"), masks=False)
+    listed = folder / "meta_expressions" / "test" / "meta_expressions.json"
+    videos = json.loads((folder / "meta_expressions" / "valid" / "meta_expressions.json").read_text())["videos"]
+    listed.parent.mkdir()
+    listed.write_text(json.dumps({"videos": {name: videos[name] for name in ("v0", "v2")}}))
+    shutil.rmtree(folder / "valid" / "JPEGImages" / "v2")
+    rows = load_dataset_dict(folder)
+    assert set(rows) == {"validation"} and set(rows["validation"]["video_id"]) == {"v1"}
+    # What the files say changes with `test`, and the rows that are kept do.
+    listed.write_text(json.dumps({"videos": {"v2": videos["v2"]}}))
+    assert set(load_dataset_dict(folder)["validation"]["video_id"]) == {"v0", "v1"}
+    write_ref_youtube_vos(folder, ("v0", "v2"), masks=False, split="test")
+    rows = load_dataset_dict(folder)
+    assert set(rows["validation"]["video_id"]) == {"v1"} and set(rows["test"]["video_id"]) == {"v0", "v2"}
 
 
 def test_without_masks_there_are_clips_to_predict(tmp_path):
