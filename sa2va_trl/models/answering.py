@@ -127,7 +127,7 @@ def read(
     adds = prefix is not None and _only_adds(model, generate_kwargs)
     kept = prefix.keep(requests.prompts[0]) if adds else 0
     longest = max(map(len, requests.prompts))
-    with prefix.reading(model) if adds else nullcontext(), WrittenStates(model, longest - kept) as states:
+    with prefix.reading(model) if adds else nullcontext(), WrittenStates(model, longest - kept, kept) as states:
         texts, ids = write(model, requests, processor, prefix if adds else None, **generate_kwargs)
         spelled = [
             written.count(processor.seg_token_id) != text.count(SEG_TOKEN)
@@ -210,8 +210,8 @@ def _read_again(
     prefix: PrefixCache | None,
 ) -> tuple[torch.Tensor, torch.LongTensor]:
     """The states at the `[SEG]` of answers, from one teacher-forced pass over prompt and answer, as in training."""
-    kept = 0 if prefix is None else prefix.keep(requests.prompts[0])
     sequences = [prompt + answer for prompt, answer in zip(requests.prompts, answers, strict=True)]
+    kept = 0 if prefix is None else prefix.keep(requests.prompts[0], len(sequences[0]))
     input_ids = processor.pad([sequence[kept:] for sequence in sequences]).to(model.device)
     pixels = _pixels(model, requests, prefix)
     if prefix is None:

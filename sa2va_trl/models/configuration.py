@@ -295,6 +295,15 @@ class Sa2VAConfig(PreTrainedConfig):
         return self.vlm_config.get_text_config()
 
     @property
+    def rotary_switch(self) -> int | None:
+        """
+        Tokens up to which a text has the language model's first rotary factors; a longer one has others at every
+        place (`longrope`, Phi-3's). `None` where there is one kind.
+        """
+        rope = getattr(self.text_config, "rope_parameters", None) or {}
+        return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
+
+    @property
     def image_token_id(self) -> int:
         """Id of the placeholder that image features replace."""
         return self.vlm_config.image_token_id

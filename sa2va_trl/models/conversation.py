@@ -72,7 +72,7 @@ class Conversation:
         self.messages: list[dict] = []
         self.results: list[Segmentation] = []
         self._model, self._processor, self._drawing = model, processor, drawing
-        self._prefix = PrefixCache(processor.image_token_id)
+        self._prefix = PrefixCache(processor.image_token_id, model.config.rotary_switch)
         self._ids: list[int] = []  # of the whole conversation, the latest answer's end marker included
         self._pixels: dict[str, torch.Tensor] = {}
         self._regions = None if regions is None else [regions]

@@ -22,31 +22,39 @@ class PrefixCache:
     grows as any dynamic cache. Qwen places what follows an image by an offset that it keeps on the model. It belongs
     to the conversation, and is kept here.
 
+    Phi-3 turns all keys by other rotary factors once a text is longer than `rotary_switch`. Keys of both kinds never
+    stand beside each other: what was read with the wrong ones is read again.
+
     Args:
         image_token_id (`int`): images are read with their pixels or not at all.
+        rotary_switch (`int`, *optional*): see [`~models.configuration.Sa2VAConfig.rotary_switch`].
     """
 
-    def __init__(self, image_token_id: int):
-        self.image_token_id = image_token_id
+    def __init__(self, image_token_id: int, rotary_switch: int | None = None):
+        self.image_token_id, self.rotary_switch = image_token_id, rotary_switch
         self.cache = DynamicCache()
         self.ids: list[int] = []
         self._rope_deltas = None
+        self._is_long = False  # which rotary factors its keys have
 
-    def keep(self, ids: Sequence[int]) -> int:
+    def keep(self, ids: Sequence[int], length: int | None = None) -> int:
         """
         Cut down to what a sequence begins with, and leave at least one of its tokens to be read.
 
         Args:
             ids (`list[int]`): token ids of the conversation up to the next answer.
+            length (`int`, *optional*, defaults to that of `ids`): tokens up to where the next pass reads.
 
         Returns:
-            `int`: how many of them need not be read again. None, where an image would have to be.
+            `int`: how many of them need not be read again. None, where an image would have to be, or where other
+            rotary factors apply.
         """
+        was_long, self._is_long = self._is_long, self._has_long(len(ids) if length is None else length)
         pairs = zip(self.ids, ids[:-1], strict=False)
         count = next((count for count, (held, wanted) in enumerate(pairs) if held != wanted), None)
         if count is None:
             count = min(len(self.ids), len(ids) - 1)
-        self._cut(0 if self.image_token_id in ids[count:] else count)
+        self._cut(0 if self.image_token_id in ids[count:] or was_long != self._is_long else count)
         return len(self.ids)
 
     @contextmanager
@@ -75,10 +83,15 @@ class PrefixCache:
         Args:
             ids (`list[int]`): token ids.
         """
-        if self.cache.get_seq_length() == len(ids):
+        if self._has_long(len(ids)) != self._is_long:
+            self._cut(0)  # it became too long for the factors that its beginning was read with
+        elif self.cache.get_seq_length() == len(ids):
             self.ids = list(ids)
         else:
             self._cut(len(self.ids))
+
+    def _has_long(self, length: int) -> bool:
+        return self.rotary_switch is not None and length > self.rotary_switch
 
     def _cut(self, count: int) -> None:
         del self.ids[count:]

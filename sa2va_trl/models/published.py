@@ -251,6 +251,7 @@ def native_config(
         prompt_template=str(published["template"]).replace("-", "_"),  # as the official code reads it
         dtype=published.get("torch_dtype") or published.get("dtype"),
         seg_state=published.get("seg_state", official_seg_state(vlm.model_type)),
+        grounding_dtype=published.get("grounding_dtype"),
         **({"tracking": "mask_prompt"} if separate_tracking_decoder else {}),
     )
 
@@ -358,7 +359,7 @@ def _native_phi3(language: dict) -> dict:
 def _qwen_vl_config(published: dict, image_token_id: int) -> PreTrainedConfig:
     family = QWEN_VL[published["text_config"]["model_type"]]
     config = without_copies(_network(published))
-    for name in ("model_type", "template", "grounding_config", "seg_state"):
+    for name in ("model_type", "template", "grounding_config", "seg_state", "grounding_dtype"):
         config.pop(name, None)
     config["text_config"] = {**_network(config["text_config"]), "tie_word_embeddings": False}
     config["vision_config"] = _network(config["vision_config"])
@@ -384,6 +385,8 @@ def published_config(config: Sa2VAConfig, dtype: torch.dtype) -> dict:
     extra = {"grounding_config": sizes} if sizes else {}
     if config.seg_state != official_seg_state(vlm.model_type):
         extra["seg_state"] = config.seg_state
+    if config.grounding_dtype is not None:
+        extra["grounding_dtype"] = config.grounding_dtype
     if vlm.model_type != "internvl":
         result = _network(vlm.to_dict())
         result["text_config"] = _published_text(text)

@@ -89,11 +89,9 @@ def region_mask(region: Any, size: tuple[int, int]) -> PIL.Image.Image:
     """
     if is_box(region):
         return box_mask(region, size)
-    if isinstance(region, torch.Tensor):
-        region = region.cpu()
-    picture = picture_source(region)
-    if not isinstance(picture, PIL.Image.Image):
+    if not isinstance(region, (PIL.Image.Image, np.ndarray, torch.Tensor, list, tuple)):
         raise ValueError(f"is a {type(region).__name__}, neither a mask nor a box (x0, y0, x1, y1)")
+    picture = picture_source(region.cpu() if isinstance(region, torch.Tensor) else region)
     if picture.size != size:
         found, own = (f"{width} x {height}" for width, height in (picture.size, size))
         raise ValueError(f"is {found}, its image {own} (width x height)")
@@ -128,8 +126,14 @@ def image_regions(regions: Sequence[Any], size: tuple[int, int], side: int) -> t
         `torch.Tensor` of shape `(regions, side, side)`, bool.
 
     Raises:
-        `ValueError`: naming the region (region1 is the first) that cannot be read, is empty, or holds no cell.
+        `ValueError`: no list, such as a mask or a box by itself; or naming the region (region1 is the first) that
+            cannot be read, is empty, or holds no cell.
     """
+    if not _are_regions(regions):
+        raise ValueError(
+            "The regions of an image must be a list of masks and boxes, such as [(x0, y0, x1, y1)] for one box; got "
+            f"{_in_words(regions)}."
+        )
     found = torch.zeros((len(regions), side, side), dtype=torch.bool)
     for number, region in enumerate(regions):
         try:
@@ -145,6 +149,18 @@ def image_regions(regions: Sequence[Any], size: tuple[int, int], side: int) -> t
             )
             raise ValueError(f"region{number + 1} {fault}.")
     return found
+
+
+def _are_regions(value: Any) -> bool:
+    """Whether a value is several regions, and not one of them or something else."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim == 3 or (value.ndim == 2 and value.shape[1] == 4)  # masks, or boxes
+    return isinstance(value, (list, tuple)) and not (value and is_box(value))
+
+
+def _in_words(value: Any) -> str:
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, (np.ndarray, torch.Tensor)) else ""
+    return f"{type(value).__name__}{shape}"
 
 
 def region_clause(cells: Sequence[int], image_token: str) -> str:

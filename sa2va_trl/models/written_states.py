@@ -30,10 +30,11 @@ class WrittenStates:
         model (`Sa2VAForConditionalGeneration`): whose `generate` is called.
         prompt_length (`int`):
             Tokens of each prompt, with the padding on their left and without those that a cache holds already.
+        held (`int`, *optional*, defaults to 0): how many a cache holds.
     """
 
-    def __init__(self, model: "Sa2VAForConditionalGeneration", prompt_length: int):
-        self.model, self.prompt_length = model, prompt_length
+    def __init__(self, model: "Sa2VAForConditionalGeneration", prompt_length: int, held: int = 0):
+        self.model, self.prompt_length, self.held = model, prompt_length, held
         self._fed: list[torch.Tensor] = []  # token ids of each pass, of shape (rows, tokens)
         self._length = 0  # of them all
         self._kept: dict[tuple[int, int], torch.Tensor] = {}  # by row and position in the answer
@@ -116,11 +117,9 @@ class WrittenStates:
                 return "generate took steps that no hook saw, as compiled ones are"
             if seen[: len(ids)] != ids[: len(seen)]:
                 return "what generate fed, one token after the other, is not what it returned"
-        rope = getattr(self.model.config.text_config, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "longrope":
-            longest = self.prompt_length + max(map(len, answers))
-            if self.prompt_length <= rope["original_max_position_embeddings"] < longest:
-                return "other rotary factors apply to a text of this length, and the prompt was read with the first"
+        switch, prompt = self.model.config.rotary_switch, self.held + self.prompt_length
+        if switch is not None and prompt <= switch < prompt + max(map(len, answers)):
+            return "other rotary factors apply to a text of this length, and the prompt was read with the first"
         return ""
 
     def _feed_last(self, answers: list[list[int]]) -> str:

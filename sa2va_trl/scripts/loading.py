@@ -83,7 +83,7 @@ def load_model(args: ModelArguments, merge: bool = False) -> tuple[Model, Sa2VAP
         own = {"family": TINY[args.model_name_or_path], "pretrained": args.model_name_or_path == PRETRAINED}
         model, processor = tiny_sa2va(image_size=args.grounding_image_size or 256, **own)
         model.config.grounding_dtype = args.grounding_dtype
-        (model if args.grounding_dtype is None else model.vlm).to(getattr(torch, args.dtype))
+        cast(model, args.dtype)
         model.set_attn_implementation(args.attn_implementation)
     else:
         if (Path(args.model_name_or_path) / ADAPTER_CONFIG).is_file():
@@ -109,6 +109,15 @@ def load_model(args: ModelArguments, merge: bool = False) -> tuple[Model, Sa2VAP
     if args.adapter is not None:
         model = _with_adapter(args, model, processor, merge)
     return model, processor
+
+
+def cast(model: Sa2VAForConditionalGeneration, dtype: str) -> None:
+    """
+    Args:
+        model (`Sa2VAForConditionalGeneration`): whose weights are cast, but not what its config keeps in float32.
+        dtype (`str`): such as `"bfloat16"`.
+    """
+    (model if model.config.grounding_dtype is None else model.vlm).to(getattr(torch, dtype))
 
 
 def _with_adapter(args: ModelArguments, model: Model, processor: Sa2VAProcessor, merge: bool = False) -> Model:

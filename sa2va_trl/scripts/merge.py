@@ -26,7 +26,7 @@ from ..models.checkpoints import weight_files
 from ..models.quantization import quantised_layers
 from .arguments import QUANTISED, ModelArguments, RecipeParser
 from .commands import command
-from .loading import Model, load_model, quantization_config
+from .loading import Model, cast, load_model, quantization_config
 from .output import check_new
 from .screen import finish
 
@@ -106,7 +106,8 @@ def main() -> None:
         stage += f", quantised ({args.quantize})" if args.quantize else ""
 
     with written_beside(args.output_dir) as folder:
-        model.to(getattr(torch, args.result_dtype)).save_pretrained(folder)
+        cast(model, args.result_dtype)
+        model.save_pretrained(folder)
         if args.quantize is not None:
             del model
             model = _quantise(folder, args)

@@ -45,6 +45,7 @@ from ..files import replaced_together, write_json
 from ..media.clips import Picture, folder_images, frame_name, in_size, is_clip, open_video, read_pictures
 from ..media.suffixes import is_byproduct
 from ..models import Sa2VAProcessor, Segmentation
+from ..models.regions import box_mask
 from ..questions import ask, question_of
 from .arguments import AveragingArguments, ModelArguments, RecipeParser, RouterArguments
 from .exporting import (
@@ -171,8 +172,9 @@ class PredictArguments:
         if self.regions is None:
             return None
         try:
-            boxes = [[float(value) for value in region.split(",")] for region in self.regions]
-        except ValueError:
+            given = [region.split(",") if isinstance(region, str) else region for region in self.regions]
+            boxes = [[float(value) for value in box] for box in given]
+        except (TypeError, ValueError):
             boxes = []
         if not boxes or any(len(box) != 4 for box in boxes):
             raise ValueError(f"regions must be boxes x0,y0,x1,y1, such as 10,20,110,90; got {self.regions}.")
@@ -191,6 +193,8 @@ class PredictArguments:
             self.prompt = [self.prompt]
         if self.prompt is not None and (not self.prompt or len(set(self.prompt)) < len(self.prompt)):
             raise ValueError(f"prompt must be a text, or several different ones, got {self.prompt}.")
+        if isinstance(self.regions, str):
+            self.regions = [self.regions]
         if isinstance(self.export_classes, str):
             self.export_classes = [self.export_classes]
         check_format(self.export)
@@ -291,7 +295,13 @@ def open_input(args: PredictArguments, stack: ExitStack) -> tuple[Sequence[Image
         frames = (in_size(clip[index], size) for index in range(len(clip)))
         return clip, (Picture(frame_name(file.stem, index), file, index, frame) for index, frame in enumerate(frames))
     pictures = generated_pictures() if args.is_synthetic else read_pictures(args.input)
-    return None, chain([next(pictures)], pictures)
+    first = next(pictures)
+    for number, box in enumerate(args.boxes or [], start=1):
+        try:
+            box_mask(box, first.image.size)
+        except ValueError as error:
+            raise ValueError(f"{place(first)}: region{number} {error}.") from error
+    return None, chain([first], pictures)
 
 
 def generated_pictures() -> Iterator[Picture]:

@@ -611,6 +611,13 @@ def test_sam2_in_float32_beside_a_vlm_in_half_precision_draws_the_same_masks(tmp
         kind = torch.bfloat16 if name.startswith("vlm.") else torch.float32
         assert value.dtype == kind and torch.equal(value, half.state_dict()[name]), name
         assert torch.equal(value, model.state_dict()[name].to(kind)), name
+    half.save_pretrained(tmp_path / "published", layout="published")
+    processor.save_pretrained(tmp_path / "published", layout="published")
+    published = Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "published").state_dict()
+    assert all(torch.equal(value, published[name]) for name, value in again.state_dict().items())
+    assert {name: value.dtype for name, value in published.items()} == {
+        name: value.dtype for name, value in again.state_dict().items()
+    }
     half_masks, half_maps = drawn(again, processor, frames)
     assert any(not torch.equal(one, other) for one, other in zip(half_maps, maps, strict=True))
     for one, other in zip(half_masks, masks, strict=True):

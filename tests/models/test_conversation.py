@@ -81,6 +81,13 @@ def in_one_pass(network, turns, images, clip=False):
     return states, mask_logits.split(counts), iou_scores.view(len(answered), -1)[answered].split(counts)
 
 
+def up_to(network, turns, images, answered):
+    """Tokens of a dialogue of these turns, or up to where the last one is answered."""
+    _, processor = network
+    messages = messages_of(turns)[: None if answered else -1]
+    return len(processor.encode_chat(messages, processor.tiles(images)[1])[0])
+
+
 @contextmanager
 def seen_states(model, monkeypatch):
     """The states that each answer is drawn from."""
@@ -139,6 +146,23 @@ def test_every_turn_is_that_of_one_pass_over_the_dialogue(writes, family, image,
         expected = model.segment(image=image, text="x", processor=processor, answer="No.")
         expected.low_res_logits = logits[:, 0]
         assert torch.equal(result.masks, expected.masks) and result.masks.shape[1:] == (60, 100)
+
+
+@pytest.mark.parametrize("writes", [[True] * 3, [False] * 3, [True, False, True]], ids=["written", "given", "both"])
+@pytest.mark.parametrize(
+    ("turns", "answered", "more"), [(1, False, 3), (1, True, 1), (3, False, -3), (3, False, 3)], ids=str
+)
+def test_phi3s_other_rotary_factors_apply_to_what_was_said_before(turns, answered, more, writes, image, monkeypatch):
+    """They change within the first answer, between two turns, within the third question and within its answer."""
+    phi3 = model, _ = tiny_family("phi3")
+    rope = model.config.text_config.rope_parameters
+    rope["original_max_position_embeddings"] = up_to(phi3, TURNS[:turns], [image], answered) + more
+    with seen_states(model, monkeypatch) as found:
+        hold(phi3, TURNS[:3], writes, image=image)
+    expected = [in_one_pass(phi3, TURNS[:count], [image])[0][-1] for count in (1, 2, 3)]
+    # (Each as if the dialogue ended there: what follows would change the factors of an earlier one.)
+    for own, whole in zip([states for states in found if len(states)], [expected[0], expected[2]], strict=True):
+        close(own, whole)
 
 
 def test_a_turn_costs_its_own_tokens_and_images_are_encoded_once(family, image):

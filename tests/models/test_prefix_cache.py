@@ -59,6 +59,20 @@ def test_nothing_is_believed_of_what_the_cache_does_not_hold(prefix):
     assert prefix.ids[-2:] == [5, 6] and lengths(prefix) == [7, 7]
 
 
+def test_what_other_rotary_factors_apply_to_is_read_again():
+    cache = PrefixCache(IMAGE, rotary_switch=6)
+    ids = list(range(10, 20))
+    for start, kept, end in [(3, 0, 5), (6, 5, 6), (7, 0, 9), (10, 9, 10)]:  # of 6 tokens at most, and of more
+        assert cache.keep(ids[:start], end) == kept
+        add(cache, end - kept)
+        cache.has_read(ids[:end])
+        assert cache.ids == ids[:end]
+    assert cache.keep(ids[:5]) == 0  # as after an answer that was too long
+    add(cache, 7)
+    cache.has_read(ids[:7])  # begun with the first factors, and ended with others
+    assert cache.ids == [] and cache.cache.get_seq_length() == 0
+
+
 @pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl"])
 def test_a_pass_that_was_interrupted_leaves_nothing_behind(family, prefix):
     model, _ = tiny_sa2va(image_size=128, family=family)

@@ -243,6 +243,11 @@ def test_what_does_not_go_together_is_refused(tiled, image):
     for given in ({"images": [image]}, {"video": [image] * 2}, {}):
         with pytest.raises(ValueError, match="chat takes regions with `image` only"):
             model.chat("What?", **given, processor=processor, regions=regions)
+    for alone in ((0, 0, 8, 8), regions[0], np.ones(image.size[::-1], bool), torch.ones(image.size[::-1]), None, 5):
+        with pytest.raises(ValueError, match=r"a list of masks and boxes, such as \[\(x0, y0, x1, y1\)\].*; got"):
+            model.segment(images=[image], regions=[alone], **request)
+    with pytest.raises(ValueError, match="region2 is a NoneType, neither a mask nor a box"):
+        model.segment(image=image, regions=[*regions, None], **request)
     with pytest.raises(ValueError, match="1 images and regions of 2 images"):
         model.segment(images=[image], regions=[regions, []], **request)
     with pytest.raises(ValueError, match="still images"):

@@ -35,8 +35,14 @@ def masks(model, processor, image):
     return result.mask_logits
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_merged_model_is_a_checkpoint_of_its_own(tmp_path, adapter, image, capsys, dtype):
+@pytest.mark.parametrize(("dtype", "grounding"), [("float32", None), ("bfloat16", None), ("bfloat16", "float32")])
+def test_merged_model_is_a_checkpoint_of_its_own(tmp_path, adapter, image, capsys, monkeypatch, dtype, grounding):
+    def load(args):
+        model, processor = load_model(args)
+        model.config.grounding_dtype = grounding  # as saved with it
+        return model, processor
+
+    monkeypatch.setattr("sa2va_trl.scripts.merge.load_model", load)
     output = tmp_path / "merged"
     image.save(tmp_path / "image.png")
     options = (*BASE, "--adapter", adapter, "--output_dir", output, "--result_dtype", dtype)
@@ -47,6 +53,8 @@ def test_merged_model_is_a_checkpoint_of_its_own(tmp_path, adapter, image, capsy
     model, info = Sa2VAForConditionalGeneration.from_pretrained(output, output_loading_info=True)
     assert not any(info.values())
     assert model.dtype == getattr(torch, dtype)
+    assert {value.dtype for value in model.text_hidden_fcs.parameters()} == {getattr(torch, grounding or dtype)}
+    assert model.grounding_encoder.dtype == getattr(torch, grounding or dtype)
     processor = Sa2VAProcessor.from_pretrained(output)
     expected = masks(peft_model.load_adapter(tiny_sa2va()[0], str(adapter)), tiny_sa2va()[1], image)
     plain = masks(tiny_sa2va()[0], processor, image)

@@ -679,6 +679,16 @@ def test_the_regions_of_an_image_are_those_of_segment(predict, segment, tmp_path
     assert len(seen[-1]) == 2 and seen[-1][0] == seen[-1][1] == seen[0][0]
 
 
+@pytest.mark.parametrize("regions", ["0,0,32,48", ["0,0,32,48"], [[0, 0, 32, 48]]])
+def test_regions_are_written_as_it_suits_a_yaml(regions, tmp_path):
+    picture().save(tmp_path / "picture.png")
+    args = predict_module.PredictArguments(input=str(tmp_path / "picture.png"), regions=regions)
+    assert args.boxes == [[0, 0, 32, 48]]
+    for wrong in ([0, 0, 32, 48], [None], [{"x": 1}]):
+        with pytest.raises(ValueError, match="regions must be boxes x0,y0,x1,y1"):
+            predict_module.PredictArguments(input=args.input, regions=wrong)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
@@ -690,7 +700,10 @@ def test_the_regions_of_an_image_are_those_of_segment(predict, segment, tmp_path
         ("synthetic", ("0,0,32,48",), "regions are of one image; input .* is none"),
     ],
 )
-def test_regions_that_cannot_be_are_refused(predict, tmp_path, source, options, message):
+def test_regions_that_cannot_be_are_refused(predict, tmp_path, monkeypatch, source, options, message):
+    monkeypatch.setattr(
+        predict_module, "load_model", lambda arguments: pytest.fail("the model is loaded")
+    )  # before one is loaded
     picture().save(tmp_path / "picture.png")
     with pytest.raises(ValueError, match=message):
         predict(source if source == "synthetic" else tmp_path / source, "--regions", *options)
