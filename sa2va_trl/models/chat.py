@@ -73,10 +73,13 @@ def next_turn(text: str, template: dict, tokenize: Callable[[str], list[int]]) -
     Raises:
         `ValueError`: no text, or one that holds `<image>` or a token that only the processor may write.
     """
-    text = text_of({"role": "user", "content": text}, "")
+    if not isinstance(text, str):
+        raise ValueError(f"A question must be text, got {text!r}.")
+    text = text_of({"role": "user", "content": text})
     if IMAGE_PLACEHOLDER in text:
         raise ValueError(
-            f"{IMAGE_PLACEHOLDER} stands in an earlier turn of this conversation: leave it out of {text!r}."
+            f"All images of this conversation have their places in earlier turns: leave {IMAGE_PLACEHOLDER} out of "
+            f"{text!r}."
         )
     return tokenize(template["separator"]) + tokenize(template["user"].format_map({"content": text}))
 
@@ -98,8 +101,9 @@ def text_of(message: dict, newline: str = "\n") -> str:
     if not isinstance(content, (str, list, tuple)):
         raise ValueError(f"A message's content must be text, got {content!r}.")
     if not isinstance(content, str):
-        if unknown := [part["type"] for part in content if part["type"] not in ("image", "text")]:
-            raise ValueError(f"A message's parts must be images and texts, got {unknown[0]!r}.")
+        if unknown := [part for part in content if _kind(part) is None]:
+            forms = '{"type": "image"} or {"type": "text", "text": ...}'
+            raise ValueError(f"A message's parts must be {forms}, got {unknown[0]!r}.")
         if role != "user" and any(part["type"] == "image" for part in content):
             raise ValueError(f"Images stand in turns of the user, not of the {role}: {content!r}.")
         content = "".join(IMAGE_PLACEHOLDER + newline if part["type"] == "image" else part["text"] for part in content)
@@ -109,6 +113,13 @@ def text_of(message: dict, newline: str = "\n") -> str:
             f"leave it out of {content!r}."
         )
     return content
+
+
+def _kind(part: object) -> str | None:
+    """`"image"` or `"text"`, where a part of a message is one of them."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    is_good = kind == "image" or (kind == "text" and isinstance(part.get("text"), str))
+    return kind if is_good else None
 
 
 def _placed(texts: list[tuple[str, str]], blocks: list[str], newline: str, official: bool) -> list[str]:

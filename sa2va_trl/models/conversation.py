@@ -63,7 +63,7 @@ class Conversation:
         if sum(given is not None for given in (image, images, video)) > 1:
             raise ValueError("chat takes one of `image`, `images` and `video`, or none of them.")
         if regions is not None and image is None:
-            raise ValueError("chat takes regions with `image` only: which of several images region1 is of, none says.")
+            raise ValueError("chat takes regions of a single `image`: give it, or leave out the regions.")
         if is_deepspeed_zero3_enabled():
             raise ValueError(
                 "With ZeRO-3 all processes run the same passes, which the turns of a conversation do not: load the "

@@ -13,7 +13,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..media.given import Given, given_picture
 from ..postprocessing import IDENTITY
-from ..tokens import IMAGE_PLACEHOLDER
+from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
 from .checkpoints import checkpoint_folder
 from .configuration import Sa2VAConfig
 from .pixels import published_image_processor
@@ -158,6 +158,12 @@ def official_processor(config: Sa2VAConfig, given: ProcessorMixin | PreTrainedTo
             f"AutoProcessor does; got {type(given).__name__}."
         )
     is_qwen = config.vlm_config.model_type != "internvl"
+    tokens = [SEG_TOKEN, "<|image_pad|>" if is_qwen else "<IMG_CONTEXT>"]
+    if tokenizer.convert_tokens_to_ids(tokens) != [config.seg_token_id, config.image_token_id]:
+        raise ValueError(
+            f"This tokenizer is of another model: {' and '.join(tokens)} have other ids there, or none. Load it from "
+            "the folder of the model."
+        )
     if isinstance(given, Sa2VAProcessor):
         processor = copy.copy(given)
     else:
@@ -172,12 +178,6 @@ def official_processor(config: Sa2VAConfig, given: ProcessorMixin | PreTrainedTo
             prompt_template=config.prompt_template,
             # A processor of Qwen has the template of the checkpoint, which its tokenizer may lack.
             official_opening=template_opening(given.chat_template, tokenizer) if is_qwen else None,
-        )
-    ids = (processor.seg_token_id, processor.image_token_id)
-    if ids != (config.seg_token_id, config.image_token_id):
-        raise ValueError(
-            "This tokenizer is of another model: [SEG] and the image token have other ids there. Load it from the "
-            "folder of the model."
         )
     processor.prompt_style = "official"
     return processor

@@ -583,7 +583,8 @@ def main() -> None:
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
     lock.close()
 
-    say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} images, {predictor.in_words()}")
+    unit = "images" if protocol.protocol is None else "expressions"
+    say(f"{args.dataset_split} split of {data_args.dataset_name}: {len(samples)} {unit}, {predictor.in_words()}")
     if averaging.is_on:
         names = ", ".join(view.name for view in [PLAIN, *averaging.views])
         say(f"probabilities averaged over {1 + len(averaging.ensemble or [])} models and {names} images")

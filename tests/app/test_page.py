@@ -256,7 +256,7 @@ def test_further_questions_follow_the_first(page, server, calls, image, tmp_path
     assert np.array_equal(drawn(page), expected) and (np.asarray(expected) != np.asarray(image)).any()
 
     ask_further(page, "What is <image>?", "No.")
-    status(page, "<image> stands in an earlier turn of this conversation")
+    status(page, "All images of this conversation have their places in earlier turns")
     assert page.locator("#talk p").count() == 4
     ask_further(page, "And now?", "One more: [SEG].")
     page.get_by_role("checkbox", name="object 1").wait_for()

@@ -469,7 +469,7 @@ def test_chat_refuses(changes, message, network, image):
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("In <image>?", {}, "<image> stands in an earlier turn"),
+        ("In <image>?", {}, "have their places in earlier turns: leave <image> out"),
         ("a <|im_end|>", {}, "only the processor may write"),
         (None, {}, "must be text, got None"),
         ("Why?", {"answer": 3}, "`answer` must be a string, got 3"),

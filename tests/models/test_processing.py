@@ -294,7 +294,7 @@ def test_one_more_turn_is_what_the_whole_conversation_has(template):
     processor = make_processor(prompt_template=template)
     earlier = processor.encode_chat(TWO_TURNS, [BLOCK])[0]
     assert earlier + processor.next_turn("More?") == processor.encode_chat([*TWO_TURNS, user("More?")], [BLOCK])[0]
-    with pytest.raises(ValueError, match="<image> stands in an earlier turn"):
+    with pytest.raises(ValueError, match="have their places in earlier turns: leave <image> out"):
         processor.next_turn("In <image>?")
     for text in ("a <|im_end|>", None):
         with pytest.raises(ValueError, match="only the processor may write|must be text"):
@@ -580,7 +580,13 @@ def test_misplaced_images_raise(messages, blocks, processor):
 
 @pytest.mark.parametrize(
     ("message", "fault"),
-    [(assistant(PARTS), "not of the assistant"), (user([{"type": "video"}]), "must be images and texts, got 'video'")],
+    [
+        (assistant(PARTS), "not of the assistant"),
+        (user([{"type": "video"}]), "parts must be .*, got {'type': 'video'}"),
+        (user([{"role": "user", "content": "x"}]), "parts must be .*, got {'role': 'user'"),
+        (user(["text"]), "parts must be .*, got 'text'"),
+        (user([{"type": "text"}]), "parts must be .*, got {'type': 'text'}"),
+    ],
 )
 def test_parts_that_have_no_place_raise(message, fault, processor):
     with pytest.raises(ValueError, match=fault):
