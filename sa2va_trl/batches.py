@@ -34,6 +34,8 @@ def parse_batch_size(value: int | str) -> int | str:
     Example:
 
         ```python
+        >>> from sa2va_trl.batches import parse_batch_size
+
         >>> parse_batch_size("8"), parse_batch_size("auto")
         (8, 'auto')
 
@@ -64,6 +66,8 @@ def like_sized(work: Sequence[int], size: int) -> list[list[int]]:
     Example:
 
         ```python
+        >>> from sa2va_trl.batches import like_sized
+
         >>> like_sized([10, 40, 11, 38, 12], size=2)
         [[1, 3], [4, 2], [0]]
 

@@ -25,7 +25,7 @@ from .results import aggregate
 
 
 #: What each protocol asks with, as Sa2VA's own evaluation does (the space before the second one is its own).
-QUESTIONS = {"rvos": "<image>\nPlease segment {}.", "refcoco": "<image>\n Please segment {} in this image."}
+REFERRING_QUESTIONS = {"rvos": "<image>\nPlease segment {}.", "refcoco": "<image>\n Please segment {} in this image."}
 # What Sa2VA's training data ask questions about a clip with.
 _ASKED = "<image>\n{} Please respond with segmentation mask."
 
@@ -55,7 +55,7 @@ def referring_question(protocol: str, expression: str) -> str:
     """
     if protocol == "rvos" and "?" in expression:
         return _ASKED.format(expression)
-    return QUESTIONS[protocol].format(expression)
+    return REFERRING_QUESTIONS[protocol].format(expression)
 
 
 def check_expressions(dataset: Dataset, protocol: str) -> bool:

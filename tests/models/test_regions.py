@@ -241,7 +241,7 @@ def test_what_does_not_go_together_is_refused(tiled, image):
     with pytest.raises(ValueError, match="a video's frames have none"):
         model.segment(video=[image] * 2, regions=regions, **request)
     for given in ({"images": [image]}, {"video": [image] * 2}, {}):
-        with pytest.raises(ValueError, match="chat takes regions with `image` only"):
+        with pytest.raises(ValueError, match="chat takes regions of a single `image`"):
             model.chat("What?", **given, processor=processor, regions=regions)
     for alone in ((0, 0, 8, 8), regions[0], np.ones(image.size[::-1], bool), torch.ones(image.size[::-1]), None, 5):
         with pytest.raises(ValueError, match=r"a list of masks and boxes, such as \[\(x0, y0, x1, y1\)\].*; got"):
