@@ -113,18 +113,30 @@ class SegCollator:
         Images and masks of a row as the present epoch shows them. Of the masks alone, they are what they would be
         beside their images. A row whose regions would move out of sight is shown as it is.
         """
-        if self.augmentation is None:
-            return images, masks
-        rng = self._generator(row, position, stream=0)
         pictures = [*images, *masks]
         given = (row.get(REGIONS) or []) if pictures and isinstance(self.augmentation, Augmentation) else []
         regions = [read_region(region, pictures[0].size) for region in given]
-        changed, moved = self.augmentation(images, [*masks, *regions], rng)
-        try:
-            region_cells(self.processor, moved[len(masks) :])
-        except DatasetError:
-            return images, masks
-        return changed, moved[: len(masks)]
+        return self.augment_with(row, images, masks, regions, position)[:2]
+
+    def augment_with(
+        self,
+        row: dict,
+        images: list[Image.Image],
+        masks: list[Image.Image],
+        regions: list[Image.Image],
+        position: int = 0,
+    ) -> tuple[list[Image.Image], list[Image.Image], list[Image.Image]]:
+        """As `augment`, of a row whose regions have been read: images, masks and regions."""
+        if self.augmentation is None:
+            return images, masks, regions
+        changed, moved = self.augmentation(images, [*masks, *regions], self._generator(row, position, stream=0))
+        seen = moved[len(masks) :]
+        if isinstance(self.augmentation, Augmentation):
+            try:
+                region_cells(self.processor, seen)
+            except DatasetError:
+                return images, masks, regions
+        return changed, moved[: len(masks)], seen
 
     def _pick(self, templates, count: int, rng: np.random.Generator) -> list[str]:
         if len(templates) == 1:
@@ -138,13 +150,9 @@ class SegCollator:
             with _of_row(raw):
                 region_cells(self.processor, row[REGIONS])
             pair, number = self.pair(raw, row["masks"], len(row["images"])), len(row["masks"])
-            drawn = [*row["masks"], *pair, *row[REGIONS]]
-            row["images"], changed = self.augment({**raw, REGIONS: row[REGIONS]}, row["images"], drawn, position)
-            row["masks"], pair, row[REGIONS] = (
-                changed[:number],
-                changed[number : number + len(pair)],
-                changed[number + len(pair) :],
-            )
+            drawn = [*row["masks"], *pair]
+            row["images"], changed, row[REGIONS] = self.augment_with(raw, row["images"], drawn, row[REGIONS], position)
+            row["masks"], pair = changed[:number], changed[number:]
             chat = row["messages"]
             if chat is None:
                 rng = self._generator(raw, position, stream=1)

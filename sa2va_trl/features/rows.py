@@ -182,7 +182,7 @@ class View:
     def __getitem__(self, index: int) -> dict:
         row = self.dataset[index]
         read = normalize_row(row)
-        images, regions = self.collator.augment(row, read["images"], read[REGIONS])
+        images, _, regions = self.collator.augment_with(row, read["images"], [], read[REGIONS])
         # (Masks play no part in features.)
         shown = {"image": images[0]} if row.get("image") is not None else {"images": images}
         return {**row, **shown, REGIONS: regions}
