@@ -135,6 +135,25 @@ class Batches:
             yield rows, made
             left = [row for row in left if row not in rows]
 
+    def in_order(self, call: Callable[[list[int]], Sequence[T]], work: Sequence[int]) -> list[T]:
+        """
+        As `run`, of passes that make something of each row.
+
+        Args:
+            call (`Callable`): from numbers of rows to what a pass makes of each.
+            work (`Sequence[int]`): size of each row, in tokens.
+
+        Returns:
+            `list`: what was made of each row, in the order of `work`.
+
+        Raises:
+            `OutOfMemoryError`: a single row does not fit (of torch).
+        """
+        made = {}
+        for rows, own in self.run(call, work):
+            made |= dict(zip(rows, own, strict=True))
+        return [made[row] for row in range(len(work))]
+
     def _size(self) -> int:
         return 1 if self._pending else self.most
 

@@ -182,11 +182,9 @@ def predict_expressions(
                 }
                 return model.segment(**asked, processor=processor, **options)
 
-            results = {}
-            for numbers, own in batches.run(segment, [processor.num_image_tokens(image.size) for image in images]):
-                results |= dict(zip(numbers, own, strict=True))
-            for number, (row, image) in enumerate(zip(rows, images, strict=True)):
-                masks = results[number].masks.cpu().numpy()
+            results = batches.in_order(segment, [processor.num_image_tokens(image.size) for image in images])
+            for row, image, result in zip(rows, images, results, strict=True):
+                masks = result.masks.cpu().numpy()
                 yield row, (masks.any(0) if len(masks) else np.zeros(image.size[::-1], dtype=bool))[None]
                 bar.update()
 

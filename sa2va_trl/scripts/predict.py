@@ -386,12 +386,10 @@ def in_batches(
         for picture, _ in window:
             with named(place(picture)):
                 work.append(processor.num_image_tokens(picture.image.size))
-        results = {}
-        for numbers, own in batches.run(partial(segment, window), work):
-            results |= dict(zip(numbers, own, strict=True))
-        for number, (picture, prompt) in enumerate(window):
-            warn(f"{picture.name}, {prompt!r}", results[number])
-            yield picture, prompt, results[number], {}
+        results = batches.in_order(partial(segment, window), work)
+        for (picture, prompt), result in zip(window, results, strict=True):
+            warn(f"{picture.name}, {prompt!r}", result)
+            yield picture, prompt, result, {}
 
 
 def windows(asked: Iterable[tuple[Picture, str]], count: int) -> Iterator[list[tuple[Picture, str]]]:
