@@ -192,6 +192,21 @@ def _frames(name: str, said: Any, images: Path) -> dict[str, Path]:
     return {frame: files[frame] for frame in frames}
 
 
+def refuse_phrase(folder: Path, phrase: str | None) -> None:
+    """
+    Refuse a phrase for all rows of a set whose expressions say what is meant.
+
+    Args:
+        folder (`Path`): the set.
+        phrase (`str`, *optional*): as it was given.
+
+    Raises:
+        `DatasetError`: there is one.
+    """
+    if phrase is not None:
+        raise DatasetError(f"{folder} has an expression for every row, so that `phrase` has no effect: leave it out")
+
+
 def frame_source(found: ExpressionSet) -> Source:
     """
     The frames of a split, each with an object an expression, as what a data set of images is made of.

@@ -12,7 +12,7 @@ from ...errors import BadRow, DatasetError
 from ..rle import check_made_for, coco_counts, runs_mask
 from .annotation_files import naming, stated_size
 from .entries import Reading, Source, refuse_classes
-from .expressions import META, Draw, ExpressionSet, clip_rows, frame_source, read_meta
+from .expressions import META, Draw, ExpressionSet, clip_rows, frame_source, read_meta, refuse_phrase
 from .folders import SPLITS
 from .large_json import Place, members, value_at
 
@@ -73,8 +73,7 @@ def read_mevis(folder: Path, phrase: str | None = None) -> DatasetDict:
     Raises:
         `DatasetError`: with every video or expression that cannot be used, or a phrase.
     """
-    if phrase is not None:
-        raise DatasetError(f"{folder} has an expression for every row, so that `phrase` has no effect: leave it out")
+    refuse_phrase(folder, phrase)
     return DatasetDict(clip_rows({split: _read(place) for split, place in _places(folder).items()}, folder))
 
 

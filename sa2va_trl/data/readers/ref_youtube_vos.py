@@ -14,7 +14,7 @@ from datasets import DatasetDict
 from ...errors import DatasetError
 from ...media.pictures import decode_image
 from .entries import Reading, Source, refuse_classes
-from .expressions import META, Draw, ExpressionSet, clip_rows, frame_source, meta_videos, read_meta
+from .expressions import META, Draw, ExpressionSet, clip_rows, frame_source, meta_videos, read_meta, refuse_phrase
 from .folders import SPLITS
 from .mask_files import mask_state, reason_alone, size_fault
 
@@ -73,8 +73,7 @@ def read_ref_youtube_vos(folder: Path, phrase: str | None = None) -> DatasetDict
     Raises:
         `DatasetError`: with every video or expression that cannot be used, or a phrase.
     """
-    if phrase is not None:
-        raise DatasetError(f"{folder} has an expression for every row, so that `phrase` has no effect: leave it out")
+    refuse_phrase(folder, phrase)
     return DatasetDict(clip_rows({split: _read(*place) for split, place in _places(folder).items()}, folder))
 
 
