@@ -5,6 +5,9 @@ import re
 
 SEG_TOKEN = "[SEG]"
 IMAGE_PLACEHOLDER = "<image>"
+# What begins an image, stands for its features and ends it.
+INTERNVL_IMAGE = ("<img>", "<IMG_CONTEXT>", "</img>")
+QWEN_IMAGE = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 # What the processor writes itself. In a text it would stand for an image that is not there, or end the turn.
 # (Or, of `<vp>`, for a region.)
 RESERVED = re.compile(r"</?img>|</?vp>|<IMG_CONTEXT>|<\|\w+\|>")

@@ -19,6 +19,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..errors import CheckpointError
 from ..files import written_beside
+from ..tokens import INTERNVL_IMAGE, QWEN_IMAGE
 from .configuration import Sa2VAConfig
 from .grounding import whole_weights
 from .published import Part, is_published, native_config, published_config, published_parts
@@ -182,7 +183,7 @@ def read_config(folder: Path) -> Sa2VAConfig:
         tokenizer = load_tokenizer(folder)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    image_token = "<IMG_CONTEXT>" if "llm_config" in content else "<|image_pad|>"
+    image_token = (INTERNVL_IMAGE if "llm_config" in content else QWEN_IMAGE)[1]
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("[SEG]", image_token)}
     missing = [token for token, index in ids.items() if index is None or index == tokenizer.unk_token_id]
     if missing:

@@ -13,7 +13,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..media.given import Given, given_picture
 from ..postprocessing import IDENTITY
-from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
+from ..tokens import IMAGE_PLACEHOLDER, INTERNVL_IMAGE, QWEN_IMAGE, SEG_TOKEN
 from .checkpoints import checkpoint_folder
 from .configuration import Sa2VAConfig
 from .pixels import published_image_processor
@@ -158,7 +158,7 @@ def official_processor(config: Sa2VAConfig, given: ProcessorMixin | PreTrainedTo
             f"AutoProcessor does; got {type(given).__name__}."
         )
     is_qwen = config.vlm_config.model_type != "internvl"
-    tokens = [SEG_TOKEN, "<|image_pad|>" if is_qwen else "<IMG_CONTEXT>"]
+    tokens = [SEG_TOKEN, (QWEN_IMAGE if is_qwen else INTERNVL_IMAGE)[1]]
     if tokenizer.convert_tokens_to_ids(tokens) != [config.seg_token_id, config.image_token_id]:
         raise ValueError(
             f"This tokenizer is of another model: {' and '.join(tokens)} have other ids there, or none. Load it from "

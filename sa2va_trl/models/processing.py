@@ -22,7 +22,7 @@ from transformers.image_utils import SizeDict
 from transformers.utils import cached_file
 
 from ..files import written_beside
-from ..tokens import IMAGE_PLACEHOLDER, SEG_TOKEN
+from ..tokens import IMAGE_PLACEHOLDER, INTERNVL_IMAGE, QWEN_IMAGE, SEG_TOKEN
 from .chat import encode_chat, next_turn
 from .checkpoints import HUB_OPTIONS, checkpoint_folder, folders_first, read_json
 from .pixels import (
@@ -111,14 +111,14 @@ class Sa2VAProcessor(ProcessorMixin):
             image_processor = Qwen2VLImageProcessorPil(**image_processor.to_dict())
         if isinstance(image_processor, GotOcr2ImageProcessorPil):
             image_seq_length = 256 if image_seq_length is None else image_seq_length
-            image_tokens = ("<img>", "<IMG_CONTEXT>", "</img>")
+            image_tokens = INTERNVL_IMAGE
         elif isinstance(image_processor, Qwen2VLImageProcessorPil):
             if image_seq_length is not None:
                 raise ValueError("image_seq_length is InternVL's; Qwen's image tokens follow from the image's size.")
             clip_size = QWEN_CLIP_SIZE if clip_size is None else clip_size
             if official_opening is None:
                 official_opening = QWEN2_5_OPENING if image_processor.patch_size == 14 else ""
-            image_tokens = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+            image_tokens = QWEN_IMAGE
         else:
             raise ValueError(
                 "image_processor must be a GotOcr2ImageProcessorPil (InternVL) or a Qwen2VLImageProcessorPil (Qwen), "
